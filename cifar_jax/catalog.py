@@ -1,0 +1,85 @@
+"""Finds experiment files by name or path. An experiment is a Python file with a `CONFIG`."""
+
+from __future__ import annotations
+
+import difflib
+import runpy
+from pathlib import Path
+from typing import NamedTuple
+
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+# Beside the package in a checkout; inside it once installed from a wheel.
+_FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
+
+
+class Experiment(NamedTuple):
+    """An experiment file, read."""
+
+    name: str
+    """The file's name with dashes, or its path from `experiments/` (`fast/resnet18`)."""
+    config: Config
+    description: str
+    """The first line of the file's docstring."""
+
+
+def experiments_folder() -> Path:
+    """Where the experiments that come with this package lie."""
+    for folder in _FOLDERS:
+        if (folder / "basic.py").is_file():
+            return folder
+    raise UserError(f"no experiments beside {_PACKAGE}: reinstall cifar-jax")
+
+
+def names() -> list[str]:
+    """Names of the experiments that come with this package, in the paper's order."""
+    return sorted(_files(), key=lambda name: (_first_table(load(name).config), name))
+
+
+def load(name_or_path: str) -> Experiment:
+    """The experiment of that name, or of that file.
+
+    Raises:
+      UserError: no such experiment (naming the nearest), or a file that does not define `CONFIG`.
+    """
+    if name_or_path.endswith(".py"):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise UserError(f"no experiment file {path}")
+        return _read(path, path.stem.replace("_", "-"))
+    known = _files()
+    if name_or_path not in known:
+        close = difflib.get_close_matches(name_or_path, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else "; see `cifar-jax experiments`"
+        raise UserError(f"no experiment {name_or_path!r}{hint}")
+    return _read(known[name_or_path], name_or_path)
+
+
+def _files() -> dict[str, Path]:
+    """Experiment files by name; `resnet18_adam_lr1e_4.py` is `resnet18-adam-lr1e-4`."""
+    folder = experiments_folder()
+    files = (path for path in folder.rglob("*.py") if path.name != "__init__.py")
+    return {
+        path.relative_to(folder).with_suffix("").as_posix().replace("_", "-"): path
+        for path in files
+    }
+
+
+def _read(path: Path, name: str) -> Experiment:
+    try:
+        module = runpy.run_path(str(path))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    except Exception as error:
+        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+    config = module.get("CONFIG")
+    if not isinstance(config, Config):
+        raise UserError(f"{path} defines no CONFIG of type cifar_jax.config.Config")
+    description = (module.get("__doc__") or "").strip().partition("\n")[0]
+    return Experiment(name, config, description)
+
+
+def _first_table(config: Config) -> int:
+    return int(config.paper.tables.partition("–")[0]) if config.paper else 99

@@ -1,0 +1,74 @@
+"""The paper's networks by name."""
+
+import difflib
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cifar_jax.errors import UserError
+from cifar_jax.models.basic import Basic
+from cifar_jax.models.net import Net, NetBNGAP, NetInception
+from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "basic": Basic,
+    "net": Net,
+    "net-bn-gap": NetBNGAP,
+    "net-attention": partial(NetBNGAP, attention=True),
+    "net-inception": NetInception,
+    "resnet18": ResNet18,
+    "resnet10": ResNet10,
+    "resnet10-separable": ResNet10Separable,
+}
+
+PAPER_PARAMETERS: dict[str, int] = {
+    "basic": 62_006,  # Table 3
+    "net": 2_348_030,  # Table 6
+    "net-bn-gap": 413_566,  # Table 9
+    "net-attention": 521_646,  # Table 12
+    "resnet18": 11_173_962,  # Table 14
+    "resnet10": 4_903_242,  # Table 20
+    "resnet10-separable": 722_186,  # Table 25
+}
+
+IMAGE_SHAPE = (32, 32, 3)
+
+
+def create(name: str, **options: Any) -> nn.Module:
+    """The network of that name. Options that are None keep the network's own default.
+
+    Args:
+      name: a key of `MODELS`.
+      **options: fields of the module, such as `num_classes`, `dropout`, `pooling`, `dtype`.
+
+    Raises:
+      UserError: an unknown name (naming the nearest), or an option that this network lacks.
+    """
+    if name not in MODELS:
+        close = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(MODELS)}"
+        raise UserError(f"no model {name!r}{hint}")
+    build = MODELS[name]
+    fields = build.func if isinstance(build, partial) else build
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key not in fields.__dataclass_fields__:
+            raise UserError(
+                f"model {name} has no {key}: unset model.{key}, or choose another model"
+            )
+    return build(**given)
+
+
+def variable_shapes(model: nn.Module) -> Any:
+    """Shapes and types of the model's variables, without computing any."""
+    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
+    return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def count_parameters(params: Any) -> int:
+    """Trainable numbers in a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,109 @@
+"""3.5 ResNet18 for 32×32 images, with one block a stage, and with separable convolutions."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cifar_jax.models.layers import BatchNorm, Conv, Dense, Dropout, GlobalAveragePool
+
+ModuleDef = Any
+
+
+class SeparableConv(nn.Module):
+    """Depthwise 3×3, then pointwise 1×1, neither with bias (Table 23).
+
+    Table 23 shows one BatchNorm, after the pointwise convolution; the residual block has it.
+    """
+
+    features: int
+    strides: tuple[int, int] = (1, 1)
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        channels = x.shape[-1]
+        conv = partial(Conv, use_bias=False, dtype=self.dtype)
+        x = conv(
+            channels,
+            (3, 3),
+            strides=self.strides,
+            padding=1,
+            feature_group_count=channels,
+            name="depthwise",
+        )(x)
+        return conv(self.features, (1, 1), name="pointwise")(x)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: `[N, H, W, C]` to `[N, H/stride, W/stride, features]`.
+
+    The shortcut is a 1×1 convolution with BatchNorm where the shape changes, else the identity.
+    """
+
+    features: int
+    stride: int
+    conv: ModuleDef
+    """The 3×3 convolution: called with `features` and `strides`."""
+    projection: ModuleDef
+    """The 1×1 convolution of the shortcut."""
+    norm: ModuleDef
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        strides = (self.stride, self.stride)
+        y = self.conv(self.features, strides=strides, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = self.conv(self.features, strides=(1, 1), name="conv2")(y)
+        y = self.norm(name="bn2")(y, train=train)
+        if x.shape != y.shape:
+            x = self.projection(self.features, strides=strides, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_bn")(x, train=train)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Logits `[N, num_classes]`, float32, of images `[N, 32, 32, 3]`.
+
+    The stem is a 3×3 convolution of stride 1 without max-pooling; stages are 64, 128, 256 and 512
+    wide and halve the image from the second on; dropout comes before the final layer (3.5(1)).
+    """
+
+    stage_sizes: Sequence[int]
+    """Residual blocks a stage."""
+    separable: bool = False
+    """Depthwise separable 3×3 convolutions in the blocks; stem and shortcuts stay ordinary."""
+    num_classes: int = 10
+    dropout: float = 0.5
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        conv = partial(Conv, use_bias=False, dtype=self.dtype)
+        conv3x3 = partial(conv, kernel_size=(3, 3), padding=1)
+        norm = partial(BatchNorm, dtype=self.dtype)
+        block = partial(
+            ResidualBlock,
+            conv=partial(SeparableConv, dtype=self.dtype) if self.separable else conv3x3,
+            projection=partial(conv, kernel_size=(1, 1)),
+            norm=norm,
+        )
+        x = nn.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
+        for stage, blocks in enumerate(self.stage_sizes, start=1):
+            for number in range(1, blocks + 1):
+                x = block(
+                    features=64 * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and number == 1 else 1,
+                    name=f"stage{stage}_block{number}",
+                )(x, train=train)
+        x = GlobalAveragePool(name="avg_pool")(x)
+        x = Dropout(self.dropout, name="dropout")(x, train=train)
+        return Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+
+
+ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))
+ResNet10 = partial(ResNet, stage_sizes=(1, 1, 1, 1))
+ResNet10Separable = partial(ResNet, stage_sizes=(1, 1, 1, 1), separable=True)
