@@ -1,0 +1,156 @@
+"""Decoded arrays kept on disk, so that every start after the first loads in well under a second.
+
+An entry is a folder with four ``.npy`` files and ``meta.json``. It is good for one signature of its
+source, so a changed source is noticed, and its files carry checksums, so a damaged one is too; in
+either case the entry is built anew. Entries appear whole, by rename, under a lock.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cifar_jax.data.dataset import Dataset, Decoded, Split, summarise
+from cifar_jax.data.progress import notice
+
+# Part of every entry: raise it when the layout of an entry or the meaning of its arrays changes.
+CACHE_VERSION = 1
+_ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+
+
+class Source(NamedTuple):
+    """Where a data set comes from.
+
+    ``entry`` names its place in the cache, ``signature`` changes whenever ``decode`` would give
+    something else, and ``decode`` reads the arrays, however long that takes.
+    """
+
+    name: str
+    entry: str
+    signature: str
+    decode: Callable[[], Decoded]
+
+
+def cache_dir() -> Path:
+    """$CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
+    if chosen := os.environ.get("CIFAR_JAX_CACHE"):
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
+
+
+def load(source: Source) -> Dataset:
+    """The source's data set: from the cache where it holds, else decoded and cached.
+
+    Arrays from the cache are memory-mapped and read-only. Where the cache cannot be written, the
+    data set is decoded all the same, with a notice on standard error.
+    """
+    entry = cache_dir() / source.entry
+    try:
+        with _lock(entry):
+            if (dataset := _read(entry, source)) is not None:
+                return dataset
+            dataset = summarise(source.name, source.decode())
+            try:
+                _write(entry, source, dataset)
+            except OSError as error:
+                notice(f"{source.name} could not be cached in {entry.parent}: {error}")
+            return dataset
+    except _CacheUnusable as error:
+        notice(f"{source.name} is decoded without a cache: {error}")
+        return summarise(source.name, source.decode())
+
+
+def is_fresh(source: Source) -> bool:
+    """Whether the cache has an entry of this very source. Reads no arrays."""
+    meta = _read_meta(cache_dir() / source.entry)
+    return meta is not None and _fits(meta, source)
+
+
+class _CacheUnusable(Exception):
+    """The cache folder cannot be written to."""
+
+
+@contextlib.contextmanager
+def _lock(entry: Path) -> Iterator[None]:
+    from filelock import FileLock
+
+    lock = FileLock(entry.with_name(entry.name + ".lock"))
+    try:
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _CacheUnusable(str(error)) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _read_meta(entry: Path) -> dict[str, Any] | None:
+    try:
+        meta = json.loads((entry / "meta.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return meta if isinstance(meta, dict) else None
+
+
+def _fits(meta: dict[str, Any], source: Source) -> bool:
+    return (meta.get("version"), meta.get("signature")) == (CACHE_VERSION, source.signature)
+
+
+def _read(entry: Path, source: Source) -> Dataset | None:
+    """The entry's data set, or None if it is missing, of another source, or damaged."""
+    meta = _read_meta(entry)
+    if meta is None or not _fits(meta, source):
+        return None
+    try:
+        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+        if any(zlib.crc32(arrays[name].data) != meta["crc32"][name] for name in _ARRAYS):
+            return None
+        return Dataset(
+            name=source.name,
+            classes=tuple(meta["classes"]),
+            train=Split(np.asarray(arrays["train_images"]), np.asarray(arrays["train_labels"])),
+            test=Split(np.asarray(arrays["test_images"]), np.asarray(arrays["test_labels"])),
+            mean=tuple(meta["mean"]),
+            std=tuple(meta["std"]),
+            fingerprint=meta["fingerprint"],
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _write(entry: Path, source: Source, dataset: Dataset) -> None:
+    arrays = dict(zip(_ARRAYS, (*dataset.train, *dataset.test), strict=True))
+    meta = {
+        "version": CACHE_VERSION,
+        "signature": source.signature,
+        "classes": dataset.classes,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "fingerprint": dataset.fingerprint,
+        "crc32": {name: zlib.crc32(array.data) for name, array in arrays.items()},
+    }
+    # The lock is held, so whatever of this name is left is from a run that was killed.
+    for leftover in entry.parent.glob(f".{entry.name}-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        dir=entry.parent, prefix=f".{entry.name}-", ignore_cleanup_errors=True
+    ) as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir()
+        for name, array in arrays.items():
+            np.save(fresh / f"{name}.npy", array)
+        (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        if entry.exists():
+            entry.rename(Path(scratch) / "stale")
+        fresh.rename(entry)

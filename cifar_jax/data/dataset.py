@@ -1,0 +1,102 @@
+"""What a data set is once it is in memory, and how validation images are held out."""
+
+import hashlib
+from typing import NamedTuple
+
+import numpy as np
+
+from cifar_jax.errors import UserError
+
+IMAGE_SHAPE = (32, 32, 3)
+
+
+class Split(NamedTuple):
+    """Part of a data set: ``images`` uint8 ``[N, 32, 32, 3]``, ``labels`` int32 ``[N]``."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A data set in memory.
+
+    ``mean`` and ``std`` are per channel, in 0..1, over every training image (before any validation
+    images are held out). ``fingerprint`` is that of `fingerprint`. Arrays may be read-only.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fingerprint: str
+
+
+class Decoded(NamedTuple):
+    """What a source yields: a data set before its statistics are known."""
+
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+
+def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
+    """Hold out the last ``validation`` images of ``train``: (the rest, the held out).
+
+    Below 1 it is a share of the images (0.1 of 50,000 is 5,000), from 1 on a number of images, and
+    0 holds out none. Both parts are views. Raises UserError where no training image would be left.
+    """
+    total = len(train.labels)
+    count = round(validation * total) if 0 <= validation < 1 else validation
+    if count != int(count) or not 0 <= count < total:
+        raise UserError(
+            f"validation={validation:g} does not fit {total:,} training images: "
+            f"give a share below 1, or a whole number of images below {total}"
+        )
+    kept = total - int(count)
+    return (
+        Split(train.images[:kept], train.labels[:kept]),
+        Split(train.images[kept:], train.labels[kept:]),
+    )
+
+
+def channel_statistics(
+    images: np.ndarray,
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and (population) standard deviation of each channel of uint8 images, in 0..1.
+
+    They come from histograms of whole numbers, so they are the same on every machine.
+    """
+    counts = np.zeros((3, 256), np.int64)
+    for start in range(0, len(images), 1000):
+        block = images[start : start + 1000]
+        for channel in range(3):
+            counts[channel] += np.bincount(block[..., channel].ravel(), minlength=256)
+    values = np.arange(256)
+    total = max(int(counts[0].sum()), 1)
+    sums = [int(row @ values) for row in counts]
+    squares = [int(row @ values**2) for row in counts]
+    mean = [s / total / 255 for s in sums]
+    std = [
+        ((total * q - s * s) / total**2) ** 0.5 / 255 for s, q in zip(sums, squares, strict=True)
+    ]
+    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+
+
+def fingerprint(train: Split, test: Split) -> str:
+    """SHA-256 of the bytes of train images, train labels, test images, test labels, in that order.
+
+    Images are C-ordered uint8 ``[N, 32, 32, 3]``, labels little-endian int32.
+    """
+    digest = hashlib.sha256()
+    for split in (train, test):
+        digest.update(np.ascontiguousarray(split.images, np.uint8).data)
+        digest.update(np.ascontiguousarray(split.labels, "<i4").data)
+    return digest.hexdigest()
+
+
+def summarise(name: str, decoded: Decoded) -> Dataset:
+    """The `Dataset` of freshly decoded arrays: adds statistics and fingerprint."""
+    mean, std = channel_statistics(decoded.train.images)
+    return Dataset(name, *decoded, mean, std, fingerprint(decoded.train, decoded.test))
