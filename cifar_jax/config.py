@@ -197,6 +197,20 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def from_flat(settings: Mapping[str, Any]) -> Config:
+    """The config of which `flatten` made `settings`, as read back from JSON.
+
+    Raises:
+      UserError: a setting that this version does not know.
+    """
+    known = _field_types(Config)
+    for name in settings:
+        _require(name in known, f"the run has a setting {name!r} that this version does not know")
+    return _replace(
+        Config(model=Model(name=""), epochs=1, batch_size=1, optimizer=Optimizer()), settings
+    )
+
+
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Where two flattened configs differ: name to (value in a, value in b), None where absent."""
     return {

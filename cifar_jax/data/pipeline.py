@@ -1,0 +1,64 @@
+"""Batches on the device: order, augmentation and normalisation, all inside jit.
+
+The data set lies on the device as uint8; everything random follows from a key.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+
+def steps_per_epoch(images: int, batch_size: int, last_batch: Literal["drop", "wrap"]) -> int:
+    """Updates in an epoch of `images` images."""
+    return images // batch_size if last_batch == "drop" else -(-images // batch_size)
+
+
+def epoch_order(
+    key: jax.Array, images: int, batch_size: int, last_batch: Literal["drop", "wrap"]
+) -> jax.Array:
+    """A shuffled epoch: int32 `[steps, batch_size]`, indices of images.
+
+    Each image comes once; with `wrap` the last batch is filled up from the epoch's beginning.
+    """
+    steps = steps_per_epoch(images, batch_size, last_batch)
+    order = jax.random.permutation(key, images).astype(jnp.int32)
+    return jnp.resize(order, (steps, batch_size))
+
+
+def augment(key: jax.Array, images: jax.Array, crop_padding: int, flip: bool) -> jax.Array:
+    """Random crops of the zero-padded images, and mirror images of half of them.
+
+    Args:
+      key: of this batch.
+      images: `[N, H, W, C]`, of any type; zero must be what padding is meant to be.
+      crop_padding: pixels added on each side; the crop has the original size.
+      flip: mirror each image with probability 1/2.
+    """
+    n, height, width, channels = images.shape
+    crop_key, flip_key = jax.random.split(key)
+    if crop_padding:
+        sides = (crop_padding, crop_padding)
+        padded = jnp.pad(images, ((0, 0), sides, sides, (0, 0)))
+        corners = jax.random.randint(crop_key, (n, 2), 0, 2 * crop_padding + 1)
+
+        def crop(image: jax.Array, corner: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_slice(
+                image, (corner[0], corner[1], 0), (height, width, channels)
+            )
+
+        images = jax.vmap(crop)(padded, corners)
+    if flip:
+        mirrored = jax.random.bernoulli(flip_key, 0.5, (n, 1, 1, 1))
+        images = jnp.where(mirrored, images[:, :, ::-1], images)
+    return images
+
+
+def normalise(
+    images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
+) -> jax.Array:
+    """uint8 0..255 to zero mean and unit variance a channel; `mean` and `std` are of 0..1."""
+    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
+    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
+    return (images.astype(jnp.float32) * scale - offset).astype(dtype)

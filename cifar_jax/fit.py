@@ -1,0 +1,356 @@
+"""Trains a run from its config to its result: the one place that wires all the rest together."""
+
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from cifar_jax import models, programs
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.config import Config, flatten, from_flat
+from cifar_jax.display import Display
+from cifar_jax.errors import UserError
+from cifar_jax.programs import Programs, Setup
+from cifar_jax.step import TrainState
+from cifar_jax.workdir import Workdir, existing_workdir, finished_result, open_workdir
+
+SECONDS_BETWEEN_UPDATES = 0.5
+
+
+class Run(NamedTuple):
+    """What is asked for: an experiment with its settings, a seed, and a folder."""
+
+    experiment: str
+    config: Config
+    seed: int
+    workdir: Path
+    overrides: Mapping[str, Any] = {}
+    """Settings that differ from the experiment file's, by dotted name."""
+    fresh: bool = False
+    """Begin anew, whatever the folder holds."""
+
+    def identity(self) -> dict[str, Any]:
+        """What config.json holds; a folder that holds another is refused."""
+        return {
+            "experiment": self.experiment,
+            "seed": self.seed,
+            "overrides": dict(self.overrides),
+            "config": flatten(self.config),
+        }
+
+
+class Stopped(Exception):
+    """A signal ended the run after it was saved."""
+
+    def __init__(self, signum: int) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(f"saved and stopped by {name}; the same command goes on from here")
+        self.signum = signum
+
+
+def fit(run: Run, display: Display) -> dict[str, Any]:
+    """Train `run`, or go on with it, or find it finished; returns what result.json holds.
+
+    Raises:
+      UserError: settings that do not fit each other, the data or the folder, or a loss that is
+        no longer finite.
+      Stopped: a signal asked for it; the run is saved.
+    """
+    began = time.perf_counter()
+    if not run.fresh and (result := finished_result(run.workdir, run.identity())):
+        display.note(f"{run.workdir} is finished; --fresh would train it anew")
+        return result
+    setup = programs.setup(run.config)
+    with (
+        open_workdir(run.workdir, run.identity(), fresh=run.fresh) as workdir,
+        Checkpoints(workdir.checkpoints, run.config.train.keep_checkpoints) as checkpoints,
+        _stop_on_signals(display) as stop,
+    ):
+        start = workdir.record_start(_device(setup))
+        state = programs.init_state(setup, run.seed)
+        rows: list[dict[str, Any]] = []
+        if (latest := checkpoints.latest()) is not None:
+            state = checkpoints.restore(latest, state)
+            rows = workdir.rewind(latest)
+        # What a killed start did after its last whole epoch is repeated, and not counted twice.
+        began -= rows[-1]["wall_seconds"] if rows else 0
+        with display.showing(workdir.log, run.experiment, run.config.epochs, setup.steps_per_epoch):
+            display.line(_headline(run, setup, latest))
+            training = _Training(run, setup, workdir, checkpoints, display, stop, began)
+            state, compile_seconds = training.train(state, rows)
+            result = _result(run, setup, state, rows, checkpoints)
+        result |= {
+            "wall_seconds": round(time.perf_counter() - began, 1),
+            "compile_seconds": round(compile_seconds, 1),
+            **{key: start[key] for key in ("git_commit", "versions", "device", "machine")},
+        }
+        workdir.write_result(result)
+    return result
+
+
+def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
+    """Loss and accuracy of a run's last checkpoint, or its best on validation, over a whole split.
+
+    Raises:
+      UserError: no run or no checkpoint in the folder, or a split that is empty.
+    """
+    workdir, identity = existing_workdir(path)
+    setup = programs.setup(from_flat(identity["config"]))
+    images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
+        split
+    ]
+    if not len(images.labels):
+        raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"{path} has no checkpoint yet")
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        step = checkpoints.best() if best else checkpoints.latest()
+        if step is None:
+            raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
+        state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
+    measured = programs.compile_evaluation(setup, state, programs.eval_data(setup, images))(state)
+    return {
+        "experiment": identity["experiment"],
+        "seed": identity["seed"],
+        "split": split,
+        "images": len(images.labels),
+        "epoch": step // setup.steps_per_epoch,
+        "step": step,
+        **measured,
+    }
+
+
+@dataclass
+class _Training:
+    """The loop over epochs of one start of a run."""
+
+    run: Run
+    setup: Setup
+    workdir: Workdir
+    checkpoints: Checkpoints
+    display: Display
+    stop: Callable[[], int | None]
+    """The signal that asked to stop, if one did."""
+    began: float
+    """On `perf_counter`'s clock, put back by what earlier starts took."""
+
+    def train(self, state: TrainState, rows: list[dict[str, Any]]) -> tuple[TrainState, float]:
+        """Go on from `state` to the last epoch, adding to `rows`; also says seconds of compiling."""
+        setup, epochs = self.setup, self.run.config.epochs
+        first_epoch = int(state.step) // setup.steps_per_epoch
+        if first_epoch == epochs:
+            return state, 0.0
+        data = programs.train_data(setup)
+        training = programs.compile_training(setup, self.run.seed, state, data)
+        validate = None
+        compile_seconds = training.compile_seconds
+        if len(setup.validation.labels):
+            began = time.perf_counter()
+            held_out = programs.eval_data(setup, setup.validation)
+            validate = programs.compile_evaluation(setup, state, held_out)
+            compile_seconds += time.perf_counter() - began
+        with SummaryWriter(str(self.workdir.tensorboard), purge_step=first_epoch + 1) as board:
+            for epoch in range(first_epoch, epochs):
+                state, row = self.epoch(state, epoch, training)
+                if validate:
+                    row |= {f"validation_{k}": v for k, v in validate(state).items()}
+                row["learning_rate"] = self.learning_rate(state)
+                observed = row["validation_loss" if validate else "train_loss"]
+                if not math.isfinite(row["train_loss"]) or not math.isfinite(observed):
+                    raise UserError(
+                        f"the loss is not finite after epoch {epoch + 1}: lower optimizer.lr "
+                        f"(now {row['learning_rate']:g}); the last good checkpoint is kept"
+                    )
+                state = training.end_epoch(state, observed)
+                row["wall_seconds"] = round(time.perf_counter() - self.began, 1)
+                rows.append(row)
+                self.workdir.append_epoch(row)
+                for name, value in row.items():
+                    if name not in ("epoch", "step"):
+                        board.add_scalar(name.replace("_", "/", 1), value, epoch + 1)
+                self.checkpoints.save(state, row.get("validation_accuracy"))
+                self.display.line(_epoch_line(row, epochs))
+        return state, compile_seconds
+
+    def epoch(
+        self, state: TrainState, epoch: int, training: Programs
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """From wherever in `epoch` the state is to its last step, with the metrics of training."""
+        setup, display = self.setup, self.display
+        every = self.run.config.train.log_every
+        first = epoch * setup.steps_per_epoch
+        begun_at = step = int(state.step)
+        end = first + setup.steps_per_epoch
+        order = training.order(epoch)
+        loss_sum, count = self.loss_sum(state)
+        began = updated = time.perf_counter()
+        while step < end:
+            next_line = first + (step - first) // every * every + every
+            take = min(training.steps_per_call, end - step, next_line - step)
+            state = training.train(state, order, take)
+            step += take
+            if step == next_line:
+                before = loss_sum, count
+                loss_sum, count = self.loss_sum(state)
+                mean = (loss_sum - before[0]) / (count - before[1])
+                iteration = f"[EPOCH {epoch + 1:03d} | IT {step - first:05d}]"
+                display.line(f"{iteration} LOSS: {mean:.3f}", detail=True)
+            now = time.perf_counter()
+            if display.live and now - updated > SECONDS_BETWEEN_UPDATES:
+                means = programs.means(state.metrics)
+                updated = time.perf_counter()
+                speed = (step - begun_at) * self.run.config.batch_size / (updated - began)
+                display.update(step, speed, **means)
+            if (signum := self.stop()) is not None and step < end:
+                self.checkpoints.save(state)
+                raise Stopped(signum)
+        means = programs.means(state.metrics)
+        seconds = time.perf_counter() - began
+        return state, {
+            "epoch": epoch + 1,
+            "step": step,
+            **{f"train_{name}": value for name, value in means.items()},
+            "images_per_second": round((end - begun_at) * self.run.config.batch_size / seconds, 1),
+        }
+
+    def learning_rate(self, state: TrainState) -> float:
+        """Of the epoch's last update."""
+        rate = self.setup.schedule(int(state.step) - 1)
+        return float(rate) * float(state.plateau.scale)
+
+    @staticmethod
+    def loss_sum(state: TrainState) -> tuple[float, int]:
+        """The epoch's sum of losses so far, and over how many images."""
+        loss, _, count = jax.device_get(state.metrics)
+        return float(loss), int(count)
+
+
+def _result(
+    run: Run,
+    setup: Setup,
+    state: TrainState,
+    rows: list[dict[str, Any]],
+    checkpoints: Checkpoints,
+) -> dict[str, Any]:
+    """What came out: the test images are read here, once, after everything is decided."""
+    test_images = programs.eval_data(setup, setup.dataset.test)
+    evaluate = programs.compile_evaluation(setup, state, test_images)
+    test = evaluate(state)
+    paper, last = run.config.paper, rows[-1]
+    result: dict[str, Any] = {
+        "experiment": run.experiment,
+        "model": run.config.model.name,
+        "dataset": setup.dataset.name,
+        "seed": run.seed,
+        "overrides": dict(run.overrides),
+        "parameters": models.count_parameters(state.params),
+        "epochs": run.config.epochs,
+        "steps": int(state.step),
+        "train_loss": last["train_loss"],
+        "train_accuracy": last["train_accuracy"],
+        "validation_loss": last.get("validation_loss"),
+        "validation_accuracy": last.get("validation_accuracy"),
+        "test_loss": test["loss"],
+        "test_accuracy": test["accuracy"],
+        "best_validation_epoch": None,
+        "best_validation_accuracy": None,
+        "best_validation_test_accuracy": None,
+        "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
+        "params_sha256": params_sha256(state.params),
+        "data_sha256": setup.dataset.fingerprint,
+        "paper_accuracy": paper.test_accuracy if paper else None,
+    }
+    if (best := checkpoints.best()) is not None:
+        epoch = best // setup.steps_per_epoch
+        if best != int(state.step):
+            test = evaluate(checkpoints.restore(best, state))
+        result |= {
+            "best_validation_epoch": epoch,
+            "best_validation_accuracy": rows[epoch - 1]["validation_accuracy"],
+            "best_validation_test_accuracy": test["accuracy"],
+        }
+    return result
+
+
+def params_sha256(params: Any) -> str:
+    """SHA-256 over the parameters in the order of their paths: each path, then little-endian bytes.
+
+    Paths are such as `stage1_block1/conv1/kernel`, in UTF-8 and followed by a zero byte.
+    """
+    leaves = {
+        "/".join(str(key.key) for key in path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        array = np.asarray(jax.device_get(leaves[name]))
+        digest.update(name.encode() + b"\0" + array.astype(array.dtype.newbyteorder("<")).tobytes())
+    return digest.hexdigest()
+
+
+def _headline(run: Run, setup: Setup, latest: int | None) -> str:
+    device = _device(setup)
+    begun = f"goes on from step {latest}" if latest else "begins"
+    return (
+        f"{run.experiment} seed {run.seed} {begun}: {run.config.epochs} epochs of "
+        f"{setup.steps_per_epoch} steps on {setup.dataset.name}, {len(setup.train.labels)} training "
+        f"and {len(setup.validation.labels)} validation images, on {device['count']} × "
+        f"{device['kind']}; {run.workdir}"
+    )
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    parts = [
+        f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}",
+        f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:5.2f} %",
+    ]
+    if "validation_loss" in row:
+        loss, accuracy = row["validation_loss"], row["validation_accuracy"]
+        parts.append(f"validation loss {loss:.4f} acc {accuracy:5.2f} %")
+    parts += [
+        f"lr {row['learning_rate']:.3g}",
+        f"{row['images_per_second']:,.0f} images/s",
+        f"{row['wall_seconds']:,.0f} s",
+    ]
+    return "  ".join(parts)
+
+
+def _device(setup: Setup) -> dict[str, Any]:
+    device = setup.mesh.devices.flat[0]
+    return {"platform": device.platform, "kind": device.device_kind, "count": setup.mesh.size}
+
+
+@contextmanager
+def _stop_on_signals(display: Display) -> Iterator[Callable[[], int | None]]:
+    """The first SIGINT or SIGTERM is remembered, for the loop to save and stop; the next acts."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None  # only the main thread may handle signals
+        return
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+    def remember(signum: int, frame: object) -> None:
+        received.append(signum)
+        restore()
+        display.note("saving after this step; once more to stop at once")
+
+    for signum in before:
+        signal.signal(signum, remember)
+    try:
+        yield lambda: received[0] if received else None
+    finally:
+        restore()

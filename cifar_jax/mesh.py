@@ -1,0 +1,34 @@
+"""Devices: one mesh with the axis `data`. One device is the same code as many."""
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from cifar_jax.errors import UserError
+
+
+def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
+    """A mesh over the first `devices` devices, or over as many as divide the batch.
+
+    Raises:
+      UserError: more devices asked for than there are, or a number that does not divide the batch.
+    """
+    available = jax.devices()
+    if devices is None:
+        devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
+    if devices > len(available):
+        raise UserError(f"train.devices={devices}, but there are {len(available)}")
+    if batch_size % devices:
+        raise UserError(f"batch_size {batch_size} cannot be divided over {devices} devices")
+    return jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:devices]
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Divided along `axis`, which is that of the batch."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))

@@ -1,0 +1,271 @@
+"""From a config to what runs on the devices: the data, the model, and the compiled programs."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from cifar_jax import mesh as meshes
+from cifar_jax import models, optim
+from cifar_jax import step as steps
+from cifar_jax.config import Config
+from cifar_jax.data import Dataset, Split, load, split_validation
+from cifar_jax.data import pipeline
+from cifar_jax.errors import UserError
+from cifar_jax.step import Metrics, TrainState
+
+
+class Setup(NamedTuple):
+    """A config made concrete: checked against the data and the devices, nothing computed yet."""
+
+    config: Config
+    dataset: Dataset
+    train: Split
+    validation: Split
+    steps_per_epoch: int
+    model: nn.Module
+    schedule: optax.Schedule
+    tx: optax.GradientTransformation
+    mesh: Mesh
+
+
+class TrainData(NamedTuple):
+    """The training images, whole on every device."""
+
+    images: jax.Array  # uint8 [N, 32, 32, 3]
+    labels: jax.Array  # int32 [N]
+
+
+class EvalData(NamedTuple):
+    """A split cut into batches, each divided over the devices; the last is padded."""
+
+    images: jax.Array  # uint8 [batches, batch, 32, 32, 3]
+    labels: jax.Array  # int32 [batches, batch]
+    mask: jax.Array  # bool [batches, batch]: false for padding
+
+
+class Programs(NamedTuple):
+    """The compiled programs of a training run. Being compiled, they cannot recompile."""
+
+    order: Callable[[int], jax.Array]
+    """Epoch to int32 `[steps, batch]`."""
+    train: Callable[[TrainState, jax.Array, int], TrainState]
+    """State, the epoch's order and a number of steps to the next state; donates the state."""
+    end_epoch: Callable[[TrainState, float], TrainState]
+    """State and the observed loss to the state that begins the next epoch."""
+    steps_per_call: int
+    """The most that `train` may be asked for."""
+    compile_seconds: float
+
+
+def setup(config: Config) -> Setup:
+    """Load the data and check that the settings fit it and the devices.
+
+    Raises:
+      UserError: unknown model or data set, data that is not there, a batch larger than the data, or
+        devices that do not divide it.
+    """
+    settings = config.data
+    # What needs no data is checked before the data is loaded, which may take a download.
+    models.create(config.model.name, dropout=config.model.dropout, pooling=config.model.pooling)
+    mesh = meshes.make_mesh(config.batch_size, config.train.devices)
+    dataset = load(settings.dataset)
+    train, validation = split_validation(dataset.train, settings.validation)
+    if settings.train_images is not None:
+        if settings.train_images > len(train.labels):
+            raise UserError(
+                f"data.train_images={settings.train_images}, but {settings.dataset} has "
+                f"{len(train.labels)} training images beside the validation images"
+            )
+        train = Split(*(array[: settings.train_images] for array in train))
+    if config.batch_size > len(train.labels):
+        raise UserError(
+            f"batch_size {config.batch_size} is larger than the {len(train.labels)} training images"
+        )
+    steps_per_epoch = pipeline.steps_per_epoch(
+        len(train.labels), config.batch_size, settings.last_batch
+    )
+    schedule = optim.make_schedule(
+        config.schedule, config.optimizer.lr, steps_per_epoch, config.epochs
+    )
+    return Setup(
+        config=config,
+        dataset=dataset,
+        train=train,
+        validation=validation,
+        steps_per_epoch=steps_per_epoch,
+        model=models.create(
+            config.model.name,
+            dropout=config.model.dropout,
+            pooling=config.model.pooling,
+            num_classes=len(dataset.classes),
+            dtype=jnp.dtype(config.train.precision),
+        ),
+        schedule=schedule,
+        tx=optim.make_optimizer(config.optimizer, schedule),
+        mesh=mesh,
+    )
+
+
+def init_state(setup: Setup, seed: int) -> TrainState:
+    """The state that a run of that seed begins with, on the devices."""
+    init = partial(steps.init_state, setup.model, setup.tx, image_shape=models.IMAGE_SHAPE)
+    key, _, _ = _keys(seed)
+    return jax.jit(init, out_shardings=meshes.replicated(setup.mesh))(key)
+
+
+def train_data(setup: Setup) -> TrainData:
+    """Put the training images on the devices."""
+    return jax.device_put(TrainData(*setup.train), meshes.replicated(setup.mesh))
+
+
+def eval_data(setup: Setup, split: Split) -> EvalData:
+    """Cut a split into batches and put them on the devices. The split must not be empty."""
+    devices = setup.mesh.size
+    count = len(split.labels)
+    batch = min(setup.config.train.eval_batch_size, count)
+    batch = -(-batch // devices) * devices
+    batches = -(-count // batch)
+    padding = batches * batch - count
+
+    def cut(array: np.ndarray) -> np.ndarray:
+        padded = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        return padded.reshape(batches, batch, *array.shape[1:])
+
+    arrays = EvalData(cut(split.images), cut(split.labels), cut(np.ones(count, bool)))
+    return jax.device_put(arrays, meshes.batch_sharding(setup.mesh, axis=1))
+
+
+def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
+    """Compile what a training run calls. `state` is for its shapes and stays valid."""
+    config, settings = setup.config, setup.config.data
+    began = time.perf_counter()
+    replicated = meshes.replicated(setup.mesh)
+    _, order_key, step_key = _keys(seed)
+    steps_per_call = config.train.steps_per_call or _default_steps_per_call(setup.mesh)
+
+    def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
+        return pipeline.epoch_order(
+            jax.random.fold_in(key, epoch),
+            len(setup.train.labels),
+            config.batch_size,
+            settings.last_batch,
+        )
+
+    def train(
+        state: TrainState, data: TrainData, order: jax.Array, count: jax.Array, key: jax.Array
+    ) -> TrainState:
+        augment_key, dropout_key = jax.random.split(key)
+
+        def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+            indices = order[step % setup.steps_per_epoch]
+            images = pipeline.augment(
+                jax.random.fold_in(augment_key, step),
+                data.images[indices],
+                settings.crop_padding,
+                settings.flip,
+            )
+            return _normalise(setup, images), data.labels[indices]
+
+        return steps.train_steps(
+            state,
+            count,
+            dropout_key,
+            batch,
+            model=setup.model,
+            tx=setup.tx,
+            unrolled=steps_per_call == 1,
+        )
+
+    def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
+        plateau = state.plateau
+        if config.schedule.name == "plateau":
+            plateau = optim.plateau_update(
+                plateau,
+                observed,
+                lr=config.optimizer.lr,
+                patience=config.schedule.patience,
+                factor=config.schedule.factor,
+                threshold=config.schedule.threshold,
+            )
+        return state._replace(plateau=plateau, metrics=Metrics.zero())
+
+    order_jit = jax.jit(order, out_shardings=meshes.batch_sharding(setup.mesh, axis=1))
+    order_program = order_jit.lower(order_key, np.int32(0)).compile()
+    train_program = (
+        jax.jit(train, donate_argnums=0, out_shardings=replicated)
+        .lower(state, data, order_program(order_key, np.int32(0)), np.int32(0), step_key)
+        .compile()
+    )
+    end_epoch_program = (
+        jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)
+        .lower(state, np.float32(0))
+        .compile()
+    )
+    return Programs(
+        order=lambda epoch: order_program(order_key, np.int32(epoch)),
+        train=lambda state, order, count: train_program(
+            state, data, order, np.int32(count), step_key
+        ),
+        end_epoch=lambda state, observed: end_epoch_program(state, np.float32(observed)),
+        steps_per_call=steps_per_call,
+        compile_seconds=time.perf_counter() - began,
+    )
+
+
+def compile_evaluation(
+    setup: Setup, state: TrainState, data: EvalData
+) -> Callable[[TrainState], dict[str, float]]:
+    """A function from a state to the `loss` and the `accuracy` in percent over all of `data`."""
+
+    def batch_metrics(
+        params: Any, batch_stats: Any, data: EvalData, number: jax.Array, so_far: Metrics
+    ) -> Metrics:
+        images, labels, mask = (array[number] for array in data)
+        variables = {"params": params, "batch_stats": batch_stats}
+        return so_far + steps.eval_step(
+            variables, _normalise(setup, images), labels, mask, model=setup.model
+        )
+
+    zero = jax.device_put(Metrics.zero(), meshes.replicated(setup.mesh))
+    program = (
+        jax.jit(batch_metrics, out_shardings=meshes.replicated(setup.mesh))
+        .lower(state.params, state.batch_stats, data, np.int32(0), zero)
+        .compile()
+    )
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        metrics = zero
+        for number in range(len(data.labels)):
+            metrics = program(state.params, state.batch_stats, data, np.int32(number), metrics)
+        return means(metrics)
+
+    return evaluate
+
+
+def means(metrics: Metrics) -> dict[str, float]:
+    """`loss` in nats and `accuracy` in percent; waits for the devices."""
+    loss, correct, count = (float(value) for value in jax.device_get(metrics))
+    return {"loss": loss / max(count, 1), "accuracy": 100 * correct / max(count, 1)}
+
+
+def _normalise(setup: Setup, images: jax.Array) -> jax.Array:
+    dtype = jnp.dtype(setup.config.train.precision)
+    return pipeline.normalise(images, setup.dataset.mean, setup.dataset.std, dtype)
+
+
+def _keys(seed: int) -> tuple[jax.Array, ...]:
+    """Of initialisation, of the epochs' orders, and of what is random in a step."""
+    return tuple(jax.random.split(jax.random.key(seed), 3))
+
+
+def _default_steps_per_call(mesh: Mesh) -> int:
+    """On accelerators dispatch costs as much as a step at batch 8; on a CPU next to nothing."""
+    return 1 if mesh.devices.flat[0].platform == "cpu" else 100

@@ -1,0 +1,151 @@
+"""What training does to the weights: pure functions of arrays. No config, no devices, no files."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from cifar_jax.optim import PlateauState, plateau_init
+
+BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class Metrics(NamedTuple):
+    """Sums over images; divide by `count` only when writing them down."""
+
+    loss: jax.Array
+    """float32: sum of cross-entropies, in nats."""
+    correct: jax.Array
+    """int32: images whose largest logit is their label's."""
+    count: jax.Array
+    """int32: images."""
+
+    @classmethod
+    def zero(cls) -> "Metrics":
+        """Of no images."""
+        return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+
+    def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
+        return Metrics(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class TrainState(NamedTuple):
+    """Everything that an exact resume needs and that does not follow from (seed, step)."""
+
+    step: jax.Array
+    """int32: updates made so far."""
+    params: Any
+    batch_stats: Any
+    """BatchNorm's running means and variances; empty for models without."""
+    opt_state: optax.OptState
+    plateau: PlateauState
+    metrics: Metrics
+    """Of the current epoch so far, in training mode."""
+
+
+def init_state(
+    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, ...]
+) -> TrainState:
+    """A fresh state; `image_shape` is `(height, width, channels)`."""
+    variables = model.init(key, jnp.zeros((1, *image_shape)))
+    params = variables["params"]
+    return TrainState(
+        step=jnp.int32(0),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        opt_state=tx.init(params),
+        plateau=plateau_init(),
+        metrics=Metrics.zero(),
+    )
+
+
+def train_step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+) -> TrainState:
+    """One update on a batch: images float `[N, H, W, C]`, normalised; labels int32 `[N]`.
+
+    `key` is the step's own: fold the step into it before.
+    """
+
+    def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
+            images,
+            train=True,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+        )
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (logits, updated.get("batch_stats", {}))
+
+    (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    # The learning rate multiplies the finished update, so scaling that is lowering it.
+    updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
+    batch = Metrics(loss * labels.size, _correct(logits, labels).sum(), jnp.int32(labels.size))
+    return TrainState(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=batch_stats,
+        opt_state=opt_state,
+        plateau=state.plateau,
+        metrics=state.metrics + batch,
+    )
+
+
+def train_steps(
+    state: TrainState,
+    steps: jax.Array,
+    key: jax.Array,
+    batch: BatchFn,
+    *,
+    model: nn.Module,
+    tx: optax.GradientTransformation,
+    unrolled: bool,
+) -> TrainState:
+    """`steps` (int32) updates in one call, equal to so many calls of `train_step`.
+
+    Args:
+      state: the state to go on from.
+      steps: how many; its value may differ from call to call without recompiling.
+      key: the run's; each step folds its number into it.
+      batch: images and labels of a step, by the step's number.
+      model: the network.
+      tx: the update rule.
+      unrolled: exactly one step, without a loop around it.
+    """
+
+    def one(state: TrainState) -> TrainState:
+        images, labels = batch(state.step)
+        step_key = jax.random.fold_in(key, state.step)
+        return train_step(state, images, labels, step_key, model=model, tx=tx)
+
+    if unrolled:
+        return one(state)
+    return jax.lax.fori_loop(0, steps, lambda _, state: one(state), state)
+
+
+def eval_step(
+    variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array, *, model: nn.Module
+) -> Metrics:
+    """Metrics of a batch in evaluation mode; images where `mask` (bool `[N]`) is false don't count."""
+    logits = model.apply(variables, images, train=False)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return Metrics(
+        jnp.where(mask, losses, 0).sum(),
+        (_correct(logits, labels) & mask).sum(),
+        mask.sum(),
+    )
+
+
+def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    return logits.argmax(-1) == labels

@@ -1,0 +1,247 @@
+"""A run's folder: what it was asked, where it ran, how it went, and what came out.
+
+    config.json     experiment, seed, every setting by dotted name, and which were overridden
+    env.json        versions, device, git commit, command line; one object a start
+    log.txt         the lines of the training, in the paper's form
+    metrics.jsonl   one object an epoch
+    tensorboard/    the same for TensorBoard
+    checkpoints/    orbax
+    result.json     written once, when the run is finished
+
+JSON files appear whole or not at all. No JAX is imported here.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from cifar_jax.config import differences
+from cifar_jax.errors import UserError
+
+_OWN = ("config.json", "env.json", "log.txt", "metrics.jsonl", "result.json")
+_OWN_FOLDERS = ("tensorboard", "checkpoints")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`, which appears whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in `path`.
+
+    Raises:
+      UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {path}: is {path.parent} the folder of a run?") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+class Workdir:
+    """The folder of one run. Make one with `open_workdir`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where orbax keeps the run's checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Where TensorBoard finds the run's events."""
+        return self.path / "tensorboard"
+
+    @property
+    def log(self) -> Path:
+        """The lines of the training."""
+        return self.path / "log.txt"
+
+    def result(self) -> dict[str, Any] | None:
+        """What came out, once the run is finished."""
+        path = self.path / "result.json"
+        return read_json(path) if path.exists() else None
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Finish the run."""
+        write_json(self.path / "result.json", result)
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """Metrics of the epochs so far; a last line that a crash cut short is left out."""
+        rows = []
+        path = self.path / "metrics.jsonl"
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows
+
+    def append_epoch(self, row: Mapping[str, Any]) -> None:
+        """Add the metrics of an epoch."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> list[dict[str, Any]]:
+        """Drop the epochs after `step`, which a resumed run is about to repeat; keep the rest."""
+        rows = [row for row in self.epochs() if row["step"] <= step]
+        beside = self.path / ".metrics.jsonl"
+        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        beside.replace(self.path / "metrics.jsonl")
+        return rows
+
+    def record_start(self, device: Mapping[str, Any]) -> dict[str, Any]:
+        """Add where and when this start runs to env.json; returns what was added."""
+        path = self.path / "env.json"
+        starts = read_json(path) if path.exists() else []
+        start = {
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": sys.argv,
+            "git_commit": git_commit(),
+            "versions": versions(),
+            "device": dict(device),
+            "machine": machine(),
+        }
+        write_json(path, [*starts, start])
+        return start
+
+
+@contextmanager
+def open_workdir(path: Path, identity: Mapping[str, Any], *, fresh: bool) -> Iterator[Workdir]:
+    """The run's folder, made or found, and locked for as long as the context lasts.
+
+    Args:
+      path: the folder.
+      identity: what config.json holds: `experiment`, `seed`, `overrides` and `config`, the settings
+        by dotted name. A folder that holds another is refused.
+      fresh: delete the run that is in the folder first. Other files in it stay.
+
+    Raises:
+      UserError: another process is at work in the folder; it holds another config, or files that
+        are not a run's.
+    """
+    known = path / "config.json"
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is not a folder")
+    visible = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
+    if visible and not known.exists():
+        raise UserError(f"{path} holds other files and no run: choose another --workdir")
+    if known.exists() and not fresh:
+        _check_identity(path, read_json(known), identity)
+    path.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise UserError(f"{path} is in use by another process; wait for it or stop it") from None
+    try:
+        if fresh:
+            for name in _OWN:
+                (path / name).unlink(missing_ok=True)
+            for name in _OWN_FOLDERS:
+                shutil.rmtree(path / name, ignore_errors=True)
+        if not known.exists():
+            write_json(known, identity)
+        yield Workdir(path)
+    finally:
+        lock.release()
+
+
+def finished_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The result of the run in `path`, if there is one and it is finished.
+
+    Raises:
+      UserError: the folder holds a run of another config.
+    """
+    if not (path / "config.json").exists():
+        return None
+    _check_identity(path, read_json(path / "config.json"), identity)
+    return Workdir(path).result()
+
+
+def existing_workdir(path: Path) -> tuple[Workdir, dict[str, Any]]:
+    """The folder of a run that was made before, for reading, and its config.json.
+
+    Raises:
+      UserError: it is not a run's folder.
+    """
+    if not path.is_dir():
+        raise UserError(f"no folder {path}; runs are under runs/EXPERIMENT/seedN")
+    return Workdir(path), read_json(path / "config.json")
+
+
+def _check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    differing = differences(
+        {
+            "experiment": found.get("experiment"),
+            "seed": found.get("seed"),
+            **found.get("config", {}),
+        },
+        {"experiment": wanted["experiment"], "seed": wanted["seed"], **wanted["config"]},
+    )
+    if differing:
+        listing = ", ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
+        raise UserError(
+            f"{path} holds a run of another config ({listing}): choose another --workdir, or --fresh"
+        )
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that a result depends on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """The checkout's commit, with `-dirty` where tracked files differ; None where there is none."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "workdir.py")  # a site-packages inside another checkout
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def machine() -> dict[str, Any]:
+    """The host: operating system, processor, and how many cores this process may use."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass  # not Linux
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count()
+    return {"system": platform.platform(), "cpu": cpu, "cores": cores}
