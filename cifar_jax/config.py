@@ -25,7 +25,7 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Which network, and the options that the paper varies. None keeps the network's own default."""
+    """Which network, and the options that the paper varies. None keeps the network's default."""
 
     name: str
     """A name of `cifar-jax models`."""

@@ -145,7 +145,7 @@ class _Training:
     """On `perf_counter`'s clock, put back by what earlier starts took."""
 
     def train(self, state: TrainState, rows: list[dict[str, Any]]) -> tuple[TrainState, float]:
-        """Go on from `state` to the last epoch, adding to `rows`; also says seconds of compiling."""
+        """Go on from `state` to the last epoch, adding to `rows`; also gives compile seconds."""
         setup, epochs = self.setup, self.run.config.epochs
         first_epoch = int(state.step) // setup.steps_per_epoch
         if first_epoch == epochs:
@@ -225,7 +225,7 @@ class _Training:
 
     def learning_rate(self, state: TrainState) -> float:
         """Of the epoch's last update."""
-        rate = self.setup.schedule(int(state.step) - 1)
+        rate = np.asarray(self.setup.schedule(int(state.step) - 1))
         return float(rate) * float(state.plateau.scale)
 
     @staticmethod
@@ -302,10 +302,10 @@ def _headline(run: Run, setup: Setup, latest: int | None) -> str:
     device = _device(setup)
     begun = f"goes on from step {latest}" if latest else "begins"
     return (
-        f"{run.experiment} seed {run.seed} {begun}: {run.config.epochs} epochs of "
-        f"{setup.steps_per_epoch} steps on {setup.dataset.name}, {len(setup.train.labels)} training "
-        f"and {len(setup.validation.labels)} validation images, on {device['count']} × "
-        f"{device['kind']}; {run.workdir}"
+        f"{run.experiment} seed {run.seed} {begun}: "
+        f"{run.config.epochs} epochs of {setup.steps_per_epoch} steps on {setup.dataset.name}, "
+        f"{len(setup.train.labels)} training and {len(setup.validation.labels)} validation images, "
+        f"on {device['count']} × {device['kind']}; {run.workdir}"
     )
 
 

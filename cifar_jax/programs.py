@@ -16,8 +16,7 @@ from cifar_jax import mesh as meshes
 from cifar_jax import models, optim
 from cifar_jax import step as steps
 from cifar_jax.config import Config
-from cifar_jax.data import Dataset, Split, load, split_validation
-from cifar_jax.data import pipeline
+from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.step import Metrics, TrainState
 
@@ -123,7 +122,7 @@ def init_state(setup: Setup, seed: int) -> TrainState:
 
 def train_data(setup: Setup) -> TrainData:
     """Put the training images on the devices."""
-    return jax.device_put(TrainData(*setup.train), meshes.replicated(setup.mesh))
+    return TrainData(*jax.device_put(tuple(setup.train), meshes.replicated(setup.mesh)))
 
 
 def eval_data(setup: Setup, split: Split) -> EvalData:
@@ -139,8 +138,8 @@ def eval_data(setup: Setup, split: Split) -> EvalData:
         padded = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
         return padded.reshape(batches, batch, *array.shape[1:])
 
-    arrays = EvalData(cut(split.images), cut(split.labels), cut(np.ones(count, bool)))
-    return jax.device_put(arrays, meshes.batch_sharding(setup.mesh, axis=1))
+    arrays = cut(split.images), cut(split.labels), cut(np.ones(count, bool))
+    return EvalData(*jax.device_put(arrays, meshes.batch_sharding(setup.mesh, axis=1)))
 
 
 def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
@@ -230,9 +229,10 @@ def compile_evaluation(
     ) -> Metrics:
         images, labels, mask = (array[number] for array in data)
         variables = {"params": params, "batch_stats": batch_stats}
-        return so_far + steps.eval_step(
+        batch = steps.eval_step(
             variables, _normalise(setup, images), labels, mask, model=setup.model
         )
+        return so_far.plus(batch)
 
     zero = jax.device_put(Metrics.zero(), meshes.replicated(setup.mesh))
     program = (
@@ -252,8 +252,8 @@ def compile_evaluation(
 
 def means(metrics: Metrics) -> dict[str, float]:
     """`loss` in nats and `accuracy` in percent; waits for the devices."""
-    loss, correct, count = (float(value) for value in jax.device_get(metrics))
-    return {"loss": loss / max(count, 1), "accuracy": 100 * correct / max(count, 1)}
+    loss, correct, images = (float(value) for value in jax.device_get(metrics))
+    return {"loss": loss / max(images, 1), "accuracy": 100 * correct / max(images, 1)}
 
 
 def _normalise(setup: Setup, images: jax.Array) -> jax.Array:

@@ -14,22 +14,23 @@ BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class Metrics(NamedTuple):
-    """Sums over images; divide by `count` only when writing them down."""
+    """Sums over images; divide by `images` only when writing them down."""
 
     loss: jax.Array
     """float32: sum of cross-entropies, in nats."""
     correct: jax.Array
     """int32: images whose largest logit is their label's."""
-    count: jax.Array
-    """int32: images."""
+    images: jax.Array
+    """int32: how many there were."""
 
     @classmethod
     def zero(cls) -> "Metrics":
         """Of no images."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
-    def __add__(self, other: "Metrics") -> "Metrics":  # pyright: ignore[reportIncompatibleMethodOverride]
-        return Metrics(*(a + b for a, b in zip(self, other, strict=True)))
+    def plus(self, other: "Metrics") -> "Metrics":
+        """Of both sets of images."""
+        return jax.tree.map(jnp.add, self, other)
 
 
 class TrainState(NamedTuple):
@@ -98,7 +99,7 @@ def train_step(
         batch_stats=batch_stats,
         opt_state=opt_state,
         plateau=state.plateau,
-        metrics=state.metrics + batch,
+        metrics=state.metrics.plus(batch),
     )
 
 
@@ -137,8 +138,8 @@ def train_steps(
 def eval_step(
     variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array, *, model: nn.Module
 ) -> Metrics:
-    """Metrics of a batch in evaluation mode; images where `mask` (bool `[N]`) is false don't count."""
-    logits = model.apply(variables, images, train=False)
+    """Metrics of a batch in evaluation mode, over the images where `mask` (bool `[N]`) is true."""
+    logits: Any = model.apply(variables, images, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return Metrics(
         jnp.where(mask, losses, 0).sum(),

@@ -190,18 +190,16 @@ def existing_workdir(path: Path) -> tuple[Workdir, dict[str, Any]]:
 
 
 def _check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = differences(
-        {
-            "experiment": found.get("experiment"),
-            "seed": found.get("seed"),
-            **found.get("config", {}),
-        },
-        {"experiment": wanted["experiment"], "seed": wanted["seed"], **wanted["config"]},
-    )
+    def settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+        named = {key: identity.get(key) for key in ("experiment", "seed")}
+        return named | identity.get("config", {})
+
+    differing = differences(settings(found), settings(wanted))
     if differing:
         listing = ", ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
         raise UserError(
-            f"{path} holds a run of another config ({listing}): choose another --workdir, or --fresh"
+            f"{path} holds a run of another config ({listing}): "
+            "choose another --workdir, or --fresh"
         )
 
 

@@ -1,34 +1,37 @@
 """Data sets as NumPy arrays: loading, preparing, importing, and holding out validation images.
 
-Everything heavier than NumPy is imported when it is needed.
+Whatever is heavier than NumPy (tfds, scikit-learn, Pillow, rich) is imported where it is used.
 """
 
 import difflib
 from collections.abc import Callable
 from pathlib import Path
 
+from cifar_jax.data import cache, cifar10, digits
 from cifar_jax.data.dataset import Dataset, Split, split_validation
+from cifar_jax.data.download import prepare
+from cifar_jax.data.importing import ImportResult, import_path
+from cifar_jax.data.status import status
+from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError
 
-__all__ = ["DATASETS", "Dataset", "Split", "load", "split_validation"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "ImportResult",
+    "Split",
+    "default_data_dir",
+    "import_path",
+    "load",
+    "prepare",
+    "split_validation",
+    "status",
+]
 
-
-def _load_cifar10(data_dir: Path) -> Dataset:
-    from cifar_jax.data import cache, tfds_folder
-
-    return cache.load(tfds_folder.source(data_dir / "cifar10" / "3.0.2"))
-
-
-def _load_digits(data_dir: Path) -> Dataset:
-    from cifar_jax.data import cache, digits
-
-    return cache.load(digits.source())
-
-
-# A new data set is one more entry: its loader takes the folder of prepared data sets.
-DATASETS: dict[str, Callable[[Path], Dataset]] = {
-    "cifar10": _load_cifar10,
-    "digits": _load_digits,
+# A new data set is one more entry: it makes a source of the folder of prepared data sets.
+DATASETS: dict[str, Callable[[Path], cache.Source]] = {
+    "cifar10": cifar10.source,
+    "digits": lambda data_dir: digits.source(),
 }
 
 
@@ -39,10 +42,8 @@ def load(name: str, *, data_dir: Path | None = None) -> Dataset:
     ~/tensorflow_datasets. Arrays may be read-only. Raises UserError for an unknown name, and for
     data that is absent or unreadable.
     """
-    from cifar_jax.data.tfds_folder import default_data_dir
-
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"unknown data set {name!r}: {hint}there are {', '.join(DATASETS)}")
-    return DATASETS[name](data_dir or default_data_dir())
+    return cache.load(DATASETS[name](data_dir or default_data_dir()))

@@ -54,45 +54,36 @@ def load(source: Source) -> Dataset:
     data set is decoded all the same, with a notice on standard error.
     """
     entry = cache_dir() / source.entry
-    try:
-        with _lock(entry):
-            if (dataset := _read(entry, source)) is not None:
-                return dataset
-            dataset = summarise(source.name, source.decode())
-            try:
-                _write(entry, source, dataset)
-            except OSError as error:
-                notice(f"{source.name} could not be cached in {entry.parent}: {error}")
+    with locked(source.entry):
+        if (dataset := _read(entry, source)) is not None:
             return dataset
-    except _CacheUnusable as error:
-        notice(f"{source.name} is decoded without a cache: {error}")
-        return summarise(source.name, source.decode())
+        dataset = summarise(source.name, source.decode())
+        try:
+            _write(entry, source, dataset)
+        except OSError as error:
+            notice(f"{source.name} could not be cached in {entry.parent}: {error.strerror}")
+        return dataset
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """Hold the lock of this name in the cache folder, waiting for it if need be.
+
+    Where the folder cannot be written there is no lock, and nothing that would need one.
+    """
+    from filelock import FileLock
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError, NotImplementedError):
+            cache_dir().mkdir(parents=True, exist_ok=True)
+            stack.enter_context(FileLock(cache_dir() / f"{name}.lock"))
+        yield
 
 
 def is_fresh(source: Source) -> bool:
     """Whether the cache has an entry of this very source. Reads no arrays."""
     meta = _read_meta(cache_dir() / source.entry)
     return meta is not None and _fits(meta, source)
-
-
-class _CacheUnusable(Exception):
-    """The cache folder cannot be written to."""
-
-
-@contextlib.contextmanager
-def _lock(entry: Path) -> Iterator[None]:
-    from filelock import FileLock
-
-    lock = FileLock(entry.with_name(entry.name + ".lock"))
-    try:
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise _CacheUnusable(str(error)) from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _read_meta(entry: Path) -> dict[str, Any] | None:
@@ -140,6 +131,7 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
         "fingerprint": dataset.fingerprint,
         "crc32": {name: zlib.crc32(array.data) for name, array in arrays.items()},
     }
+    entry.parent.mkdir(parents=True, exist_ok=True)
     # The lock is held, so whatever of this name is left is from a run that was killed.
     for leftover in entry.parent.glob(f".{entry.name}-*"):
         shutil.rmtree(leftover, ignore_errors=True)

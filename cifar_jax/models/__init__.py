@@ -53,10 +53,10 @@ def create(name: str, **options: Any) -> nn.Module:
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(MODELS)}"
         raise UserError(f"no model {name!r}{hint}")
     build = MODELS[name]
-    fields = build.func if isinstance(build, partial) else build
+    module: Any = build.func if isinstance(build, partial) else build
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
-        if key not in fields.__dataclass_fields__:
+        if key not in module.__dataclass_fields__:
             raise UserError(
                 f"model {name} has no {key}: unset model.{key}, or choose another model"
             )

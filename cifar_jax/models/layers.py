@@ -28,9 +28,10 @@ class _PyTorchBias(nn.Module):
             kernel = self.get_variable("params", "kernel")
             bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
 
-            def init_fn(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
+            def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
                 return jax.random.uniform(key, shape, dtype, -bound, bound)
 
+            return super().param(name, uniform, *args, **kwargs)
         return super().param(name, init_fn, *args, **kwargs)
 
 
