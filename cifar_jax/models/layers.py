@@ -1,7 +1,8 @@
 """Linen's layers with PyTorch's defaults: initialisation, BatchNorm statistics, explicit padding.
 
-The paper is a PyTorch work and says nothing of these, so its defaults are meant. Every layer can
-say its `configuration` in the words of the paper's tables, which `cifar-jax summary` prints.
+The paper is a PyTorch work and says nothing of these, so its defaults are meant. Every layer has its
+`configuration` in the words of the paper's tables, for `cifar-jax summary`, which puts the width of
+the input where `{in_dim}` stands.
 """
 
 import math
@@ -81,7 +82,7 @@ class BatchNorm(nn.Module):
     epsilon: float = 1e-5
     dtype: Any = None
 
-    configuration = "BatchNorm2d"
+    configuration = "BatchNorm2d {in_dim}"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -156,6 +157,8 @@ class SelfAttention(nn.Module):
 
     dtype: Any = None
 
+    configuration = "In_dim={in_dim}"
+
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape
@@ -170,11 +173,6 @@ class SelfAttention(nn.Module):
         weights = jax.nn.softmax(scores).astype(value.dtype)
         self.sow("intermediates", "weights", weights)
         return x + jnp.einsum("nqk,nkc->nqc", weights, value).reshape(x.shape)
-
-    @property
-    def configuration(self) -> str:
-        """The paper names the input width, which only a call shows; see `summary`."""
-        return "Self-Attention"
 
 
 def _pair(size: int | Sequence[int] | None) -> tuple[int, int]:
