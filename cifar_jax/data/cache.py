@@ -116,7 +116,7 @@ def _read(entry: Path, source: Source) -> Dataset | None:
             std=tuple(meta["std"]),
             fingerprint=meta["fingerprint"],
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -49,7 +49,7 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
-    if count != int(count) or not 0 <= count < total:
+    if not 0 <= count < total or count != int(count):
         raise UserError(
             f"validation={validation:g} does not fit {total:,} training images: "
             f"give a share below 1, or a whole number of images below {total}"

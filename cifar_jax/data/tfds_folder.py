@@ -47,8 +47,11 @@ def inspect(path: Path) -> TfdsFolder:
         info = json.loads((path / "dataset_info.json").read_text())
         classes = tuple((path / "label.labels.txt").read_text().split())
         counts = {s["name"]: sum(map(int, s["shardLengths"])) for s in info["splits"]}
-        formats = [info["fileFormat"], *info.get("alternativeFileFormats", [])]
-        chosen = "array_record" if "array_record" in formats else formats[0]
+        json.loads((path / "features.json").read_text())  # tfds reads it, and says less
+        formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
+        chosen = next((f for f in ("array_record", "tfrecord") if f in formats), None)
+        if chosen is None:
+            raise _broken(path, f"its records are {formats[0]}, not ArrayRecord or TFRecord")
         for shard in _shards(path, info, chosen):
             if not shard.is_file():
                 raise _broken(path, f"{shard.name} is missing")
@@ -138,7 +141,7 @@ def _array_records(folder: TfdsFolder, split: str) -> Iterator[list[bytes]]:
     import tensorflow_datasets as tfds
 
     # tfds's decorators hide its signatures from type checkers.
-    builder: Any = tfds.builder_from_directory(folder.path, file_format=folder.format)
+    builder: Any = tfds.builder_from_directory(folder.path)
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     records = builder.as_data_source(split=split, deserialize_method=raw)
     for start in range(0, len(records), _BATCH):

@@ -1,0 +1,59 @@
+"""Fetching the official archive and preparing CIFAR-10 from it."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+from cifar_jax.data import cifar10, tfds_write
+from cifar_jax.data.importing import ImportResult, import_path
+from cifar_jax.data.progress import progress
+from cifar_jax.errors import UserError
+
+_TIMEOUT = 10.0  # seconds without an answer, so that a machine without a network soon says so
+_CHUNK = 1 << 18
+
+
+def prepare(data_dir: Path) -> ImportResult:
+    """Prepare CIFAR-10 under ``data_dir`` from the official python archive, which is downloaded.
+
+    Its hash is checked, and it is not kept. Raises UserError if CIFAR-10 is there already, and one
+    that names the other ways to data if the archive cannot be downloaded.
+    """
+    import http.client
+
+    tfds_write.check_target(data_dir)
+    name = cifar10.ARCHIVE_URL.rpartition("/")[2]
+    with tempfile.TemporaryDirectory(prefix="cifar-jax-") as scratch:
+        archive = Path(scratch) / name
+        try:
+            digest = _download(cifar10.ARCHIVE_URL, archive)
+        except (OSError, http.client.HTTPException) as error:
+            raise _unavailable(data_dir, str(getattr(error, "reason", error))) from error
+        if cifar10.OFFICIAL_ARCHIVES.get(digest) != name:
+            raise _unavailable(data_dir, f"what came is not the official archive: SHA-256 {digest}")
+        return import_path(archive, data_dir)
+
+
+def _download(url: str, path: Path) -> str:
+    """Write what is at ``url`` to ``path`` and return its SHA-256."""
+    import urllib.request
+
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=_TIMEOUT) as answer, path.open("wb") as file:
+        size = answer.headers.get("Content-Length")
+        name = url.rpartition("/")[2]
+        with progress(f"Downloading {name}", int(size) if size else None, is_bytes=True) as advance:
+            while chunk := answer.read(_CHUNK):
+                digest.update(chunk)
+                file.write(chunk)
+                advance(len(chunk))
+    return digest.hexdigest()
+
+
+def _unavailable(data_dir: Path, reason: str) -> UserError:
+    return UserError(
+        f"CIFAR-10 is not in {data_dir} and could not be downloaded ({reason}): "
+        "with a network, run `cifar-jax data prepare`; with an archive or an image folder, "
+        "`cifar-jax data import PATH`; or train on the embedded digits with "
+        "`--set data.dataset=digits`"
+    )

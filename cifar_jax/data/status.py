@@ -1,0 +1,56 @@
+"""What `cifar-jax data status` says."""
+
+import importlib.util
+from pathlib import Path
+
+from cifar_jax.data import cache, cifar10, digits, tfds_folder
+from cifar_jax.errors import UserError
+
+
+def status(data_dir: Path | None = None) -> str:
+    """Lines that say where data is looked for, what is there, and what the cache holds.
+
+    Reads metadata only, and raises for nothing that it finds.
+    """
+    data_dir = data_dir or tfds_folder.default_data_dir()
+    root = cache.cache_dir()
+    lines = [f"data folder: {data_dir}"]
+    wanted = cifar10.folder(data_dir)
+    versions = sorted(p for p in wanted.parent.glob("*.*.*") if p.is_dir())
+    if wanted not in versions:
+        lines.append(
+            f"  cifar10:{cifar10.VERSION}: not there; `cifar-jax data prepare` downloads it, "
+            "`cifar-jax data import PATH` prepares it from an archive or an image folder"
+        )
+    for path in versions:
+        lines.append(f"  cifar10:{path.name}: {_describe(path)}")
+    lines.append("  digits: embedded, needs no folder")
+    size = sum(f.stat().st_size for f in root.rglob("*") if f.is_file()) if root.is_dir() else 0
+    lines.append(f"cache: {root} ({size / 1e6:.0f} MB)")
+    if wanted in versions:
+        lines.append(f"  cifar10: {_freshness(wanted)}")
+    fresh = cache.is_fresh(digits.source())
+    lines.append(f"  digits: {'fresh' if fresh else 'decoded at the next start'}")
+    return "\n".join(lines)
+
+
+def _describe(path: Path) -> str:
+    try:
+        found = tfds_folder.inspect(path)
+    except UserError as error:
+        return str(error)
+    counts = ", ".join(f"{count:,} {split}" for split, count in found.counts.items())
+    text = f"{found.format}, {counts} images"
+    if path.name != cifar10.VERSION:
+        text += f"; not used: version {cifar10.VERSION} is"
+    elif found.format == "tfrecord" and importlib.util.find_spec("tensorflow") is None:
+        text += "; needs TensorFlow, which is not installed"
+    return text
+
+
+def _freshness(path: Path) -> str:
+    try:
+        fresh = cache.is_fresh(tfds_folder.source(path))
+    except UserError:
+        return "the folder cannot be used"
+    return "fresh" if fresh else "decoded at the next start"

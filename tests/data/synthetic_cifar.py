@@ -1,0 +1,85 @@
+"""Tiny synthetic data in every form that CIFAR-10 comes in."""
+
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from cifar_jax.data.cifar10 import CLASSES
+from cifar_jax.data.dataset import Decoded, Split
+
+PER_BATCH = 4
+BATCHES = (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch")
+
+
+def make_images() -> Decoded:
+    """20 training and 4 test images of noise, in five batches of 4 and one."""
+    rng = np.random.default_rng(0)
+
+    def split(count: int) -> Split:
+        labels = rng.permutation(np.arange(count, dtype=np.int32) % 10)
+        return Split(rng.integers(0, 256, (count, 32, 32, 3), np.uint8), labels)
+
+    return Decoded(CLASSES, split(5 * PER_BATCH), split(PER_BATCH))
+
+
+def _batches(images: Decoded) -> dict[str, Split]:
+    train = [
+        Split(*(part[start : start + PER_BATCH] for part in images.train))
+        for start in range(0, 5 * PER_BATCH, PER_BATCH)
+    ]
+    return dict(zip(BATCHES, [*train, images.test], strict=True))
+
+
+def _rows(split: Split) -> np.ndarray:
+    return split.images.transpose(0, 3, 1, 2).reshape(len(split.labels), -1)
+
+
+def write_python(folder: Path, images: Decoded, protocol: int = 2) -> Path:
+    """cifar-10-batches-py in ``folder``."""
+    path = folder / "cifar-10-batches-py"
+    path.mkdir(parents=True)
+    for name, split in _batches(images).items():
+        batch = {b"batch_label": name.encode(), b"labels": split.labels.tolist()}
+        content = pickle.dumps({**batch, b"data": _rows(split)}, protocol)
+        (path / name).write_bytes(content)
+    return path
+
+
+def write_binary(folder: Path, images: Decoded) -> Path:
+    """cifar-10-batches-bin in ``folder``."""
+    path = folder / "cifar-10-batches-bin"
+    path.mkdir(parents=True)
+    for name, split in _batches(images).items():
+        records = np.concatenate([split.labels[:, None].astype(np.uint8), _rows(split)], axis=1)
+        (path / f"{name}.bin").write_bytes(records.tobytes())
+    return path
+
+
+def pack(path: Path) -> Path:
+    """A compressed archive of a folder, beside it."""
+    archive = path.with_suffix(".tar.gz")
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(path, arcname=path.name)
+    return archive
+
+
+def write_tree(folder: Path, images: Decoded, suffix: str = ".png") -> Path:
+    """train/CLASS/*.png and test/CLASS/*.png in ``folder``."""
+    for name, split in (("train", images.train), ("test", images.test)):
+        for i, (image, label) in enumerate(zip(*split, strict=True)):
+            file = folder / name / CLASSES[label] / f"{i:04d}{suffix}"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(file)
+    return folder
+
+
+FORMS = {
+    "python archive": lambda folder, images: pack(write_python(folder, images)),
+    "binary archive": lambda folder, images: pack(write_binary(folder, images)),
+    "unpacked python archive": write_python,
+    "unpacked binary archive": write_binary,
+    "image folder": write_tree,
+}
