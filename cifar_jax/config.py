@@ -23,8 +23,20 @@ def _require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+class _Settings:
+    """Checks, when made, that every field is of its declared type, which Python leaves undone."""
+
+    def __post_init__(self) -> None:
+        prefix = "" if isinstance(self, Config) else f"{type(self).__name__.lower()}."
+        for name, hint in typing.get_type_hints(type(self)).items():
+            value, options = getattr(self, name), _options(hint)
+            if not any(_fits(value, option) for option in options):
+                expected = " or ".join(_describe(option) for option in options)
+                raise UserError(f"{prefix}{name} must be {expected}, not {value!r}")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Model:
+class Model(_Settings):
     """Which network, and the options that the paper varies. None keeps the network's default."""
 
     name: str
@@ -35,12 +47,13 @@ class Model:
     """Downsampling of the `net*` family."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rate = self.dropout
         _require(rate is None or 0 <= rate < 1, f"model.dropout must be in [0, 1), not {rate}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Optimizer:
+class Optimizer(_Settings):
     """Update rule, in PyTorch's terms."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -55,6 +68,7 @@ class Optimizer:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.lr > 0, f"optimizer.lr must be positive, not {self.lr}")
         for name in ("momentum", "beta1", "beta2"):
             value = getattr(self, name)
@@ -65,7 +79,7 @@ class Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class Schedule(_Settings):
     """How the learning rate moves. `plateau` observes once an epoch, the others follow the step."""
 
     name: Literal["constant", "step", "cosine", "one-cycle", "plateau"] = "constant"
@@ -81,6 +95,7 @@ class Schedule:
     """`one-cycle`: share of the run in which the learning rate rises to `optimizer.lr`."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(0 < self.factor < 1, f"schedule.factor must be in (0, 1), not {self.factor}")
         _require(self.patience >= 0, f"schedule.patience must be at least 0, not {self.patience}")
         _require(
@@ -94,7 +109,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(_Settings):
     """Which images, how they are split, and what is done to them."""
 
     dataset: str = "cifar10"
@@ -112,6 +127,7 @@ class Data:
     epoch's beginning."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
             self.validation >= 0, f"data.validation must not be negative, not {self.validation}"
         )
@@ -126,7 +142,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Train:
+class Train(_Settings):
     """How the run is carried out. Nothing here changes what is learned, but `precision`."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -142,6 +158,7 @@ class Train:
     """Use the first so many devices; None for all that divide the batch."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("steps_per_call", "eval_batch_size", "log_every", "keep_checkpoints"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"train.{name} must be at least 1, not {value}")
@@ -152,7 +169,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Paper:
+class Paper(_Settings):
     """What the paper reports for an experiment."""
 
     tables: str
@@ -162,7 +179,7 @@ class Paper:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(_Settings):
     """One experiment. Fields are in the order of the paper's hyperparameter tables."""
 
     model: Model
@@ -175,6 +192,7 @@ class Config:
     paper: Paper | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(self.epochs >= 1, f"epochs must be at least 1, not {self.epochs}")
         _require(self.batch_size >= 1, f"batch_size must be at least 1, not {self.batch_size}")
 
@@ -264,27 +282,43 @@ def _nearest(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else "; see `cifar-jax experiments --json`"
 
 
+_BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
+_READERS = {int: int, float: float, bool: lambda text: _BOOLEANS[text.lower()]}
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, else the type itself; `Literal[…] | None` is no UnionType."""
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _fits(value: Any, option: Any) -> bool:
+    if typing.get_origin(option) is Literal:
+        return value in typing.get_args(option)
+    if isinstance(value, bool):  # which Python takes for an int
+        return option is bool
+    return isinstance(value, (int, float) if option is float else option)
+
+
+def _describe(option: Any) -> str:
+    if typing.get_origin(option) is Literal:
+        return "one of " + ", ".join(typing.get_args(option))
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return "none" if option is types.NoneType else names.get(option, f"a {option.__name__}")
+
+
 def _parse(text: str, hint: Any, setting: str) -> Any:
-    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    options = _options(hint)
     if types.NoneType in options and text.lower() == "none":
         return None
     kind = next(option for option in options if option is not types.NoneType)
-    if typing.get_origin(kind) is Literal:
-        choices = typing.get_args(kind)
-        if text not in choices:
-            raise UserError(f"--set {setting}: expected one of {', '.join(choices)}")
-        return text
-    if kind is bool:
-        try:
-            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
-        except KeyError:
-            raise UserError(f"--set {setting}: expected true or false") from None
     try:
-        value = kind(text)
-    except ValueError:
-        names = {int: "a whole number", float: "a number"}
-        raise UserError(f"--set {setting}: expected {names.get(kind, kind.__name__)}") from None
-    if kind is float and not math.isfinite(value):
+        value = _READERS.get(kind, str)(text)
+    except (ValueError, KeyError):
+        value = None
+    if not _fits(value, kind):
+        raise UserError(f"--set {setting}: expected {_describe(kind)}")
+    if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"--set {setting}: expected a finite number")
     return value
 
