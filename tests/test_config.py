@@ -1,0 +1,201 @@
+"""Settings: what `--set` accepts and refuses, and that the experiments say what the paper says."""
+
+import json
+
+import pytest
+
+from cifar_jax import catalog
+from cifar_jax.config import (
+    Config,
+    Data,
+    Model,
+    Optimizer,
+    Schedule,
+    Train,
+    differences,
+    flatten,
+    from_flat,
+    override,
+)
+from cifar_jax.errors import UserError
+
+CONFIG = Config(model=Model(name="net"), epochs=1, batch_size=8, optimizer=Optimizer())
+
+# Tables 1–25 and section 3.5: tables, model, epochs, lr, batch, optimizer, weight decay, schedule,
+# augmented, test accuracy, parameters. In the paper's order.
+PAPER = {
+    "basic": ("1–3", "basic", 20, 1e-3, 8, "sgd", 0, "constant", False, 62.06, 62_006),
+    "net": ("4–6", "net", 100, 1e-3, 8, "sgd", 0, "constant", False, 77.91, 2_348_030),
+    "net-bn-gap": (
+        *("7–9", "net-bn-gap", 50, 1e-3, 8, "sgd", 0, "constant", False, 82.14, 413_566),
+    ),
+    "net-attention": (
+        *("10–12", "net-attention", 50, 1e-3, 8, "sgd", 0, "plateau", False, 81.77, 521_646),
+    ),
+    "resnet18-sgd": (
+        *("13–14", "resnet18", 135, 1e-3, 8, "sgd", 5e-4, "constant", True, 90.92, 11_173_962),
+    ),
+    "resnet18-adam": (
+        *("15–16", "resnet18", 135, 1e-3, 8, "adam", 0, "constant", True, 89.66, 11_173_962),
+    ),
+    "resnet18-adam-lr1e-4": (
+        *("17–18", "resnet18", 100, 1e-4, 128, "adam", 0, "constant", True, 91.27, 11_173_962),
+    ),
+    "resnet10": (
+        *("19–20", "resnet10", 135, 1e-4, 128, "adam", 0, "constant", True, 90.03, 4_903_242),
+    ),
+    "resnet10-plateau": (
+        *("21–22", "resnet10", 135, 1e-4, 128, "adam", 0, "plateau", True, 92.09, 4_903_242),
+    ),
+    "resnet10-separable": (
+        *("23–25", "resnet10-separable", 135, 1e-4, 128, "adam", 0, "constant", True),
+        *(90.68, 722_186),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_experiment_has_the_papers_settings(name: str) -> None:
+    c = catalog.load(name).config
+    assert c.paper is not None
+    augmented = c.data.flip
+    assert PAPER[name] == (
+        *(c.paper.tables, c.model.name, c.epochs, c.optimizer.lr, c.batch_size, c.optimizer.name),
+        *(c.optimizer.weight_decay, c.schedule.name, augmented),
+        *(c.paper.test_accuracy, c.paper.parameters),
+    )
+    assert c.data.crop_padding == (4 if augmented else 0)
+    assert c.data.dataset == "cifar10"
+    assert c.data.validation * 50_000 == 5_000
+    assert c.data.train_images is None
+    assert c.train.precision == "float32"
+    assert (c.schedule.patience, c.schedule.factor, c.schedule.threshold) == (5, 0.5, 1e-4)
+    if c.optimizer.name == "sgd":
+        assert c.optimizer.momentum == 0.9
+    else:
+        assert (c.optimizer.beta1, c.optimizer.beta2, c.optimizer.eps) == (0.9, 0.999, 1e-8)
+    if name not in ("basic", "net"):
+        assert c.model.dropout == 0.5
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_flat_settings_survive_json(name: str) -> None:
+    config = catalog.load(name).config
+    flat = flatten(config)
+    assert flatten(from_flat(json.loads(json.dumps(flat)))) == flat
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("epochs=2", 2),
+        ("batch_size = 16", 16),
+        ("optimizer.lr=3e-4", 3e-4),
+        ("optimizer.lr=1", 1.0),
+        ("optimizer.name=adamw", "adamw"),
+        ("data.flip=true", True),
+        ("data.flip=0", False),
+        ("data.train_images=100", 100),
+        ("data.train_images=none", None),
+        ("model.dropout=0.1", 0.1),
+        ("model.dropout=None", None),
+        ("model.pooling=average", "average"),
+        ("model.pooling=none", None),
+        ("model.name=basic", "basic"),
+        ("train.devices=2", 2),
+        ("schedule.name=one-cycle", "one-cycle"),
+    ],
+)
+def test_override_is_typed(setting: str, value: object) -> None:
+    name = setting.partition("=")[0].strip()
+    found = flatten(override(CONFIG, [setting]))[name]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_overrides_apply_in_order_and_leave_the_rest() -> None:
+    changed = override(CONFIG, ["epochs=2", "optimizer.lr=0.1", "epochs=3", "optimizer.momentum=0"])
+    assert differences(flatten(CONFIG), flatten(changed)) == {
+        "epochs": (1, 3),
+        "optimizer.lr": (1e-3, 0.1),
+        "optimizer.momentum": (0.9, 0.0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epochs", "expected key=value"),
+        ("epoch=2", "did you mean epochs?"),
+        ("lr=0.1", "did you mean optimizer.lr?"),
+        ("optimizer.learning_rate=0.1", "no field 'optimizer.learning_rate'"),
+        ("optimiser.lr=0.1", "did you mean optimizer.lr?"),
+        ("model=net", "did you mean model.name?"),
+        ("paper.test_accuracy=99", "no field 'paper.test_accuracy'"),
+        ("zzzzz=1", "no field 'zzzzz'"),
+        ("epochs=two", "expected a whole number"),
+        ("epochs=2.5", "expected a whole number"),
+        ("epochs=", "expected a whole number"),
+        ("epochs=none", "expected a whole number"),
+        ("optimizer.lr=fast", "expected a number"),
+        ("optimizer.lr=nan", "expected a finite number"),
+        ("optimizer.lr=inf", "expected a finite number"),
+        ("optimizer.name=Adam", "expected one of sgd, adam, adamw"),
+        ("model.pooling=min", "expected one of max, average, strided-conv"),
+        ("data.flip=perhaps", "expected true or false"),
+        ("epochs=0", "epochs must be at least 1, not 0"),
+        ("batch_size=0", "batch_size must be at least 1, not 0"),
+        ("model.dropout=1", "model.dropout must be in [0, 1)"),
+        ("optimizer.lr=0", "optimizer.lr must be positive"),
+        ("optimizer.momentum=1", "optimizer.momentum must be in [0, 1)"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay must not be negative"),
+        ("schedule.factor=1", "schedule.factor must be in (0, 1)"),
+        ("schedule.patience=-1", "schedule.patience must be at least 0"),
+        ("schedule.warmup=0", "schedule.warmup must be in (0, 1)"),
+        ("data.validation=-0.1", "data.validation must not be negative"),
+        ("data.train_images=0", "data.train_images must be at least 1"),
+        ("data.crop_padding=17", "data.crop_padding must be in 0..16"),
+        ("train.steps_per_call=0", "train.steps_per_call must be at least 1"),
+        ("train.devices=0", "train.devices must be at least 1"),
+    ],
+)
+def test_bad_override_names_the_field(setting: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        override(CONFIG, [setting])
+    assert message in str(error.value)
+    assert setting.partition("=")[0] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Optimizer(name="sdg"), "optimizer.name"),  # pyright: ignore
+        (lambda: Optimizer(lr="0.1"), "optimizer.lr"),  # pyright: ignore
+        (lambda: Model(name=None), "model.name"),  # pyright: ignore
+        (lambda: Model(name="net", pooling="min"), "model.pooling"),  # pyright: ignore
+        (lambda: Schedule(name="linear"), "schedule.name"),  # pyright: ignore
+        (lambda: Data(flip="yes"), "data.flip"),  # pyright: ignore
+        (lambda: Data(train_images=2.5), "data.train_images"),  # pyright: ignore
+        (lambda: Train(precision="float16"), "train.precision"),  # pyright: ignore
+        (lambda: Config(model="net", epochs=1, batch_size=8, optimizer=Optimizer()), "model"),  # pyright: ignore
+        (
+            lambda: Config(
+                model=Model(name="net"), epochs=True, batch_size=8, optimizer=Optimizer()
+            ),
+            "epochs",
+        ),
+    ],
+)
+def test_settings_in_a_file_are_typed_too(make, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_a_setting_from_another_version_is_refused_by_name() -> None:
+    with pytest.raises(UserError, match=r"optimizer\.nesterov"):
+        from_flat(flatten(CONFIG) | {"optimizer.nesterov": True})
+
+
+def test_differences_name_what_is_absent() -> None:
+    assert differences({"a": 1, "b": 2}, {"b": 2, "c": 3}) == {"a": (1, None), "c": (None, 3)}
