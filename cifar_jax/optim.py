@@ -22,9 +22,10 @@ def make_schedule(
         case "constant" | "plateau":
             return optax.constant_schedule(lr)
         case "step":
-            return optax.exponential_decay(
-                lr, schedule.step_epochs * steps_per_epoch, schedule.factor, staircase=True
-            )
+            # In whole numbers: optax's `exponential_decay(staircase=True)` divides in floating
+            # point, where jit may round to just below the boundary and be a step late.
+            period, factor = schedule.step_epochs * steps_per_epoch, schedule.factor
+            return lambda step: lr * factor ** jnp.floor_divide(step, period).astype(float)
         case "cosine":
             return optax.cosine_decay_schedule(lr, steps)
         case "one-cycle":

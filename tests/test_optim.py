@@ -1,0 +1,57 @@
+"""Learning rates by step, in closed form. Updates and the plateau are compared with PyTorch's."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax.config import Schedule
+from cifar_jax.optim import make_schedule
+
+LR, EPOCHS = 1e-3, 12
+
+
+def rates(schedule: Schedule, steps_per_epoch: int) -> np.ndarray:
+    """The learning rate of each step of a run, as it is computed inside jit."""
+    by_step = make_schedule(schedule, LR, steps_per_epoch, EPOCHS)
+    steps = jnp.arange(steps_per_epoch * EPOCHS, dtype=jnp.int32)
+    return np.asarray(jax.jit(jax.vmap(lambda step: jnp.asarray(by_step(step))))(steps))
+
+
+@pytest.mark.parametrize("name", ["constant", "plateau"])
+def test_constant(name: str) -> None:
+    np.testing.assert_allclose(rates(Schedule(name=name), 7), LR)  # pyright: ignore
+
+
+@pytest.mark.parametrize("steps_per_epoch", [7, 41, 351])
+@pytest.mark.parametrize("step_epochs", [1, 3, 100])
+def test_step_falls_with_the_first_step_of_an_epoch(steps_per_epoch: int, step_epochs: int) -> None:
+    found = rates(Schedule(name="step", step_epochs=step_epochs, factor=0.1), steps_per_epoch)
+    epochs = np.arange(EPOCHS).repeat(steps_per_epoch)
+    np.testing.assert_allclose(found, LR * 0.1 ** (epochs // step_epochs), rtol=1e-5)
+
+
+def test_cosine_falls_to_zero_at_the_end_of_the_run() -> None:
+    found = rates(Schedule(name="cosine"), 10)
+    expected = [LR * (1 + math.cos(math.pi * step / 120)) / 2 for step in range(120)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-9)
+
+
+def test_one_cycle_peaks_after_its_warmup() -> None:
+    found = rates(Schedule(name="one-cycle", warmup=0.25), 10)
+    assert found.argmax() == 30
+    np.testing.assert_allclose(found[30], LR, rtol=1e-5)
+    assert (np.diff(found[:31]) > 0).all()
+    assert (np.diff(found[30:]) < 0).all()
+    np.testing.assert_allclose(found[0], LR / 25, rtol=1e-3)
+    assert found[-1] < LR / 100
+
+
+@pytest.mark.parametrize("name", ["constant", "step", "cosine", "one-cycle", "plateau"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_shortest_runs_have_finite_rates(name: str, steps: int) -> None:
+    by_step = make_schedule(Schedule(name=name), LR, steps, 1)  # pyright: ignore
+    found = [float(by_step(step)) for step in range(steps)]
+    assert all(0 < rate <= LR * 1.001 for rate in found)
