@@ -29,7 +29,7 @@ import filelock
 from cifar_jax.config import differences
 from cifar_jax.errors import UserError
 
-_OWN = ("config.json", "env.json", "log.txt", "metrics.jsonl", "result.json")
+_OWN_FILES = ("env.json", "log.txt", "metrics.jsonl", "result.json")
 _OWN_FOLDERS = ("tensorboard", "checkpoints")
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 
@@ -137,29 +137,33 @@ def open_workdir(path: Path, identity: Mapping[str, Any], *, fresh: bool) -> Ite
 
     Raises:
       UserError: another process is at work in the folder; it holds another config, or files that
-        are not a run's.
+        are not a run's; it cannot be made or written to.
     """
     known = path / "config.json"
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is not a folder")
-    visible = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
-    if visible and not known.exists():
-        raise UserError(f"{path} holds other files and no run: choose another --workdir")
-    if known.exists() and not fresh:
-        _check_identity(path, read_json(known), identity)
-    path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / ".lock")
     try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is not a folder")
+        visible = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
+        if visible and not known.exists():
+            raise UserError(f"{path} holds other files and no run: choose another --workdir")
+        if known.exists() and not fresh:
+            _check_identity(path, identity)
+        path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise UserError(f"{path} is in use by another process; wait for it or stop it") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be used: {error.strerror or error}") from None
     try:
         if fresh:
-            for name in _OWN:
+            for name in _OWN_FILES:
                 (path / name).unlink(missing_ok=True)
             for name in _OWN_FOLDERS:
                 shutil.rmtree(path / name, ignore_errors=True)
-        if not known.exists():
+        # The last to be replaced: a folder with files and no config.json would be taken for
+        # somebody else's, if this were killed on the way.
+        if fresh or not known.exists():
             write_json(known, identity)
         yield Workdir(path)
     finally:
@@ -174,7 +178,7 @@ def finished_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
     """
     if not (path / "config.json").exists():
         return None
-    _check_identity(path, read_json(path / "config.json"), identity)
+    _check_identity(path, identity)
     return Workdir(path).result()
 
 
@@ -186,15 +190,25 @@ def existing_workdir(path: Path) -> tuple[Workdir, dict[str, Any]]:
     """
     if not path.is_dir():
         raise UserError(f"no folder {path}; runs are under runs/EXPERIMENT/seedN")
-    return Workdir(path), read_json(path / "config.json")
+    return Workdir(path), _read_identity(path)
 
 
-def _check_identity(path: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _read_identity(path: Path) -> dict[str, Any]:
+    identity = read_json(path / "config.json")
+    if not (
+        isinstance(identity, dict)
+        and {"experiment", "seed"} <= identity.keys()
+        and isinstance(identity.get("config"), dict)
+    ):
+        raise UserError(f"{path / 'config.json'} is damaged, or not a run's")
+    return identity
+
+
+def _check_identity(path: Path, wanted: Mapping[str, Any]) -> None:
     def settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-        named = {key: identity.get(key) for key in ("experiment", "seed")}
-        return named | identity.get("config", {})
+        return {key: identity[key] for key in ("experiment", "seed")} | identity["config"]
 
-    differing = differences(settings(found), settings(wanted))
+    differing = differences(settings(_read_identity(path)), settings(wanted))
     if differing:
         listing = ", ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
         raise UserError(
