@@ -1,0 +1,108 @@
+"""Order, augmentation and normalisation of batches, against plain NumPy."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax.data import pipeline
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 256, (64, 6, 5, 3), np.uint8)
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(20, 4), (22, 4), (5, 5), (7, 5)])
+def test_dropping_takes_every_image_at_most_once(count: int, batch_size: int) -> None:
+    order = pipeline.epoch_order(jax.random.key(0), count, batch_size, "drop")
+    chex.assert_shape(order, (count // batch_size, batch_size))
+    chex.assert_type(order, jnp.int32)
+    assert len(set(np.asarray(order).ravel().tolist())) == order.size
+    assert 0 <= order.min() <= order.max() < count
+
+
+@pytest.mark.parametrize(("count", "batch_size"), [(20, 4), (22, 4), (5, 5), (7, 5)])
+def test_wrapping_takes_every_image_and_fills_up_from_the_beginning(
+    count: int, batch_size: int
+) -> None:
+    order = np.asarray(pipeline.epoch_order(jax.random.key(0), count, batch_size, "wrap"))
+    assert order.shape == (-(-count // batch_size), batch_size)
+    flat = order.ravel()
+    np.testing.assert_array_equal(np.sort(flat[:count]), np.arange(count))
+    np.testing.assert_array_equal(flat[count:], flat[: flat.size - count])
+    # An update never sees an image twice.
+    assert all(len(set(row)) == batch_size for row in order.tolist())
+
+
+def test_order_is_shuffled_and_follows_from_the_key() -> None:
+    key = jax.random.key(0)
+    first, again = (pipeline.epoch_order(key, 100, 10, "drop") for _ in range(2))
+    other = pipeline.epoch_order(jax.random.fold_in(key, 1), 100, 10, "drop")
+    np.testing.assert_array_equal(first, again)
+    assert (np.asarray(first).ravel() != np.arange(100)).mean() > 0.8
+    assert (np.asarray(first) != np.asarray(other)).mean() > 0.8
+
+
+@pytest.mark.parametrize("padding", [1, 4])
+def test_crops_are_windows_of_the_zero_padded_image(images: np.ndarray, padding: int) -> None:
+    height, width = images.shape[1:3]
+    crops = np.asarray(pipeline.augment(jax.random.key(1), jnp.asarray(images), padding, False))
+    assert crops.dtype == np.uint8
+    sides = (padding, padding)
+    padded = np.pad(images, [(0, 0), sides, sides, (0, 0)])
+    corners = set()
+    for crop, whole in zip(crops, padded, strict=True):
+        found = [
+            (y, x)
+            for y in range(2 * padding + 1)
+            for x in range(2 * padding + 1)
+            if np.array_equal(crop, whole[y : y + height, x : x + width])
+        ]
+        assert found
+        corners.add(found[0])
+    # Each image has its own corner, and both ends of the range are reached.
+    for axis in range(2):
+        assert {corner[axis] for corner in corners} == set(range(2 * padding + 1))
+
+
+def test_flip_mirrors_about_half_of_the_images(images: np.ndarray) -> None:
+    flipped = np.asarray(pipeline.augment(jax.random.key(2), jnp.asarray(images), 0, True))
+    same = (flipped == images).all(axis=(1, 2, 3))
+    mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert (same | mirrored).all()
+    assert 0.25 < mirrored.mean() < 0.75
+
+
+def test_no_augmentation_changes_nothing(images: np.ndarray) -> None:
+    unchanged = pipeline.augment(jax.random.key(0), jnp.asarray(images), 0, False)
+    np.testing.assert_array_equal(unchanged, images)
+
+
+def test_augmentation_follows_from_the_key(images: np.ndarray) -> None:
+    def augmented(seed: int) -> np.ndarray:
+        key = jax.random.key(seed)
+        return np.asarray(pipeline.augment(key, jnp.asarray(images), 2, True))
+
+    np.testing.assert_array_equal(augmented(0), augmented(0))
+    assert (augmented(0) != augmented(1)).any()
+
+
+def test_normalised_images_have_zero_mean_and_unit_variance(images: np.ndarray) -> None:
+    channels = images.reshape(-1, 3) / 255
+    mean, std = channels.mean(0), channels.std(0)
+    normalised = pipeline.normalise(jnp.asarray(images), mean.tolist(), std.tolist())
+    chex.assert_type(normalised, jnp.float32)
+    expected = (images / 255 - mean) / std
+    np.testing.assert_allclose(normalised, expected, atol=2e-6)
+    np.testing.assert_allclose(np.mean(normalised, (0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(normalised, (0, 1, 2)), 1, atol=1e-5)
+
+
+def test_normalise_computes_in_float32_whatever_it_returns(images: np.ndarray) -> None:
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    wide = pipeline.normalise(jnp.asarray(images), mean, std)
+    narrow = pipeline.normalise(jnp.asarray(images), mean, std, jnp.bfloat16)
+    chex.assert_type(narrow, jnp.bfloat16)
+    np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))
