@@ -1,0 +1,89 @@
+"""The table on a console: coloured and as wide as the terminal, plain where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cifar_jax.report.table import Group, Row, row
+
+PLAIN_WIDTH = 100
+ROOMY_WIDTH = 92
+
+
+def show(groups: Sequence[Group], console: Console | None = None) -> None:
+    """Print the table of the paper's and other experiments, and one of runs with other settings."""
+    console = console or Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(file=console.file, width=PLAIN_WIDTH, highlight=False)
+    own = [row(group) for group in groups if not group.changes]
+    other = [row(group) for group in groups if group.changes]
+    # One device is said once; a column of it would only take width.
+    devices = {r.device for r in [*own, *other] if r.device}
+    each = len(devices) > 1 and console.width >= ROOMY_WIDTH
+    console.print(_table(own, console.width, paper=True, device=each))
+    console.print()
+    if other:
+        console.print(_table(other, console.width, paper=False, device=each))
+        console.print()
+    if not any(group.runs for group in groups):
+        console.print(
+            "No runs yet: [bold]make exp-basic[/], or [bold]cifar-jax train basic[/], trains the "
+            "paper's first experiment. [bold]make demo[/] needs no download, and a minute or two."
+        )
+        return
+    where = "" if each or not devices else f" Device: {escape('; '.join(sorted(devices)))}."
+    console.print(
+        "Accuracy on the test images in percent, after the last epoch: mean ± standard deviation "
+        "over seeds. “At best” is after the epoch with the best validation accuracy. Time is a "
+        f"run's.{where}",
+        style="dim",
+    )
+
+
+def _table(rows: Sequence[Row], width: int, *, paper: bool, device: bool) -> Table:
+    table = Table(
+        title="Paper against measured" if paper else "With settings other than the experiment's",
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1 if width >= ROOMY_WIDTH and not device else 0, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("experiment", overflow="fold", min_width=20)
+    if paper:
+        table.add_column("para-\nmeters", justify="right")
+        table.add_column("\npaper", justify="right", no_wrap=True)
+    # Wide enough for a mean and its deviation; how far an unfinished run is may wrap.
+    measured_width = 18 if width >= ROOMY_WIDTH and not device else 13
+    table.add_column("\nmeasured", justify="right", min_width=12, max_width=measured_width)
+    if paper:
+        table.add_column("differ-\nence", justify="right", no_wrap=True)
+    table.add_column("at\nbest", justify="right", no_wrap=True)
+    table.add_column("\nepochs", justify="right", no_wrap=True)
+    table.add_column("\ntime", justify="right", no_wrap=True)
+    if device:
+        table.add_column("\ndevice")
+    for r in rows:
+        ran = bool(r.measured)
+        experiment = r.experiment if ran else f"[dim]{escape(r.experiment)}[/]"
+        if r.changes:
+            experiment = f"{escape(r.experiment)}\n[dim]{escape(' '.join(r.changes))}[/]"
+        lines = [f"[bold]{r.measured}[/]"] if ran else []
+        lines += [f"[dim]{line.replace(', ', chr(10))}[/]" for line in r.runs]
+        colour = "yellow" if r.difference.startswith("−") else "green"
+        cells = [experiment]
+        if paper:
+            cells += [r.parameters.replace(" ≠", "\n≠") if ran else f"[dim]{r.parameters}[/]"]
+            cells += [r.paper]
+        cells += ["\n".join(lines)]
+        if paper:
+            cells += [f"[{colour}]{r.difference}[/]"]
+        cells += [r.best, r.epochs, r.wall_time]
+        table.add_row(*cells, *([escape(r.device)] if device else []))
+    return table

@@ -1,0 +1,52 @@
+import json
+from pathlib import Path
+
+import pytest
+from run_folders import MakeRun
+
+from cifar_jax import report
+from cifar_jax.errors import UserError
+
+
+def test_runs_are_found_at_any_depth_and_once(make_run: MakeRun, tmp_path: Path) -> None:
+    a = make_run("basic", 0)
+    b = make_run("net", 0, folder="gpu/monday/net")
+    (a / "checkpoints").mkdir()
+    (a / "checkpoints" / "config.json").write_text("orbax's own")
+    runs = report.read_runs([tmp_path / "runs", a])
+    assert {run.path for run in runs} == {a, b}
+
+
+def test_without_runs_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert report.read_runs() == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("result.json", "{", "result.json cannot be read"),
+        ("result.json", '{"experiment": "basic"}', "result.json is incomplete: it has no 'model'"),
+        ("result.json", None, "'test_accuracy' that makes no sense: 'high'"),
+        ("config.json", "[]", r"config\.json is damaged"),
+        ("metrics.jsonl", '{"epoch": 1}\n', "metrics.jsonl is incomplete"),
+    ],
+)
+def test_damaged_runs_are_named(
+    make_run: MakeRun, name: str, content: str | None, told: str
+) -> None:
+    path = make_run("basic")
+    if content is None:
+        content = json.dumps(json.loads((path / name).read_text()) | {"test_accuracy": "high"})
+    (path / name).write_text(content)
+    with pytest.raises(UserError, match=told) as error:
+        report.read_runs([path])
+    assert str(path / name) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_path_without_a_run_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run"):
+        report.read_runs([tmp_path / "absent"])
+    with pytest.raises(UserError, match="no run in"):
+        report.read_runs([tmp_path])

@@ -1,0 +1,153 @@
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from run_folders import MakeRun
+
+from cifar_jax import report
+from cifar_jax.report.table import Row, collect, duration, row
+
+PAPER = [
+    "basic",
+    "net",
+    "net-bn-gap",
+    "net-attention",
+    "resnet18-sgd",
+    "resnet18-adam",
+    "resnet18-adam-lr1e-4",
+    "resnet10",
+    "resnet10-plateau",
+    "resnet10-separable",
+]
+
+
+def rows(root: Path) -> list[Row]:
+    return [row(group) for group in collect(report.read_runs([root]))]
+
+
+def test_every_experiment_of_the_paper_has_a_row_without_a_run() -> None:
+    table = [row(group) for group in collect([])]
+    assert [r.experiment for r in table] == PAPER
+    assert {r.runs for r in table} == {("not run",)}
+    assert table[0].parameters == "62,006"
+    assert [table[0].paper, table[0].measured, table[0].difference] == ["62.06", "", ""]
+
+
+def test_seeds_are_averaged_with_the_sample_deviation(make_run: MakeRun, tmp_path: Path) -> None:
+    values = [62.4, 61.9, 63.1]
+    for seed, value in enumerate(values):
+        make_run("basic", seed, test=value, wall_seconds=60.0 * (seed + 100))
+    first = rows(tmp_path)[0]
+    mean = statistics.fmean(values)
+    assert first.measured == f"{mean:.2f} ± {statistics.stdev(values):.2f}" == "62.47 ± 0.60"
+    assert first.runs == ("(3 seeds)",)
+    assert first.difference == f"+{mean - 62.06:.2f}"
+    assert first.best == f"{mean + 0.25:.2f}"
+    assert first.wall_time == "1.7 h"
+    assert first.device == "AMD EPYC 7B13, 2 cores"
+
+
+def test_one_seed_has_no_deviation_and_a_copy_counts_once(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("basic", 0, test=61.0)
+    make_run("basic", 0, test=61.0, folder="copy")
+    first = rows(tmp_path)[0]
+    assert first.measured == "61.00"
+    assert first.runs == ()
+    assert first.difference == "−1.06"
+
+
+def test_other_settings_never_reach_the_papers_row(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("basic", 0, test=62.0)
+    for seed, value in enumerate([90.0, 92.0]):
+        overrides = {"data.dataset": "digits", "epochs": 3}
+        make_run("basic", seed, test=value, overrides=overrides, folder=f"digits/{seed}")
+    make_run("basic", 0, test=50.0, overrides={"epochs": 3}, folder="short")
+    table = rows(tmp_path)
+    assert table[0].measured == "62.00"
+    digits, short = (r for r in table if r.changes)
+    assert digits.changes == ("data.dataset=digits", "epochs=3")
+    assert [digits.measured, digits.runs, digits.epochs] == ["91.00 ± 1.41", ("(2 seeds)",), "3"]
+    assert [short.changes, short.measured] == [("epochs=3",), "50.00"]
+    assert digits.paper == digits.difference == short.paper == short.difference == ""
+
+
+def test_a_run_of_an_experiment_file_that_changed_since_is_another(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    path = make_run("basic") / "config.json"
+    identity = json.loads(path.read_text())
+    identity["config"] |= {"optimizer.lr": 0.5, "train.no_longer_known": 1}
+    del identity["config"]["data.flip"]  # as if it came later
+    path.write_text(json.dumps(identity))
+    table = rows(tmp_path)
+    assert table[0].runs == ("not run",)
+    assert table[-1].changes == ("optimizer.lr=0.5",)
+
+
+def test_unfinished_runs_say_how_far_they_are(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("resnet10-plateau", test=None, done=12)
+    last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    make_run("net", test=None)
+    make_run("basic", 0, test=62.0)
+    make_run("basic", 1, test=None, done=5)
+    table = {r.experiment: r for r in rows(tmp_path)}
+    plateau = table["resnet10-plateau"]
+    assert plateau.runs == (f"epoch 12/135, validation {last['validation_accuracy']:.1f} %",)
+    assert plateau.measured == plateau.difference == plateau.wall_time == ""
+    assert table["net"].runs == ("epoch 0/100",)
+    assert table["basic"].measured == "62.00"
+    assert table["basic"].runs[0].startswith("epoch 5/20, validation ")
+
+
+def test_another_count_of_parameters_stands_beside_the_papers(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("basic", parameters=62_000)
+    assert rows(tmp_path)[0].parameters == "62,000 ≠ 62,006"
+
+
+def test_other_experiments_follow_the_papers(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("basic", test=70.0)
+    for name in ("config.json", "result.json"):
+        content = json.loads((path / name).read_text())
+        (path / name).write_text(json.dumps(content | {"experiment": "mine"}))
+    table = rows(tmp_path)
+    assert [r.experiment for r in table] == [*PAPER, "mine"]
+    # An experiment of another's file, whose result tells what it is to be compared with.
+    assert [table[-1].paper, table[-1].difference] == ["62.06", "+7.94"]
+
+
+@pytest.mark.parametrize(
+    ("device", "text"),
+    [
+        ({"platform": "gpu", "kind": "NVIDIA L4", "count": 1}, "NVIDIA L4"),
+        ({"platform": "tpu", "kind": "TPU v5 lite", "count": 4}, "4 × TPU v5 lite"),
+    ],
+)
+def test_accelerators_are_named(
+    make_run: MakeRun, tmp_path: Path, device: dict[str, object], text: str
+) -> None:
+    make_run("basic", device=device)
+    assert rows(tmp_path)[0].device == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (99, "99 s"), (101, "2 min"), (6001, "1.7 h"), (200_000, "2.3 d")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_import_is_cheap() -> None:
+    code = (
+        "import sys, cifar_jax.report as r; r.collect([]);"
+        "print({'jax', 'numpy', 'matplotlib', 'rich'} & set(sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
