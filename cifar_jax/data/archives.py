@@ -16,6 +16,7 @@ import numpy as np
 
 from cifar_jax.data.cifar10 import CLASSES
 from cifar_jax.data.dataset import Decoded, Split
+from cifar_jax.data.progress import reason
 from cifar_jax.errors import UserError
 
 IMAGES_PER_BATCH = 10_000
@@ -23,7 +24,7 @@ _TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _BATCHES = (*_TRAIN_BATCHES, "test_batch")
 # MD5 of the official files: the python ones as in torchvision's datasets/cifar.py, the binary ones
 # as in GoTorch's download script.
-_OFFICIAL_MD5 = {
+OFFICIAL_MD5 = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
     "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
@@ -117,7 +118,7 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Archive:
             rows, labels = parse(batches[name + suffix])
         # A damaged pickle can raise anything.
         except Exception as error:
-            raise UserError(f"{path}: {name}{suffix} is damaged ({error})") from error
+            raise UserError(f"{path}: {name}{suffix} is damaged ({reason(error)})") from error
         images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[name] = Split(images, labels)
     train = Split(
@@ -126,7 +127,7 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Archive:
     )
     is_official = all(
         hashlib.md5(batches[name + suffix], usedforsecurity=False).hexdigest()
-        == _OFFICIAL_MD5[name + suffix]
+        == OFFICIAL_MD5[name + suffix]
         for name in _BATCHES
     )
     return Archive(

@@ -7,20 +7,23 @@ from pathlib import Path
 from cifar_jax.data import cifar10, tfds_write
 from cifar_jax.data.importing import ImportResult, import_path
 from cifar_jax.data.progress import progress
+from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError
 
 _TIMEOUT = 10.0  # seconds without an answer, so that a machine without a network soon says so
 _CHUNK = 1 << 18
 
 
-def prepare(data_dir: Path) -> ImportResult:
-    """Prepare CIFAR-10 under ``data_dir`` from the official python archive, which is downloaded.
+def prepare(data_dir: Path | None = None) -> ImportResult:
+    """Prepare CIFAR-10 from the official python archive, which is downloaded.
 
-    Its hash is checked, and it is not kept. Raises UserError if CIFAR-10 is there already, and one
-    that names the other ways to data if the archive cannot be downloaded.
+    ``data_dir`` is as for `cifar_jax.data.load`. The archive's hash is checked, and it is not kept.
+    Raises UserError if CIFAR-10 is there already, and one that names the other ways to data if the
+    archive cannot be downloaded.
     """
     import http.client
 
+    data_dir = data_dir or default_data_dir()
     tfds_write.check_target(data_dir)
     name = cifar10.ARCHIVE_URL.rpartition("/")[2]
     with tempfile.TemporaryDirectory(prefix="cifar-jax-") as scratch:
@@ -50,9 +53,9 @@ def _download(url: str, path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unavailable(data_dir: Path, reason: str) -> UserError:
+def _unavailable(data_dir: Path, why: str) -> UserError:
     return UserError(
-        f"CIFAR-10 is not in {data_dir} and could not be downloaded ({reason}): "
+        f"CIFAR-10 is not in {data_dir} and could not be downloaded ({why}): "
         "with a network, run `cifar-jax data prepare`; with an archive or an image folder, "
         "`cifar-jax data import PATH`; or train on the embedded digits with "
         "`--set data.dataset=digits`"

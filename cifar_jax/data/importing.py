@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_jax.data import archives, cifar10, image_tree, tfds_write
+from cifar_jax.data import archives, cifar10, image_tree, tfds_folder, tfds_write
 from cifar_jax.data.dataset import Decoded
 from cifar_jax.errors import UserError
 
@@ -29,12 +29,13 @@ class ImportResult(NamedTuple):
     path: Path
 
 
-def import_path(path: Path, data_dir: Path) -> ImportResult:
-    """Prepare CIFAR-10 under ``data_dir`` from an archive, its unpacked folder, or an image folder.
+def import_path(path: Path, data_dir: Path | None = None) -> ImportResult:
+    """Prepare CIFAR-10 from an archive, its unpacked folder, or an image folder.
 
-    Nothing is written unless all of it was readable. Raises UserError for anything else, and if
-    CIFAR-10 is prepared there already.
+    ``data_dir`` is as for `cifar_jax.data.load`. Nothing is written unless all of ``path`` was
+    readable. Raises UserError for anything else, and if CIFAR-10 is prepared there already.
     """
+    data_dir = data_dir or tfds_folder.default_data_dir()
     tfds_write.check_target(data_dir)
     recognised, official, decoded, remarks = _read(path)
     counts = {"train": len(decoded.train.labels), "test": len(decoded.test.labels)}

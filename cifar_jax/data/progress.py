@@ -10,6 +10,11 @@ def notice(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def reason(error: Exception) -> str:
+    """An error in one line, for the end of a message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @contextmanager
 def progress(
     description: str, total: int | None, *, is_bytes: bool = False

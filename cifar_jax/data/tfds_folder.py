@@ -16,7 +16,7 @@ import numpy as np
 
 from cifar_jax.data.cache import Source
 from cifar_jax.data.dataset import IMAGE_SHAPE, Decoded, Split
-from cifar_jax.data.progress import progress
+from cifar_jax.data.progress import progress, reason
 from cifar_jax.errors import UserError
 
 _BATCH = 1000  # records read at a time
@@ -45,7 +45,7 @@ def inspect(path: Path) -> TfdsFolder:
     """
     try:
         info = json.loads((path / "dataset_info.json").read_text())
-        classes = tuple((path / "label.labels.txt").read_text().split())
+        classes = tuple((path / "label.labels.txt").read_text().splitlines())
         counts = {s["name"]: sum(map(int, s["shardLengths"])) for s in info["splits"]}
         json.loads((path / "features.json").read_text())  # tfds reads it, and says less
         formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
@@ -64,8 +64,8 @@ def inspect(path: Path) -> TfdsFolder:
         raise _broken(path, f"{Path(error.filename).name} is missing") from error
     except OSError as error:
         raise _broken(path, str(error.strerror)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise _broken(path, f"its metadata are damaged ({error})") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _broken(path, f"its metadata are damaged ({reason(error)})") from error
 
 
 def source(path: Path) -> Source:
@@ -118,8 +118,8 @@ def decode(folder: TfdsFolder) -> Decoded:
             # Damage shows as RuntimeError (array_record), DecodeError (protobuf), OSError or
             # SyntaxError (Pillow), or TensorFlow's own errors: there is no common base.
             except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-                raise _broken(folder.path, f"its {name} records are damaged ({reason})") from error
+                what = f"its {name} records are damaged ({reason(error)})"
+                raise _broken(folder.path, what) from error
             splits[name] = split
     return Decoded(folder.classes, splits["train"], splits["test"])
 
@@ -150,6 +150,7 @@ def _array_records(folder: TfdsFolder, split: str) -> Iterator[list[bytes]]:
 
 def _tfrecords(folder: TfdsFolder, split: str) -> Iterator[list[bytes]]:
     try:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # or it reports on the processor
         import tensorflow as tf  # pyright: ignore[reportMissingImports, reportMissingModuleSource]
     except ImportError as error:
         raise UserError(

@@ -37,13 +37,29 @@ def _rows(split: Split) -> np.ndarray:
     return split.images.transpose(0, 3, 1, 2).reshape(len(split.labels), -1)
 
 
-def write_python(folder: Path, images: Decoded, protocol: int = 2) -> Path:
-    """cifar-10-batches-py in ``folder``."""
+def _python_2_pickle(split: Split) -> bytes:
+    """What Python 2 wrote, and Python 3 cannot: a dictionary with byte strings for text."""
+
+    def number(value: int) -> bytes:
+        return b"J" + value.to_bytes(4, "little", signed=True)
+
+    data = _rows(split)
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+    dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * number(-1) + b"K\x00tb"
+    content = b"T" + data.size.to_bytes(4, "little") + data.tobytes()
+    state = b"(K\x01" + number(data.shape[0]) + number(data.shape[1]) + b"\x86" + dtype
+    labels = b"](" + b"".join(number(int(label)) for label in split.labels) + b"e"
+    array += state + b"\x89" + content + b"tb"
+    return b"\x80\x02}(U\x04data" + array + b"U\x06labels" + labels + b"u."
+
+
+def write_python(folder: Path, images: Decoded, protocol: int | None = None) -> Path:
+    """cifar-10-batches-py in ``folder``; with a ``protocol``, as Python 3 would save it again."""
     path = folder / "cifar-10-batches-py"
     path.mkdir(parents=True)
     for name, split in _batches(images).items():
-        batch = {b"batch_label": name.encode(), b"labels": split.labels.tolist()}
-        content = pickle.dumps({**batch, b"data": _rows(split)}, protocol)
+        batch = {"labels": split.labels.tolist(), "data": _rows(split)}
+        content = pickle.dumps(batch, protocol) if protocol else _python_2_pickle(split)
         (path / name).write_bytes(content)
     return path
 

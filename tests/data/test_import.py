@@ -88,7 +88,7 @@ def test_metadata_are_those_of_stock_tfds(prepared: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_batches_that_python_3_saved_again(protocol: int, images: Decoded, tmp_path: Path) -> None:
     read = archives.read_folder(synthetic.write_python(tmp_path, images, protocol)).images
     np.testing.assert_array_equal(read.train.images, images.train.images)
@@ -118,7 +118,7 @@ def test_official_batches_are_recognised(
     path = synthetic.write_binary(tmp_path, images)
     for file in path.iterdir():
         digest = hashlib.md5(file.read_bytes()).hexdigest()
-        monkeypatch.setitem(archives._OFFICIAL_MD5, file.name, digest)
+        monkeypatch.setitem(archives.OFFICIAL_MD5, file.name, digest)
     assert data.import_path(path, data_dir).official is not None
 
 

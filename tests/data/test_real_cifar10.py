@@ -1,4 +1,4 @@
-"""The real CIFAR-10, where it is prepared; its cache is the user's own, so it is decoded once."""
+"""The real CIFAR-10, where it is prepared; decoded once, into the cache that the whole suite shares."""
 
 import os
 import time
@@ -10,7 +10,7 @@ import pytest
 from cifar_jax import data
 from cifar_jax.data import cifar10
 
-# Read before any fixture changes them.
+# Read before this folder's fixtures change them.
 _CACHE = os.environ.get("CIFAR_JAX_CACHE")
 _DATA_DIR = data.default_data_dir()
 
