@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -115,7 +114,10 @@ def setup(config: Config) -> Setup:
 
 def init_state(setup: Setup, seed: int) -> TrainState:
     """The state that a run of that seed begins with, on the devices."""
-    init = partial(steps.init_state, setup.model, setup.tx, image_shape=models.IMAGE_SHAPE)
+
+    def init(key: jax.Array) -> TrainState:
+        return steps.init_state(models.init_variables(setup.model, key), setup.tx)
+
     key, _, _ = _keys(seed)
     return jax.jit(init, out_shardings=meshes.replicated(setup.mesh))(key)
 

@@ -1,6 +1,6 @@
 """What training does to the weights: pure functions of arrays. No config, no devices, no files."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -47,11 +47,8 @@ class TrainState(NamedTuple):
     """Of the current epoch so far, in training mode."""
 
 
-def init_state(
-    model: nn.Module, tx: optax.GradientTransformation, key: jax.Array, image_shape: tuple[int, ...]
-) -> TrainState:
-    """A fresh state; `image_shape` is `(height, width, channels)`."""
-    variables = model.init(key, jnp.zeros((1, *image_shape)))
+def init_state(variables: Mapping[str, Any], tx: optax.GradientTransformation) -> TrainState:
+    """The state before the first step, of a model's fresh variables."""
     params = variables["params"]
     return TrainState(
         step=jnp.int32(0),

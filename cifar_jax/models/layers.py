@@ -1,12 +1,12 @@
-"""Linen's layers with PyTorch's defaults: initialisation, BatchNorm statistics, explicit padding.
+"""Linen's layers with PyTorch's defaults: BatchNorm's statistics, and padding written out.
 
-The paper is a PyTorch work and says nothing of these, so its defaults are meant. Every layer has its
+The paper is a PyTorch work and says nothing of these, so its defaults are meant. (Parameters are
+initialised by `models.init_variables`, not by the layers.) Every layer has its
 `configuration` in the words of the paper's tables, for `cifar-jax summary`, which puts the width of
 the input where `{in_dim}` stands.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,30 +17,11 @@ from cifar_jax import ops
 
 Pooling = Literal["max", "average", "strided-conv"]
 
-# U(±1/√fan_in), which is what PyTorch's kaiming_uniform_(a=√5) comes to.
-pytorch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
-
-class _PyTorchBias(nn.Module):
-    """Draws the bias from U(±1/√fan_in) of the kernel beside it, where Linen starts at zero."""
-
-    def param(self, name: str, init_fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if name == "bias":
-            kernel = self.get_variable("params", "kernel")
-            bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
-
-            def uniform(key: jax.Array, shape: Sequence[int], dtype: Any) -> jax.Array:
-                return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-            return super().param(name, uniform, *args, **kwargs)
-        return super().param(name, init_fn, *args, **kwargs)
-
-
-class Conv(_PyTorchBias, nn.Conv):
+class Conv(nn.Conv):
     """2-D convolution: `[N, H, W, C]` to `[N, H', W', features]`. Padding is in pixels a side."""
 
     padding: Any = 0
-    kernel_init: Any = pytorch_kernel_init
     conv_general_dilated: Any = ops.conv_general_dilated
 
     @property
@@ -59,10 +40,8 @@ class Conv(_PyTorchBias, nn.Conv):
         return ", ".join(words)
 
 
-class Dense(_PyTorchBias, nn.Dense):
+class Dense(nn.Dense):
     """Fully connected layer: `[..., in]` to `[..., features]`."""
-
-    kernel_init: Any = pytorch_kernel_init
 
     @property
     def configuration(self) -> str:
