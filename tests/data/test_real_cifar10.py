@@ -1,4 +1,4 @@
-"""The real CIFAR-10, where it is prepared; decoded once, into the cache that the whole suite shares."""
+"""The real CIFAR-10, where it is prepared; decoded once, into the cache of the whole suite."""
 
 import os
 import time
