@@ -112,7 +112,10 @@ def models(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     else:
-        cells = [(r["name"], _number(r["parameters"]), _number(r["paper_parameters"])) for r in rows]
+        cells = [
+            (row["name"], _number(row["parameters"]), _number(row["paper_parameters"]))
+            for row in rows
+        ]
         _print_table(("Model", "Parameters", "Paper"), cells, right=(1, 2))
 
 
@@ -178,6 +181,45 @@ def experiments(as_json: bool) -> None:
     _print_table(columns, cells, right=(3, 5, 7))
 
 
+@cli.command(short_help="The paper against what was measured.")
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="Where report.md and curves/ are written."
+)
+@click.option(
+    "--record",
+    "records",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Instead, copy the results of RUNS into FOLDER, as records.",
+)
+@click.option(
+    "--readme",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Instead, renew the table in FILE from results/ beside it.",
+)
+def report(
+    runs: Sequence[Path], output: Path | None, records: Path | None, readme: Path | None
+) -> None:
+    """Print the paper against what was measured, and write report.md with curves.
+
+    RUNS are folders of runs, or folders with some at any depth; without any, runs/.
+    """
+    from cifar_jax import report
+
+    if records and not runs:
+        raise UserError("--record needs the run folders that it is to record")
+    if records:
+        for folder in runs:
+            click.echo(f"recorded {report.record(folder, records)}")
+    elif readme:
+        changed = report.update_readme(readme, readme.parent / "results")
+        click.echo(f"{readme} {'renewed' if changed else 'was current'}")
+    elif written := report.report(runs, folder=output):
+        click.echo(f"written to {written}")
+
+
 @cli.group()
 def data() -> None:
     """The CIFAR-10 images: what is there, and how to get them."""
@@ -214,7 +256,7 @@ def import_(path: Path) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    # A program that other machines' logs are full of: TensorFlow's and XLA's chatter is no news.
+    # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(run(sys.argv[1:]))
 

@@ -70,6 +70,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
     if not run.fresh and (result := finished_result(run.workdir, run.identity())):
         display.note(f"{run.workdir} is finished; --fresh would train it anew")
         return result
+    programs.keep_compiled()
     setup = programs.setup(run.config)
     with (
         open_workdir(run.workdir, run.identity(), fresh=run.fresh) as workdir,
@@ -105,6 +106,7 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
       UserError: no run or no checkpoint in the folder, or a split that is empty.
     """
     workdir, identity = existing_workdir(path)
+    programs.keep_compiled()
     setup = programs.setup(from_flat(identity["config"]))
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
         split

@@ -16,6 +16,7 @@ from cifar_jax import models, optim
 from cifar_jax import step as steps
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
+from cifar_jax.data.cache import cache_dir
 from cifar_jax.errors import UserError
 from cifar_jax.step import Metrics, TrainState
 
@@ -61,6 +62,12 @@ class Programs(NamedTuple):
     steps_per_call: int
     """The most that `train` may be asked for."""
     compile_seconds: float
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs in the user's cache folder, where JAX was not given another."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 
 
 def setup(config: Config) -> Setup:

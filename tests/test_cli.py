@@ -1,0 +1,188 @@
+"""Every verb of the command line, from its arguments to its exit code and what it prints."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from cifar_jax import catalog, cli
+from cifar_jax.data.cifar10 import CLASSES
+from cifar_jax.models import MODELS, PAPER_PARAMETERS
+
+QUICK = (
+    *("--set", "data.dataset=digits", "--set", "epochs=1", "--set", "data.train_images=64"),
+    *("--set", "train.devices=1"),
+)
+
+
+class Outcome:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Call the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> Outcome:
+        capsys.readouterr()
+        code = cli.run(arguments)
+        return Outcome(code, *capsys.readouterr())
+
+    return call
+
+
+def test_help_is_quick_and_names_every_verb() -> None:
+    began = time.perf_counter()
+    command = [sys.executable, "-X", "importtime", "-m", "cifar_jax", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - began < 5  # generous: the machine may be busy
+    for verb in ("train", "evaluate", "models", "summary", "experiments", "data", "report"):
+        assert f"\n  {verb} " in done.stdout
+    for heavy in ("jax", "numpy", "matplotlib", "tensorflow_datasets"):
+        assert f"| {heavy}\n" not in done.stderr, f"--help imports {heavy}"
+
+
+def test_models_agree_with_the_paper(run) -> None:
+    done = run("models", "--json")
+    assert done.code == 0
+    rows = {row["name"]: row for row in json.loads(done.out)}
+    assert list(rows) == list(MODELS)
+    for name, count in PAPER_PARAMETERS.items():
+        assert rows[name]["parameters"] == rows[name]["paper_parameters"] == count
+    assert "11,173,962" in run("models").out
+
+
+def test_summary_has_the_papers_columns(run) -> None:
+    done = run("summary", "net-attention")
+    assert done.code == 0
+    assert "Layer Name" in done.out
+    assert "Layer Configuration" in done.out
+    for words in ("3x3, 64, padding=1", "BatchNorm2d 64", "In_dim=128", "16x16", "521,646"):
+        assert words in done.out
+    layers = json.loads(run("summary", "basic", "--json").out)
+    assert [layer["output_size"] for layer in layers[1:5]] == ["28x28", "14x14", "10x10", "5x5"]
+    assert sum(layer["parameters"] for layer in layers) == 62_006
+
+
+def test_experiments_agree_with_their_files(run) -> None:
+    rows = json.loads(run("experiments", "--json").out)
+    assert [row["name"] for row in rows] == catalog.names()
+    best = next(row for row in rows if row["name"] == "resnet10-plateau")
+    assert best["paper_accuracy"] == 92.09
+    assert best["settings"]["schedule.name"] == "plateau"
+    assert "3.5(5)" in best["description"]
+    assert "resnet18-adam-lr1e-4" in run("experiments").out
+
+
+def test_train_then_again_then_evaluate_then_report(run, tmp_path: Path) -> None:
+    done = run("train", "basic", "--seed", "3", *QUICK)
+    assert done.code == 0, done.err
+    assert "test accuracy" in done.out
+    folder = tmp_path / "runs/basic/seed3"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["seed"] == 3
+    assert result["overrides"]["data.dataset"] == "digits"
+
+    again = run("train", "basic", "--seed", "3", *QUICK)
+    assert again.code == 0
+    assert "is finished" in again.out
+
+    other = run("train", "basic", "--seed", "3", *QUICK, "--set", "optimizer.lr=0.01")
+    assert other.code == 2
+    assert "optimizer.lr: 0.001 there, 0.01 here" in other.err
+
+    evaluated = json.loads(run("evaluate", str(folder), "--json").out)
+    assert evaluated["accuracy"] == pytest.approx(result["test_accuracy"])
+    assert evaluated["images"] == 360
+    assert "validation accuracy" in run("evaluate", str(folder), "--split", "validation").out
+
+    report = run("report")
+    assert report.code == 0
+    assert "not run" in report.out
+    assert "data.dataset=digits" in report.out
+    assert (tmp_path / "runs/report.md").exists()
+    refused = run("report", "--record", "results", str(folder))
+    assert refused.code == 2
+    assert not (tmp_path / "results").exists()
+
+
+def test_seeds_and_workdir(run, tmp_path: Path) -> None:
+    assert run("train", "basic", "--seeds", "2", "--workdir", "here", *QUICK).code == 0
+    assert (tmp_path / "here/seed0/result.json").exists()
+    assert (tmp_path / "here/seed1/result.json").exists()
+    assert run("train", "basic", "--workdir", "one", *QUICK).code == 0
+    assert (tmp_path / "one/result.json").exists()
+    assert run("train", "basic", "--workdir", "one", *QUICK, "--fresh").code == 0
+
+
+def test_train_a_config_file(run, tmp_path: Path) -> None:
+    text = (catalog.experiments_folder() / "basic.py").read_text()
+    (tmp_path / "my_own.py").write_text(text.replace("epochs=20", "epochs=1"))
+    done = run("train", "my_own.py", *QUICK)
+    assert done.code == 0, done.err
+    assert (tmp_path / "runs/my-own/seed0/result.json").exists()
+
+
+def test_data_import_and_status(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    assert "not there" in run("data", "status").out
+    for number, name in enumerate(CLASSES):
+        for split in ("train", "test"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / "1.png")
+    done = run("data", "import", "images")
+    assert done.code == 0, done.err
+    assert "10 train, 10 test images" in done.out
+    assert "official: no" in done.out
+    status = run("data", "status")
+    assert "cifar10:3.0.2" in status.out
+    assert "not there" not in status.out
+    assert run("data", "import", "images").code == 2  # never written over
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train"], "Missing argument 'EXPERIMENT'"),
+        (["train", "basik"], "did you mean basic?"),
+        (["train", "nowhere.py"], "no experiment file"),
+        (["train", "basic", "--set", "optimizer.lr"], "expected key=value"),
+        (["train", "basic", "--set", "optimiser.lr=1"], "did you mean optimizer.lr?"),
+        (["train", "basic", "--set", "epochs=two"], "expected a whole number"),
+        (["train", "basic", "--set", "optimizer.lr=-1"], "must be positive"),
+        (["train", "basic", "--set", "model.name=nett"], "did you mean net"),
+        (["train", "basic", "--set", "model.pooling=average"], "basic has no pooling"),
+        (["train", "basic", "--set", "data.dataset=digit"], "did you mean digits?"),
+        (["train", "basic", *QUICK, "--set", "batch_size=65"], "batch_size 65 is larger"),
+        (["train", "basic", *QUICK, "--set", "train.devices=99"], "train.devices=99"),
+        (["train", "basic", "--seed", "1", "--seeds", "2"], "exclude each other"),
+        (["train", "basic", "--seed", "-1"], "--seed"),
+        (["summary", "resnet19"], "did you mean resnet1"),
+        (["evaluate", "runs/none"], "no folder runs/none"),
+        (["report", "runs/none"], "runs/none"),
+        (["data", "import", "none.tar.gz"], "none.tar.gz"),
+        (["trian"], "No such command"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path: Path, arguments, words) -> None:
+    done = run(*arguments)
+    assert done.code == 2
+    assert words in done.err
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fault_is_not_called_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault() -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(catalog, "names", fault)
+    with pytest.raises(RuntimeError):  # a traceback, and exit code 1, from the interpreter
+        cli.run(["experiments"])
