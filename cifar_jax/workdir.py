@@ -229,16 +229,17 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str | None:
-    """The checkout's commit, with `-dirty` where tracked files differ; None where there is none."""
-    folder = Path(__file__).parent
+    """The checkout's commit, with `-dirty` where its code differs; None where there is none."""
+    root = Path(__file__).parent.parent
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(folder), *arguments]
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "workdir.py")  # a site-packages inside another checkout
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", "..")
+        git("ls-files", "--error-unmatch", "cifar_jax/workdir.py")  # not installed in some checkout
+        code = ("cifar_jax", "experiments", "pyproject.toml")
+        dirty = git("status", "--porcelain", "--untracked-files=no", "--", *code)
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):
         return None
