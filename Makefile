@@ -18,7 +18,7 @@ comma := ,
 EXTRAS := $(subst $(empty) ,$(comma),$(strip dev $(EXTRA)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format data paper report readme constraints clean
+.PHONY: help setup demo bench tpu-check test test-slow lint format data paper report readme constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -52,6 +52,12 @@ readme: setup ## Renew the README's table from results/
 
 data: setup ## Download and prepare CIFAR-10
 	$(CLI) data prepare
+
+bench: setup ## Whole train steps beside PyTorch's, where PyTorch is installed
+	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+tpu-check: setup ## Compile every train step for TPUs, without one (EXTRA=tpu)
+	$(BIN)/python -m benchmarks.tpu_check $(ARGS)
 
 test: setup ## The tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow"

@@ -113,7 +113,7 @@ def models(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
     else:
         cells = [
-            (row["name"], _number(row["parameters"]), _number(row["paper_parameters"]))
+            (row["name"], _count(row["parameters"]), _count(row["paper_parameters"]))
             for row in rows
         ]
         _print_table(("Model", "Parameters", "Paper"), cells, right=(1, 2))
@@ -131,10 +131,11 @@ def summary(model: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([layer._asdict() for layer in layers], indent=2))
         return
-    cells = [(*layer[:3], _number(layer.parameters or None)) for layer in layers]
-    cells.append(("total", "", "", _number(sum(layer.parameters for layer in layers))))
-    columns = ("Layer Name", "Output Size", "Layer Configuration", "Parameters")
-    _print_table(columns, cells, right=(3,))
+    cells = [(*layer[:3], *map(_count, layer[3:])) for layer in layers]
+    totals = [sum(column) for column in zip(*(layer[3:] for layer in layers), strict=True)]
+    cells.append(("total", "", "", *map(_count, totals)))
+    columns = ("Layer Name", "Output Size", "Layer Configuration", "Parameters", "Multiply-adds")
+    _print_table(columns, cells, right=(3, 4))
 
 
 @cli.command(short_help="The experiments and their settings.")
@@ -311,8 +312,8 @@ def _print_import(result: ImportResult) -> None:
     click.echo(f"written to {result.path}")
 
 
-def _number(value: int | None) -> str:
-    return "-" if value is None else f"{value:,}"
+def _count(value: int | None) -> str:
+    return f"{value:,}" if value else "-"
 
 
 def _print_table(

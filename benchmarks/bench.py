@@ -1,0 +1,214 @@
+"""Times whole train steps beside PyTorch's, on this machine, in this run: `make bench`.
+
+Each contender is a process of its own that may use every core; they take turns, round after round,
+and only one works at a time. What is given is the median over the rounds. PyTorch is eager, in the
+better of its two layouts; torch.compile stands beside it where it works. Our steps are those of a
+training run, which gather, crop and mirror their own images; PyTorch's batches lie ready.
+"""
+
+import argparse
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cifar_jax import workdir
+
+ROOT = Path(__file__).parent.parent
+# The seven networks at the paper's batch, and ResNet18 at both.
+ROWS = (
+    "basic",
+    "net",
+    "net-bn-gap",
+    "net-attention",
+    "resnet18-sgd",
+    "resnet18-adam-lr1e-4",
+    "resnet10",
+    "resnet10-separable",
+)
+EAGER = ("torch", "torch-channels-last")
+
+
+class Contender:
+    """A worker process, ready to step."""
+
+    def __init__(self, name: str, experiment: str, settings: list[str]) -> None:
+        command = [sys.executable, "-m", "benchmarks.worker", name, experiment, *settings]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if name == "torch-compile" else None,
+            text=True,
+        )
+        self.facts = self._read()
+        self.seconds: list[float] = []
+        self.peak_mb = 0
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended")  # type: ignore
+        return json.loads(line)
+
+    def run(self, steps: int) -> float:
+        """Seconds a step."""
+        assert self._process.stdin
+        print(steps, file=self._process.stdin, flush=True)
+        answer = self._read()
+        self.peak_mb = answer["peak_mb"]
+        return answer["seconds"] / steps
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    """Time the rows that were asked for, print the table, and write the JSON."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("experiments", nargs="*", default=ROWS)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of steps, a turn")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument("--set", action="append", default=[], dest="settings")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results.json")
+    options = parser.parse_args()
+    names = ["jax", "jax-step"]
+    if find_spec("torch"):
+        names += [*EAGER, *(["torch-compile"] if options.compile else [])]
+    else:
+        print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
+    peak = matrix_peak()
+    print(
+        f"{workdir.machine()['cpu']}, {os.cpu_count()} cores; a matrix product of 2048³ in float32 "
+    )
+    print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
+    rows = []
+    for experiment in options.experiments:
+        row = time_row(experiment, names, options)
+        row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
+        rows.append(row)
+        print_row(row, header=len(rows) == 1)
+    ratios = [row["ratio"] for row in rows if "ratio" in row]
+    if ratios:
+        geometric = math.exp(statistics.fmean(map(math.log, ratios)))
+        print(f"\ngeometric mean of the ratios: {geometric:.2f}, least: {min(ratios):.2f}")
+    record = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": workdir.git_commit(),
+        "machine": workdir.machine(),
+        "versions": workdir.versions(),
+        "matrix_gflops": round(peak / 1e9, 1),
+        "rounds": options.rounds,
+        "rows": rows,
+    }
+    workdir.write_json(options.output, record)
+    print(f"written to {options.output}")
+
+
+def time_row(experiment: str, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Let the contenders take turns on one experiment's train step."""
+    from cifar_jax import catalog, models
+    from cifar_jax.models.summary import summarise
+
+    config = catalog.load(experiment).config
+    contenders: dict[str, Contender] = {}
+    try:
+        for name in names:
+            try:
+                contenders[name] = Contender(name, experiment, options.settings)
+            except RuntimeError:
+                if name != "torch-compile":
+                    raise
+        counts = {c.facts["parameters"] for c in contenders.values()}
+        assert counts == {models.PAPER_PARAMETERS[config.model.name]}, counts
+        # Enough steps for a turn of the wanted length, by a first turn that also warms up.
+        steps = {
+            name: max(1, round(options.seconds / contender.run(2)))
+            for name, contender in contenders.items()
+        }
+        for _ in range(options.rounds):
+            for name, contender in contenders.items():
+                contender.seconds.append(contender.run(steps[name]))
+    finally:
+        for contender in contenders.values():
+            contender.close()
+    layers = summarise(models.create(config.model.name))
+    row: dict[str, Any] = {
+        "experiment": experiment,
+        "model": config.model.name,
+        "batch_size": config.batch_size,
+        # A step is a forward pass and two products of the same size backward.
+        "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
+    }
+    for name, contender in contenders.items():
+        seconds = statistics.median(contender.seconds)
+        row[name] = {
+            "images_per_second": config.batch_size / seconds,
+            "step_ms": 1000 * seconds,
+            "rounds_ms": [round(1000 * s, 3) for s in contender.seconds],
+            "peak_mb": contender.peak_mb,
+            **contender.facts,
+        }
+    row["outside_step"] = 1 - row["jax-step"]["step_ms"] / row["jax"]["step_ms"]
+    eager = [row[name]["images_per_second"] for name in EAGER if name in row]
+    if eager:
+        row["ratio"] = row["jax"]["images_per_second"] / max(eager)
+    return row
+
+
+def print_row(row: dict[str, Any], *, header: bool) -> None:
+    """A line of the table, which is Markdown too."""
+    columns = ("model", "batch", "JAX images/s", "PyTorch images/s", "ratio", "torch.compile",
+               "of peak", "outside step", "peak MB", "compile s")  # fmt: skip
+    eager = [row[name]["images_per_second"] for name in EAGER if name in row]
+    compiled = row.get("torch-compile")
+    cells = (
+        row["model"],
+        row["batch_size"],
+        f"{row['jax']['images_per_second']:,.1f}",
+        f"{max(eager):,.1f}" if eager else "-",
+        f"{row['ratio']:.2f}" if eager else "-",
+        f"{compiled['images_per_second']:,.1f}" if compiled else "-",
+        f"{row['peak_fraction']:.0%}",
+        f"{row['outside_step']:.1%}",
+        f"{row['jax']['peak_mb']:,}",
+        f"{row['jax']['compile_seconds']:.1f}",
+    )
+    widths = [18, 5, 12, 16, 5, 13, 7, 12, 7, 9]
+    if header:
+        print("| " + " | ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)) + " |")
+        print("|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
+    padded = (str(c).rjust(w) for c, w in zip(cells, widths, strict=True))
+    print("| " + " | ".join(padded) + " |", flush=True)
+
+
+def matrix_peak(size: int = 2048, tries: int = 8) -> float:
+    """FLOP/s of the fastest float32 matrix product, which is what a step could run at."""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size))
+    product = jax.jit(jnp.matmul)
+    product(a, a).block_until_ready()
+    best = math.inf
+    for _ in range(tries):
+        began = time.perf_counter()
+        product(a, a).block_until_ready()
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    main()
