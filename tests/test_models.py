@@ -265,11 +265,13 @@ def test_running_statistics_are_pytorchs() -> None:
     np.testing.assert_allclose(z, scaled, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["basic", "net-attention", "resnet10-separable"])
+@every_model
 def test_kernels_and_biases_start_as_pytorchs_do(name: str) -> None:
     """U(±1/√fan_in), where PyTorch's fan-in is that of one group; BatchNorm at one and zero."""
     model = models.create(name)
-    variables = models.init_variables(model, jax.random.key(0))
+    init = quick_jit(partial(models.init_variables, model))
+    variables = init(jax.random.key(0))
+    chex.assert_trees_all_equal_shapes_and_dtypes(variables, models.variable_shapes(model))
     params = flatten_dict(variables["params"])
     drawn = set()
     for path, array in params.items():
@@ -280,7 +282,7 @@ def test_kernels_and_biases_start_as_pytorchs_do(name: str) -> None:
         kernel = params[(*path[:-1], "kernel")]
         bound = 1 / math.sqrt(math.prod(kernel.shape[:-1]))
         assert np.abs(values).max() <= bound * 1.000001, path
-        assert len(np.unique(values)) > 0.9 * values.size or values.size > 10_000, path
+        assert values.size > 10_000 or len(np.unique(values)) > 0.9 * values.size, path
         if values.size >= 400:
             assert np.abs(values).max() > 0.97 * bound, path
             np.testing.assert_allclose(values.std(), bound / math.sqrt(3), rtol=0.1)
@@ -288,6 +290,12 @@ def test_kernels_and_biases_start_as_pytorchs_do(name: str) -> None:
         drawn.add(values.ravel()[0])
     convolutions_and_dense = sum(path[-1] == "kernel" for path in params)
     assert len(drawn) >= convolutions_and_dense  # no two layers drew the same
+    for path, array in flatten_dict(variables.get("batch_stats", {})).items():
+        np.testing.assert_array_equal(array, path[-1] == "var")
+    chex.assert_trees_all_equal(init(jax.random.key(0)), variables)
+    kernel = next(path for path in params if path[-1] == "kernel")
+    other = flatten_dict(init(jax.random.key(1))["params"])
+    assert (other[kernel] != params[kernel]).mean() > 0.99
 
 
 @pytest.mark.parametrize("kind", ["max", "average", "strided-conv"])

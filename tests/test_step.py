@@ -1,0 +1,146 @@
+"""One update and one evaluation, as pure functions of arrays."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_jax import models, step
+from cifar_jax.step import Metrics, TrainState
+
+MODEL = models.create("basic")
+BATCH = 8
+
+
+@pytest.fixture(scope="module")
+def batches() -> tuple[jax.Array, jax.Array]:
+    """Four batches: images `[4, 8, 32, 32, 3]` and labels `[4, 8]`."""
+    random = np.random.default_rng(0)
+    images = random.standard_normal((4, BATCH, *models.IMAGE_SHAPE)).astype(np.float32)
+    return jnp.asarray(images), jnp.asarray(random.integers(0, 10, (4, BATCH), np.int32))
+
+
+def fresh(tx: optax.GradientTransformation) -> TrainState:
+    return step.init_state(models.init_variables(MODEL, jax.random.key(0)), tx)
+
+
+def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
+    """`function`, jitted, and not to be traced a second time."""
+    chex.clear_trace_counter()  # it counts by source text
+    once = partial(chex.assert_max_traces(function, n=1), **fixed)
+    # Compiling is most of what these tests cost, and the program's speed does not matter.
+    return jax.jit(once, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def test_a_fresh_state_has_made_no_step() -> None:
+    state = fresh(optax.sgd(0.1, momentum=0.9))
+    assert int(state.step) == 0
+    assert state.batch_stats == {}
+    assert [float(value) for value in state.metrics] == [0, 0, 0]
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+        state.params, models.variable_shapes(MODEL)["params"]
+    )
+
+
+def test_one_batch_is_learned_by_heart(batches: tuple[jax.Array, jax.Array]) -> None:
+    """All that 60 updates need is compiled once, though learning rate and metrics move."""
+    tx = optax.adam(3e-3)
+    state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
+    images, labels = batches[0][0], batches[1][0]
+    for number in range(60):
+        plateau = state.plateau._replace(scale=jnp.float32(0.99**number))
+        state = state._replace(metrics=Metrics.zero(), plateau=plateau)
+        state = update(state, images, labels, jax.random.key(number))
+    assert int(state.step) == 60
+    assert int(state.metrics.correct) == BATCH
+    assert float(state.metrics.loss) / BATCH < 0.01
+    chex.assert_tree_all_finite(state.params)
+
+
+def test_metrics_are_sums_over_the_images_seen(batches: tuple[jax.Array, jax.Array]) -> None:
+    tx = optax.sgd(0.0)  # the weights stay, so the logits can be computed from outside
+    state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
+    logits = [np.asarray(MODEL.apply({"params": state.params}, images)) for images in batches[0]]
+    for images, labels in zip(*batches, strict=True):
+        state = update(state, images, labels, jax.random.key(0))
+    logits, labels = np.concatenate(logits), np.asarray(batches[1]).ravel()
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(state.metrics.loss, losses.sum(), rtol=1e-5)
+    assert int(state.metrics.correct) == (logits.argmax(1) == labels).sum()
+    assert int(state.metrics.images) == 4 * BATCH
+
+
+def test_the_plateaus_scale_multiplies_the_finished_update(
+    batches: tuple[jax.Array, jax.Array],
+) -> None:
+    """Halving it is halving the learning rate, of Adam as well as of SGD."""
+    images, labels = batches[0][0], batches[1][0]
+    for tx in (optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)):
+        state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
+        half = state._replace(plateau=state.plateau._replace(scale=jnp.float32(0.5)))
+        whole_step, half_step = (
+            jax.tree.map(
+                jnp.subtract,
+                update(s, images, labels, jax.random.key(0)).params,
+                state.params,
+            )
+            for s in (state, half)
+        )
+        chex.assert_trees_all_close(
+            half_step, jax.tree.map(lambda x: x / 2, whole_step), rtol=1e-2, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("per_call", [2, 4])
+def test_several_steps_in_a_call_are_so_many_single_ones(
+    batches: tuple[jax.Array, jax.Array], per_call: int
+) -> None:
+    """Close, not bit for bit: XLA compiles a loop's body and a lone step to different kernels,
+    which sum in different orders. Whatever is counted or drawn is the same."""
+    tx, key = optax.sgd(0.05, momentum=0.9), jax.random.key(7)
+
+    def batch(number: jax.Array) -> tuple[jax.Array, jax.Array]:
+        noise = jax.random.normal(jax.random.fold_in(key, number), ())
+        return batches[0][number % 4] + noise, batches[1][number % 4]
+
+    def run(calls: list[int], unrolled: bool) -> TrainState:
+        program = jit_once(step.train_steps, batch=batch, model=MODEL, tx=tx, unrolled=unrolled)
+        state = fresh(tx)
+        for count in calls:
+            state = program(state, jnp.int32(count), key)
+        return state
+
+    single = run([1] * 6, unrolled=True)
+    together = run([per_call] * (6 // per_call) + [6 % per_call], unrolled=False)
+    assert int(together.step) == int(single.step) == 6
+    assert int(together.metrics.images) == int(single.metrics.images) == 6 * BATCH
+    chex.assert_trees_all_close(together, single, rtol=1e-4, atol=1e-5)
+
+
+def test_masked_images_do_not_count(batches: tuple[jax.Array, jax.Array]) -> None:
+    variables = {"params": fresh(optax.sgd(0.1)).params}
+    images, labels = batches[0][0], batches[1][0]
+    evaluate = jax.jit(partial(step.eval_step, model=MODEL))
+    part = evaluate(variables, images, labels, jnp.arange(BATCH) < 5)
+    padded = evaluate(variables, images.at[5:].set(jnp.nan), labels, jnp.arange(BATCH) < 5)
+    alone = evaluate(variables, images[:5], labels[:5], jnp.ones(5, bool))
+    assert int(part.images) == 5
+    for other in (padded, alone):
+        assert int(other.correct) == int(part.correct)
+        np.testing.assert_allclose(other.loss, part.loss, rtol=1e-5)
+    nothing = evaluate(variables, images, labels, jnp.zeros(BATCH, bool))
+    assert [float(value) for value in nothing] == [0, 0, 0]
+
+
+def test_metrics_add() -> None:
+    some = Metrics(jnp.float32(1.5), jnp.int32(2), jnp.int32(3))
+    chex.assert_trees_all_equal(some.plus(Metrics.zero()), some)
+    both = some.plus(some)
+    chex.assert_trees_all_equal(both, Metrics(jnp.float32(3), jnp.int32(4), jnp.int32(6)))
+    chex.assert_trees_all_equal_shapes_and_dtypes(both, Metrics.zero())
