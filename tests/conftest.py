@@ -26,7 +26,7 @@ import pytest
 from cifar_jax import config
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_config() -> Callable[..., config.Config]:
     """A config of seconds, `basic` on 256 digits, with `--set` settings by name on top of it.
 

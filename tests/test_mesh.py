@@ -1,0 +1,112 @@
+"""One device is the same code as eight, and comes to the same."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from cifar_jax import mesh, programs
+from cifar_jax.config import Config
+from cifar_jax.data import pipeline
+from cifar_jax.errors import UserError
+from cifar_jax.step import TrainState
+
+STEPS = 3
+
+
+def test_the_suite_runs_on_eight_devices() -> None:
+    assert jax.device_count() == 8
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "asked", "size"),
+    [(8, None, 8), (12, None, 6), (7, None, 7), (1, None, 1), (128, None, 8), (8, 2, 2), (6, 1, 1)],
+)
+def test_as_many_devices_as_divide_the_batch(batch_size: int, asked: int | None, size: int) -> None:
+    made = mesh.make_mesh(batch_size, asked)
+    assert made.size == size
+    assert made.axis_names == ("data",)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "asked", "message"),
+    [(9, 9, "train.devices=9, but there are 8"), (8, 3, "cannot be divided over 3 devices")],
+)
+def test_devices_that_cannot_be(batch_size: int, asked: int, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        mesh.make_mesh(batch_size, asked)
+
+
+def test_shardings_divide_the_axis_they_name() -> None:
+    made = mesh.make_mesh(8)
+    assert mesh.replicated(made).spec == PartitionSpec()
+    assert mesh.batch_sharding(made).shard_shape((16, 3)) == (2, 3)
+    assert mesh.batch_sharding(made, axis=1).shard_shape((16, 8, 3)) == (16, 1, 3)
+
+
+def trained(config: Config) -> tuple[TrainState, dict[str, float]]:
+    """The state after a few steps, and what evaluation says of it."""
+    setup = programs.setup(config)
+    state = programs.init_state(setup, seed=0)
+    training = programs.compile_training(setup, 0, state, programs.train_data(setup))
+    evaluate = programs.compile_evaluation(
+        setup, state, programs.eval_data(setup, setup.validation)
+    )
+    order = training.order(0)
+    for _ in range(STEPS):
+        state = training.train(state, order, 1)
+    return state, evaluate(state)
+
+
+@pytest.mark.parametrize("model", ["basic", "net-bn-gap"])
+def test_eight_devices_learn_what_one_does(make_config: Callable[..., Config], model: str) -> None:
+    """With augmentation and dropout, so that what is drawn at random is compared as well, and
+    with BatchNorm, whose statistics are of the whole batch."""
+
+    def config(devices: int) -> Config:
+        return make_config(
+            model__name=model,
+            batch_size=8,
+            data__train_images=8 * STEPS,
+            data__validation=21,  # which eight devices have to pad
+            data__crop_padding=4,
+            data__flip=True,
+            train__devices=devices,
+        )
+
+    one, one_measured = trained(config(1))
+    eight, eight_measured = trained(config(8))
+    for leaf in jax.tree.leaves(eight):
+        assert leaf.sharding.is_fully_replicated
+        assert len(leaf.sharding.device_set) == 8
+    one, eight = jax.device_get((one, eight))
+    assert eight.metrics.images == one.metrics.images == 8 * STEPS
+    assert eight.metrics.correct == one.metrics.correct
+    # Eight devices sum in another order; nothing else may differ.
+    chex.assert_trees_all_close(eight, one, rtol=1e-4, atol=2e-5)
+    assert eight_measured["accuracy"] == one_measured["accuracy"]
+    np.testing.assert_allclose(eight_measured["loss"], one_measured["loss"], rtol=1e-4)
+
+
+def test_each_device_works_on_its_share_of_the_batch(
+    make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = []
+    normalise = pipeline.normalise
+
+    def spy(images: jax.Array, *rest: Any) -> jax.Array:
+        result = normalise(images, *rest)
+        jax.debug.inspect_array_sharding(
+            result, callback=lambda sharding: shares.append(sharding.shard_shape(result.shape))
+        )
+        return result
+
+    monkeypatch.setattr(pipeline, "normalise", spy)
+    setup = programs.setup(make_config(batch_size=8, data__flip=True, train__devices=8))
+    state = programs.init_state(setup, 0)
+    programs.compile_training(setup, 0, state, programs.train_data(setup))
+    assert shares == [(2, 32, 32, 3)]

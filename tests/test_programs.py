@@ -1,0 +1,131 @@
+"""From a config to compiled programs: what is refused, and what each of them covers."""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from cifar_jax import programs
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+from cifar_jax.programs import Setup
+
+Make = Callable[..., Config]
+
+
+@pytest.mark.parametrize("last_batch", ["drop", "wrap"])
+def test_an_epoch_takes_every_image_once(make_config: Make, last_batch: str) -> None:
+    """250 images in batches of 32 are 7 whole ones and one of 26."""
+    setup = programs.setup(make_config(data__train_images=250, data__last_batch=last_batch))
+    assert setup.steps_per_epoch == (7 if last_batch == "drop" else 8)
+    state = programs.init_state(setup, 0)
+    data = programs.train_data(setup)
+    training = programs.compile_training(setup, 0, state, data)
+    first, second = (np.asarray(training.order(epoch)) for epoch in (0, 1))
+    for order in (first, second):
+        assert order.shape == (setup.steps_per_epoch, 32)
+        assert len(set(order.ravel().tolist())) == (224 if last_batch == "drop" else 250)
+    assert (first != second).any()
+    np.testing.assert_array_equal(training.order(0), first)
+    for _ in range(setup.steps_per_epoch):
+        state = training.train(state, training.order(0), 1)
+    assert int(state.metrics.images) == first.size
+    state = training.end_epoch(state, 1.0)
+    assert [float(value) for value in state.metrics] == [0, 0, 0]
+    assert int(state.step) == setup.steps_per_epoch
+
+
+def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
+    setup = programs.setup(make_config())
+    states = [programs.init_state(setup, seed) for seed in (0, 0, 1)]
+    chex.assert_trees_all_equal(states[0], states[1])
+    kernels = [np.asarray(state.params["fc1"]["kernel"]) for state in states]
+    assert (kernels[0] != kernels[2]).mean() > 0.99
+    data = programs.train_data(setup)
+    orders = [
+        np.asarray(programs.compile_training(setup, seed, states[0], data).order(0))
+        for seed in (0, 1)
+    ]
+    assert (orders[0] != orders[1]).any()
+
+
+def test_training_reuses_the_states_memory(make_config: Make) -> None:
+    setup = programs.setup(make_config())
+    state = programs.init_state(setup, 0)
+    training = programs.compile_training(setup, 0, state, programs.train_data(setup))
+    following = training.train(state, training.order(0), 1)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.opt_state))
+    chex.assert_tree_all_finite(following.params)
+
+
+def whole_split(setup: Setup, seed: int) -> tuple[float, float]:
+    """Loss and accuracy in percent on the test images, in one piece and by NumPy."""
+    state, test = programs.init_state(setup, seed), setup.dataset.test
+    mean, std = (np.asarray(s, np.float32) for s in (setup.dataset.mean, setup.dataset.std))
+    images = (np.float32(test.images) / 255 - mean) / std
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    logits = np.asarray(setup.model.apply(variables, images, train=False), np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), test.labels]
+    return losses.mean(), 100 * (logits.argmax(1) == test.labels).mean()
+
+
+@pytest.mark.parametrize(("eval_batch_size", "devices"), [(360, 1), (500, 1), (77, 1), (77, 8)])
+def test_padding_changes_nothing_in_evaluation(
+    make_config: Make, eval_batch_size: int, devices: int
+) -> None:
+    """360 images in batches of 77 are 4 whole ones and one of 52; of 80 on eight devices."""
+    setup = programs.setup(
+        make_config(train__eval_batch_size=eval_batch_size, train__devices=devices)
+    )
+    data = programs.eval_data(setup, setup.dataset.test)
+    assert int(data.mask.sum()) == 360
+    flat = np.asarray(data.images).reshape(-1, 32, 32, 3)[np.asarray(data.mask).ravel()]
+    np.testing.assert_array_equal(flat, setup.dataset.test.images)
+    assert len(data.images.sharding.device_set) == devices
+    assert data.images.shape[1] % devices == 0
+
+    state = programs.init_state(setup, 3)
+    measured = programs.compile_evaluation(setup, state, data)(state)
+    loss, accuracy = whole_split(setup, 3)
+    assert measured["accuracy"] == pytest.approx(accuracy, abs=1e-9)
+    assert measured["loss"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_splits_do_not_overlap(make_config: Make) -> None:
+    setup = programs.setup(make_config(data__train_images="none", data__validation=100))
+    assert [len(s.labels) for s in (setup.train, setup.validation, setup.dataset.test)] == [
+        *(1337, 100, 360)
+    ]
+    whole = setup.dataset.train.images
+    np.testing.assert_array_equal(setup.train.images, whole[:1337])
+    np.testing.assert_array_equal(setup.validation.images, whole[1337:])
+    limited = programs.setup(make_config(data__train_images=50, data__validation=100))
+    np.testing.assert_array_equal(limited.train.images, whole[:50])
+    np.testing.assert_array_equal(limited.validation.images, whole[1337:])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 257}, "batch_size 257 is larger than the 256 training images"),
+        ({"batch_size": 257, "data__last_batch": "wrap"}, "larger than the 256 training images"),
+        ({"data__train_images": 1294}, "data.train_images=1294, but digits has 1293"),
+        ({"data__validation": 1437}, "does not fit 1,437 training images"),
+        ({"data__validation": 20.5}, "does not fit 1,437 training images"),
+        ({"data__dataset": "cifar11"}, "did you mean cifar10?"),
+        ({"data__dataset": "zzz"}, "unknown data set 'zzz'"),
+        ({"model__name": "resnet81"}, "did you mean resnet18?"),
+        ({"model__dropout": 0.5}, "model basic has no dropout"),
+        ({"model__pooling": "max"}, "model basic has no pooling"),
+        ({"train__devices": 9}, "train.devices=9, but there are 8"),
+        ({"train__devices": 5}, "cannot be divided over 5 devices"),
+    ],
+)
+def test_settings_that_do_not_fit(make_config: Make, settings: dict, message: str) -> None:
+    with pytest.raises(UserError) as error:
+        programs.setup(make_config(**settings))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
