@@ -1,18 +1,25 @@
 """Devices: one mesh with the axis `data`. One device is the same code as many."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cifar_jax.errors import UserError
 
 
-def make_mesh(batch_size: int, devices: int | None = None) -> Mesh:
+def make_mesh(
+    batch_size: int, devices: int | None = None, available: Sequence[Any] | None = None
+) -> Mesh:
     """A mesh over the first `devices` devices, or over as many as divide the batch.
+
+    `available` are the devices to choose from, by default all that there are.
 
     Raises:
       UserError: more devices asked for than there are, or a number that does not divide the batch.
     """
-    available = jax.devices()
+    available = jax.devices() if available is None else available
     if devices is None:
         devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
     if devices > len(available):

@@ -1,7 +1,8 @@
 """From a config to what runs on the devices: the data, the model, and the compiled programs."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from cifar_jax import mesh as meshes
 from cifar_jax import models, optim
@@ -70,8 +71,18 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 
 
-def setup(config: Config) -> Setup:
+def setup(
+    config: Config,
+    *,
+    dataset: Dataset | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Setup:
     """Load the data and check that the settings fit it and the devices.
+
+    Args:
+      config: what the run is.
+      dataset: instead of the one that the config names.
+      devices: to choose from, instead of all that there are.
 
     Raises:
       UserError: unknown model or data set, data that is not there, a batch larger than the data, or
@@ -80,8 +91,8 @@ def setup(config: Config) -> Setup:
     settings = config.data
     # What needs no data is checked before the data is loaded, which may take a download.
     models.create(config.model.name, dropout=config.model.dropout, pooling=config.model.pooling)
-    mesh = meshes.make_mesh(config.batch_size, config.train.devices)
-    dataset = load(settings.dataset)
+    mesh = meshes.make_mesh(config.batch_size, config.train.devices, devices)
+    dataset = load(settings.dataset) if dataset is None else dataset
     train, validation = split_validation(dataset.train, settings.validation)
     if settings.train_images is not None:
         if settings.train_images > len(train.labels):
@@ -122,11 +133,9 @@ def setup(config: Config) -> Setup:
 def init_state(setup: Setup, seed: int) -> TrainState:
     """The state that a run of that seed begins with, on the devices."""
 
-    def init(key: jax.Array) -> TrainState:
-        return steps.init_state(models.init_variables(setup.model, key), setup.tx)
-
     key, _, _ = _keys(seed)
-    return jax.jit(init, out_shardings=meshes.replicated(setup.mesh))(key)
+    init = jax.jit(partial(_init_state, setup), out_shardings=meshes.replicated(setup.mesh))
+    return init(key)
 
 
 def train_data(setup: Setup) -> TrainData:
@@ -167,6 +176,50 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
             settings.last_batch,
         )
 
+    def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
+        plateau = state.plateau
+        if config.schedule.name == "plateau":
+            plateau = optim.plateau_update(
+                plateau,
+                observed,
+                lr=config.optimizer.lr,
+                patience=config.schedule.patience,
+                factor=config.schedule.factor,
+                threshold=config.schedule.threshold,
+            )
+        return state._replace(plateau=plateau, metrics=Metrics.zero())
+
+    order_jit = jax.jit(order, out_shardings=meshes.batch_sharding(setup.mesh, axis=1))
+    order_program = order_jit.lower(order_key, np.int32(0)).compile()
+    train_program = (
+        train_function(setup, steps_per_call)
+        .lower(state, data, order_program(order_key, np.int32(0)), np.int32(0), step_key)
+        .compile()
+    )
+    end_epoch_program = (
+        jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)
+        .lower(state, np.float32(0))
+        .compile()
+    )
+    return Programs(
+        order=lambda epoch: order_program(order_key, np.int32(epoch)),
+        train=lambda state, order, count: train_program(
+            state, data, order, np.int32(count), step_key
+        ),
+        end_epoch=lambda state, observed: end_epoch_program(state, np.float32(observed)),
+        steps_per_call=steps_per_call,
+        compile_seconds=time.perf_counter() - began,
+    )
+
+
+def train_function(setup: Setup, steps_per_call: int) -> jax.stages.Wrapped:
+    """What `Programs.train` calls, not yet compiled, for at most so many steps in a call.
+
+    It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
+    and the key of what is random in a step; `train_arguments` gives their types.
+    """
+    settings = setup.config.data
+
     def train(
         state: TrainState, data: TrainData, order: jax.Array, count: jax.Array, key: jax.Array
     ) -> TrainState:
@@ -192,39 +245,29 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
             unrolled=steps_per_call == 1,
         )
 
-    def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
-        plateau = state.plateau
-        if config.schedule.name == "plateau":
-            plateau = optim.plateau_update(
-                plateau,
-                observed,
-                lr=config.optimizer.lr,
-                patience=config.schedule.patience,
-                factor=config.schedule.factor,
-                threshold=config.schedule.threshold,
-            )
-        return state._replace(plateau=plateau, metrics=Metrics.zero())
+    return jax.jit(train, donate_argnums=0, out_shardings=meshes.replicated(setup.mesh))
 
-    order_jit = jax.jit(order, out_shardings=meshes.batch_sharding(setup.mesh, axis=1))
-    order_program = order_jit.lower(order_key, np.int32(0)).compile()
-    train_program = (
-        jax.jit(train, donate_argnums=0, out_shardings=replicated)
-        .lower(state, data, order_program(order_key, np.int32(0)), np.int32(0), step_key)
-        .compile()
-    )
-    end_epoch_program = (
-        jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)
-        .lower(state, np.float32(0))
-        .compile()
-    )
-    return Programs(
-        order=lambda epoch: order_program(order_key, np.int32(epoch)),
-        train=lambda state, order, count: train_program(
-            state, data, order, np.int32(count), step_key
-        ),
-        end_epoch=lambda state, observed: end_epoch_program(state, np.float32(observed)),
-        steps_per_call=steps_per_call,
-        compile_seconds=time.perf_counter() - began,
+
+def train_arguments(setup: Setup) -> tuple[Any, ...]:
+    """Shapes, types and shardings of `train_function`'s arguments; nothing is put anywhere.
+
+    They suffice to compile it, also for devices that this machine does not have.
+    """
+    replicated = meshes.replicated(setup.mesh)
+
+    def typed(tree: Any, sharding: NamedSharding) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )
+
+    key = jax.eval_shape(jax.random.key, 0)
+    order = jax.ShapeDtypeStruct((setup.steps_per_epoch, setup.config.batch_size), jnp.int32)
+    return (
+        typed(jax.eval_shape(partial(_init_state, setup), key), replicated),
+        TrainData(*typed(tuple(setup.train), replicated)),
+        typed(order, meshes.batch_sharding(setup.mesh, axis=1)),
+        typed(jax.ShapeDtypeStruct((), jnp.int32), replicated),
+        typed(key, replicated),
     )
 
 
@@ -263,6 +306,10 @@ def means(metrics: Metrics) -> dict[str, float]:
     """`loss` in nats and `accuracy` in percent; waits for the devices."""
     loss, correct, images = (float(value) for value in jax.device_get(metrics))
     return {"loss": loss / max(images, 1), "accuracy": 100 * correct / max(images, 1)}
+
+
+def _init_state(setup: Setup, key: jax.Array) -> TrainState:
+    return steps.init_state(models.init_variables(setup.model, key), setup.tx)
 
 
 def _normalise(setup: Setup, images: jax.Array) -> jax.Array:
