@@ -1,19 +1,109 @@
-"""Pooling over windows of NHWC images."""
+"""Pooling over windows of NHWC images, without padding.
+
+Windows that tile the image are pooled as the maximum or sum of strided slices: XLA's own window
+reductions, and above all the scatter of their gradient, are slow on CPU. Plain references:
+`flax.linen.max_pool` and `flax.linen.avg_pool`.
+"""
+
+from functools import partial, reduce
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pair = tuple[int, int]
 
 
-def max_pool(x: jax.Array, window_shape: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
-    """Largest value of each window, without padding: [N, H, W, C] -> [N, H', W', C]."""
-    return nn.max_pool(x, window_shape, strides)
+def max_pool(x: jax.Array, window_shape: Pair, strides: Pair) -> jax.Array:
+    """Largest value of each window: [N, H, W, C] -> [N, H', W', C].
+
+    On ties the first pixel of the window, by rows, gets the gradient, as in PyTorch.
+    """
+    if not _tiles(x, window_shape, strides):
+        return nn.max_pool(x, window_shape, strides)
+    return _max_pool(x, window_shape)
 
 
-def avg_pool(x: jax.Array, window_shape: tuple[int, int], strides: tuple[int, int]) -> jax.Array:
-    """Mean of each window, without padding: [N, H, W, C] -> [N, H', W', C]."""
-    return nn.avg_pool(x, window_shape, strides)
+def avg_pool(x: jax.Array, window_shape: Pair, strides: Pair) -> jax.Array:
+    """Mean of each window: [N, H, W, C] -> [N, H', W', C]."""
+    if not _tiles(x, window_shape, strides):
+        return nn.avg_pool(x, window_shape, strides)
+
+    def fast(x: jax.Array) -> jax.Array:
+        total = reduce(jnp.add, _pixels(x, window_shape))
+        return total / (window_shape[0] * window_shape[1])
+
+    plain = partial(nn.avg_pool, window_shape=window_shape, strides=strides)
+    return lax.platform_dependent(x, cpu=fast, default=plain)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Mean over each image's pixels: [N, H, W, C] -> [N, C]."""
     return x.mean(axis=(1, 2))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(x: jax.Array, window: Pair) -> jax.Array:
+    return lax.platform_dependent(
+        x,
+        cpu=lambda x: reduce(jnp.maximum, _pixels(x, window)),
+        default=partial(nn.max_pool, window_shape=window, strides=window),
+    )
+
+
+def _forward(x: jax.Array, window: Pair) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y = _max_pool(x, window)
+    return y, (x, y)
+
+
+def _backward(
+    window: Pair, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+) -> tuple[jax.Array]:
+    def fast(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+        zero = jnp.zeros((), dy.dtype)
+        taken = jnp.zeros(y.shape, bool)
+        gradients = []
+        for pixel in _pixels(x, window):
+            largest = pixel == y
+            gradients.append(jnp.where(largest & ~taken, dy, zero))
+            taken = taken | largest
+        return _unpixels(gradients, window, x.shape)
+
+    def plain(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
+        del y
+        return jax.vjp(lambda x: nn.max_pool(x, window, window), x)[1](dy)[0]
+
+    return (lax.platform_dependent(*residuals, dy, cpu=fast, default=plain),)
+
+
+_max_pool.defvjp(_forward, _backward)
+
+
+def _tiles(x: jax.Array, window: Pair, strides: Pair) -> bool:
+    return (
+        x.ndim == 4
+        and tuple(window) == tuple(strides)
+        and window[0] * window[1] <= 16
+        and x.shape[1] >= window[0]
+        and x.shape[2] >= window[1]
+    )
+
+
+def _pixels(x: jax.Array, window: Pair) -> list[jax.Array]:
+    """The pixels at each place of the windows, by rows: h·w times [N, H', W', C]."""
+    n, height, width, c = x.shape
+    down, across = height // window[0], width // window[1]
+    x = x[:, : down * window[0], : across * window[1]]
+    x = x.reshape(n, down, window[0], across, window[1], c)
+    return [x[:, :, i, :, j] for i in range(window[0]) for j in range(window[1])]
+
+
+def _unpixels(pixels: list[jax.Array], window: Pair, shape: tuple[int, ...]) -> jax.Array:
+    """The transpose of `_pixels`; rows and columns beyond the last window are zero."""
+    n, down, across, c = pixels[0].shape
+    high, wide = window
+    rows = [jnp.stack(pixels[i * wide : (i + 1) * wide], axis=3) for i in range(high)]
+    x = jnp.stack(rows, axis=2).reshape(n, down * high, across * wide, c)
+    rest = shape[1] - down * high, shape[2] - across * wide
+    return jnp.pad(x, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))

@@ -1,0 +1,167 @@
+"""3×3 convolution of stride 1 by Winograd's F(4×4, 3×3): 4 times fewer multiplications.
+
+Each 4×4 tile of the output comes from a 6×6 tile of the input: both are transformed so that the
+convolution becomes 36 matrix products over the channels (Lavin and Gray, arXiv:1509.09308, in the
+notation Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A). In float32 the relative error is about 1e-5, where a direct
+convolution has 1e-6. Plain reference: `jax.lax.conv_general_dilated`.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+# Interpolation at 0, ±1, ±2 and infinity.
+_B = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
+).T
+_A = np.array(
+    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
+).T
+_G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
+_G2 = np.einsum("ia,jb->jiab", _G, _G).reshape(36, 9)
+
+# Transformed tiles are 2.25 times as large as the images. Beyond what the caches hold, images are
+# taken `_CHUNK` at a time.
+_CHUNK = 16
+_CHUNK_ABOVE_BYTES = 2**24
+
+
+def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
+    """Convolution of [N, H, W, C] with [3, 3, C, K], stride 1."""
+    height, width = _output_size(x, padding)
+    transformed = _transform_kernel(kernel)
+
+    def some(x: jax.Array) -> jax.Array:
+        tiles = _transform_input(x, padding)
+        products = _matrices(tiles) @ transformed
+        products = products.reshape(*tiles.shape[:-1], kernel.shape[3])
+        return _transform_output(products)[:, :height, :width]
+
+    chunk = _chunk_size(x)
+    if chunk == x.shape[0]:
+        return some(x)
+    chunks = _split(x, chunk)
+
+    def body(y: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        return lax.dynamic_update_index_in_dim(y, some(_take(chunks, index)), index, 1), None
+
+    y = jnp.zeros((chunk, chunks.shape[1], height, width, kernel.shape[3]), x.dtype)
+    y, _ = lax.scan(body, y, jnp.arange(chunks.shape[1]))
+    return y.reshape(x.shape[0], height, width, kernel.shape[3])
+
+
+def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
+    """Gradient [3, 3, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
+
+    def some(x: jax.Array, dy: jax.Array) -> jax.Array:
+        tiles, dtiles = _transform_input(x, padding), _transform_gradient(dy)
+        return jnp.einsum("atc,atk->ack", _matrices(tiles), _matrices(dtiles))
+
+    chunk = _chunk_size(x)
+    if chunk == x.shape[0]:
+        total = some(x, dy)
+    else:
+        xs, dys = _split(x, chunk), _split(dy, chunk)
+
+        def body(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+            return total + some(_take(xs, index), _take(dys, index)), None
+
+        zeros = jnp.zeros((36, x.shape[3], dy.shape[3]), x.dtype)
+        total, _ = lax.scan(body, zeros, jnp.arange(xs.shape[1]))
+    channels = total.shape[1:]
+    gradient = jnp.asarray(_G2.T, x.dtype) @ total.reshape(36, -1)
+    return gradient.reshape(3, 3, *channels)
+
+
+def _transform_kernel(kernel: jax.Array) -> jax.Array:
+    """[3, 3, C, K] -> [36, C, K]."""
+    transformed = jnp.asarray(_G2, kernel.dtype) @ kernel.reshape(9, -1)
+    return transformed.reshape(36, *kernel.shape[2:])
+
+
+def _matrices(tiles: jax.Array) -> jax.Array:
+    """[6, 6, N, tiles down, tiles across, C] -> [36, tiles, C].
+
+    XLA would transpose the operands of a product that contracts over several axes.
+    """
+    return tiles.reshape(36, -1, tiles.shape[-1])
+
+
+def _transform_input(x: jax.Array, padding: Pads) -> jax.Array:
+    """Bᵀ d B of overlapping 6×6 tiles: [N, H, W, C] -> [6, 6, N, tiles down, tiles across, C]."""
+    height, width = _output_size(x, padding)
+    down, across = -(-height // 4), -(-width // 4)
+    n, rows, columns, c = x.shape
+    (top, _), (left, _) = padding
+    zero = jnp.zeros((), x.dtype)
+    bottom, right = 4 * (down + 1) - rows - top, 4 * (across + 1) - columns - left
+    x = lax.pad(x, zero, ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
+
+    x = x.reshape(n, down + 1, 4, -1, c)
+    parts = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(2)]
+    x = _combine(_B.T, parts).reshape(6, n, down, across + 1, 4, c)
+    parts = [x[..., :-1, i, :] for i in range(4)] + [x[..., 1:, i, :] for i in range(2)]
+    return _combine(_B.T, parts)
+
+
+def _transform_output(products: jax.Array) -> jax.Array:
+    """Aᵀ m A: [6, 6, N, tiles down, tiles across, K] -> [N, 4·down, 4·across, K]."""
+    _, _, n, down, across, k = products.shape
+    columns = _combine(_A.T, list(products))
+    pixels = _combine(_A.T, [columns[:, i] for i in range(6)])
+    return pixels.transpose(2, 3, 0, 4, 1, 5).reshape(n, 4 * down, 4 * across, k)
+
+
+def _transform_gradient(dy: jax.Array) -> jax.Array:
+    """A dy Aᵀ, the transpose of `_transform_output`."""
+    n, height, width, k = dy.shape
+    down, across = -(-height // 4), -(-width // 4)
+    dy = jnp.pad(dy, ((0, 0), (0, 4 * down - height), (0, 4 * across - width), (0, 0)))
+    dy = dy.reshape(n, down, 4, 4 * across, k)
+    rows = _combine(_A, [dy[:, :, i] for i in range(4)]).reshape(6, n, down, across, 4, k)
+    return _combine(_A, [rows[..., i, :] for i in range(4)])
+
+
+def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> jax.Array:
+    """Each row's linear combination of the parts, stacked. Written out so that zeros cost nothing."""
+
+    def combination(row: np.ndarray) -> jax.Array:
+        terms = [float(f) * part if f != 1 else part for f, part in zip(row, parts) if f]  # noqa: B905
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        return total
+
+    return jnp.stack([combination(row) for row in matrix])
+
+
+def _output_size(x: jax.Array, padding: Pads) -> tuple[int, int]:
+    return x.shape[1] + sum(padding[0]) - 2, x.shape[2] + sum(padding[1]) - 2
+
+
+def _chunk_size(x: jax.Array) -> int:
+    """Images taken at once: all, or `_CHUNK` where that divides a large batch."""
+    n = x.shape[0]
+    large = 2.25 * x.size * x.dtype.itemsize > _CHUNK_ABOVE_BYTES
+    return _CHUNK if large and n % _CHUNK == 0 else n
+
+
+def _split(x: jax.Array, chunk: int) -> jax.Array:
+    """[N, …] -> [chunk, N/chunk, …], so that a batch split over devices stays split in each chunk."""
+    return x.reshape(chunk, -1, *x.shape[1:])
+
+
+def _take(chunks: jax.Array, index: jax.Array) -> jax.Array:
+    return lax.dynamic_index_in_dim(chunks, index, 1, keepdims=False)
