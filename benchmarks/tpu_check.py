@@ -1,0 +1,268 @@
+"""Compiles train steps for TPUs on a machine that has none, and says what they would cost.
+
+    python -m benchmarks.tpu_check [--experiments basic,resnet10] [--targets v5e-1,v6e-4]
+                                   [--precisions float32,bfloat16] [--json FILE]
+
+libtpu (the extra `tpu`) compiles for devices that are only described. What is compiled is the
+program that `cifar-jax train` runs on such chips: the steps of a call in one loop, the data set in
+their memory, the batch divided over them.
+
+Exit codes: 0 every step compiled, fits and stays on the chips; 1 one does not; 2 libtpu is missing,
+or an argument is wrong.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cifar_jax import catalog, config
+from cifar_jax.errors import UserError
+
+
+class Chip(NamedTuple):
+    """What one chip can do, as Google publishes it."""
+
+    flops: float
+    """Multiplications and additions a second in bfloat16, which XLA's default precision uses for
+    float32 convolutions and products as well."""
+    bandwidth: float
+    """Bytes a second between HBM and the cores."""
+    memory: float
+    """Bytes of HBM."""
+
+
+class Target(NamedTuple):
+    """Chips to compile for."""
+
+    chip: Chip
+    topology: str
+    devices: int
+
+
+V5E = Chip(197e12, 819e9, 16e9)  # cloud.google.com/tpu/docs/v5e
+V6E = Chip(918e12, 1640e9, 32e9)  # cloud.google.com/tpu/docs/v6e
+TARGETS = {
+    "v5e-1": Target(V5E, "v5e:2x2", 1),  # what Colab's free tier has
+    "v5e-4": Target(V5E, "v5e:2x2", 4),
+    "v6e-4": Target(V6E, "v6e:2x2", 4),
+}
+# One for each network and optimizer; the paper's other three differ in settings only.
+EXPERIMENTS = (
+    *("basic", "net", "net-bn-gap", "net-attention", "resnet18-sgd", "resnet18-adam-lr1e-4"),
+    *("resnet10", "resnet10-separable"),
+)
+PRECISIONS = ("float32", "bfloat16")
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"),
+    *("collective-broadcast", "ragged-all-to-all"),
+)
+HOST_OPS = ("infeed", "outfeed", "send", "recv")
+COLUMNS = {
+    "experiment": "Experiment",
+    "target": "Chips",
+    "precision": "Precision",
+    "gflop": "GFLOP",
+    "moved_mb": "MB moved",
+    "temporaries_mb": "MB temporary",
+    "memory_mb": "MB of HBM",
+    "collectives": "Collectives",
+    "roofline_us": "Roofline µs",
+    "compile_seconds": "Compile s",
+    "problem": "Problem",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check what the arguments name, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(prog="tpu_check", description="Compile train steps for TPUs.")
+    for name, choices in (
+        ("experiments", EXPERIMENTS),
+        ("targets", tuple(TARGETS)),
+        ("precisions", PRECISIONS),
+    ):
+        parser.add_argument(
+            f"--{name}", default=",".join(choices), help="separated by commas [%(default)s]"
+        )
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    options = parser.parse_args(arguments)
+    targets, precisions = options.targets.split(","), options.precisions.split(",")
+    for name, chosen, choices in (
+        ("target", targets, TARGETS),
+        ("precision", precisions, PRECISIONS),
+    ):
+        if unknown := [value for value in chosen if value not in choices]:
+            parser.error(f"no {name} {unknown[0]!r}: there are {', '.join(choices)}")
+    try:
+        configs = {name: catalog.load(name).config for name in options.experiments.split(",")}
+    except UserError as error:
+        parser.error(str(error))
+    if util.find_spec("libtpu") is None:
+        print(
+            "tpu_check: libtpu is not installed: make setup EXTRA=tpu, or pip install -e '.[tpu]'",
+            file=sys.stderr,
+        )
+        return 2
+
+    rows = []
+    print(_versions(), flush=True)
+    print(_line(COLUMNS.values()), _line("---" for _ in COLUMNS), sep="\n", flush=True)
+    for target in targets:
+        for experiment, settings in configs.items():
+            for precision in precisions:
+                row = {"experiment": experiment, "target": target, "precision": precision}
+                row |= check(settings, target, precision)
+                rows.append(row)
+                print(_line(_cell(row.get(column)) for column in COLUMNS), flush=True)
+                if options.json:
+                    record = {"versions": _versions(), "rows": rows}
+                    options.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 1 if any(row["problem"] for row in rows) else 0
+
+
+def check(settings: config.Config, target: str, precision: str) -> dict[str, Any]:
+    """Compile the train step of an experiment; figures are a chip's and a step's.
+
+    `moved_mb` is XLA's count of what all operations read and write, on-chip memory included, so
+    that the roofline is no lower bound where a small batch never leaves it. The loop over a call's
+    steps is counted once, since XLA does not know how often it runs. `problem` is empty if the step
+    compiles, fits and needs no host.
+    """
+    os.environ |= _ENVIRONMENT  # before libtpu is loaded
+    from jax.errors import JaxRuntimeError
+    from jax.experimental import topologies
+
+    from cifar_jax import programs
+
+    chip, topology, count = TARGETS[target]
+    described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    setup = programs.setup(
+        config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
+        dataset=_no_images(),
+        devices=described.devices[:count],
+    )
+    began = time.perf_counter()
+    try:
+        lowered = programs.train_function(setup, steps_per_call=100).lower(
+            *programs.train_arguments(setup)
+        )
+        compiled = lowered.compile()
+    except JaxRuntimeError as error:  # also raised where the program does not fit the chip
+        return {"problem": f"does not compile: {str(error).splitlines()[0]}"}
+    costs: Any = compiled.cost_analysis()
+    memory: Any = compiled.memory_analysis()
+    used = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes  # the state, which is donated
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    text = compiled.as_text()
+    collectives, reduced, host = read_hlo(text or "")
+    problem = f"host transfers: {', '.join(host)}" if host else ""
+    if used > chip.memory:
+        problem = f"needs {used / 1e9:.1f} GB of {chip.memory / 1e9:.0f}"
+    seconds = max(costs["flops"] / chip.flops, costs["bytes accessed"] / chip.bandwidth)
+    return {
+        "gflop": costs["flops"] / 1e9,
+        "moved_mb": costs["bytes accessed"] / 1e6,
+        "temporaries_mb": memory.temp_size_in_bytes / 1e6,
+        "memory_mb": used / 1e6,
+        "collectives": dict(collectives),
+        "collective_bytes": sorted(reduced, reverse=True),
+        "roofline_us": seconds * 1e6,
+        "compile_seconds": time.perf_counter() - began,
+        "problem": problem,
+    }
+
+
+def read_hlo(text: str) -> tuple[Counter[str], list[int], list[str]]:
+    """What an optimised HLO module says to other chips and to the host.
+
+    Returns:
+      How many collectives there are of each kind, an asynchronous pair as one; the bytes that each
+      yields; and the operations that the host takes part in.
+    """
+    collectives: Counter[str] = Counter()
+    sizes, host = [], []
+    for line in text.splitlines():
+        _, equals, instruction = line.partition(" = ")
+        found = re.search(r"\s([a-z][a-z0-9-]*)\(", " " + instruction) if equals else None
+        if not found:
+            continue
+        opcode = found[1]
+        kind = opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            collectives[kind] += 1
+            sizes.append(_size(instruction[: found.start()]))
+        elif opcode in HOST_OPS or (
+            opcode == "custom-call" and re.search(r'target="[^"]*(callback|[Hh]ost)', instruction)
+        ):
+            host.append(opcode)
+    return collectives, sizes, host
+
+
+def _size(shape: str) -> int:
+    """Bytes of an HLO shape such as `(f32[64]{0}, bf16[3,3,64,64]{3,2,1,0})`."""
+    total = 0
+    for kind, bits, axes in re.findall(r"\b(pred|bf|[fsu])(\d*)\[([\d,]*)\]", shape):
+        size = 1 if kind == "pred" else int(bits) // 8
+        total += size * math.prod(int(axis) for axis in axes.split(",") if axis)
+    return total
+
+
+def _no_images() -> Any:
+    """CIFAR-10's shapes, without images or memory: a step's program does not depend on them."""
+    import numpy as np
+
+    from cifar_jax.data import Dataset, Split
+
+    def blank(count: int) -> Split:
+        images = np.broadcast_to(np.uint8(0), (count, 3072)).reshape(count, 32, 32, 3)
+        return Split(images, np.broadcast_to(np.int32(0), count))
+
+    classes = tuple(map(str, range(10)))
+    half = (0.5, 0.5, 0.5)
+    return Dataset("cifar10", classes, blank(50_000), blank(10_000), half, half, fingerprint="")
+
+
+# Without these libtpu asks Google's metadata server which chips this machine has, at length.
+_ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def _versions() -> str:
+    packages = ("jax", "jaxlib", "libtpu", "flax", "optax")
+    return ", ".join(f"{package} {metadata.version(package)}" for package in packages)
+
+
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case float():
+            return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        case dict():
+            return ", ".join(f"{count} {kind}" for kind, count in value.items()) or "0"
+    return str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
