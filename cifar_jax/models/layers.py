@@ -70,20 +70,18 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros_init(), (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))
-        wide = x.astype(jnp.float32)
-        if train:
-            axes = tuple(range(x.ndim - 1))
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
-            if not self.is_initializing():
-                count = x.size // features
-                keep, unbiased = self.momentum, var * (count / max(count - 1, 1))
-                running_mean.value = keep * running_mean.value + (1 - keep) * mean
-                running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        else:
+        x = x.astype(self.dtype or x.dtype)
+        if not train:
             mean, var = running_mean.value, running_var.value
-        gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return ((wide - mean) * gain + bias).astype(self.dtype or x.dtype)
+            gain = scale * jax.lax.rsqrt(var + self.epsilon)
+            return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(x.dtype)
+        y, mean, var = ops.batch_norm(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            count = x.size // features
+            keep, unbiased = self.momentum, var * (count / max(count - 1, 1))
+            running_mean.value = keep * running_mean.value + (1 - keep) * mean
+            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+        return y
 
 
 class Pool(nn.Module):
