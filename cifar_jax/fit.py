@@ -79,10 +79,10 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
     ):
         start = workdir.record_start(_device(setup))
         state = programs.init_state(setup, run.seed)
-        rows: list[dict[str, Any]] = []
         if (latest := checkpoints.latest()) is not None:
             state = checkpoints.restore(latest, state)
-            rows = workdir.rewind(latest)
+        # An epoch may have been written down whose checkpoint was not finished.
+        rows = workdir.rewind(latest or 0)
         # What a killed start did after its last whole epoch is repeated, and not counted twice.
         began -= rows[-1]["wall_seconds"] if rows else 0
         with display.showing(workdir.log, run.experiment, run.config.epochs, setup.steps_per_epoch):
@@ -171,7 +171,8 @@ class _Training:
                 if not math.isfinite(row["train_loss"]) or not math.isfinite(observed):
                     raise UserError(
                         f"the loss is not finite after epoch {epoch + 1}: lower optimizer.lr "
-                        f"(now {row['learning_rate']:g}); the last good checkpoint is kept"
+                        f"(now {row['learning_rate']:g})"
+                        + (f"; the checkpoint of epoch {epoch} is kept" if epoch else "")
                     )
                 state = training.end_epoch(state, observed)
                 row["wall_seconds"] = round(time.perf_counter() - self.began, 1)
@@ -179,7 +180,9 @@ class _Training:
                 self.workdir.append_epoch(row)
                 for name, value in row.items():
                     if name not in ("epoch", "step"):
-                        board.add_scalar(name.replace("_", "/", 1), value, epoch + 1)
+                        split, _, metric = name.partition("_")
+                        tag = f"{split}/{metric}" if split in ("train", "validation") else name
+                        board.add_scalar(tag, value, epoch + 1)
                 self.checkpoints.save(state, row.get("validation_accuracy"))
                 self.display.line(_epoch_line(row, epochs))
         return state, compile_seconds
