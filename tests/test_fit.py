@@ -1,0 +1,602 @@
+"""Whole runs on `digits`: what they leave behind, and that no interruption shows in it."""
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cifar_jax import fit, programs, workdir
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.config import Config, flatten
+from cifar_jax.data import tfds_folder
+from cifar_jax.display import Display
+from cifar_jax.errors import UserError
+from cifar_jax.fit import Run, Stopped
+from cifar_jax.optim import plateau_init
+from cifar_jax.step import Metrics, TrainState
+
+Make = Callable[..., Config]
+EPOCHS, STEPS = 3, 40
+TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "versions")
+
+
+class Spy(Display):
+    """Keeps the lines, prints none of them, and does something when one holds a certain text."""
+
+    def __init__(self, when: str = "", do: Callable[[], object] = lambda: None) -> None:
+        super().__init__(quiet=True)
+        self.lines: list[str] = []
+        self._when, self._do = when, do
+
+    def line(self, text: str, *, detail: bool = False) -> None:
+        super().line(text, detail=detail)
+        self.lines.append(text)
+        if self._when and self._when in text:
+            self._do()
+
+
+def train(config: Config, folder: Path, display: Display | None = None, **run: Any) -> dict:
+    asked = {"experiment": "test", "seed": 0} | run
+    return fit.fit(Run(config=config, workdir=folder, **asked), display or Spy())
+
+
+def raise_it(error: BaseException) -> Callable[[], None]:
+    def do() -> None:
+        raise error
+
+    return do
+
+
+def send(signum: int) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), signum)
+
+
+def timeless(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [timeless(json.loads(line)) for line in lines]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file of a run but the lock."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+@pytest.fixture(scope="module")
+def config(make_config: Make) -> Config:
+    """Adam and a plateau that reduces soon, so that a resume has a full state to restore."""
+    return make_config(
+        epochs=EPOCHS,
+        optimizer__name="adam",
+        optimizer__lr=1e-3,
+        schedule__name="plateau",
+        schedule__patience=0,
+        schedule__threshold=0.9,
+        data__train_images="none",
+        data__crop_padding=1,
+        train__log_every=16,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run, never interrupted."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(config, folder, overrides={"optimizer.lr": 1e-3})
+    return folder
+
+
+def assert_same_run(folder: Path, finished: Path) -> None:
+    """Bit for bit the same weights, and every figure but the clock's."""
+    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (folder, finished))
+    assert ours["params_sha256"] == theirs["params_sha256"]
+    assert rows_of(folder) == rows_of(finished)
+    ignored = (*TIMES, "overrides", "experiment", "git_commit", "paper_accuracy")
+    for key in theirs.keys() - set(ignored):
+        assert ours[key] == theirs[key], key
+
+
+# What a run leaves behind
+
+
+def test_result_holds_what_scripts_rely_on(finished: Path, config: Config) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    last = rows[-1]
+    expected = {
+        **{"experiment": "test", "model": "basic", "dataset": "digits", "seed": 0},
+        **{"parameters": 62_006, "epochs": EPOCHS, "steps": EPOCHS * STEPS},
+        **{"overrides": {"optimizer.lr": 1e-3}, "paper_accuracy": None},
+        **{key: last[key] for key in ("train_loss", "train_accuracy")},
+        **{key: last[key] for key in ("validation_loss", "validation_accuracy")},
+    }
+    assert expected.items() <= result.items()
+    assert {
+        *("test_loss", "test_accuracy", "best_validation_epoch", "best_validation_accuracy"),
+        *("wall_seconds", "images_per_second", "params_sha256", "git_commit", "versions"),
+        *("device", "machine", "compile_seconds", "data_sha256"),
+        "best_validation_test_accuracy",
+    } == result.keys() - expected.keys()
+    best = max(rows, key=lambda row: row["validation_accuracy"])
+    assert result["best_validation_accuracy"] == best["validation_accuracy"]
+    at = rows[result["best_validation_epoch"] - 1]
+    assert at["validation_accuracy"] == best["validation_accuracy"]
+    assert 0 < result["compile_seconds"] < result["wall_seconds"]
+    assert result["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+    assert len(result["params_sha256"]) == 64
+
+
+def test_basic_learns_the_digits(finished: Path) -> None:
+    rows = rows_of(finished)
+    assert rows[-1]["validation_accuracy"] > 80
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 2
+    result = json.loads((finished / "result.json").read_text())
+    assert result["test_accuracy"] > 80
+
+
+def test_the_folder_holds_what_it_promises(finished: Path, config: Config) -> None:
+    assert {path.name for path in finished.iterdir()} - {".lock"} == {
+        *("config.json", "env.json", "log.txt", "metrics.jsonl", "result.json"),
+        *("tensorboard", "checkpoints"),
+    }
+    identity = json.loads((finished / "config.json").read_text())
+    assert identity["config"] == flatten(config)
+    assert (identity["experiment"], identity["seed"]) == ("test", 0)
+    assert identity["overrides"] == {"optimizer.lr": 1e-3}
+    assert len(json.loads((finished / "env.json").read_text())) == 1
+    assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
+    assert [row["step"] for row in rows] == [40, 80, 120]
+    for row in rows:
+        assert row.keys() == {
+            *("epoch", "step", "train_loss", "train_accuracy", "validation_loss"),
+            *("validation_accuracy", "learning_rate", "images_per_second", "wall_seconds"),
+        }
+        assert row["images_per_second"] > 0
+    assert sorted(row["wall_seconds"] for row in rows) == [row["wall_seconds"] for row in rows]
+
+
+def test_the_log_has_the_papers_lines(finished: Path) -> None:
+    lines = (finished / "log.txt").read_text().splitlines()
+    papers = [line for line in lines if line.startswith("[EPOCH")]
+    assert [line[: line.index(" LOSS")] for line in papers] == [
+        f"[EPOCH {epoch:03d} | IT {step:05d}]" for epoch in (1, 2, 3) for step in (16, 32)
+    ]
+    losses = [float(line.rpartition(" ")[2]) for line in papers]
+    rows = rows_of(finished)
+    # Each is the mean since the line before, so the epoch's own mean lies between or below them.
+    assert losses[0] > losses[1] > losses[2] > losses[-1]
+    assert losses[1] < rows[0]["train_loss"] < losses[0]
+    assert sum(line.startswith("epoch ") for line in lines) == EPOCHS
+
+
+def test_the_plateau_moves_the_learning_rate(finished: Path) -> None:
+    """Patience 0 and a threshold of 0.9: every epoch after the first is a bad one, or nearly so."""
+    rows = rows_of(finished)
+    assert [row["learning_rate"] for row in rows] == pytest.approx(
+        plateau_rates([row["validation_loss"] for row in rows], 1e-3, 0.9)
+    )
+    assert rows[-1]["learning_rate"] < 1e-3
+
+
+def plateau_rates(losses: list[float], lr: float, threshold: float) -> list[float]:
+    """Learning rate of each epoch under the rule with patience 0 and factor 0.5."""
+    best, rates = float("inf"), []
+    for loss in losses:
+        rates.append(lr)
+        if loss < best * (1 - threshold):
+            best = loss
+        else:
+            lr /= 2
+    return rates
+
+
+def test_the_hash_is_over_paths_and_little_endian_bytes() -> None:
+    params = {"b": {"kernel": jax.numpy.float32([1, 2])}, "a": jax.numpy.float32([[3]])}
+    text = b"a\0" + np.array([3], "<f4").tobytes()
+    text += b"b/kernel\0" + np.array([1, 2], "<f4").tobytes()
+    assert fit.params_sha256(params) == hashlib.sha256(text).hexdigest()
+
+
+# Going on where a run stopped
+
+
+@pytest.mark.parametrize("after", [1, EPOCHS])
+def test_a_run_killed_after_an_epoch_goes_on_exactly(
+    config: Config, finished: Path, tmp_path: Path, after: int
+) -> None:
+    """The last epoch too: then only the result is missing."""
+    killed = Spy(f"epoch {after}/{EPOCHS}", raise_it(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", killed)
+    assert not (tmp_path / "run" / "result.json").exists()
+    display = Spy()
+    train(config, tmp_path / "run", display)
+    assert f"goes on from step {after * STEPS}" in display.lines[0]
+    assert sum(line.startswith("epoch ") for line in display.lines) == EPOCHS - after
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_stopped_within_an_epoch_goes_on_exactly(
+    config: Config, finished: Path, tmp_path: Path, signum: int
+) -> None:
+    """In the first epoch, before there is a checkpoint, and again in the second."""
+    handler = signal.getsignal(signum)
+    for text in ("[EPOCH 001 | IT 00016]", "[EPOCH 002 | IT 00032]"):
+        with pytest.raises(Stopped) as stopped:
+            train(config, tmp_path / "run", Spy(text, send(signum)))
+        assert stopped.value.signum == signum
+        assert signal.getsignal(signum) is handler
+    assert len(rows_of(tmp_path / "run")) == 1
+    display = Spy()
+    train(config, tmp_path / "run", display)
+    assert f"goes on from step {STEPS + 32}" in display.lines[0]
+    assert_same_run(tmp_path / "run", finished)
+    assert len(json.loads((tmp_path / "run" / "env.json").read_text())) == 3
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_an_epoch_that_was_written_down_but_not_saved_is_repeated_once(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
+) -> None:
+    """Checkpoints are written in the background, so a kill can come between the two."""
+    save = Checkpoints.save
+
+    def killed(self: Checkpoints, state: Any, *rest: Any) -> None:
+        if int(state.step) == epoch * STEPS:
+            raise KeyboardInterrupt
+        save(self, state, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run")
+    assert len(rows_of(tmp_path / "run")) == epoch
+    train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_stopped_goes_on_exactly(
+    config: Config, finished: Path, tmp_path: Path, signum: int
+) -> None:
+    """From the command line: SIGTERM saves and exits with 143, SIGKILL falls back to the last
+    whole epoch."""
+    file = tmp_path / "test.py"
+    file.write_text(f"from cifar_jax.config import *\nCONFIG = {config!r}\n")
+    folder = tmp_path / "run"
+    command = [sys.executable, "-m", "cifar_jax", "train", str(file), "--workdir", str(folder)]
+    process = subprocess.Popen(
+        command, cwd=Path(fit.__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    log = folder / "log.txt"
+    while not (log.exists() and "[EPOCH 002 | IT 00016]" in log.read_text()):
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == (143 if signum == signal.SIGTERM else -9)
+    assert b"Traceback" not in errors
+    assert len(rows_of(folder)) == 1
+    train(config, folder)
+    assert_same_run(folder, finished)
+
+
+def test_the_second_signal_stops_at_once(config: Config, tmp_path: Path) -> None:
+    def twice() -> None:
+        send(signal.SIGINT)()
+        send(signal.SIGINT)()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path / "run", Spy("[EPOCH 001", twice))
+
+
+def test_a_finished_run_prints_its_result_and_is_left_alone(
+    config: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "setup", raise_it(AssertionError("trained again")))
+    before = files(finished)
+    assert train(config, finished) == json.loads((finished / "result.json").read_text())
+    assert files(finished) == before
+
+
+def test_fresh_trains_anew(config: Config, finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())), fresh=True)
+    display = Spy()
+    train(config, tmp_path, display, fresh=True)
+    assert " begins: " in display.lines[0]
+    assert len(json.loads((tmp_path / "env.json").read_text())) == 1
+    assert_same_run(tmp_path, finished)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("setting", "run", "named"),
+    [
+        ({"epochs": 5}, {}, "epochs: 3 there, 5 here"),
+        ({}, {"seed": 1}, "seed: 0 there, 1 here"),
+        ({}, {"experiment": "other"}, "experiment: 'test' there, 'other' here"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(
+    make_config: Make, config: Config, finished: Path, setting: dict, run: dict, named: str
+) -> None:
+    before = files(finished)
+    with pytest.raises(UserError) as error:
+        train(dataclasses.replace(config, **setting), finished, **run)
+    assert named in str(error.value)
+    assert files(finished) == before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"batch_size": 257},
+        {"data__dataset": "cifar11"},
+        {"data__train_images": 1294},
+        {"data__validation": 1437},
+        {"model__name": "resnet81"},
+        {"model__dropout": 0.5},
+        {"model__pooling": "average"},
+        {"train__devices": 9},
+        {"train__devices": 3},
+    ],
+)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_bad_settings_write_nothing(
+    make_config: Make, finished: Path, tmp_path: Path, setting: dict, fresh: bool
+) -> None:
+    bad, before = make_config(**setting), files(finished)
+    with pytest.raises(UserError):
+        train(bad, tmp_path / "deep" / "run", fresh=fresh)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError):
+        train(bad, finished, fresh=fresh)
+    assert files(finished) == before
+
+
+def test_a_folder_in_use_is_refused(config: Config, tmp_path: Path) -> None:
+    run = Run("test", config, 0, tmp_path)
+    code = (
+        "import sys; from pathlib import Path; from cifar_jax import workdir\n"
+        f"with workdir.open_workdir(Path({str(tmp_path)!r}), {run.identity()!r}, fresh=False):\n"
+        "    print('locked', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(fit.__file__).parents[1],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"locked\n"
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="in use by another process"):
+        fit.fit(run, Spy())
+    assert files(tmp_path) == before
+    other.communicate()
+    assert other.returncode == 0
+
+
+def test_a_loss_that_diverges_is_the_users_to_mend(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    init_state = programs.init_state
+
+    def far_off(*args: Any) -> TrainState:
+        state = init_state(*args)
+        return state._replace(params=jax.tree.map(lambda x: x * 1e12, state.params))
+
+    monkeypatch.setattr(programs, "init_state", far_off)
+    with pytest.raises(UserError, match=r"not finite after epoch 1: lower optimizer\.lr"):
+        train(config, tmp_path)
+    assert rows_of_or_none(tmp_path) == []
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_the_last_good_checkpoint_outlives_a_loss_that_diverges(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    means = programs.means
+
+    def diverged(metrics: Any) -> dict[str, float]:
+        found = means(metrics)
+        return found | {"loss": float("nan")} if len(rows_of_or_none(tmp_path)) == 1 else found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "means", diverged)
+        with pytest.raises(UserError, match=r"after epoch 2: .*the checkpoint of epoch 1 is kept"):
+            train(config, tmp_path)
+    assert len(rows_of(tmp_path)) == 1
+    assert fit.evaluate(tmp_path)["epoch"] == 1
+    train(config, tmp_path)
+    assert_same_run(tmp_path, finished)
+
+
+def rows_of_or_none(folder: Path) -> list[dict[str, Any]]:
+    return rows_of(folder) if (folder / "metrics.jsonl").exists() else []
+
+
+# Options of a run
+
+
+def test_without_validation_the_plateau_follows_the_training_loss(
+    make_config: Make, tmp_path: Path
+) -> None:
+    config = make_config(
+        epochs=5,
+        data__validation=0,
+        schedule__name="plateau",
+        schedule__patience=0,
+        schedule__threshold=0.2,
+    )
+    result = train(config, tmp_path)
+    rows = rows_of(tmp_path)
+    assert all("validation_loss" not in row for row in rows)
+    rates = plateau_rates([row["train_loss"] for row in rows], 0.05, 0.2)
+    assert [row["learning_rate"] for row in rows] == pytest.approx(rates)
+    assert rates[-1] < 0.05
+    for key in ("validation_loss", "validation_accuracy", "best_validation_epoch"):
+        assert result[key] is None
+    assert result["test_accuracy"] > 10
+    with pytest.raises(UserError, match="no validation images"):
+        fit.evaluate(tmp_path, "validation")
+    with pytest.raises(UserError, match="no checkpoint"):
+        fit.evaluate(tmp_path, best=True)
+
+
+def test_the_result_does_not_depend_on_steps_per_call(make_config: Make, tmp_path: Path) -> None:
+    """Up to rounding: see `test_step`. Five of eight steps, with a line after every third."""
+    singly, together = (
+        make_config(train__steps_per_call=count, train__log_every=3) for count in (1, 5)
+    )
+    displays = [Spy(), Spy()]
+    train(singly, tmp_path / "1", displays[0])
+    train(together, tmp_path / "5", displays[1])
+    for one, five in zip(rows_of(tmp_path / "1"), rows_of(tmp_path / "5"), strict=True):
+        assert one["step"] == five["step"]
+        assert five["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
+        assert five["validation_accuracy"] == pytest.approx(one["validation_accuracy"], abs=1)
+    lines = [[line[:25] for line in d.lines if line.startswith("[EPOCH")] for d in displays]
+    assert lines[0] == lines[1]
+
+
+def test_bfloat16_trains(make_config: Make, tmp_path: Path) -> None:
+    result = train(make_config(train__precision="bfloat16", epochs=3), tmp_path)
+    assert result["train_loss"] < 2.25
+
+
+def test_nothing_compiles_in_mid_run(make_config: Make, tmp_path: Path) -> None:
+    """Not after the first epoch, whatever the learning rate does; the test images come last."""
+    compiled: list[str] = []
+
+    def listen(event: str, seconds: float, **kwargs: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    counts: list[int] = []
+
+    class Counter(Spy):
+        def line(self, text: str, *, detail: bool = False) -> None:
+            super().line(text, detail=detail)
+            counts.append(len(compiled))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        config = make_config(
+            epochs=4,
+            batch_size=31,  # for programs that no other test has compiled
+            schedule__name="plateau",
+            schedule__patience=0,
+            schedule__threshold=0.9,
+            train__log_every=3,
+        )
+        train(config, tmp_path, display := Counter())
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert len({row["learning_rate"] for row in rows_of(tmp_path)}) > 1
+    first_epoch = next(i for i, line in enumerate(display.lines) if line.startswith("epoch 1/4"))
+    assert counts[first_epoch] > 0
+    assert counts[first_epoch:] == [counts[first_epoch]] * len(counts[first_epoch:])
+
+
+def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:
+    def state(step: int) -> TrainState:
+        params = {"w": jax.numpy.full(3, step, jax.numpy.float32)}
+        return TrainState(jax.numpy.int32(step), params, {}, (), plateau_init(), Metrics.zero())
+
+    accuracies = {1: 10.0, 2: 50.0, 3: 20.0, 4: 30.0, 5: None, 6: 40.0, 7: None}
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.latest() is None
+        assert checkpoints.best() is None
+        for step, accuracy in accuracies.items():
+            checkpoints.save(state(step), accuracy)
+    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
+        assert checkpoints.latest() == 7
+        assert checkpoints.best() == 2
+        for step in (2, 6, 7):
+            assert checkpoints.restore(step, state(0)).params["w"].tolist() == [step] * 3
+    assert {path.name for path in (tmp_path / "c").iterdir()} == {"2", "6", "7"}
+
+
+def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    before = files(finished)
+    test = fit.evaluate(finished)
+    assert (test["loss"], test["accuracy"]) == (result["test_loss"], result["test_accuracy"])
+    assert (test["split"], test["images"], test["epoch"], test["step"]) == ("test", 360, 3, 120)
+    best = fit.evaluate(finished, "validation", best=True)
+    assert best["epoch"] == result["best_validation_epoch"]
+    assert best["accuracy"] == result["best_validation_accuracy"]
+    assert best["images"] == 144
+    assert files(finished) == before
+
+
+def test_evaluate_needs_a_run_with_a_checkpoint(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        fit.evaluate(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no .*config\.json"):
+        fit.evaluate(tmp_path)
+    identity = Run("test", config, 0, tmp_path).identity()
+    with workdir.open_workdir(tmp_path, identity, fresh=False):
+        pass
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        fit.evaluate(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_terminal_shows_the_bar_and_only_the_epochs_lines(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "SECONDS_BETWEEN_UPDATES", 0)
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=150)
+    train(make_config(train__log_every=2), tmp_path, Display(console))
+    text = shown.getvalue()
+    assert "epoch 1/2" in text
+    assert "images/s" in text
+    assert "16/16" in text
+    assert "[EPOCH 001" not in text
+    assert "[EPOCH 001 | IT 00002] LOSS: " in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_basic_learns_cifar10(make_config: Make, tmp_path: Path) -> None:
+    """One epoch on 10,000 real images at the paper's batch and learning rate."""
+    prepared = tfds_folder.default_data_dir() / "cifar10" / "3.0.2"
+    if not prepared.is_dir():
+        pytest.skip(f"no CIFAR-10 in {prepared}: set TFDS_DATA_DIR")
+    config = make_config(
+        epochs=1,
+        batch_size=8,
+        optimizer__lr=1e-3,
+        data__dataset="cifar10",
+        data__train_images=10_000,
+    )
+    result = train(config, tmp_path)
+    assert result["validation_accuracy"] > 35
