@@ -41,6 +41,11 @@ def cli() -> None:
 @click.option("--seeds", type=click.IntRange(1), help="Train seeds 0 to N-1, one after the other.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
 @click.option("--fresh", is_flag=True, help="Delete the run that is in the folder, and train anew.")
+@click.option(
+    "--distributed",
+    is_flag=True,
+    help="Be one of several processes, as JAX_COORDINATOR_ADDRESS, SLURM or a TPU slice say.",
+)
 def train(
     experiment: str,
     workdir: Path | None,
@@ -48,6 +53,7 @@ def train(
     seeds: int | None,
     settings: Sequence[str],
     fresh: bool,
+    distributed: bool,
 ) -> None:
     """Train EXPERIMENT, a name or a config file; go on where an earlier start stopped.
 
@@ -62,9 +68,13 @@ def train(
     overridden = config.override(found.config, settings)
     changes = config.differences(config.flatten(found.config), config.flatten(overridden))
 
+    from cifar_jax import mesh
     from cifar_jax.display import Display
     from cifar_jax.fit import Run, fit
 
+    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        mesh.initialize_distributed()
+    display = Display(quiet=not mesh.is_first())
     for number in range(seeds) if seeds else [seed or 0]:
         folder = workdir or RUNS / found.name
         run = Run(
@@ -75,7 +85,7 @@ def train(
             overrides={name: value for name, (_, value) in changes.items()},
             fresh=fresh,
         )
-        click.echo(_result_line(fit(run, Display())))
+        display.note(_result_line(fit(run, display)))
 
 
 @cli.command(short_help="Loss and accuracy of a run over a split.")

@@ -2,11 +2,12 @@
 
 import hashlib
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from cifar_jax import mesh as meshes
 from cifar_jax import models, programs
 from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import Config, flatten, from_flat
@@ -61,31 +63,40 @@ class Stopped(Exception):
 def fit(run: Run, display: Display) -> dict[str, Any]:
     """Train `run`, or go on with it, or find it finished; returns what result.json holds.
 
+    Of several processes all must call it, with the same `run`. The first writes for all, but for
+    the checkpoints, which orbax writes from every process.
+
     Raises:
       UserError: settings that do not fit each other, the data or the folder, or a loss that is
-        no longer finite.
+        no longer finite. What stops one process so, stops all.
       Stopped: a signal asked for it; the run is saved.
     """
     began = time.perf_counter()
-    if not run.fresh and (result := finished_result(run.workdir, run.identity())):
-        display.note(f"{run.workdir} is finished; --fresh would train it anew")
-        return result
     programs.keep_compiled()
-    setup = programs.setup(run.config)
+    finished = None
+    if not run.fresh:
+        finished = meshes.from_first(lambda: finished_result(run.workdir, run.identity()))
+    if finished:
+        display.note(f"{run.workdir} is finished; --fresh would train it anew")
+        return finished
+    setup = meshes.from_all(lambda: programs.setup(run.config))
+    if len(set(meshes.exchange(setup.dataset.fingerprint))) > 1:
+        raise UserError(f"the processes have different images of {setup.dataset.name}")
     with (
-        open_workdir(run.workdir, run.identity(), fresh=run.fresh) as workdir,
+        _opened(run) as workdir,
         Checkpoints(workdir.checkpoints, run.config.train.keep_checkpoints) as checkpoints,
         _stop_on_signals(display) as stop,
     ):
-        start = workdir.record_start(_device(setup))
+        start = meshes.from_first(lambda: workdir.record_start(_device(setup)))
         state = programs.init_state(setup, run.seed)
         if (latest := checkpoints.latest()) is not None:
             state = checkpoints.restore(latest, state)
         # An epoch may have been written down whose checkpoint was not finished.
-        rows = workdir.rewind(latest or 0)
+        rows = meshes.from_first(lambda: workdir.rewind(latest or 0))
         # What a killed start did after its last whole epoch is repeated, and not counted twice.
         began -= rows[-1]["wall_seconds"] if rows else 0
-        with display.showing(workdir.log, run.experiment, run.config.epochs, setup.steps_per_epoch):
+        log = workdir.log if meshes.is_first() else Path(os.devnull)
+        with display.showing(log, run.experiment, run.config.epochs, setup.steps_per_epoch):
             display.line(_headline(run, setup, latest))
             training = _Training(run, setup, workdir, checkpoints, display, stop, began)
             state, compile_seconds = training.train(state, rows)
@@ -95,8 +106,26 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             "compile_seconds": round(compile_seconds, 1),
             **{key: start[key] for key in ("git_commit", "versions", "device", "machine")},
         }
-        workdir.write_result(result)
+        if meshes.is_first():
+            workdir.write_result(result)
     return result
+
+
+@contextmanager
+def _opened(run: Run) -> Iterator[Workdir]:
+    """The run's folder, which the first process opens for all of them."""
+    with ExitStack() as stack:
+
+        def open_it() -> None:
+            stack.enter_context(open_workdir(run.workdir, run.identity(), fresh=run.fresh))
+
+        meshes.from_first(open_it)
+        if not all(meshes.exchange((run.workdir / "config.json").exists())):
+            raise UserError(
+                f"{run.workdir} is not the same folder in every process: "
+                "choose a --workdir on a file system that they share"
+            )
+        yield Workdir(run.workdir)
 
 
 def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
@@ -161,7 +190,10 @@ class _Training:
             held_out = programs.eval_data(setup, setup.validation)
             validate = programs.compile_evaluation(setup, state, held_out)
             compile_seconds += time.perf_counter() - began
-        with SummaryWriter(str(self.workdir.tensorboard), purge_step=first_epoch + 1) as board:
+        first_process = meshes.is_first()
+        with SummaryWriter(
+            str(self.workdir.tensorboard), purge_step=first_epoch + 1, write_to_disk=first_process
+        ) as board:
             for epoch in range(first_epoch, epochs):
                 state, row = self.epoch(state, epoch, training)
                 if validate:
@@ -177,7 +209,8 @@ class _Training:
                 state = training.end_epoch(state, observed)
                 row["wall_seconds"] = round(time.perf_counter() - self.began, 1)
                 rows.append(row)
-                self.workdir.append_epoch(row)
+                if first_process:
+                    self.workdir.append_epoch(row)
                 for name, value in row.items():
                     if name not in ("epoch", "step"):
                         split, _, metric = name.partition("_")
@@ -216,7 +249,10 @@ class _Training:
                 updated = time.perf_counter()
                 speed = (step - begun_at) * self.run.config.batch_size / (updated - began)
                 display.update(step, speed, **means)
-            if (signum := self.stop()) is not None and step < end:
+            signum = self.stop()
+            if jax.process_count() > 1:  # it may have reached one of them only
+                signum = max(meshes.exchange(signum or 0)) or None if step == next_line else None
+            if signum is not None and step < end:
                 self.checkpoints.save(state)
                 raise Stopped(signum)
         means = programs.means(state.metrics)

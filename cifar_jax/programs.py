@@ -71,7 +71,7 @@ class Programs(NamedTuple):
 
 def keep_compiled() -> None:
     """Keep compiled programs in the user's cache folder, where JAX was not given another."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 
 
@@ -144,7 +144,7 @@ def init_state(setup: Setup, seed: int) -> TrainState:
 
 def train_data(setup: Setup) -> TrainData:
     """Put the training images on the devices."""
-    return TrainData(*jax.device_put(_rows(setup.train), meshes.replicated(setup.mesh)))
+    return TrainData(*meshes.put(_rows(setup.train), meshes.replicated(setup.mesh)))
 
 
 def eval_data(setup: Setup, split: Split) -> EvalData:
@@ -161,7 +161,7 @@ def eval_data(setup: Setup, split: Split) -> EvalData:
         return padded.reshape(batches, batch, *array.shape[1:])
 
     arrays = cut(split.images), cut(split.labels), cut(np.ones(count, bool))
-    return EvalData(*jax.device_put(arrays, meshes.batch_sharding(setup.mesh, axis=1)))
+    return EvalData(*meshes.put(arrays, meshes.batch_sharding(setup.mesh, axis=1)))
 
 
 def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
@@ -290,7 +290,7 @@ def compile_evaluation(
         )
         return so_far.plus(batch)
 
-    zero = jax.device_put(Metrics.zero(), meshes.replicated(setup.mesh))
+    zero = jax.jit(Metrics.zero, out_shardings=meshes.replicated(setup.mesh))()
     program = (
         jax.jit(batch_metrics, out_shardings=meshes.replicated(setup.mesh))
         .lower(state.params, state.batch_stats, data, np.int32(0), zero)

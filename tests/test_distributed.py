@@ -1,0 +1,205 @@
+"""Several devices and processes come to what one does, and read each other's checkpoints."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from cifar_jax import catalog, config, fit, mesh, programs
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.display import Display
+from cifar_jax.errors import UserError
+
+EPOCHS, STEPS = 2, 8
+SETTINGS = {
+    "epochs": EPOCHS,
+    "batch_size": 32,
+    "data.dataset": "digits",
+    "data.train_images": 32 * STEPS,
+    "data.validation": 45,  # which two, four and eight devices have to pad
+    "data.crop_padding": 2,
+    "train.log_every": 4,
+}
+Alone = Callable[[str], tuple[Path, dict[str, Any]]]
+
+
+def arguments(**settings: Any) -> list[str]:
+    return [f"{name}={value}" for name, value in (SETTINGS | settings).items()]
+
+
+def train_command(folder: Path, **settings: Any) -> list[str]:
+    words = [word for setting in arguments(**settings) for word in ("--set", setting)]
+    return ["-m", "cifar_jax", "train", "basic", "--workdir", str(folder), *words]
+
+
+def start(command: list[str]) -> list[subprocess.Popen[str]]:
+    """Two processes of two devices each that run `command` together."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    return [
+        subprocess.Popen(
+            [sys.executable, *command],
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=os.environ
+            | {
+                # Compiling is most of the cost, and the programs' speed does not matter.
+                "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
+                "--xla_backend_optimization_level=0",
+                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": str(index),
+            },
+        )
+        for index in range(2)
+    ]
+
+
+def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each."""
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
+
+
+def train_here(model: str, folder: Path, devices: int) -> dict[str, Any]:
+    """The same run in this process."""
+    settings = arguments(**{"model.name": model, "train.devices": devices})
+    chosen = config.override(catalog.load("basic").config, settings)
+    run = fit.Run(experiment="basic", config=chosen, seed=0, workdir=folder)
+    return fit.fit(run, Display(quiet=True))
+
+
+def restored(folder: Path, devices: int) -> Any:
+    """The last state in a run's folder, on so many devices of this process."""
+    identity = json.loads((folder / "config.json").read_text())
+    chosen = config.override(config.from_flat(identity["config"]), [f"train.devices={devices}"])
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        latest = checkpoints.latest()
+        assert latest is not None
+        return checkpoints.restore(latest, programs.init_state(programs.setup(chosen), seed=0))
+
+
+def assert_same(result: dict[str, Any], other: dict[str, Any]) -> None:
+    for split in ("train", "validation", "test"):
+        assert result[f"{split}_accuracy"] == other[f"{split}_accuracy"]
+        np.testing.assert_allclose(result[f"{split}_loss"], other[f"{split}_loss"], rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """What one device makes of a model: the run's folder and its result."""
+    done: dict[str, tuple[Path, dict[str, Any]]] = {}
+
+    def run(model: str) -> tuple[Path, dict[str, Any]]:
+        if model not in done:
+            folder = tmp_path_factory.mktemp(model)
+            done[model] = folder, train_here(model, folder, devices=1)
+        return done[model]
+
+    return run
+
+
+@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
+def test_devices_agree_and_read_each_others_checkpoints(
+    devices: int, alone: Alone, tmp_path: Path
+) -> None:
+    folder, expected = alone("basic")
+    assert_same(train_here("basic", tmp_path, devices), expected)
+    state = jax.device_get(restored(tmp_path, devices=1))
+    chex.assert_trees_all_close(state, jax.device_get(restored(folder, 1)), rtol=1e-4, atol=1e-6)
+    spread = restored(tmp_path, devices=4)
+    assert len(spread.params["conv1"]["kernel"].sharding.device_set) == 4
+    chex.assert_trees_all_equal(jax.device_get(spread), state)
+
+
+@pytest.mark.parametrize("model", ["basic", pytest.param("net-bn-gap", marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_does(model: str, alone: Alone, tmp_path: Path) -> None:
+    first, second = finish(start(train_command(tmp_path, **{"model.name": model})))
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert "on 4 × cpu" in first[1]
+    assert "epoch" not in second[1]  # the first speaks for both
+    folder, expected = alone(model)
+    assert_same(json.loads((tmp_path / "result.json").read_text()), expected)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == EPOCHS
+    state, lone = (jax.device_get(restored(path, 1)) for path in (tmp_path, folder))
+    chex.assert_trees_all_close(state, lone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_and_stops_both(tmp_path: Path) -> None:
+    processes = start(train_command(tmp_path, epochs=5000))
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    for code, _, error in finish(processes):
+        assert code == 128 + signal.SIGTERM, error
+        assert "saved and stopped by SIGTERM" in error
+    assert int(restored(tmp_path, devices=1).step) >= STEPS
+
+
+def test_what_stops_one_process_stops_all() -> None:
+    script = """
+import json, os
+from cifar_jax import mesh
+from cifar_jax.errors import UserError
+mesh.initialize_distributed()
+index = int(os.environ["JAX_PROCESS_ID"])
+def only_here():
+    if index:
+        raise UserError("no data on this machine")
+    return "fine"
+said = {"exchanged": mesh.exchange({"index": "ä" * index}), "first": mesh.from_first(lambda: index)}
+try:
+    mesh.from_all(only_here)
+except UserError as error:
+    said["error"] = str(error)
+try:
+    mesh.make_mesh(6)
+except UserError as error:
+    said["mesh"] = str(error)
+print(json.dumps(said))
+"""
+    for code, output, error in finish(start(["-c", script])):
+        assert code == 0, error
+        assert json.loads(output.splitlines()[-1]) == {
+            "exchanged": [{"index": ""}, {"index": "ä"}],
+            "first": 0,
+            "error": "process 1: no data on this machine",
+            "mesh": "batch_size 6 cannot be divided over 4 devices",
+        }
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "set JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "set JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not a whole number"),
+    ],
+)
+def test_processes_that_cannot_be_found(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        mesh.initialize_distributed()
