@@ -1,0 +1,30 @@
+"""The README keeps to what is recorded and to what make knows."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cifar_jax import report
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_table_is_made_of_the_records() -> None:
+    assert report.readme_is_current(ROOT / "README.md", ROOT / "results"), "run `make readme`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_make_knows_the_targets_that_are_named(page: str) -> None:
+    named = set(re.findall(r"\bmake ([a-z][\w-]*)", (ROOT / page).read_text()))
+    assert named
+    for target in named:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("page", [Path("README.md"), *Path(ROOT, "docs").glob("*.md")], ids=str)
+def test_links_lead_somewhere(page: Path) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), f"{page} links to {target}"
