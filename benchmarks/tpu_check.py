@@ -146,7 +146,7 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     setup = programs.setup(
         config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
-        dataset=_no_images(),
+        dataset=no_images(),
         devices=described.devices[:count],
     )
     began = time.perf_counter()
@@ -220,7 +220,7 @@ def _size(shape: str) -> int:
     return total
 
 
-def _no_images() -> Any:
+def no_images() -> Any:
     """CIFAR-10's shapes, without images or memory: a step's program does not depend on them."""
     import numpy as np
 
@@ -235,9 +235,11 @@ def _no_images() -> Any:
     return Dataset("cifar10", classes, blank(50_000), blank(10_000), half, half, fingerprint="")
 
 
-# Without these libtpu asks Google's metadata server which chips this machine has, at length.
+# Without these libtpu asks Google's metadata server which chips this machine has, at length, and
+# lets one process use it at a time, as if that held them.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",

@@ -1,0 +1,109 @@
+"""Train steps become programs for GPUs and TPUs, on a machine that has neither."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import jax
+import pytest
+from jax import export
+
+from benchmarks import tpu_check
+from cifar_jax import catalog, programs
+from cifar_jax.programs import Setup
+
+CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
+LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
+
+
+def setup(name: str) -> Setup:
+    """An experiment at the size of CIFAR-10, without images."""
+    return programs.setup(catalog.load(name).config, dataset=tpu_check.no_images())
+
+
+@pytest.mark.parametrize("name", catalog.names())
+def test_accelerators_get_plain_convolutions(name: str) -> None:
+    """What `ops` does for the CPU's sake (patches, tiles, shifts: products, loops and barriers)
+    must not reach a GPU or TPU, and neither may anything that calls the host."""
+    made = setup(name)
+    arguments = programs.train_arguments(made)
+    paths = jax.tree_util.tree_leaves_with_path(arguments[0].params)
+    axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
+    attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
+    traced = programs.train_function(made, steps_per_call=100).trace(*arguments)
+    for platform in ("cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        # Forward, and the gradients of kernel and input; images need none.
+        assert text.count(CONVOLUTION) >= 3 * axes.count(4) - 1
+        assert text.count(PRODUCT) == 3 * (axes.count(2) + 2 * attentions)
+        assert len(LOOPS.findall(text)) == 1  # that over the steps of a call
+        assert "custom_call" not in text
+
+
+def test_the_step_can_be_exported() -> None:
+    made = setup("basic")
+    arguments = programs.train_arguments(made)
+    function = programs.train_function(made, steps_per_call=1)
+    exported = export.export(function, platforms=("cuda", "tpu"))(*arguments)
+    assert exported.nr_devices == made.mesh.size
+    state = jax.tree.unflatten(jax.tree.structure(arguments[0]), exported.out_avals)
+    assert state.params["conv1"]["kernel"].shape == (5, 5, 3, 6)
+
+
+def test_reading_hlo() -> None:
+    text = """
+HloModule jit_train, is_scheduled=true
+ENTRY %main (param: f32[64]) -> f32[64] {
+  %param = f32[64]{0:T(128)} parameter(0), metadata={op_name="all-reduce(x)"}
+  %all-reduce.1 = (f32[64]{0:T(128)S(1)}, /*index=1*/bf16[3,3,64,64]{3,2,1,0:T(8,128)(2,1)}) \
+all-reduce(%param, %b), channel_id=1
+  %all-gather-start = (f32[8]{0}, f32[32]{0}) all-gather-start(%c), channel_id=2
+  %all-gather-done = f32[32]{0} all-gather-done(%all-gather-start)
+  %gte = f32[64]{0} get-tuple-element(%all-reduce.1), index=0
+  %custom-call = f32[8]{0} custom-call(%c), custom_call_target="ConcatBitcast"
+  %call.2 = f32[8]{0} custom-call(%c), custom_call_target="xla_python_cpu_callback"
+  %infeed = (f32[8]{0}, token[]) infeed(%token)
+  %send-done = token[] send-done(%send)
+  ROOT %send = (f32[8]{0}, u32[], token[]) send(%c, %token), channel_id=3
+}
+"""
+    collectives, sizes, host = tpu_check.read_hlo(text)
+    assert collectives == {"all-reduce": 1, "all-gather": 1}
+    assert sizes == [64 * 4 + 9 * 64 * 64 * 2, 40 * 4]
+    assert host == ["custom-call", "infeed", "send"]
+
+
+def test_tpu_check_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tpu_check.util, "find_spec", lambda name: None)
+    assert tpu_check.main([]) == 2
+    assert "EXTRA=tpu" in capsys.readouterr().err
+    for wrong in (["--targets", "v9"], ["--precisions", "int8"], ["--experiments", "basik"]):
+        with pytest.raises(SystemExit) as stopped:
+            tpu_check.main(wrong)
+        assert stopped.value.code == 2
+
+
+@pytest.mark.skipif(util.find_spec("libtpu") is None, reason="needs libtpu, the extra `tpu`")
+def test_the_basic_step_compiles_for_four_tpu_chips(tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, "-m", "benchmarks.tpu_check", "--experiments", "basic"]
+    chosen = ["--targets", "v5e-4", "--precisions", "bfloat16", "--json", str(figures)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run([*command, *chosen], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(figures.read_text())["rows"]
+    assert row["problem"] == ""
+    # A chip multiplies for its share of the batch: at least three times the forward pass's 0.65
+    # million multiply-adds an image.
+    assert 2 * 3 * 0.65e6 * 2 * 0.5 < row["gflop"] * 1e9 < 100e6
+    # The images stay where they are: no copy of them, in whatever layout.
+    assert row["temporaries_mb"] < 10
+    assert math.isclose(row["memory_mb"], 45_000 * 3072 / 1e6, rel_tol=0.1)
+    # All gradients in one, beside the loss and the count of correct answers.
+    assert row["collectives"] == {"all-reduce": 3}
