@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cifar_jax import fit, programs, workdir
+from cifar_jax import catalog, fit, programs, workdir
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.config import Config, flatten
+from cifar_jax.config import Config, flatten, override
 from cifar_jax.data import tfds_folder
 from cifar_jax.display import Display
 from cifar_jax.errors import UserError
@@ -586,17 +586,13 @@ def test_a_terminal_shows_the_bar_and_only_the_epochs_lines(
 
 
 @pytest.mark.slow
-def test_basic_learns_cifar10(make_config: Make, tmp_path: Path) -> None:
-    """One epoch on 10,000 real images at the paper's batch and learning rate."""
+def test_basic_learns_cifar10(tmp_path: Path) -> None:
+    """The paper's first epoch of twenty. (After 10,000 images alone it stands at 30 %, as
+    PyTorch's does.)"""
     prepared = tfds_folder.default_data_dir() / "cifar10" / "3.0.2"
     if not prepared.is_dir():
         pytest.skip(f"no CIFAR-10 in {prepared}: set TFDS_DATA_DIR")
-    config = make_config(
-        epochs=1,
-        batch_size=8,
-        optimizer__lr=1e-3,
-        data__dataset="cifar10",
-        data__train_images=10_000,
-    )
-    result = train(config, tmp_path)
-    assert result["validation_accuracy"] > 35
+    config = override(catalog.load("basic").config, ["epochs=1", "train.devices=1"])
+    result = train(config, tmp_path, Spy())
+    assert result["steps"] == 5625
+    assert result["validation_accuracy"] > 40
