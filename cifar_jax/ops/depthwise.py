@@ -26,9 +26,11 @@ def input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads, size: Pair
 ) -> jax.Array:
     """Gradient [N, H, W, C] of `conv`'s input, of `size` (H, W)."""
-    high, wide = kernel.shape[:2]
-    taps = [[dy * kernel[i, j, 0] for j in range(wide)] for i in range(high)]
-    return scatter_taps(taps, strides, padding, size)
+
+    def tap(dy: jax.Array, i: int, j: int) -> jax.Array:
+        return dy * kernel[i, j, 0]
+
+    return scatter_taps(dy, tap, (kernel.shape[0], kernel.shape[1]), strides, padding, size)
 
 
 def kernel_gradient(

@@ -3,9 +3,10 @@
 Plain reference: `jax.lax.conv_general_dilated`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Pair = tuple[int, int]
@@ -35,12 +36,11 @@ def input_gradient(
     taps = (_matrix(dy) @ kernel.reshape(-1, k).T).reshape(*dy.shape[:3], -1)
     if (high, wide) == strides == (1, 1) and padding == ((0, 0), (0, 0)):
         return taps
-    return scatter_taps(
-        [[taps[..., (i * wide + j) * c :][..., :c] for j in range(wide)] for i in range(high)],
-        strides,
-        padding,
-        size,
-    )
+
+    def tap(taps: jax.Array, i: int, j: int) -> jax.Array:
+        return taps[..., (i * wide + j) * c :][..., :c]
+
+    return scatter_taps(taps, tap, (high, wide), strides, padding, size)
 
 
 def gather_taps(
@@ -57,31 +57,43 @@ def gather_taps(
 
 
 def scatter_taps(
-    taps: list[list[jax.Array]], strides: Pair, padding: Pads, size: Pair
+    dy: jax.Array,
+    tap: Callable[[jax.Array, int, int], jax.Array],
+    kernel: Pair,
+    strides: Pair,
+    padding: Pads,
+    size: Pair,
 ) -> jax.Array:
-    """The transpose of `gather_taps`: adds every tap's pixels up where they came from.
+    """The transpose of `gather_taps`: adds up what every tap sends back to where it came from.
 
-    One sum for each residue of the pixel's row and column modulo the strides, since strided
-    updates of one large array run at a fraction of memory speed.
+    `tap(dy, i, j)` is what tap (i, j) of the `kernel`, given as (h, w), makes of some pixels of
+    `dy`. There is one sum for each residue of an input pixel's row and column modulo the strides,
+    over slices of `dy` padded once: updates or paddings tap by tap run at a fraction of the speed.
     """
-    n, height, width, c = taps[0][0].shape
-    rows, columns = (-(-extent // stride) for extent, stride in zip(size, strides, strict=True))
-    zero = jnp.zeros((), taps[0][0].dtype)
+    extents = [-(-size[axis] // strides[axis]) for axis in range(2)]
 
-    def reach(residue: int, tap: int, axis: int) -> int | None:
-        """How far the output pixel under this tap lies ahead of the input pixel, if under any."""
-        ahead, rest = divmod(residue + padding[axis][0] - tap, strides[axis])
-        return None if rest else ahead
+    def taps(residue: int, axis: int) -> list[tuple[int, int]]:
+        """Taps that see this residue, and how far ahead of the pixel their output pixel lies."""
+        steps = [divmod(residue + padding[axis][0] - t, strides[axis]) for t in range(kernel[axis])]
+        return [(t, ahead) for t, (ahead, rest) in enumerate(steps) if not rest]
+
+    reach = [[ahead for r in range(strides[axis]) for _, ahead in taps(r, axis)] for axis in (0, 1)]
+    before = [max(0, -min(ahead, default=0)) for ahead in reach]
+    after = [
+        max(0, extents[axis] + max(reach[axis], default=0) - dy.shape[1 + axis]) for axis in (0, 1)
+    ]
+    dy = jnp.pad(dy, ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0)))
 
     def phase(p: int, q: int) -> jax.Array:
-        total = jnp.zeros((n, rows, columns, c), zero.dtype)
-        for i, row in enumerate(taps):
-            for j, tap in enumerate(row):
-                a, b = reach(p, i, 0), reach(q, j, 1)
-                if a is None or b is None:
-                    continue
-                edges = ((0, 0, 0), (-a, rows - height + a, 0), (-b, columns - width + b, 0))
-                total = total + lax.pad(tap, zero, (*edges, (0, 0, 0)))
+        total = None
+        for i, a in taps(p, 0):
+            for j, b in taps(q, 1):
+                down, across = before[0] + a, before[1] + b
+                seen = dy[:, down : down + extents[0], across : across + extents[1]]
+                total = tap(seen, i, j) if total is None else total + tap(seen, i, j)
+        if total is None:
+            channels = jax.eval_shape(lambda dy: tap(dy, 0, 0), dy).shape[-1]
+            return jnp.zeros((dy.shape[0], *extents, channels), dy.dtype)
         return total
 
     if strides == (1, 1):
@@ -89,7 +101,9 @@ def scatter_taps(
     phases = jnp.stack(
         [jnp.stack([phase(p, q) for q in range(strides[1])], 3) for p in range(strides[0])], 2
     )
-    return phases.reshape(n, rows * strides[0], columns * strides[1], c)[:, : size[0], : size[1]]
+    n, c = phases.shape[0], phases.shape[-1]
+    whole = phases.reshape(n, extents[0] * strides[0], extents[1] * strides[1], c)
+    return whole[:, : size[0], : size[1]]
 
 
 def output_size(x: jax.Array, size: Pair, strides: Pair, padding: Pads) -> Pair:

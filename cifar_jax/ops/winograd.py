@@ -135,7 +135,7 @@ def _transform_gradient(dy: jax.Array) -> jax.Array:
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> jax.Array:
-    """Each row's linear combination of the parts, stacked. Written out so that zeros cost nothing."""
+    """Each row's linear combination of the parts, stacked; written out, as many factors are 0."""
 
     def combination(row: np.ndarray) -> jax.Array:
         terms = [float(f) * part if f != 1 else part for f, part in zip(row, parts) if f]  # noqa: B905
@@ -159,7 +159,7 @@ def _chunk_size(x: jax.Array) -> int:
 
 
 def _split(x: jax.Array, chunk: int) -> jax.Array:
-    """[N, …] -> [chunk, N/chunk, …], so that a batch split over devices stays split in each chunk."""
+    """[N, …] -> [chunk, N/chunk, …]: a batch split over devices stays split in each chunk."""
     return x.reshape(chunk, -1, *x.shape[1:])
 
 
