@@ -75,7 +75,8 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
             gain = scale * jax.lax.rsqrt(var + self.epsilon)
             return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(x.dtype)
-        y, mean, var = ops.batch_norm(x, scale, bias, self.epsilon)
+        normalised: Any = ops.batch_norm(x, scale, bias, self.epsilon)
+        y, mean, var = normalised
         if not self.is_initializing():
             count = x.size // features
             keep, unbiased = self.momentum, var * (count / max(count - 1, 1))

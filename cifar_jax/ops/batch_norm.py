@@ -1,6 +1,7 @@
 """Batch normalisation of a training batch, with its gradient in two passes over memory."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,8 +34,9 @@ Outputs = tuple[jax.Array, jax.Array, jax.Array]
 def _forward(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[Outputs, Residuals]:
-    y, mean, var = batch_norm(x, scale, bias, epsilon)
-    return (y, mean, var), (x, scale, bias, mean, var)
+    outputs: Any = batch_norm(x, scale, bias, epsilon)
+    _, mean, var = outputs
+    return outputs, (x, scale, bias, mean, var)
 
 
 def _backward(epsilon: float, residuals: Residuals, gradients: Outputs) -> Outputs:

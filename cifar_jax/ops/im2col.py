@@ -14,7 +14,7 @@ Pair = tuple[int, int]
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads) -> jax.Array:
     """Convolution of [N, H, W, C] with [h, w, C, K]."""
-    patches = _patches(x, kernel.shape[:2], strides, padding)
+    patches = _patches(x, (kernel.shape[0], kernel.shape[1]), strides, padding)
     y = _matrix(patches) @ kernel.reshape(-1, kernel.shape[3])
     return y.reshape(*patches.shape[:3], -1)
 

@@ -6,6 +6,7 @@ reductions, and above all the scatter of their gradient, are slow on CPU. Plain 
 """
 
 from functools import partial, reduce
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -53,7 +54,7 @@ def _max_pool(x: jax.Array, window: Pair) -> jax.Array:
 
 
 def _forward(x: jax.Array, window: Pair) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y = _max_pool(x, window)
+    y: Any = _max_pool(x, window)
     return y, (x, y)
 
 
