@@ -379,6 +379,8 @@ def _stop_on_signals(display: Display) -> Iterator[Callable[[], int | None]]:
         yield lambda: None  # only the main thread may handle signals
         return
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    # A shell has its background jobs ignore the Ctrl-C that is meant for another.
+    before = {signum: old for signum, old in before.items() if old != signal.SIG_IGN}
 
     def restore() -> None:
         for signum, handler in before.items():

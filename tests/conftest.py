@@ -6,6 +6,7 @@ under xdist by all of its workers: most runs of `test_fit` need the same few.
 """
 
 import os
+import signal
 import tempfile
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all this
@@ -24,6 +25,9 @@ from typing import Any
 import pytest
 
 from cifar_jax import config
+
+# A suite in the background of a shell has it ignored, and the tests interrupt what they run.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -26,8 +26,9 @@ class Outcome:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Call the command line in an empty folder."""
+    """Call the command line in an empty folder, without CIFAR-10."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
     def call(*arguments: str) -> Outcome:
         capsys.readouterr()
@@ -129,8 +130,7 @@ def test_train_a_config_file(run, tmp_path: Path) -> None:
     assert (tmp_path / "runs/my-own/seed0/result.json").exists()
 
 
-def test_data_import_and_status(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+def test_data_import_and_status(run, tmp_path: Path) -> None:
     assert "not there" in run("data", "status").out
     for number, name in enumerate(CLASSES):
         for split in ("train", "test"):

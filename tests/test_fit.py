@@ -596,3 +596,13 @@ def test_basic_learns_cifar10(tmp_path: Path) -> None:
     result = train(config, tmp_path, Spy())
     assert result["steps"] == 5625
     assert result["validation_accuracy"] > 40
+
+
+def test_an_ignored_interrupt_stays_ignored(make_config: Make, tmp_path: Path) -> None:
+    """What runs in the background of a shell is not meant by its Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        interrupt = Spy("epoch 1", lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert train(make_config(), tmp_path / "run", interrupt)["epochs"] == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
