@@ -11,6 +11,9 @@ import jax.numpy as jnp
 Pads = tuple[tuple[int, int], tuple[int, int]]
 Pair = tuple[int, int]
 
+# Copying a few channels at a time is slow: with so few, rows of pixels are copied instead.
+_FEW_CHANNELS = 8
+
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads) -> jax.Array:
     """Convolution of [N, H, W, C] with [h, w, C, K]."""
@@ -23,8 +26,13 @@ def kernel_gradient(
     x: jax.Array, dy: jax.Array, size: Pair, strides: Pair, padding: Pads
 ) -> jax.Array:
     """Gradient [h, w, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
-    patches = _patches(x, size, strides, padding)
-    gradient = _matrix(patches).T @ _matrix(dy)
+    if x.shape[3] < _FEW_CHANNELS and size != (1, 1):
+        output = dy.shape[1], dy.shape[2]
+        taps = gather_taps(x, size, strides, padding, output)
+        planes = jnp.concatenate([tap.transpose(3, 0, 1, 2) for row in taps for tap in row])
+        gradient = planes.reshape(planes.shape[0], -1) @ _matrix(dy)
+    else:
+        gradient = _matrix(_patches(x, size, strides, padding)).T @ _matrix(dy)
     return gradient.reshape(*size, x.shape[3], dy.shape[3])
 
 
