@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from cifar_jax.errors import UserError
+from cifar_jax.signals import Stopped
 
 if TYPE_CHECKING:
     from cifar_jax.data import ImportResult
@@ -95,9 +96,9 @@ def train(
 @_AS_JSON
 def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
     """Loss and accuracy of the run in folder RUN, over a whole split."""
-    from cifar_jax import fit
+    from cifar_jax.evaluate import evaluate
 
-    found = fit.evaluate(run, split, best)
+    found = evaluate(run, split, best)
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:
@@ -285,11 +286,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(str(error), 2)
     except (KeyboardInterrupt, click.Abort):
         return _fail("stopped", 130)
-    except Exception as error:
-        signum = getattr(error, "signum", None)  # fit.Stopped, which is not imported for --help
-        if signum is None:
-            raise
-        return _fail(str(error), 128 + signum)
+    except Stopped as error:
+        return _fail(str(error), 128 + error.signum)
     return 0
 
 

@@ -3,8 +3,6 @@
 import hashlib
 import math
 import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,14 +15,14 @@ import numpy as np
 from tensorboardX import SummaryWriter
 
 from cifar_jax import mesh as meshes
-from cifar_jax import models, programs
+from cifar_jax import models, programs, signals
 from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.config import Config, flatten, from_flat
+from cifar_jax.config import Config, flatten
 from cifar_jax.display import Display
 from cifar_jax.errors import UserError
 from cifar_jax.programs import Programs, Setup
 from cifar_jax.step import TrainState
-from cifar_jax.workdir import Workdir, existing_workdir, finished_result, open_workdir
+from cifar_jax.workdir import Workdir, finished_result, open_workdir
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -51,15 +49,6 @@ class Run(NamedTuple):
         }
 
 
-class Stopped(Exception):
-    """A signal ended the run after it was saved."""
-
-    def __init__(self, signum: int) -> None:
-        name = signal.Signals(signum).name
-        super().__init__(f"saved and stopped by {name}; the same command goes on from here")
-        self.signum = signum
-
-
 def fit(run: Run, display: Display) -> dict[str, Any]:
     """Train `run`, or go on with it, or find it finished; returns what result.json holds.
 
@@ -69,7 +58,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
     Raises:
       UserError: settings that do not fit each other, the data or the folder, or a loss that is
         no longer finite. What stops one process so, stops all.
-      Stopped: a signal asked for it; the run is saved.
+      signals.Stopped: a signal asked for it; the run is saved.
     """
     began = time.perf_counter()
     programs.keep_compiled()
@@ -85,7 +74,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
     with (
         _opened(run) as workdir,
         Checkpoints(workdir.checkpoints, run.config.train.keep_checkpoints) as checkpoints,
-        _stop_on_signals(display) as stop,
+        signals.remembered() as stop,
     ):
         start = meshes.from_first(lambda: workdir.record_start(_device(setup)))
         state = programs.init_state(setup, run.seed)
@@ -126,39 +115,6 @@ def _opened(run: Run) -> Iterator[Workdir]:
                 "choose a --workdir on a file system that they share"
             )
         yield Workdir(run.workdir)
-
-
-def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
-    """Loss and accuracy of a run's last checkpoint, or its best on validation, over a whole split.
-
-    Raises:
-      UserError: no run or no checkpoint in the folder, or a split that is empty.
-    """
-    workdir, identity = existing_workdir(path)
-    programs.keep_compiled()
-    setup = programs.setup(from_flat(identity["config"]))
-    images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
-        split
-    ]
-    if not len(images.labels):
-        raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
-    if not workdir.checkpoints.is_dir():
-        raise UserError(f"{path} has no checkpoint yet")
-    with Checkpoints(workdir.checkpoints) as checkpoints:
-        step = checkpoints.best() if best else checkpoints.latest()
-        if step is None:
-            raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
-        state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
-    measured = programs.compile_evaluation(setup, state, programs.eval_data(setup, images))(state)
-    return {
-        "experiment": identity["experiment"],
-        "seed": identity["seed"],
-        "split": split,
-        "images": len(images.labels),
-        "epoch": step // setup.steps_per_epoch,
-        "step": step,
-        **measured,
-    }
 
 
 @dataclass
@@ -254,7 +210,7 @@ class _Training:
                 signum = max(meshes.exchange(signum or 0)) or None if step == next_line else None
             if signum is not None and step < end:
                 self.checkpoints.save(state)
-                raise Stopped(signum)
+                raise signals.Stopped(signum)
         means = programs.means(state.metrics)
         seconds = time.perf_counter() - began
         return state, {
@@ -287,6 +243,8 @@ def _result(
     test_images = programs.eval_data(setup, setup.dataset.test)
     evaluate = programs.compile_evaluation(setup, state, test_images)
     test = evaluate(state)
+    if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
+        raise UserError("the loss on the test images is not finite: lower optimizer.lr")
     paper, last = run.config.paper, rows[-1]
     result: dict[str, Any] = {
         "experiment": run.experiment,
@@ -306,7 +264,7 @@ def _result(
         "best_validation_epoch": None,
         "best_validation_accuracy": None,
         "best_validation_test_accuracy": None,
-        "images_per_second": float(np.median([row["images_per_second"] for row in rows])),
+        "images_per_second": round(float(np.median([row["images_per_second"] for row in rows])), 1),
         "params_sha256": params_sha256(state.params),
         "data_sha256": setup.dataset.fingerprint,
         "paper_accuracy": paper.test_accuracy if paper else None,
@@ -369,31 +327,3 @@ def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
 def _device(setup: Setup) -> dict[str, Any]:
     device = setup.mesh.devices.flat[0]
     return {"platform": device.platform, "kind": device.device_kind, "count": setup.mesh.size}
-
-
-@contextmanager
-def _stop_on_signals(display: Display) -> Iterator[Callable[[], int | None]]:
-    """The first SIGINT or SIGTERM is remembered, for the loop to save and stop; the next acts."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None  # only the main thread may handle signals
-        return
-    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
-    # A shell has its background jobs ignore the Ctrl-C that is meant for another.
-    before = {signum: old for signum, old in before.items() if old != signal.SIG_IGN}
-
-    def restore() -> None:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-    def remember(signum: int, frame: object) -> None:
-        received.append(signum)
-        restore()
-        display.note("saving after this step; once more to stop at once")
-
-    for signum in before:
-        signal.signal(signum, remember)
-    try:
-        yield lambda: received[0] if received else None
-    finally:
-        restore()

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,8 +25,10 @@ from cifar_jax.config import Config, flatten, override
 from cifar_jax.data import tfds_folder
 from cifar_jax.display import Display
 from cifar_jax.errors import UserError
-from cifar_jax.fit import Run, Stopped
+from cifar_jax.evaluate import evaluate
+from cifar_jax.fit import Run
 from cifar_jax.optim import plateau_init
+from cifar_jax.signals import Stopped
 from cifar_jax.step import Metrics, TrainState
 
 Make = Callable[..., Config]
@@ -432,7 +435,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_diverges(
         with pytest.raises(UserError, match=r"after epoch 2: .*the checkpoint of epoch 1 is kept"):
             train(config, tmp_path)
     assert len(rows_of(tmp_path)) == 1
-    assert fit.evaluate(tmp_path)["epoch"] == 1
+    assert evaluate(tmp_path)["epoch"] == 1
     train(config, tmp_path)
     assert_same_run(tmp_path, finished)
 
@@ -464,9 +467,9 @@ def test_without_validation_the_plateau_follows_the_training_loss(
         assert result[key] is None
     assert result["test_accuracy"] > 10
     with pytest.raises(UserError, match="no validation images"):
-        fit.evaluate(tmp_path, "validation")
+        evaluate(tmp_path, "validation")
     with pytest.raises(UserError, match="no checkpoint"):
-        fit.evaluate(tmp_path, best=True)
+        evaluate(tmp_path, best=True)
 
 
 def test_the_result_does_not_depend_on_steps_per_call(make_config: Make, tmp_path: Path) -> None:
@@ -546,27 +549,48 @@ def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:
 def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
     result = json.loads((finished / "result.json").read_text())
     before = files(finished)
-    test = fit.evaluate(finished)
+    test = evaluate(finished)
     assert (test["loss"], test["accuracy"]) == (result["test_loss"], result["test_accuracy"])
     assert (test["split"], test["images"], test["epoch"], test["step"]) == ("test", 360, 3, 120)
-    best = fit.evaluate(finished, "validation", best=True)
+    best = evaluate(finished, "validation", best=True)
     assert best["epoch"] == result["best_validation_epoch"]
     assert best["accuracy"] == result["best_validation_accuracy"]
     assert best["images"] == 144
     assert files(finished) == before
 
 
+def test_evaluate_takes_a_run_of_more_devices_than_there_are(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    identity = json.loads((folder / "config.json").read_text())
+    identity["config"]["train.devices"] = 99
+    (folder / "config.json").write_text(json.dumps(identity))
+    result = json.loads((folder / "result.json").read_text())
+    assert evaluate(folder)["accuracy"] == result["test_accuracy"]
+
+
+def test_a_last_update_that_ruins_the_weights_is_no_result(
+    make_config: Make, tmp_path: Path
+) -> None:
+    """Without validation the training loss is from before the update."""
+    config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
+    with pytest.raises(UserError, match="not finite"):
+        train(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_evaluate_needs_a_run_with_a_checkpoint(config: Config, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
-        fit.evaluate(tmp_path / "absent")
+        evaluate(tmp_path / "absent")
     with pytest.raises(UserError, match=r"no .*config\.json"):
-        fit.evaluate(tmp_path)
+        evaluate(tmp_path)
     identity = Run("test", config, 0, tmp_path).identity()
     with workdir.open_workdir(tmp_path, identity, fresh=False):
         pass
     before = files(tmp_path)
     with pytest.raises(UserError, match="no checkpoint yet"):
-        fit.evaluate(tmp_path)
+        evaluate(tmp_path)
     assert files(tmp_path) == before
 
 

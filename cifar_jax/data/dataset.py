@@ -45,11 +45,11 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     """Hold out the last ``validation`` images of ``train``: (the rest, the held out).
 
     Below 1 it is a share of the images (0.1 of 50,000 is 5,000), from 1 on a number of images, and
-    0 holds out none. Both parts are views. Raises UserError where no training image would be left.
+    0 holds out none. Both parts are views. Raises UserError where either would be empty.
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
-    if not 0 <= count < total or count != int(count):
+    if not 0 <= count < total or count != int(count) or (validation and not count):
         raise UserError(
             f"validation={validation:g} does not fit {total:,} training images: "
             f"give a share below 1, or a whole number of images below {total}"

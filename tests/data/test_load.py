@@ -248,7 +248,7 @@ def test_validation_is_the_end_of_train(validation: float, held_out: int) -> Non
     assert (len(train.images), len(held.images)) == (50 - held_out, held_out)
 
 
-@pytest.mark.parametrize("validation", [-0.1, -1, 50, 51, 2.5, 0.999, float("nan")])
+@pytest.mark.parametrize("validation", [-0.1, -1, 50, 51, 2.5, 0.999, 0.001, float("nan")])
 def test_validation_out_of_range(validation: float) -> None:
     with pytest.raises(UserError, match="does not fit 50 training images"):
         data.split_validation(split_of(50), validation)

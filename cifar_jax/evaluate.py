@@ -1,0 +1,53 @@
+"""Measures a finished or unfinished run over a whole split."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from cifar_jax import programs
+from cifar_jax.checkpoint import Checkpoints
+from cifar_jax.config import Config, from_flat
+from cifar_jax.errors import UserError
+from cifar_jax.workdir import existing_workdir
+
+
+def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
+    """Loss and accuracy of a run's last checkpoint, or its best on validation, over a whole split.
+
+    Raises:
+      UserError: no run or no checkpoint in the folder, or a split that is empty.
+    """
+    workdir, identity = existing_workdir(path)
+    programs.keep_compiled()
+    setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
+    images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
+        split
+    ]
+    if not len(images.labels):
+        raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"{path} has no checkpoint yet")
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        step = checkpoints.best() if best else checkpoints.latest()
+        if step is None:
+            raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
+        state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
+    measured = programs.compile_evaluation(setup, state, programs.eval_data(setup, images))(state)
+    return {
+        "experiment": identity["experiment"],
+        "seed": identity["seed"],
+        "split": split,
+        "images": len(images.labels),
+        "epoch": step // setup.steps_per_epoch,
+        "step": step,
+        **measured,
+    }
+
+
+def _on_this_machine(config: Config) -> Config:
+    """With as many devices as the run asked for, or else with those that there are."""
+    if (config.train.devices or 0) <= jax.device_count():
+        return config
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, devices=None))
