@@ -1,17 +1,20 @@
 """One contender of `bench.py`: a process that makes train steps when told to.
 
-    python -m benchmarks.worker jax|jax-step|torch|torch-channels-last|torch-compile EXPERIMENT
+    python -m benchmarks.worker jax|jax-outside|torch|torch-channels-last|torch-compile EXPERIMENT
 
 Prints a JSON line when it is ready; then, for each number read from standard input, makes so many
-train steps and prints the seconds that they took. An idle contender waits for a line, so that it
-takes nothing from the one that is timed.
+train steps and prints the seconds that one took: `jax-outside` instead the share of them that is
+spent outside the train step. An idle contender waits for a line, so that it takes nothing from the
+one that is timed.
 """
 
 import json
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,69 +23,71 @@ import numpy as np
 from cifar_jax import catalog
 from cifar_jax.config import Config, override
 
-Step = Callable[[int], None]
+Steps = Callable[[int], None]
+WARM_SECONDS = 0.5
 
 
 def main(contender: str, experiment: str, settings: list[str]) -> None:
     """Serve the parent until standard input ends."""
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
-    if contender == "torch" or contender.startswith("torch-"):
-        steps, facts = torch_steps(config, contender)
+    if contender == "jax":
+        whole, _, facts = jax_steps(config)
+        turn = partial(_timed, whole)
+    elif contender == "jax-outside":
+        whole, pure, facts = jax_steps(config)
+        turn = partial(_by_turns, whole, pure)
     else:
-        steps, facts = jax_steps(config, pure=contender == "jax-step")
-    steps(1)  # PyTorch compiles and plans in its first step
+        steps, facts = torch_steps(config, contender)
+        turn = partial(_timed, steps)
+    turn(1)  # PyTorch compiles and plans in its first step
     ready = time.perf_counter() - began
     print(json.dumps({**facts, "ready_seconds": round(ready, 2)}), flush=True)
     for line in sys.stdin:
+        # While others had their turn, caches went cold and the system took idle memory.
         began = time.perf_counter()
-        steps(int(line))
-        seconds = time.perf_counter() - began
+        while time.perf_counter() - began < WARM_SECONDS:
+            turn(1)
+        seconds = turn(int(line))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"seconds": seconds, "peak_mb": round(peak)}), flush=True)
 
 
-def jax_steps(config: Config, *, pure: bool) -> tuple[Step, dict[str, Any]]:
-    """Steps as `fit` makes them; or, `pure`, the train step alone on a batch that never changes."""
+def _timed(steps: Steps, count: int) -> float:
+    """Seconds that a step takes, over so many."""
+    began = time.perf_counter()
+    steps(count)
+    return (time.perf_counter() - began) / count
+
+
+def _by_turns(whole: Steps, pure: Steps, count: int) -> float:
+    """Which share of a whole step is outside the pure one, measured in short turns of both."""
+    short = max(1, count // 20)
+    pairs = [(_timed(whole, short), _timed(pure, short)) for _ in range(0, count, short)]
+    return 1 - statistics.median(p for _, p in pairs) / statistics.median(w for w, _ in pairs)
+
+
+def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
+    """Steps as `fit` makes them, and the train step alone on a batch that never changes."""
     import jax
     import jax.numpy as jnp
 
-    from cifar_jax import models, programs, step
+    from cifar_jax import models, process, programs, step
 
-    programs.keep_compiled()
+    process.prepare()
     setup = programs.setup(config)
     state = programs.init_state(setup, seed=0)
     data = programs.train_data(setup)
-    facts: dict[str, Any] = {
+    training = programs.compile_training(setup, 0, state, data)
+    facts = {
         "version": jax.__version__,
         "parameters": models.count_parameters(state.params),
+        "compile_seconds": round(training.compile_seconds, 2),
     }
-    if pure:
-        images = jnp.asarray(_normalised(setup.train.images[: config.batch_size]))
-        labels = jnp.asarray(setup.train.labels[: config.batch_size])
-
-        def one(state: step.TrainState, key: jax.Array) -> step.TrainState:
-            return step.train_step(state, images, labels, key, model=setup.model, tx=setup.tx)
-
-        key = jax.random.key(0)
-        began = time.perf_counter()
-        program = jax.jit(one, donate_argnums=0).lower(state, key).compile()
-        facts["compile_seconds"] = round(time.perf_counter() - began, 2)
-
-        def steps(count: int) -> None:
-            nonlocal state
-            for _ in range(count):
-                state = program(state, key)
-            jax.block_until_ready(state.step)
-
-        return steps, facts
-
-    training = programs.compile_training(setup, 0, state, data)
-    facts["compile_seconds"] = round(training.compile_seconds, 2)
     order = training.order(0)
     done = 0
 
-    def steps(count: int) -> None:
+    def whole(count: int) -> None:
         nonlocal state, order, done
         while count:
             begun, position = divmod(done, setup.steps_per_epoch)
@@ -93,10 +98,26 @@ def jax_steps(config: Config, *, pure: bool) -> tuple[Step, dict[str, Any]]:
             count, done = count - take, done + take
         jax.block_until_ready(state.step)
 
-    return steps, facts
+    batch = (
+        jnp.asarray(_normalised(setup.train.images[: config.batch_size])),
+        jnp.asarray(setup.train.labels[: config.batch_size]),
+        jax.random.key(0),
+    )
+
+    @partial(jax.jit, donate_argnums=0)
+    def one(state: step.TrainState, *batch: jax.Array) -> step.TrainState:
+        return step.train_step(state, *batch, model=setup.model, tx=setup.tx)
+
+    def pure(count: int) -> None:
+        nonlocal state
+        for _ in range(count):
+            state = one(state, *batch)
+        jax.block_until_ready(state.step)
+
+    return whole, pure, facts
 
 
-def torch_steps(config: Config, contender: str) -> tuple[Step, dict[str, Any]]:
+def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     """Steps as a PyTorch user writes them, over batches that are ready: no loader, no crops."""
     import torch
     from torch.nn.functional import cross_entropy

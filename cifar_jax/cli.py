@@ -69,10 +69,11 @@ def train(
     overridden = config.override(found.config, settings)
     changes = config.differences(config.flatten(found.config), config.flatten(overridden))
 
-    from cifar_jax import mesh
+    from cifar_jax import mesh, process
     from cifar_jax.display import Display
     from cifar_jax.fit import Run, fit
 
+    process.prepare()
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         mesh.initialize_distributed()
     display = Display(quiet=not mesh.is_first())
@@ -96,8 +97,10 @@ def train(
 @_AS_JSON
 def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
     """Loss and accuracy of the run in folder RUN, over a whole split."""
+    from cifar_jax import process
     from cifar_jax.evaluate import evaluate
 
+    process.prepare()
     found = evaluate(run, split, best)
     if as_json:
         click.echo(json.dumps(found, indent=2))

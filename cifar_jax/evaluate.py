@@ -20,7 +20,6 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
       UserError: no run or no checkpoint in the folder, or a split that is empty.
     """
     workdir, identity = existing_workdir(path)
-    programs.keep_compiled()
     setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
         split

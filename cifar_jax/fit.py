@@ -61,7 +61,6 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
       signals.Stopped: a signal asked for it; the run is saved.
     """
     began = time.perf_counter()
-    programs.keep_compiled()
     finished = None
     if not run.fresh:
         finished = meshes.from_first(lambda: finished_result(run.workdir, run.identity()))

@@ -17,7 +17,6 @@ from cifar_jax import models, optim
 from cifar_jax import step as steps
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
-from cifar_jax.data.cache import cache_dir
 from cifar_jax.errors import UserError
 from cifar_jax.step import Metrics, TrainState
 
@@ -67,12 +66,6 @@ class Programs(NamedTuple):
     steps_per_call: int
     """The most that `train` may be asked for."""
     compile_seconds: float
-
-
-def keep_compiled() -> None:
-    """Keep compiled programs in the user's cache folder, where JAX was not given another."""
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
 
 
 def setup(
@@ -233,7 +226,7 @@ def train_function(setup: Setup, steps_per_call: int) -> jax.stages.Wrapped:
             indices = order[step % setup.steps_per_epoch]
             images = pipeline.augment(
                 jax.random.fold_in(augment_key, step),
-                data.images[indices].reshape(-1, *models.IMAGE_SHAPE),
+                pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE),
                 settings.crop_padding,
                 settings.flip,
             )

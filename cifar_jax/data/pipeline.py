@@ -27,6 +27,21 @@ def epoch_order(
     return jnp.resize(order, (steps, batch_size))
 
 
+def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
+    """`rows[indices]`: of `[N, D]` those that int32 `[n]` names, `[n, D]`.
+
+    On a CPU XLA would fuse the indexing into the copies that a convolution makes of the images,
+    and do it again for each of them; it does not fuse a loop.
+    """
+
+    def one_by_one(rows: jax.Array, indices: jax.Array) -> jax.Array:
+        return jax.lax.map(lambda i: jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), indices)
+
+    return jax.lax.platform_dependent(
+        rows, indices, cpu=one_by_one, default=lambda rows, indices: rows[indices]
+    )
+
+
 def augment(key: jax.Array, images: jax.Array, crop_padding: int, flip: bool) -> jax.Array:
     """Random crops of the zero-padded images, and mirror images of half of them.
 

@@ -79,7 +79,7 @@ def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: in
         fast = partial(depthwise.conv, strides=strides, padding=pads)
     elif _winograd_pays(x, kernel, strides, pads):
         fast = partial(winograd.conv, padding=pads)
-    elif kernel.shape[:2] == (1, 1) or _few_pixels(x):
+    elif kernel.shape[:2] == (1, 1) or _few_pixels(x) or _few_channels(kernel):
         fast = partial(im2col.conv, strides=strides, padding=pads)
     else:
         return plain(x, kernel)
@@ -138,6 +138,10 @@ def _plain(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: Pads, groups
 
 def _few_pixels(x: jax.Array) -> bool:
     return x.shape[0] * x.shape[1] * x.shape[2] <= 256
+
+
+def _few_channels(kernel: jax.Array) -> bool:
+    return max(kernel.shape[2:]) < im2col.FEW_CHANNELS
 
 
 def _winograd_pays(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> bool:

@@ -12,28 +12,32 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 Pair = tuple[int, int]
 
 # Copying a few channels at a time is slow: with so few, rows of pixels are copied instead.
-_FEW_CHANNELS = 8
+FEW_CHANNELS = 8
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads) -> jax.Array:
     """Convolution of [N, H, W, C] with [h, w, C, K]."""
-    patches = _patches(x, (kernel.shape[0], kernel.shape[1]), strides, padding)
-    y = _matrix(patches) @ kernel.reshape(-1, kernel.shape[3])
-    return y.reshape(*patches.shape[:3], -1)
+    high, wide, c, k = kernel.shape
+    size = high, wide
+    output = output_size(x, size, strides, padding)
+    if max(c, k) < FEW_CHANNELS:
+        y = _plane_kernel(kernel).T @ _planes(x, size, strides, padding, output)
+        return y.reshape(k, x.shape[0], *output).transpose(1, 2, 3, 0)
+    y = _matrix(_patches(x, size, strides, padding, output)) @ kernel.reshape(-1, k)
+    return y.reshape(x.shape[0], *output, k)
 
 
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, size: Pair, strides: Pair, padding: Pads
 ) -> jax.Array:
     """Gradient [h, w, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
-    if x.shape[3] < _FEW_CHANNELS and size != (1, 1):
-        output = dy.shape[1], dy.shape[2]
-        taps = gather_taps(x, size, strides, padding, output)
-        planes = jnp.concatenate([tap.transpose(3, 0, 1, 2) for row in taps for tap in row])
-        gradient = planes.reshape(planes.shape[0], -1) @ _matrix(dy)
-    else:
-        gradient = _matrix(_patches(x, size, strides, padding)).T @ _matrix(dy)
-    return gradient.reshape(*size, x.shape[3], dy.shape[3])
+    (high, wide), c, k = size, x.shape[3], dy.shape[3]
+    output = dy.shape[1], dy.shape[2]
+    if c < FEW_CHANNELS and size != (1, 1):
+        gradient = _planes(x, size, strides, padding, output) @ _matrix(dy)
+        return gradient.reshape(wide, high, c, k).swapaxes(0, 1)
+    gradient = _matrix(_patches(x, size, strides, padding, output)).T @ _matrix(dy)
+    return gradient.reshape(high, wide, c, k)
 
 
 def input_gradient(
@@ -123,13 +127,30 @@ def output_size(x: jax.Array, size: Pair, strides: Pair, padding: Pads) -> Pair:
     return height, width
 
 
-def _patches(x: jax.Array, size: Pair, strides: Pair, padding: Pads) -> jax.Array:
-    """[N, H, W, C] -> [N, H', W', h·w·C]."""
+def _patches(x: jax.Array, size: Pair, strides: Pair, padding: Pads, output: Pair) -> jax.Array:
+    """What the kernel sees from each place, pixel by pixel: [N, H, W, C] -> [N, H', W', h·w·C]."""
     if size == (1, 1) and strides == (1, 1) and padding == ((0, 0), (0, 0)):
         return x
-    output = output_size(x, size, strides, padding)
     taps = gather_taps(x, size, strides, padding, output)
     return jnp.concatenate([tap for row in taps for tap in row], axis=-1)
+
+
+def _planes(x: jax.Array, size: Pair, strides: Pair, padding: Pads, output: Pair) -> jax.Array:
+    """What each tap of the kernel sees, plane by plane: [N, H, W, C] -> [w·h·C, N·H'·W'].
+
+    First rows are taken, then columns of them, which makes for fewer and longer copies.
+    """
+    x = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))
+    down, across = strides
+    rows = [x[:, :, i : i + down * output[0] : down] for i in range(size[0])]
+    x = jnp.stack(rows)
+    columns = [x[..., j : j + across * output[1] : across] for j in range(size[1])]
+    return jnp.stack(columns).reshape(size[0] * size[1] * x.shape[1], -1)
+
+
+def _plane_kernel(kernel: jax.Array) -> jax.Array:
+    """[h, w, C, K] -> [w·h·C, K], the rows in the order of `_planes`."""
+    return kernel.swapaxes(0, 1).reshape(-1, kernel.shape[3])
 
 
 def _matrix(x: jax.Array) -> jax.Array:

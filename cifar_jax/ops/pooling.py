@@ -62,14 +62,20 @@ def _backward(
     window: Pair, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array]:
     def fast(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
-        zero = jnp.zeros((), dy.dtype)
-        taken = jnp.zeros(y.shape, bool)
-        gradients = []
-        for pixel in _pixels(x, window):
-            largest = pixel == y
-            gradients.append(jnp.where(largest & ~taken, dy, zero))
-            taken = taken | largest
-        return _unpixels(gradients, window, x.shape)
+        # Where in its window each maximum is, and for each pixel whether that is where it is:
+        # putting the pixels together one by one would be a branch for each in the inner loop.
+        pixels = _pixels(x, window)
+        place = jnp.full(y.shape, len(pixels) - 1)
+        for number in reversed(range(len(pixels) - 1)):
+            place = jnp.where(pixels[number] == y, number, place)
+        n, down, across, c = y.shape
+        shape = n, down, window[0], across, window[1], c
+        row, column = (lax.broadcasted_iota(place.dtype, shape, axis) for axis in (2, 4))
+        here = place[:, :, None, :, None] == row * window[1] + column
+        dx = jnp.where(here, dy[:, :, None, :, None], jnp.zeros((), dy.dtype))
+        dx = dx.reshape(n, down * window[0], across * window[1], c)
+        rest = x.shape[1] - dx.shape[1], x.shape[2] - dx.shape[2]
+        return jnp.pad(dx, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))
 
     def plain(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
         del y
@@ -98,13 +104,3 @@ def _pixels(x: jax.Array, window: Pair) -> list[jax.Array]:
     x = x[:, : down * window[0], : across * window[1]]
     x = x.reshape(n, down, window[0], across, window[1], c)
     return [x[:, :, i, :, j] for i in range(window[0]) for j in range(window[1])]
-
-
-def _unpixels(pixels: list[jax.Array], window: Pair, shape: tuple[int, ...]) -> jax.Array:
-    """The transpose of `_pixels`; rows and columns beyond the last window are zero."""
-    n, down, across, c = pixels[0].shape
-    high, wide = window
-    rows = [jnp.stack(pixels[i * wide : (i + 1) * wide], axis=3) for i in range(high)]
-    x = jnp.stack(rows, axis=2).reshape(n, down * high, across * wide, c)
-    rest = shape[1] - down * high, shape[2] - across * wide
-    return jnp.pad(x, ((0, 0), (0, rest[0]), (0, rest[1]), (0, 0)))
