@@ -3,7 +3,7 @@
 Each contender is a process of its own that may use every core; they take turns, round after round,
 and only one works at a time. What is given is the median over the rounds. PyTorch is eager, in the
 better of its two layouts; torch.compile stands beside it where it works. Our steps are those of a
-training run, which gather, crop and mirror their own images; PyTorch's batches lie ready.
+training run, which gather and normalise their own images; PyTorch's batches lie ready.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.util import find_spec
@@ -34,12 +35,20 @@ ROWS = (
     "resnet10-separable",
 )
 EAGER = ("torch", "torch-channels-last")
+# What `process.keep_memory` does, for a process that does not do it itself.
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+}
 
 
 class Contender:
     """A worker process, ready to step."""
 
-    def __init__(self, name: str, experiment: str, settings: list[str]) -> None:
+    def __init__(
+        self, name: str, experiment: str, settings: list[str], environment: dict[str, str]
+    ) -> None:
         command = [sys.executable, "-m", "benchmarks.worker", name, experiment, *settings]
         self._process = subprocess.Popen(
             command,
@@ -48,9 +57,10 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if name == "torch-compile" else None,
             text=True,
+            env=os.environ | environment,
         )
         self.facts = self._read()
-        self.seconds: list[float] = []
+        self.measured: list[float] = []
         self.peak_mb = 0
 
     def _read(self) -> dict[str, Any]:
@@ -61,12 +71,12 @@ class Contender:
         return json.loads(line)
 
     def run(self, steps: int) -> float:
-        """Seconds a step."""
+        """Seconds a step; or, of `jax-outside`, the share that is outside it."""
         assert self._process.stdin
         print(steps, file=self._process.stdin, flush=True)
         answer = self._read()
         self.peak_mb = answer["peak_mb"]
-        return answer["seconds"] / steps
+        return answer["seconds"]
 
     def close(self) -> None:
         """End the process."""
@@ -81,10 +91,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=4.0, help="of steps, a turn")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="have PyTorch keep freed memory, as we do"
+    )
     parser.add_argument("--set", action="append", default=[], dest="settings")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results.json")
     options = parser.parse_args()
-    names = ["jax", "jax-step"]
+    names = ["jax"]
     if find_spec("torch"):
         names += [*EAGER, *(["torch-compile"] if options.compile else [])]
     else:
@@ -95,11 +108,13 @@ def main() -> None:
     )
     print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
     rows = []
-    for experiment in options.experiments:
-        row = time_row(experiment, names, options)
-        row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
-        rows.append(row)
-        print_row(row, header=len(rows) == 1)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # compiling is timed with nothing kept
+        for experiment in options.experiments:
+            row = time_row(experiment, names, options)
+            row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
+            rows.append(row)
+            print_row(row, header=len(rows) == 1)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     if ratios:
         geometric = math.exp(statistics.fmean(map(math.log, ratios)))
@@ -111,6 +126,7 @@ def main() -> None:
         "versions": workdir.versions(),
         "matrix_gflops": round(peak / 1e9, 1),
         "rounds": options.rounds,
+        "pytorch_keeps_memory": options.keep_memory,
         "rows": rows,
     }
     workdir.write_json(options.output, record)
@@ -123,27 +139,6 @@ def time_row(experiment: str, names: list[str], options: argparse.Namespace) -> 
     from cifar_jax.models.summary import summarise
 
     config = catalog.load(experiment).config
-    contenders: dict[str, Contender] = {}
-    try:
-        for name in names:
-            try:
-                contenders[name] = Contender(name, experiment, options.settings)
-            except RuntimeError:
-                if name != "torch-compile":
-                    raise
-        counts = {c.facts["parameters"] for c in contenders.values()}
-        assert counts == {models.PAPER_PARAMETERS[config.model.name]}, counts
-        # Enough steps for a turn of the wanted length, by a first turn that also warms up.
-        steps = {
-            name: max(1, round(options.seconds / contender.run(2)))
-            for name, contender in contenders.items()
-        }
-        for _ in range(options.rounds):
-            for name, contender in contenders.items():
-                contender.seconds.append(contender.run(steps[name]))
-    finally:
-        for contender in contenders.values():
-            contender.close()
     layers = summarise(models.create(config.model.name))
     row: dict[str, Any] = {
         "experiment": experiment,
@@ -152,20 +147,48 @@ def time_row(experiment: str, names: list[str], options: argparse.Namespace) -> 
         # A step is a forward pass and two products of the same size backward.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
-    for name, contender in contenders.items():
-        seconds = statistics.median(contender.seconds)
+    for name, contender in take_turns(experiment, names, options).items():
+        seconds = statistics.median(contender.measured)
         row[name] = {
             "images_per_second": config.batch_size / seconds,
             "step_ms": 1000 * seconds,
-            "rounds_ms": [round(1000 * s, 3) for s in contender.seconds],
+            "rounds_ms": [round(1000 * s, 3) for s in contender.measured],
             "peak_mb": contender.peak_mb,
             **contender.facts,
         }
-    row["outside_step"] = 1 - row["jax-step"]["step_ms"] / row["jax"]["step_ms"]
+        assert contender.facts["parameters"] == models.PAPER_PARAMETERS[config.model.name]
+    outside = take_turns(experiment, ["jax-outside"], options)["jax-outside"].measured
+    row["outside_step"] = statistics.median(outside)
     eager = [row[name]["images_per_second"] for name in EAGER if name in row]
     if eager:
         row["ratio"] = row["jax"]["images_per_second"] / max(eager)
     return row
+
+
+def take_turns(
+    experiment: str, names: list[str], options: argparse.Namespace
+) -> dict[str, Contender]:
+    """The contenders, each with what it measured in every round; their processes have ended."""
+    contenders: dict[str, Contender] = {}
+    try:
+        for name in names:
+            environment = KEEP_MEMORY if options.keep_memory and name in EAGER else {}
+            try:
+                contenders[name] = Contender(name, experiment, options.settings, environment)
+            except RuntimeError:
+                if name != "torch-compile":
+                    raise
+        steps = {
+            name: max(1, round(options.seconds / contender.facts["step_seconds"]))
+            for name, contender in contenders.items()
+        }
+        for _ in range(options.rounds):
+            for name, contender in contenders.items():
+                contender.measured.append(contender.run(steps[name]))
+    finally:
+        for contender in contenders.values():
+            contender.close()
+    return contenders
 
 
 def print_row(row: dict[str, Any], *, header: bool) -> None:

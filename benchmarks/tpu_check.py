@@ -151,9 +151,7 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     )
     began = time.perf_counter()
     try:
-        lowered = programs.train_function(setup, steps_per_call=100).lower(
-            *programs.train_arguments(setup)
-        )
+        lowered = programs.train_function(setup).lower(*programs.train_arguments(setup))
         compiled = lowered.compile()
     except JaxRuntimeError as error:  # also raised where the program does not fit the chip
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}

@@ -18,9 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from cifar_jax import catalog
+from cifar_jax import catalog, process
 from cifar_jax.config import Config, override
 
 Steps = Callable[[int], None]
@@ -29,6 +27,8 @@ WARM_SECONDS = 0.5
 
 def main(contender: str, experiment: str, settings: list[str]) -> None:
     """Serve the parent until standard input ends."""
+    if contender.startswith("jax"):
+        process.prepare()
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
     if contender == "jax":
@@ -41,8 +41,11 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
         steps, facts = torch_steps(config, contender)
         turn = partial(_timed, steps)
     turn(1)  # PyTorch compiles and plans in its first step
-    ready = time.perf_counter() - began
-    print(json.dumps({**facts, "ready_seconds": round(ready, 2)}), flush=True)
+    facts["ready_seconds"] = round(time.perf_counter() - began, 2)
+    began = time.perf_counter()
+    turn(2)
+    facts["step_seconds"] = (time.perf_counter() - began) / 2
+    print(json.dumps(facts), flush=True)
     for line in sys.stdin:
         # While others had their turn, caches went cold and the system took idle memory.
         began = time.perf_counter()
@@ -72,20 +75,24 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from cifar_jax import models, process, programs, step
+    from cifar_jax import models, programs, step
 
-    process.prepare()
     setup = programs.setup(config)
     state = programs.init_state(setup, seed=0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
-    facts = {
+    facts: dict[str, Any] = {
         "version": jax.__version__,
         "parameters": models.count_parameters(state.params),
         "compile_seconds": round(training.compile_seconds, 2),
     }
     order = training.order(0)
     done = 0
+    state = training.train(state, order, 1)  # which touches all memory for the first time
+    began = time.perf_counter()
+    state = jax.block_until_ready(training.train(state, order, 1))
+    steps_per_call = programs.steps_per_call(setup, time.perf_counter() - began)
+    facts["steps_per_call"] = steps_per_call
 
     def whole(count: int) -> None:
         nonlocal state, order, done
@@ -93,7 +100,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
             begun, position = divmod(done, setup.steps_per_epoch)
             if position == 0:
                 order = training.order(begun)
-            take = min(count, training.steps_per_call, setup.steps_per_epoch - position)
+            take = min(count, steps_per_call, setup.steps_per_epoch - position)
             state = training.train(state, order, take)
             count, done = count - take, done + take
         jax.block_until_ready(state.step)
@@ -119,6 +126,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     """Steps as a PyTorch user writes them, over batches that are ready: no loader, no crops."""
+    import numpy as np
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -162,8 +170,9 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     return steps, facts
 
 
-def _normalised(images: np.ndarray) -> np.ndarray:
-    return ((images / np.float32(255) - 0.473) / 0.251).astype(np.float32)
+def _normalised(images: Any) -> Any:
+    """NumPy's uint8 images as the float32 that a network is given."""
+    return ((images.astype("float32") / 255 - 0.473) / 0.251).astype("float32")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from cifar_jax import process
 from cifar_jax.errors import UserError
 from cifar_jax.signals import Stopped
 
@@ -69,11 +70,12 @@ def train(
     overridden = config.override(found.config, settings)
     changes = config.differences(config.flatten(found.config), config.flatten(overridden))
 
-    from cifar_jax import mesh, process
+    process.prepare()
+
+    from cifar_jax import mesh
     from cifar_jax.display import Display
     from cifar_jax.fit import Run, fit
 
-    process.prepare()
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         mesh.initialize_distributed()
     display = Display(quiet=not mesh.is_first())
@@ -97,10 +99,10 @@ def train(
 @_AS_JSON
 def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
     """Loss and accuracy of the run in folder RUN, over a whole split."""
-    from cifar_jax import process
+    process.prepare()
+
     from cifar_jax.evaluate import evaluate
 
-    process.prepare()
     found = evaluate(run, split, best)
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -129,6 +129,8 @@ class _Training:
     """The signal that asked to stop, if one did."""
     began: float
     """On `perf_counter`'s clock, put back by what earlier starts took."""
+    steps_per_call: int | None = None
+    """Known after the first step, which is timed."""
 
     def train(self, state: TrainState, rows: list[dict[str, Any]]) -> tuple[TrainState, float]:
         """Go on from `state` to the last epoch, adding to `rows`; also gives compile seconds."""
@@ -189,9 +191,17 @@ class _Training:
         began = updated = time.perf_counter()
         while step < end:
             next_line = first + (step - first) // every * every + every
-            take = min(training.steps_per_call, end - step, next_line - step)
+            take = min(self.steps_per_call or 1, end - step, next_line - step)
+            called = time.perf_counter()
             state = training.train(state, order, take)
             step += take
+            if self.steps_per_call is None:
+                jax.block_until_ready(state)
+                taken = time.perf_counter() - called
+                # All processes must make the same calls.
+                self.steps_per_call = meshes.from_first(
+                    lambda: programs.steps_per_call(setup, taken)  # noqa: B023
+                )
             if step == next_line:
                 before = loss_sum, count
                 loss_sum, count = self.loss_sum(state)

@@ -60,11 +60,10 @@ class Programs(NamedTuple):
     order: Callable[[int], jax.Array]
     """Epoch to int32 `[steps, batch]`."""
     train: Callable[[TrainState, jax.Array, int], TrainState]
-    """State, the epoch's order and a number of steps to the next state; donates the state."""
+    """State, the epoch's order and a number of steps to the next state; donates the state.
+    What comes out does not depend on how steps are divided into calls."""
     end_epoch: Callable[[TrainState, float], TrainState]
     """State and the observed loss to the state that begins the next epoch."""
-    steps_per_call: int
-    """The most that `train` may be asked for."""
     compile_seconds: float
 
 
@@ -163,7 +162,6 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
     began = time.perf_counter()
     replicated = meshes.replicated(setup.mesh)
     _, order_key, step_key = _keys(seed)
-    steps_per_call = config.train.steps_per_call or _default_steps_per_call(setup.mesh)
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
         return pipeline.epoch_order(
@@ -189,7 +187,7 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
     order_jit = jax.jit(order, out_shardings=meshes.batch_sharding(setup.mesh, axis=1))
     order_program = order_jit.lower(order_key, np.int32(0)).compile()
     train_program = (
-        train_function(setup, steps_per_call)
+        train_function(setup)
         .lower(state, data, order_program(order_key, np.int32(0)), np.int32(0), step_key)
         .compile()
     )
@@ -204,13 +202,12 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
             state, data, order, np.int32(count), step_key
         ),
         end_epoch=lambda state, observed: end_epoch_program(state, np.float32(observed)),
-        steps_per_call=steps_per_call,
         compile_seconds=time.perf_counter() - began,
     )
 
 
-def train_function(setup: Setup, steps_per_call: int) -> jax.stages.Wrapped:
-    """What `Programs.train` calls, not yet compiled, for at most so many steps in a call.
+def train_function(setup: Setup) -> jax.stages.Wrapped:
+    """What `Programs.train` calls, not yet compiled.
 
     It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
     and the key of what is random in a step; `train_arguments` gives their types.
@@ -239,10 +236,18 @@ def train_function(setup: Setup, steps_per_call: int) -> jax.stages.Wrapped:
             batch,
             model=setup.model,
             tx=setup.tx,
-            unrolled=steps_per_call == 1,
         )
 
     return jax.jit(train, donate_argnums=0, out_shardings=meshes.replicated(setup.mesh))
+
+
+def steps_per_call(setup: Setup, step_seconds: float) -> int:
+    """How many steps a call should take, where the settings leave it open.
+
+    A call costs as much as a step does at batch 8 on an accelerator; but a run shows itself, logs
+    and stops between calls only.
+    """
+    return setup.config.train.steps_per_call or max(1, min(100, round(0.2 / step_seconds)))
 
 
 def train_arguments(setup: Setup) -> tuple[Any, ...]:
@@ -321,8 +326,3 @@ def _normalise(setup: Setup, images: jax.Array) -> jax.Array:
 def _keys(seed: int) -> tuple[jax.Array, ...]:
     """Of initialisation, of the epochs' orders, and of what is random in a step."""
     return tuple(jax.random.split(jax.random.key(seed), 3))
-
-
-def _default_steps_per_call(mesh: Mesh) -> int:
-    """On accelerators dispatch costs as much as a step at batch 8; on a CPU next to nothing."""
-    return 1 if mesh.devices.flat[0].platform == "cpu" else 100

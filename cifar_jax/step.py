@@ -108,9 +108,8 @@ def train_steps(
     *,
     model: nn.Module,
     tx: optax.GradientTransformation,
-    unrolled: bool,
 ) -> TrainState:
-    """`steps` (int32) updates in one call, equal to so many calls of `train_step`.
+    """`steps` (int32) updates in one call, equal bit for bit to as many calls with one.
 
     Args:
       state: the state to go on from.
@@ -119,7 +118,6 @@ def train_steps(
       batch: images and labels of a step, by the step's number.
       model: the network.
       tx: the update rule.
-      unrolled: exactly one step, without a loop around it.
     """
 
     def one(state: TrainState) -> TrainState:
@@ -127,8 +125,6 @@ def train_steps(
         step_key = jax.random.fold_in(key, state.step)
         return train_step(state, images, labels, step_key, model=model, tx=tx)
 
-    if unrolled:
-        return one(state)
     return jax.lax.fori_loop(0, steps, lambda _, state: one(state), state)
 
 

@@ -473,17 +473,14 @@ def test_without_validation_the_plateau_follows_the_training_loss(
 
 
 def test_the_result_does_not_depend_on_steps_per_call(make_config: Make, tmp_path: Path) -> None:
-    """Up to rounding: see `test_step`. Five of eight steps, with a line after every third."""
+    """Five of eight steps, with a line after every third."""
     singly, together = (
         make_config(train__steps_per_call=count, train__log_every=3) for count in (1, 5)
     )
     displays = [Spy(), Spy()]
     train(singly, tmp_path / "1", displays[0])
     train(together, tmp_path / "5", displays[1])
-    for one, five in zip(rows_of(tmp_path / "1"), rows_of(tmp_path / "5"), strict=True):
-        assert one["step"] == five["step"]
-        assert five["train_loss"] == pytest.approx(one["train_loss"], rel=1e-3)
-        assert five["validation_accuracy"] == pytest.approx(one["validation_accuracy"], abs=1)
+    assert rows_of(tmp_path / "1") == rows_of(tmp_path / "5")
     lines = [[line[:25] for line in d.lines if line.startswith("[EPOCH")] for d in displays]
     assert lines[0] == lines[1]
 

@@ -34,7 +34,7 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
     paths = jax.tree_util.tree_leaves_with_path(arguments[0].params)
     axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
     attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
-    traced = programs.train_function(made, steps_per_call=100).trace(*arguments)
+    traced = programs.train_function(made).trace(*arguments)
     for platform in ("cuda", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         # Forward, and the gradients of kernel and input; images need none.
@@ -47,7 +47,7 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
 def test_the_step_can_be_exported() -> None:
     made = setup("basic")
     arguments = programs.train_arguments(made)
-    function = programs.train_function(made, steps_per_call=1)
+    function = programs.train_function(made)
     exported = export.export(function, platforms=("cuda", "tpu"))(*arguments)
     assert exported.nr_devices == made.mesh.size
     state = jax.tree.unflatten(jax.tree.structure(arguments[0]), exported.out_avals)

@@ -7,6 +7,7 @@ convolution has 1e-6. Plain reference: `jax.lax.conv_general_dilated`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,9 @@ _CHUNK = 16
 _CHUNK_ABOVE_BYTES = 2**24
 
 
+# Under jit, which remembers them, convolutions of one shape are traced only once; inlined, they
+# compile as if they were written out.
+@partial(jax.jit, static_argnums=2, inline=True)
 def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
     """Convolution of [N, H, W, C] with [3, 3, C, K], stride 1."""
     height, width = _output_size(x, padding)
@@ -62,6 +66,7 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
     return y.reshape(x.shape[0], height, width, kernel.shape[3])
 
 
+@partial(jax.jit, static_argnums=2, inline=True)
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
     """Gradient [3, 3, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
 
