@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import workdir
+from cifar_jax import process, workdir
 
 ROOT = Path(__file__).parent.parent
 # The seven networks at the paper's batch, and ResNet18 at both.
@@ -35,12 +35,6 @@ ROWS = (
     "resnet10-separable",
 )
 EAGER = ("torch", "torch-channels-last")
-# What `process.keep_memory` does, for a process that does not do it itself.
-KEEP_MEMORY = {
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
-}
 
 
 class Contender:
@@ -172,7 +166,8 @@ def take_turns(
     contenders: dict[str, Contender] = {}
     try:
         for name in names:
-            environment = KEEP_MEMORY if options.keep_memory and name in EAGER else {}
+            kept = options.keep_memory and name in EAGER
+            environment = {"GLIBC_TUNABLES": process.TUNABLES} if kept else {}
             try:
                 contenders[name] = Contender(name, experiment, options.settings, environment)
             except RuntimeError:

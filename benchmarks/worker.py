@@ -3,9 +3,9 @@
     python -m benchmarks.worker jax|jax-outside|torch|torch-channels-last|torch-compile EXPERIMENT
 
 Prints a JSON line when it is ready; then, for each number read from standard input, makes so many
-train steps and prints the seconds that one took: `jax-outside` instead the share of them that is
-spent outside the train step. An idle contender waits for a line, so that it takes nothing from the
-one that is timed.
+train steps and prints the seconds that one took: `jax-outside` instead the share of a step that is
+not the network and its update. An idle contender waits for a line, so that it takes nothing from
+the one that is timed.
 """
 
 import json
@@ -28,15 +28,15 @@ WARM_SECONDS = 0.5
 def main(contender: str, experiment: str, settings: list[str]) -> None:
     """Serve the parent until standard input ends."""
     if contender.startswith("jax"):
-        process.prepare()
+        process.keep_compiled()
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
     if contender == "jax":
-        whole, _, facts = jax_steps(config)
-        turn = partial(_timed, whole)
+        steps, facts = jax_steps(config)
+        turn = partial(_timed, steps)
     elif contender == "jax-outside":
-        whole, pure, facts = jax_steps(config)
-        turn = partial(_by_turns, whole, pure)
+        steps, facts = jax_steps(config)
+        turn = partial(_by_turns, steps, jax_empty_steps(config, facts["steps_per_call"]))
     else:
         steps, facts = torch_steps(config, contender)
         turn = partial(_timed, steps)
@@ -63,38 +63,52 @@ def _timed(steps: Steps, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def _by_turns(whole: Steps, pure: Steps, count: int) -> float:
-    """Which share of a whole step is outside the pure one, measured in short turns of both."""
-    short = max(1, count // 20)
-    pairs = [(_timed(whole, short), _timed(pure, short)) for _ in range(0, count, short)]
-    return 1 - statistics.median(p for _, p in pairs) / statistics.median(w for w, _ in pairs)
+def _by_turns(whole: Steps, empty: Steps, count: int) -> float:
+    """What an empty step takes of a whole one, measured in short turns of both."""
+    short = max(1, count // 10)
+    pairs = [(_timed(whole, short), _timed(empty, short)) for _ in range(0, count, short)]
+    return statistics.median(e for _, e in pairs) / statistics.median(w for w, _ in pairs)
 
 
-def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
-    """Steps as `fit` makes them, and the train step alone on a batch that never changes."""
+def jax_steps(config: Config) -> tuple[Steps, dict[str, Any]]:
+    """Steps as `fit` makes them."""
+    from cifar_jax import programs
+
+    return _training_steps(programs.setup(config))
+
+
+def jax_empty_steps(config: Config, steps_per_call: int) -> Steps:
+    """Steps of all but the network: dispatch, input, normalisation, and a loss that reads it."""
+    from flax import linen as nn
+
+    from cifar_jax import programs
+
+    class Empty(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any, *, train: bool = False) -> Any:
+            del train
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    setup = programs.setup(override(config, [f"train.steps_per_call={steps_per_call}"]))
+    return _training_steps(setup._replace(model=Empty()))[0]
+
+
+def _training_steps(setup: Any) -> tuple[Steps, dict[str, Any]]:
     import jax
-    import jax.numpy as jnp
 
-    from cifar_jax import models, programs, step
+    from cifar_jax import models, programs
 
-    setup = programs.setup(config)
     state = programs.init_state(setup, seed=0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
-    facts: dict[str, Any] = {
-        "version": jax.__version__,
-        "parameters": models.count_parameters(state.params),
-        "compile_seconds": round(training.compile_seconds, 2),
-    }
     order = training.order(0)
     done = 0
     state = training.train(state, order, 1)  # which touches all memory for the first time
     began = time.perf_counter()
     state = jax.block_until_ready(training.train(state, order, 1))
     steps_per_call = programs.steps_per_call(setup, time.perf_counter() - began)
-    facts["steps_per_call"] = steps_per_call
 
-    def whole(count: int) -> None:
+    def steps(count: int) -> None:
         nonlocal state, order, done
         while count:
             begun, position = divmod(done, setup.steps_per_epoch)
@@ -105,23 +119,12 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
             count, done = count - take, done + take
         jax.block_until_ready(state.step)
 
-    batch = (
-        jnp.asarray(_normalised(setup.train.images[: config.batch_size])),
-        jnp.asarray(setup.train.labels[: config.batch_size]),
-        jax.random.key(0),
-    )
-
-    @partial(jax.jit, donate_argnums=0)
-    def one(state: step.TrainState, *batch: jax.Array) -> step.TrainState:
-        return step.train_step(state, *batch, model=setup.model, tx=setup.tx)
-
-    def pure(count: int) -> None:
-        nonlocal state
-        for _ in range(count):
-            state = one(state, *batch)
-        jax.block_until_ready(state.step)
-
-    return whole, pure, facts
+    return steps, {
+        "version": jax.__version__,
+        "parameters": models.count_parameters(state.params),
+        "compile_seconds": round(training.compile_seconds, 2),
+        "steps_per_call": steps_per_call,
+    }
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
@@ -177,4 +180,6 @@ def _normalised(images: Any) -> Any:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
+    if sys.argv[1].startswith("jax"):
+        process.keep_memory()
     main(sys.argv[1], sys.argv[2], sys.argv[3:])

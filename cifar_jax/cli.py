@@ -70,12 +70,11 @@ def train(
     overridden = config.override(found.config, settings)
     changes = config.differences(config.flatten(found.config), config.flatten(overridden))
 
-    process.prepare()
-
     from cifar_jax import mesh
     from cifar_jax.display import Display
     from cifar_jax.fit import Run, fit
 
+    process.keep_compiled()
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         mesh.initialize_distributed()
     display = Display(quiet=not mesh.is_first())
@@ -99,10 +98,9 @@ def train(
 @_AS_JSON
 def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
     """Loss and accuracy of the run in folder RUN, over a whole split."""
-    process.prepare()
-
     from cifar_jax.evaluate import evaluate
 
+    process.keep_compiled()
     found = evaluate(run, split, best)
     if as_json:
         click.echo(json.dumps(found, indent=2))
@@ -273,6 +271,8 @@ def import_(path: Path) -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    if sys.argv[1:2] in (["train"], ["evaluate"]):
+        process.keep_memory()
     # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(run(sys.argv[1:]))

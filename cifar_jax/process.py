@@ -1,33 +1,34 @@
 """What a process sets up for itself, first of all: importing this imports nothing heavy."""
 
-import ctypes
+import os
+import platform
 import sys
 
-# Parameters of glibc's mallopt, from its malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_MMAP_MAX = -4
-_M_ARENA_MAX = -8
-
-
-def prepare() -> None:
-    """Keep freed memory for the next step, and compiled programs for the next process."""
-    keep_memory()
-    keep_compiled()
+# Have glibc keep freed memory, in one arena: others cannot hold more than 64 MB. Its caches of
+# small pieces are off, since the small pieces beside a large one, once taken, make it too small for
+# the next of its size, so that memory would grow (glibc before 2.38).
+TUNABLES = ":".join(
+    (
+        "glibc.malloc.arena_max=1",
+        "glibc.malloc.mmap_max=0",
+        "glibc.malloc.trim_threshold=0x7fffffffffff",
+        "glibc.malloc.tcache_count=0",
+        "glibc.malloc.mxfast=0",
+    )
+)
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory instead of giving it back to the system.
+    """Begin the process anew, with an allocator that keeps freed memory for the next step.
 
-    On a CPU each step allocates its temporaries anew, which may be hundreds of megabytes. By
+    On a CPU each call allocates its temporaries anew, which may be hundreds of megabytes. By
     default glibc maps fresh pages for them, and the system clears them one by one: that cost
-    `resnet10-separable` a third of its time. Call it before there are threads, which NumPy and JAX
-    begin when imported: those may have taken an arena that cannot keep as much.
+    `resnet10-separable` a third of its time. What tells glibc otherwise is read when a process
+    begins. Where GLIBC_TUNABLES is set already, or the C library is another, nothing happens.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(_M_ARENA_MAX, 1)  # others than the first cannot hold more than 64 MB
-        mallopt(_M_MMAP_MAX, 0)
-        mallopt(_M_TRIM_THRESHOLD, -1)  # never
+    if sys.executable and "GLIBC_TUNABLES" not in os.environ and platform.libc_ver()[0] == "glibc":
+        environment = os.environ | {"GLIBC_TUNABLES": TUNABLES}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def keep_compiled() -> None:
