@@ -101,6 +101,7 @@ def main() -> None:
         f"{workdir.machine()['cpu']}, {os.cpu_count()} cores; a matrix product of 2048³ in float32 "
     )
     print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
+    print(HEADER)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # compiling is timed with nothing kept
@@ -108,7 +109,7 @@ def main() -> None:
             row = time_row(experiment, names, options)
             row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
             rows.append(row)
-            print_row(row, header=len(rows) == 1)
+            print(table_line(row), flush=True)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     if ratios:
         geometric = math.exp(statistics.fmean(map(math.log, ratios)))
@@ -186,30 +187,46 @@ def take_turns(
     return contenders
 
 
-def print_row(row: dict[str, Any], *, header: bool) -> None:
-    """A line of the table, which is Markdown too."""
-    columns = ("model", "batch", "JAX images/s", "PyTorch images/s", "ratio", "torch.compile",
-               "of peak", "outside step", "peak MB", "compile s")  # fmt: skip
+COLUMNS = {
+    "model": 18,
+    "batch": 5,
+    "JAX, images/s": 13,
+    "PyTorch, images/s": 17,
+    "ratio": 5,
+    "torch.compile": 13,
+    "of peak": 7,
+    "outside": 7,
+    "MB": 5,
+    "compile, s": 10,
+}
+HEADER = (
+    "| " + " | ".join(name.ljust(width) for name, width in COLUMNS.items()) + " |\n"
+    "|" + "|".join("-" * (width + 1) + ":" for width in COLUMNS.values()) + "|"
+)
+
+
+def table_line(row: dict[str, Any]) -> str:
+    """A row of the table, in Markdown."""
     eager = [row[name]["images_per_second"] for name in EAGER if name in row]
     compiled = row.get("torch-compile")
     cells = (
         row["model"],
-        row["batch_size"],
-        f"{row['jax']['images_per_second']:,.1f}",
-        f"{max(eager):,.1f}" if eager else "-",
+        str(row["batch_size"]),
+        _figure(row["jax"]["images_per_second"]),
+        _figure(max(eager)) if eager else "-",
         f"{row['ratio']:.2f}" if eager else "-",
-        f"{compiled['images_per_second']:,.1f}" if compiled else "-",
+        _figure(compiled["images_per_second"]) if compiled else "-",
         f"{row['peak_fraction']:.0%}",
         f"{row['outside_step']:.1%}",
         f"{row['jax']['peak_mb']:,}",
         f"{row['jax']['compile_seconds']:.1f}",
     )
-    widths = [18, 5, 12, 16, 5, 13, 7, 12, 7, 9]
-    if header:
-        print("| " + " | ".join(c.ljust(w) for c, w in zip(columns, widths, strict=True)) + " |")
-        print("|" + "|".join("-" * (w + 1) + ":" for w in widths) + "|")
-    padded = (str(c).rjust(w) for c, w in zip(cells, widths, strict=True))
-    print("| " + " | ".join(padded) + " |", flush=True)
+    padded = (cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
+    return "| " + " | ".join(padded) + " |"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def matrix_peak(size: int = 2048, tries: int = 8) -> float:

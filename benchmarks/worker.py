@@ -4,7 +4,7 @@
 
 Prints a JSON line when it is ready; then, for each number read from standard input, makes so many
 train steps and prints the seconds that one took: `jax-outside` instead the share of a step that is
-not the network and its update. An idle contender waits for a line, so that it takes nothing from
+not the train step. An idle contender waits for a line, so that it takes nothing from
 the one that is timed.
 """
 
@@ -32,11 +32,11 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
     if contender == "jax":
-        steps, facts = jax_steps(config)
+        steps, _, facts = jax_steps(config)
         turn = partial(_timed, steps)
     elif contender == "jax-outside":
-        steps, facts = jax_steps(config)
-        turn = partial(_by_turns, steps, jax_empty_steps(config, facts["steps_per_call"]))
+        steps, outside, facts = jax_steps(config)
+        turn = partial(_by_turns, steps, outside)
     else:
         steps, facts = torch_steps(config, contender)
         turn = partial(_timed, steps)
@@ -63,68 +63,77 @@ def _timed(steps: Steps, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def _by_turns(whole: Steps, empty: Steps, count: int) -> float:
-    """What an empty step takes of a whole one, measured in short turns of both."""
+def _by_turns(whole: Steps, outside: Steps, count: int) -> float:
+    """The share of a step that is outside, measured in short turns of both."""
     short = max(1, count // 10)
-    pairs = [(_timed(whole, short), _timed(empty, short)) for _ in range(0, count, short)]
-    return statistics.median(e for _, e in pairs) / statistics.median(w for w, _ in pairs)
+    pairs = [(_timed(whole, short), _timed(outside, short)) for _ in range(0, count, short)]
+    return statistics.median(o for _, o in pairs) / statistics.median(w for w, _ in pairs)
 
 
-def jax_steps(config: Config) -> tuple[Steps, dict[str, Any]]:
-    """Steps as `fit` makes them."""
-    from cifar_jax import programs
+def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
+    """Steps as `fit` makes them; and what is outside the train step alone.
 
-    return _training_steps(programs.setup(config))
-
-
-def jax_empty_steps(config: Config, steps_per_call: int) -> Steps:
-    """Steps of all but the network: dispatch, input, normalisation, and a loss that reads it."""
-    from flax import linen as nn
-
-    from cifar_jax import programs
-
-    class Empty(nn.Module):
-        @nn.compact
-        def __call__(self, x: Any, *, train: bool = False) -> Any:
-            del train
-            return nn.Dense(10)(x.mean((1, 2)))
-
-    setup = programs.setup(override(config, [f"train.steps_per_call={steps_per_call}"]))
-    return _training_steps(setup._replace(model=Empty()))[0]
-
-
-def _training_steps(setup: Any) -> tuple[Steps, dict[str, Any]]:
+    That is the same calls with the same loop over the same batches, which are summed up instead of
+    trained on.
+    """
     import jax
+    import jax.numpy as jnp
 
     from cifar_jax import models, programs
 
+    setup = programs.setup(config)
     state = programs.init_state(setup, seed=0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
     order = training.order(0)
-    done = 0
-    state = training.train(state, order, 1)  # which touches all memory for the first time
-    began = time.perf_counter()
-    state = jax.block_until_ready(training.train(state, order, 1))
-    steps_per_call = programs.steps_per_call(setup, time.perf_counter() - began)
+    pace = programs.Pace(config.train.steps_per_call)
+    while not pace.settled:
+        began = time.perf_counter()
+        state = jax.block_until_ready(training.train(state, order, pace.steps))
+        pace.observe(pace.steps, time.perf_counter() - began)
 
-    def steps(count: int) -> None:
-        nonlocal state, order, done
-        while count:
-            begun, position = divmod(done, setup.steps_per_epoch)
-            if position == 0:
-                order = training.order(begun)
-            take = min(count, steps_per_call, setup.steps_per_epoch - position)
-            state = training.train(state, order, take)
-            count, done = count - take, done + take
+    def in_calls(count: int, call: Callable[[int], None]) -> None:
+        for done in range(0, count, pace.steps):
+            call(min(pace.steps, count - done))
+
+    def whole(count: int) -> None:
+        def call(count: int) -> None:
+            nonlocal state
+            state = training.train(state, order, count)
+
+        in_calls(count, call)
         jax.block_until_ready(state.step)
 
-    return steps, {
-        "version": jax.__version__,
-        "parameters": models.count_parameters(state.params),
-        "compile_seconds": round(training.compile_seconds, 2),
-        "steps_per_call": steps_per_call,
-    }
+    @jax.jit
+    def batches(
+        total: jax.Array, data: programs.TrainData, order: jax.Array, count: jax.Array
+    ) -> jax.Array:
+        def one(step: jax.Array, total: jax.Array) -> jax.Array:
+            images, labels = programs.make_batch(setup, data, order, jax.random.key(0), step)
+            return total + images.sum() + labels.sum()
+
+        return jax.lax.fori_loop(0, count, one, total)
+
+    total = jnp.float32(0)
+
+    def outside(count: int) -> None:
+        def call(count: int) -> None:
+            nonlocal total
+            total = batches(total, data, order, jnp.int32(count))
+
+        in_calls(count, call)
+        jax.block_until_ready(total)
+
+    return (
+        whole,
+        outside,
+        {
+            "version": jax.__version__,
+            "parameters": models.count_parameters(state.params),
+            "compile_seconds": round(training.compile_seconds, 2),
+            "steps_per_call": pace.steps,
+        },
+    )
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:

@@ -148,7 +148,7 @@ class Train(_Settings):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, statistics and logits are float32 either way."""
     steps_per_call: int | None = None
-    """Train steps in one dispatch; None for as many as take a fifth of a second, up to 100."""
+    """Train steps in one dispatch; None for as many as take about a fifth of a second."""
     eval_batch_size: int = 500
     log_every: int = 2000
     """Iterations between `[EPOCH 041 | IT 04000] LOSS: 0.001` lines."""

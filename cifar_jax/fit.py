@@ -20,7 +20,7 @@ from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import Config, flatten
 from cifar_jax.display import Display
 from cifar_jax.errors import UserError
-from cifar_jax.programs import Programs, Setup
+from cifar_jax.programs import Pace, Programs, Setup
 from cifar_jax.step import TrainState
 from cifar_jax.workdir import Workdir, finished_result, open_workdir
 
@@ -86,7 +86,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
         log = workdir.log if meshes.is_first() else Path(os.devnull)
         with display.showing(log, run.experiment, run.config.epochs, setup.steps_per_epoch):
             display.line(_headline(run, setup, latest))
-            training = _Training(run, setup, workdir, checkpoints, display, stop, began)
+            pace = Pace(run.config.train.steps_per_call)
+            training = _Training(run, setup, workdir, checkpoints, display, stop, began, pace)
             state, compile_seconds = training.train(state, rows)
             result = _result(run, setup, state, rows, checkpoints)
         result |= {
@@ -129,8 +130,7 @@ class _Training:
     """The signal that asked to stop, if one did."""
     began: float
     """On `perf_counter`'s clock, put back by what earlier starts took."""
-    steps_per_call: int | None = None
-    """Known after the first step, which is timed."""
+    pace: Pace
 
     def train(self, state: TrainState, rows: list[dict[str, Any]]) -> tuple[TrainState, float]:
         """Go on from `state` to the last epoch, adding to `rows`; also gives compile seconds."""
@@ -191,17 +191,15 @@ class _Training:
         began = updated = time.perf_counter()
         while step < end:
             next_line = first + (step - first) // every * every + every
-            take = min(self.steps_per_call or 1, end - step, next_line - step)
+            take = min(self.pace.steps, end - step, next_line - step)
             called = time.perf_counter()
             state = training.train(state, order, take)
             step += take
-            if self.steps_per_call is None:
+            if not self.pace.settled:
                 jax.block_until_ready(state)
-                taken = time.perf_counter() - called
                 # All processes must make the same calls.
-                self.steps_per_call = meshes.from_first(
-                    lambda: programs.steps_per_call(setup, taken)  # noqa: B023
-                )
+                taken = max(meshes.exchange(time.perf_counter() - called))
+                self.pace.observe(take, taken)
             if step == next_line:
                 before = loss_sum, count
                 loss_sum, count = self.loss_sum(state)

@@ -212,42 +212,52 @@ def train_function(setup: Setup) -> jax.stages.Wrapped:
     It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
     and the key of what is random in a step; `train_arguments` gives their types.
     """
-    settings = setup.config.data
 
     def train(
         state: TrainState, data: TrainData, order: jax.Array, count: jax.Array, key: jax.Array
     ) -> TrainState:
         augment_key, dropout_key = jax.random.split(key)
-
-        def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-            indices = order[step % setup.steps_per_epoch]
-            images = pipeline.augment(
-                jax.random.fold_in(augment_key, step),
-                pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE),
-                settings.crop_padding,
-                settings.flip,
-            )
-            return _normalise(setup, images), data.labels[indices]
-
-        return steps.train_steps(
-            state,
-            count,
-            dropout_key,
-            batch,
-            model=setup.model,
-            tx=setup.tx,
-        )
+        batch = partial(make_batch, setup, data, order, augment_key)
+        return steps.train_steps(state, count, dropout_key, batch, model=setup.model, tx=setup.tx)
 
     return jax.jit(train, donate_argnums=0, out_shardings=meshes.replicated(setup.mesh))
 
 
-def steps_per_call(setup: Setup, step_seconds: float) -> int:
-    """How many steps a call should take, where the settings leave it open.
+def make_batch(
+    setup: Setup, data: TrainData, order: jax.Array, key: jax.Array, step: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Images, augmented and normalised, and labels of a step, by its number in the run."""
+    indices = order[step % setup.steps_per_epoch]
+    images = pipeline.augment(
+        jax.random.fold_in(key, step),
+        pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE),
+        setup.config.data.crop_padding,
+        setup.config.data.flip,
+    )
+    return _normalise(setup, images), data.labels[indices]
+
+
+class Pace:
+    """How many steps to take in a call: what the settings say, or else about a fifth of a second's.
 
     A call costs as much as a step does at batch 8 on an accelerator; but a run shows itself, logs
-    and stops between calls only.
+    and stops between calls only. So calls grow until one takes long enough.
     """
-    return setup.config.train.steps_per_call or max(1, min(100, round(0.2 / step_seconds)))
+
+    def __init__(self, steps_per_call: int | None) -> None:
+        self.steps = steps_per_call or 1
+        self.settled = steps_per_call is not None
+        self._observed = 0
+
+    def observe(self, steps: int, seconds: float) -> None:
+        """Note how long a call of so many steps took, until that is settled."""
+        self._observed += 1
+        if self._observed == 1:
+            return  # it did what is done but once
+        if seconds * self.steps / steps < 0.1 and self.steps < 64:
+            self.steps *= 2
+        else:
+            self.settled = True
 
 
 def train_arguments(setup: Setup) -> tuple[Any, ...]:

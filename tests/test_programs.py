@@ -129,3 +129,26 @@ def test_settings_that_do_not_fit(make_config: Make, settings: dict, message: st
         programs.setup(make_config(**settings))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_calls_grow_until_one_takes_long_enough() -> None:
+    pace = programs.Pace(None)
+    pace.observe(1, 5.0)  # the first does what is done but once
+    taken = []
+    while not pace.settled:
+        taken.append(pace.steps)
+        pace.observe(pace.steps, 0.01 * pace.steps)
+    assert taken == [1, 2, 4, 8, 16]
+    assert pace.steps == 16
+
+
+def test_a_call_cut_short_by_the_end_of_an_epoch_counts_for_what_it_did() -> None:
+    pace = programs.Pace(None)
+    for steps, seconds in ((1, 0.01), (1, 0.01), (2, 0.02), (1, 0.2)):
+        pace.observe(steps, seconds)
+    assert (pace.steps, pace.settled) == (4, True)
+
+
+def test_the_settings_decide_the_length_of_calls() -> None:
+    pace = programs.Pace(7)
+    assert (pace.steps, pace.settled) == (7, True)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def steps_per_epoch(images: int, batch_size: int, last_batch: Literal["drop", "wrap"]) -> int:
@@ -73,7 +74,13 @@ def augment(key: jax.Array, images: jax.Array, crop_padding: int, flip: bool) ->
 def normalise(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
 ) -> jax.Array:
-    """uint8 0..255 to zero mean and unit variance a channel; `mean` and `std` are of 0..1."""
-    scale = 1 / (255 * jnp.asarray(std, jnp.float32))
-    offset = jnp.asarray(mean, jnp.float32) / jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) * scale - offset).astype(dtype)
+    """uint8 `[..., H, W, C]`, 0..255, to zero mean and unit variance a channel.
+
+    `mean` and `std` are of 0..1. They are repeated over an image's row, since arithmetic on vectors
+    of three does not vectorise.
+    """
+    width = images.shape[-2]
+    mean32, std32 = (np.tile(np.asarray(channels, np.float32), width) for channels in (mean, std))
+    rows = images.reshape(*images.shape[:-2], -1).astype(jnp.float32)
+    rows = rows * (1 / (255 * std32)) - mean32 / std32
+    return rows.astype(dtype).reshape(images.shape)
