@@ -1,11 +1,13 @@
 """The README keeps to what is recorded and to what make knows."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from benchmarks import bench
 from cifar_jax import report
 
 ROOT = Path(__file__).parent.parent
@@ -13,6 +15,12 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_table_is_made_of_the_records() -> None:
     assert report.readme_is_current(ROOT / "README.md", ROOT / "results"), "run `make readme`"
+
+
+def test_the_timings_are_those_of_the_bench() -> None:
+    record = json.loads((ROOT / "benchmarks/results.json").read_text())
+    table = [bench.HEADER, *map(bench.table_line, record["rows"])]
+    assert "\n".join(table) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
