@@ -28,7 +28,7 @@ WARM_SECONDS = 0.5
 def main(contender: str, experiment: str, settings: list[str]) -> None:
     """Serve the parent until standard input ends."""
     if contender.startswith("jax"):
-        process.keep_compiled()
+        process.configure_jax()
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
     if contender == "jax":

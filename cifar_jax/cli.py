@@ -74,7 +74,7 @@ def train(
     from cifar_jax.display import Display
     from cifar_jax.fit import Run, fit
 
-    process.keep_compiled()
+    process.configure_jax()
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         mesh.initialize_distributed()
     display = Display(quiet=not mesh.is_first())
@@ -100,7 +100,7 @@ def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
     """Loss and accuracy of the run in folder RUN, over a whole split."""
     from cifar_jax.evaluate import evaluate
 
-    process.keep_compiled()
+    process.configure_jax()
     found = evaluate(run, split, best)
     if as_json:
         click.echo(json.dumps(found, indent=2))

@@ -4,12 +4,11 @@ import os
 import platform
 import sys
 
-# Have glibc keep freed memory, in one arena: others cannot hold more than 64 MB. Its caches of
-# small pieces are off, since the small pieces beside a large one, once taken, make it too small for
-# the next of its size, so that memory would grow (glibc before 2.38).
+# Have glibc keep freed memory. Its caches of small pieces are off, since the small pieces beside a
+# large one, once taken, make it too small for the next of its size, so that memory would grow
+# (glibc before 2.38).
 TUNABLES = ":".join(
     (
-        "glibc.malloc.arena_max=1",
         "glibc.malloc.mmap_max=0",
         "glibc.malloc.trim_threshold=0x7fffffffffff",
         "glibc.malloc.tcache_count=0",
@@ -31,11 +30,17 @@ def keep_memory() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
-def keep_compiled() -> None:
-    """Keep compiled programs in the user's cache folder, where JAX was not given another."""
+def configure_jax() -> None:
+    """Set what JAX decides when it first uses a device or compiles.
+
+    Compiled programs are kept in the user's cache folder, where JAX was not given another. On the
+    CPU a call runs in the thread that makes it: the main thread's memory is the only one that glibc
+    keeps in large pieces, and the call before has given back its own by then.
+    """
     import jax
 
     from cifar_jax.data.cache import cache_dir
 
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
