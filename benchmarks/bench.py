@@ -70,7 +70,7 @@ class Contender:
         print(steps, file=self._process.stdin, flush=True)
         answer = self._read()
         self.peak_mb = answer["peak_mb"]
-        return answer["seconds"]
+        return answer["measured"]
 
     def close(self) -> None:
         """End the process."""
