@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import process, workdir
+from cifar_jax import workdir
 
 ROOT = Path(__file__).parent.parent
 # The seven networks at the paper's batch, and ResNet18 at both.
@@ -41,9 +41,10 @@ class Contender:
     """A worker process, ready to step."""
 
     def __init__(
-        self, name: str, experiment: str, settings: list[str], environment: dict[str, str]
+        self, name: str, experiment: str, settings: list[str], *, keep_memory: bool
     ) -> None:
-        command = [sys.executable, "-m", "benchmarks.worker", name, experiment, *settings]
+        keep = ["--keep-memory"] if keep_memory else []
+        command = [sys.executable, "-m", "benchmarks.worker", *keep, name, experiment, *settings]
         self._process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -51,7 +52,6 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if name == "torch-compile" else None,
             text=True,
-            env=os.environ | environment,
         )
         self.facts = self._read()
         self.measured: list[float] = []
@@ -167,10 +167,11 @@ def take_turns(
     contenders: dict[str, Contender] = {}
     try:
         for name in names:
-            kept = options.keep_memory and name in EAGER
-            environment = {"GLIBC_TUNABLES": process.TUNABLES} if kept else {}
+            keep_memory = options.keep_memory or name.startswith("jax")
             try:
-                contenders[name] = Contender(name, experiment, options.settings, environment)
+                contenders[name] = Contender(
+                    name, experiment, options.settings, keep_memory=keep_memory
+                )
             except RuntimeError:
                 if name != "torch-compile":
                     raise

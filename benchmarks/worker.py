@@ -1,13 +1,15 @@
 """One contender of `bench.py`: a process that makes train steps when told to.
 
-    python -m benchmarks.worker jax|jax-outside|torch|torch-channels-last|torch-compile EXPERIMENT
+    python -m benchmarks.worker [--keep-memory] CONTENDER EXPERIMENT [SETTINGS...]
 
+A contender is jax, jax-outside, torch, torch-channels-last or torch-compile.
 Prints a JSON line when it is ready; then, for each number read from standard input, makes so many
 train steps and prints the seconds that one took: `jax-outside` instead the share of a step that is
 not the train step. An idle contender waits for a line, so that it takes nothing from
 the one that is timed.
 """
 
+import argparse
 import json
 import resource
 import statistics
@@ -191,6 +193,12 @@ def _normalised(images: Any) -> Any:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent.parent))
-    if sys.argv[1].startswith("jax"):
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--keep-memory", action="store_true")
+    parser.add_argument("contender")
+    parser.add_argument("experiment")
+    parser.add_argument("settings", nargs="*")
+    options = parser.parse_args()
+    if options.keep_memory:
         process.keep_memory()
-    main(sys.argv[1], sys.argv[2], sys.argv[3:])
+    main(options.contender, options.experiment, options.settings)

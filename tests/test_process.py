@@ -15,37 +15,24 @@ def run(code: str, *environment: str) -> str:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
-def test_steps_use_the_memory_of_the_steps_before(tmp_path: Path) -> None:
+def test_steps_use_the_memory_of_the_steps_before() -> None:
     """Temporaries of 128 MB are 32,768 pages; each fresh one would be a fault."""
-    script = tmp_path / "script.py"
-    script.write_text(
-        textwrap.dedent(
-            """
-            import resource
-            from cifar_jax import process
-            process.keep_memory()
-            process.configure_jax()
-            import jax
-            import jax.numpy as jnp
-            program = jax.jit(lambda x: jnp.cumsum(x * 2, axis=1).sum())
-            x = jnp.ones((16, 2**20))
+    code = """
+        import resource
+        from cifar_jax import process
+        process.keep_memory()
+        process.configure_jax()
+        import jax
+        import jax.numpy as jnp
+        program = jax.jit(lambda x: jnp.cumsum(x * 2, axis=1).sum())
+        x = jnp.ones((16, 2**20))
+        program(x).block_until_ready()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(20):
             program(x).block_until_ready()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-            for _ in range(20):
-                program(x).block_until_ready()
-            print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-            """
-        )
-    )
-    command = ["env", "-u", "GLIBC_TUNABLES", sys.executable, str(script)]
-    faults = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert int(faults) < 3 * 32_768  # of twenty times as many
-
-
-def test_an_allocator_that_the_user_has_told_something_is_left_alone() -> None:
-    code = "from cifar_jax import process; process.keep_memory(); import os; "
-    code += "print(os.environ['GLIBC_TUNABLES'])"
-    assert run(code, "GLIBC_TUNABLES=glibc.malloc.check=0") == "glibc.malloc.check=0"
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        """
+    assert int(run(code)) < 3 * 32_768  # of twenty times as many
 
 
 def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(
