@@ -5,6 +5,7 @@ from typing import Any
 import jax
 from flax import linen as nn
 
+from cifar_jax import ops
 from cifar_jax.models.layers import Conv, Dense, Pool
 
 
@@ -20,11 +21,11 @@ class Basic(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         del train  # nothing here behaves differently in training
-        x = nn.relu(Conv(6, (5, 5), dtype=self.dtype, name="conv1")(x))
+        x = ops.relu(Conv(6, (5, 5), dtype=self.dtype, name="conv1")(x))
         x = Pool(name="pool1")(x)
-        x = nn.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))
+        x = ops.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))
         x = Pool(name="pool2")(x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(Dense(120, dtype=self.dtype, name="fc1")(x))
-        x = nn.relu(Dense(84, dtype=self.dtype, name="fc2")(x))
+        x = ops.relu(Dense(120, dtype=self.dtype, name="fc1")(x))
+        x = ops.relu(Dense(84, dtype=self.dtype, name="fc2")(x))
         return Dense(self.num_classes, dtype=self.dtype, name="fc3")(x).astype("float32")

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cifar_jax import ops
 from cifar_jax.models.layers import (
     BatchNorm,
     Conv,
@@ -31,11 +32,11 @@ class Net(nn.Module):
         del train  # nothing here behaves differently in training
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
-        x = nn.relu(conv(64, name="conv1")(x))
+        x = ops.relu(conv(64, name="conv1")(x))
         x = pool(name="pool1")(x)
-        x = nn.relu(conv(128, name="conv2")(x))
+        x = ops.relu(conv(128, name="conv2")(x))
         x = pool(name="pool2")(x)
-        x = nn.relu(conv(256, name="conv3")(x))
+        x = ops.relu(conv(256, name="conv3")(x))
         x = x.reshape(x.shape[0], -1)
         return _head(x, self.num_classes, self.dtype)
 
@@ -59,7 +60,7 @@ class NetBNGAP(nn.Module):
         for stage, features in enumerate((64, 128, 256), start=1):
             conv = Conv(features, (3, 3), padding=1, dtype=self.dtype, name=f"conv{stage}")
             x = BatchNorm(dtype=self.dtype, name=f"bn{stage}")(conv(x), train=train)
-            x = nn.relu(x)
+            x = ops.relu(x)
             if self.attention:
                 x = SelfAttention(dtype=self.dtype, name=f"attention{stage}")(x)
             if stage < 3:
@@ -93,7 +94,7 @@ class InceptionBlock(nn.Module):
                 name=f"{name}_conv",
             )
             norm = BatchNorm(dtype=self.dtype, name=f"{name}_bn")
-            return nn.relu(norm(conv(x), train=train))
+            return ops.relu(norm(conv(x), train=train))
 
         pooled = nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         branches = [
@@ -120,7 +121,7 @@ class NetInception(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
         conv = Conv(64, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1")
-        x = nn.relu(BatchNorm(dtype=self.dtype, name="bn1")(conv(x), train=train))
+        x = ops.relu(BatchNorm(dtype=self.dtype, name="bn1")(conv(x), train=train))
         x = pool(name="pool1")(x)
         x = InceptionBlock(128, dtype=self.dtype, name="inception2")(x, train=train)
         x = pool(name="pool2")(x)
@@ -132,6 +133,6 @@ class NetInception(nn.Module):
 
 def _head(x: jax.Array, num_classes: int, dtype: Any) -> jax.Array:
     """The three dense layers that end all these networks; called inside a compact method."""
-    x = nn.relu(Dense(120, dtype=dtype, name="fc1")(x))
-    x = nn.relu(Dense(84, dtype=dtype, name="fc2")(x))
+    x = ops.relu(Dense(120, dtype=dtype, name="fc1")(x))
+    x = ops.relu(Dense(84, dtype=dtype, name="fc2")(x))
     return Dense(num_classes, dtype=dtype, name="fc3")(x).astype(jnp.float32)

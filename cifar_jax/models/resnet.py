@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from cifar_jax import ops
 from cifar_jax.models.layers import BatchNorm, Conv, Dense, Dropout, GlobalAveragePool
 
 ModuleDef = Any
@@ -56,13 +57,13 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         strides = (self.stride, self.stride)
         y = self.conv(self.features, strides=strides, name="conv1")(x)
-        y = nn.relu(self.norm(name="bn1")(y, train=train))
+        y = ops.relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.features, strides=(1, 1), name="conv2")(y)
         y = self.norm(name="bn2")(y, train=train)
         if x.shape != y.shape:
             x = self.projection(self.features, strides=strides, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_bn")(x, train=train)
-        return nn.relu(x + y)
+        return ops.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -91,7 +92,7 @@ class ResNet(nn.Module):
             projection=partial(conv, kernel_size=(1, 1)),
             norm=norm,
         )
-        x = nn.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
+        x = ops.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
         for stage, blocks in enumerate(self.stage_sizes, start=1):
             for number in range(1, blocks + 1):
                 x = block(

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 from jax import lax
 
 
+# Under jit, and inlined, for the sake of tracing: see `ops/conv.py`.
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.jit, static_argnums=3, inline=True)
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -39,6 +41,7 @@ def _forward(
     return outputs, (x, scale, bias, mean, var)
 
 
+@partial(jax.jit, static_argnums=0, inline=True)
 def _backward(epsilon: float, residuals: Residuals, gradients: Outputs) -> Outputs:
     x, scale, bias, mean, var = residuals
     dy, dmean, dvar = gradients

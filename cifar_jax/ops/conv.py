@@ -72,7 +72,10 @@ def conv_general_dilated(
     )
 
 
+# Under jit, which remembers them, convolutions of one shape are traced only once; inlined, they
+# compile as if they were written out.
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
 def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int) -> jax.Array:
     plain = partial(_plain, strides=strides, pads=pads, groups=groups)
     if groups > 1 or groups == x.shape[3]:
@@ -92,6 +95,7 @@ def _forward(
     return _conv(x, kernel, strides, pads, groups), (x, kernel)
 
 
+@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _backward(
     strides: Pair, pads: Pads, groups: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -7,7 +7,6 @@ convolution has 1e-6. Plain reference: `jax.lax.conv_general_dilated`.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -39,9 +38,6 @@ _CHUNK = 16
 _CHUNK_ABOVE_BYTES = 2**24
 
 
-# Under jit, which remembers them, convolutions of one shape are traced only once; inlined, they
-# compile as if they were written out.
-@partial(jax.jit, static_argnums=2, inline=True)
 def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
     """Convolution of [N, H, W, C] with [3, 3, C, K], stride 1."""
     height, width = _output_size(x, padding)
@@ -56,17 +52,15 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
     chunk = _chunk_size(x)
     if chunk == x.shape[0]:
         return some(x)
-    chunks = _split(x, chunk)
 
     def body(y: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        return lax.dynamic_update_index_in_dim(y, some(_take(chunks, index)), index, 1), None
+        return lax.dynamic_update_index_in_dim(y, some(_take(x, chunk, index)), index, 1), None
 
-    y = jnp.zeros((chunk, chunks.shape[1], height, width, kernel.shape[3]), x.dtype)
-    y, _ = lax.scan(body, y, jnp.arange(chunks.shape[1]))
+    y = jnp.zeros((chunk, x.shape[0] // chunk, height, width, kernel.shape[3]), x.dtype)
+    y, _ = lax.scan(body, y, jnp.arange(y.shape[1]))
     return y.reshape(x.shape[0], height, width, kernel.shape[3])
 
 
-@partial(jax.jit, static_argnums=2, inline=True)
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
     """Gradient [3, 3, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
 
@@ -78,13 +72,12 @@ def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
     if chunk == x.shape[0]:
         total = some(x, dy)
     else:
-        xs, dys = _split(x, chunk), _split(dy, chunk)
 
         def body(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-            return total + some(_take(xs, index), _take(dys, index)), None
+            return total + some(_take(x, chunk, index), _take(dy, chunk, index)), None
 
         zeros = jnp.zeros((36, x.shape[3], dy.shape[3]), x.dtype)
-        total, _ = lax.scan(body, zeros, jnp.arange(xs.shape[1]))
+        total, _ = lax.scan(body, zeros, jnp.arange(x.shape[0] // chunk))
     channels = total.shape[1:]
     gradient = jnp.asarray(_G2.T, x.dtype) @ total.reshape(36, -1)
     return gradient.reshape(3, 3, *channels)
@@ -163,10 +156,11 @@ def _chunk_size(x: jax.Array) -> int:
     return _CHUNK if large and n % _CHUNK == 0 else n
 
 
-def _split(x: jax.Array, chunk: int) -> jax.Array:
-    """[N, …] -> [chunk, N/chunk, …]: a batch split over devices stays split in each chunk."""
-    return x.reshape(chunk, -1, *x.shape[1:])
+def _take(x: jax.Array, chunk: int, index: jax.Array) -> jax.Array:
+    """Every so-manieth image, so that a batch split over devices stays split in each chunk.
 
-
-def _take(chunks: jax.Array, index: jax.Array) -> jax.Array:
+    To be called within the loop: XLA computes what a loop reads once, but what a reshape before the
+    loop reads once more for every other reader, as the gradient of the activation before.
+    """
+    chunks = x.reshape(chunk, -1, *x.shape[1:])
     return lax.dynamic_index_in_dim(chunks, index, 1, keepdims=False)
