@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import ops
+from cifar_jax.ops.batch_norm import one_pass, two_passes
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-12), ("float32", 1e-4)])
@@ -33,6 +34,17 @@ def test_normalises_each_channel():
     np.testing.assert_allclose(y.std((0, 1, 2)), 1, rtol=1e-4)
     np.testing.assert_allclose(mean, x.mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-4)
+
+
+def test_statistics_in_one_pass_are_those_in_two():
+    x = 3 + 2 * jax.random.normal(jax.random.key(0), (32, 8, 8, 5))
+    for one, two in zip(one_pass(x), two_passes(x), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5)
+
+
+def test_variance_in_one_pass_is_never_negative():
+    _, var = one_pass(jnp.full((32, 8, 8, 5), 1 / 3))
+    assert (var >= 0).all()
 
 
 def test_bfloat16_keeps_statistics_in_float32():
