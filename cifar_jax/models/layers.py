@@ -147,10 +147,9 @@ class SelfAttention(nn.Module):
 
         query, key = project(channels // 8, "query"), project(channels // 8, "key")
         value = project(channels, "value")
-        scores = jnp.einsum("nqc,nkc->nqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(scores).astype(value.dtype)
-        self.sow("intermediates", "weights", weights)
-        return x + jnp.einsum("nqk,nkc->nqc", weights, value).reshape(x.shape)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", ops.attention_weights(query, key))
+        return x + ops.attention(query, key, value).reshape(x.shape)
 
 
 def _pair(size: int | Sequence[int] | None) -> tuple[int, int]:

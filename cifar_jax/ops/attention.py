@@ -1,0 +1,78 @@
+"""Attention that moves little memory, its products such as XLA does fast on a CPU."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+
+@jax.custom_vjp
+def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Values `[N, K, C]` mixed for each query: `[N, Q, D]` and keys `[N, K, D]` to `[N, Q, C]`.
+
+    Scores are not scaled. They and the weights are kept in the inputs' type, and computed with in
+    float32 at least. The gradient takes the weights from the scores again, by the logarithm of each
+    query's sum of exponentials, as FlashAttention-2 does (arXiv:2307.08691), though of all
+    positions at once. Plain reference: `attention_weights` times `value`.
+    """
+    return _forward(query, key, value)[0]
+
+
+def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
+    """What `attention` mixes by: `[N, Q, D]` and `[N, K, D]` to `[N, Q, K]`, in their type.
+
+    Those of a query sum to one.
+    """
+    return jax.nn.softmax(_scores(query, key)).astype(query.dtype)
+
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+
+def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Residuals]:
+    scores = _scores(query, key)
+    largest = scores.max(-1, keepdims=True)
+    exponentials = jnp.exp(scores - largest)
+    total = exponentials.sum(-1, keepdims=True)
+    mixed = jnp.einsum(
+        "nqk,nkc->nqc", exponentials.astype(value.dtype), value, preferred_element_type=total.dtype
+    )
+    y = (mixed / total).astype(value.dtype)
+    return y, (query, key, value, y, largest + jnp.log(total))
+
+
+def _backward(residuals: Residuals, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    query, key, value, y, log_total = residuals
+    weights = jnp.exp(_scores(query, key) - log_total)
+    dweights = jnp.einsum("nqc,nkc->nqk", dy, value, preferred_element_type=weights.dtype)
+    # Each row's Σ weights·dweights, which the softmax's gradient subtracts, is also Σ y·dy.
+    along = (y.astype(weights.dtype) * dy).sum(-1, keepdims=True)
+    dscores = (weights * (dweights - along)).astype(query.dtype)
+    dquery = jnp.einsum("nqk,nkd->nqd", dscores, key)
+    return (
+        dquery,
+        _sum_over_queries(dscores, query),
+        _sum_over_queries(weights.astype(dy.dtype), dy),
+    )
+
+
+def _sum_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """`[N, Q, K]` and `[N, Q, C]` to `[N, K, C]`."""
+
+    def plain(weights: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.einsum("nqk,nqc->nkc", weights, x)
+
+    def transposed(weights: jax.Array, x: jax.Array) -> jax.Array:
+        # A CPU takes two to five times as long where the large operand is transposed. Without the
+        # barrier XLA would make one product of this, and that the same as the plain one.
+        return lax.optimization_barrier(jnp.einsum("nqc,nqk->nck", x, weights)).swapaxes(1, 2)
+
+    return lax.platform_dependent(weights, x, cpu=transposed, default=plain)
+
+
+def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("nqd,nkd->nqk", query, key, preferred_element_type=wide)
+    return scores.astype(query.dtype).astype(wide)
+
+
+attention.defvjp(_forward, _backward)
