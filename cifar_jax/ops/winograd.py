@@ -32,55 +32,21 @@ _A = np.array(
 _G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _G2 = np.einsum("ia,jb->jiab", _G, _G).reshape(36, 9)
 
-# Transformed tiles are 2.25 times as large as the images. Beyond what the caches hold, images are
-# taken `_CHUNK` at a time.
-_CHUNK = 16
-_CHUNK_ABOVE_BYTES = 2**24
-
 
 def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
     """Convolution of [N, H, W, C] with [3, 3, C, K], stride 1."""
     height, width = _output_size(x, padding)
-    transformed = _transform_kernel(kernel)
-
-    def some(x: jax.Array) -> jax.Array:
-        tiles = _transform_input(x, padding)
-        products = _matrices(tiles) @ transformed
-        products = products.reshape(*tiles.shape[:-1], kernel.shape[3])
-        return _transform_output(products)[:, :height, :width]
-
-    chunk = _chunk_size(x)
-    if chunk == x.shape[0]:
-        return some(x)
-
-    def body(y: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        return lax.dynamic_update_index_in_dim(y, some(_take(x, chunk, index)), index, 1), None
-
-    y = jnp.zeros((chunk, x.shape[0] // chunk, height, width, kernel.shape[3]), x.dtype)
-    y, _ = lax.scan(body, y, jnp.arange(y.shape[1]))
-    return y.reshape(x.shape[0], height, width, kernel.shape[3])
+    tiles = _transform_input(x, padding)
+    products = _matrices(tiles) @ _transform_kernel(kernel)
+    return _transform_output(products, tiles.shape[2:5])[:, :height, :width]
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
     """Gradient [3, 3, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
-
-    def some(x: jax.Array, dy: jax.Array) -> jax.Array:
-        tiles, dtiles = _transform_input(x, padding), _transform_gradient(dy)
-        return jnp.einsum("atc,atk->ack", _matrices(tiles), _matrices(dtiles))
-
-    chunk = _chunk_size(x)
-    if chunk == x.shape[0]:
-        total = some(x, dy)
-    else:
-
-        def body(total: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-            return total + some(_take(x, chunk, index), _take(dy, chunk, index)), None
-
-        zeros = jnp.zeros((36, x.shape[3], dy.shape[3]), x.dtype)
-        total, _ = lax.scan(body, zeros, jnp.arange(x.shape[0] // chunk))
-    channels = total.shape[1:]
+    tiles = _matrices(_transform_input(x, padding))
+    total = jnp.einsum("atc,atk->ack", tiles, _transform_gradient(dy))
     gradient = jnp.asarray(_G2.T, x.dtype) @ total.reshape(36, -1)
-    return gradient.reshape(3, 3, *channels)
+    return gradient.reshape(3, 3, *total.shape[1:])
 
 
 def _transform_kernel(kernel: jax.Array) -> jax.Array:
@@ -107,29 +73,30 @@ def _transform_input(x: jax.Array, padding: Pads) -> jax.Array:
     bottom, right = 4 * (down + 1) - rows - top, 4 * (across + 1) - columns - left
     x = lax.pad(x, zero, ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
 
-    x = x.reshape(n, down + 1, 4, -1, c)
+    x = x.reshape(n, down + 1, 4, -1)
     parts = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(2)]
     x = _combine(_B.T, parts).reshape(6, n, down, across + 1, 4, c)
     parts = [x[..., :-1, i, :] for i in range(4)] + [x[..., 1:, i, :] for i in range(2)]
     return _combine(_B.T, parts)
 
 
-def _transform_output(products: jax.Array) -> jax.Array:
-    """Aᵀ m A: [6, 6, N, tiles down, tiles across, K] -> [N, 4·down, 4·across, K]."""
-    _, _, n, down, across, k = products.shape
-    columns = _combine(_A.T, list(products))
+def _transform_output(products: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
+    """Aᵀ m A: [36, tiles, K] -> [N, 4·down, 4·across, K], of (N, down, across) tiles."""
+    n, down, across = tiles
+    columns = _combine(_A.T, list(products.reshape(6, 6, *products.shape[1:])))
     pixels = _combine(_A.T, [columns[:, i] for i in range(6)])
-    return pixels.transpose(2, 3, 0, 4, 1, 5).reshape(n, 4 * down, 4 * across, k)
+    pixels = pixels.reshape(4, 4, n, down, across, -1).transpose(2, 3, 0, 4, 1, 5)
+    return pixels.reshape(n, 4 * down, 4 * across, -1)
 
 
 def _transform_gradient(dy: jax.Array) -> jax.Array:
-    """A dy Aᵀ, the transpose of `_transform_output`."""
+    """A dy Aᵀ, the transpose of `_transform_output`: [N, H, W, K] -> [36, tiles, K]."""
     n, height, width, k = dy.shape
     down, across = -(-height // 4), -(-width // 4)
     dy = jnp.pad(dy, ((0, 0), (0, 4 * down - height), (0, 4 * across - width), (0, 0)))
-    dy = dy.reshape(n, down, 4, 4 * across, k)
-    rows = _combine(_A, [dy[:, :, i] for i in range(4)]).reshape(6, n, down, across, 4, k)
-    return _combine(_A, [rows[..., i, :] for i in range(4)])
+    dy = dy.reshape(n * down, 4, -1)
+    rows = _combine(_A, [dy[:, i] for i in range(4)]).reshape(6, n * down * across, 4, k)
+    return _combine(_A, [rows[:, :, i] for i in range(4)]).reshape(36, -1, k)
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> jax.Array:
@@ -147,20 +114,3 @@ def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> jax.Array:
 
 def _output_size(x: jax.Array, padding: Pads) -> tuple[int, int]:
     return x.shape[1] + sum(padding[0]) - 2, x.shape[2] + sum(padding[1]) - 2
-
-
-def _chunk_size(x: jax.Array) -> int:
-    """Images taken at once: all, or `_CHUNK` where that divides a large batch."""
-    n = x.shape[0]
-    large = 2.25 * x.size * x.dtype.itemsize > _CHUNK_ABOVE_BYTES
-    return _CHUNK if large and n % _CHUNK == 0 else n
-
-
-def _take(x: jax.Array, chunk: int, index: jax.Array) -> jax.Array:
-    """Every so-manieth image, so that a batch split over devices stays split in each chunk.
-
-    To be called within the loop: XLA computes what a loop reads once, but what a reshape before the
-    loop reads once more for every other reader, as the gradient of the activation before.
-    """
-    chunks = x.reshape(chunk, -1, *x.shape[1:])
-    return lax.dynamic_index_in_dim(chunks, index, 1, keepdims=False)
