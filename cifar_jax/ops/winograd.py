@@ -15,20 +15,7 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# Interpolation at 0, ±1, ±2 and infinity.
-_B = np.array(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ]
-).T
-_A = np.array(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]
-).T
+# Interpolation at 0, ±1, ±2 and infinity. Bᵀ and A are in `_input_rows` and `_output_rows`.
 _G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _G2 = np.einsum("ia,jb->jiab", _G, _G).reshape(36, 9)
 
@@ -75,16 +62,16 @@ def _transform_input(x: jax.Array, padding: Pads) -> jax.Array:
 
     x = x.reshape(n, down + 1, 4, -1)
     parts = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(2)]
-    x = _combine(_B.T, parts).reshape(6, n, down, across + 1, 4, c)
+    x = _input_rows(parts).reshape(6, n, down, across + 1, 4, c)
     parts = [x[..., :-1, i, :] for i in range(4)] + [x[..., 1:, i, :] for i in range(2)]
-    return _combine(_B.T, parts)
+    return _input_rows(parts)
 
 
 def _transform_output(products: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
     """Aᵀ m A: [36, tiles, K] -> [N, 4·down, 4·across, K], of (N, down, across) tiles."""
     n, down, across = tiles
-    columns = _combine(_A.T, list(products.reshape(6, 6, *products.shape[1:])))
-    pixels = _combine(_A.T, [columns[:, i] for i in range(6)])
+    columns = _output_rows(list(products.reshape(6, 6, *products.shape[1:])))
+    pixels = _output_rows([columns[:, i] for i in range(6)])
     pixels = pixels.reshape(4, 4, n, down, across, -1).transpose(2, 3, 0, 4, 1, 5)
     return pixels.reshape(n, 4 * down, 4 * across, -1)
 
@@ -95,21 +82,37 @@ def _transform_gradient(dy: jax.Array) -> jax.Array:
     down, across = -(-height // 4), -(-width // 4)
     dy = jnp.pad(dy, ((0, 0), (0, 4 * down - height), (0, 4 * across - width), (0, 0)))
     dy = dy.reshape(n * down, 4, -1)
-    rows = _combine(_A, [dy[:, i] for i in range(4)]).reshape(6, n * down * across, 4, k)
-    return _combine(_A, [rows[:, :, i] for i in range(4)]).reshape(36, -1, k)
+    rows = _gradient_rows([dy[:, i] for i in range(4)]).reshape(6, n * down * across, 4, k)
+    return _gradient_rows([rows[:, :, i] for i in range(4)]).reshape(36, -1, k)
 
 
-def _combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> jax.Array:
-    """Each row's linear combination of the parts, stacked; written out, as many factors are 0."""
+def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
+    """Bᵀ d along one axis: 6 parts to 6, stacked. Points ±1 and ±2 share even and odd terms."""
+    even1, odd1 = d[4] - 4 * d[2], d[3] - 4 * d[1]
+    even2, odd2 = d[4] - d[2], 2 * (d[3] - d[1])
+    first, last = 4 * d[0] - 5 * d[2] + d[4], 4 * d[1] - 5 * d[3] + d[5]
+    return jnp.stack([first, even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, last])
 
-    def combination(row: np.ndarray) -> jax.Array:
-        terms = [float(f) * part if f != 1 else part for f, part in zip(row, parts) if f]  # noqa: B905
-        total = terms[0]
-        for term in terms[1:]:
-            total = total + term
-        return total
 
-    return jnp.stack([combination(row) for row in matrix])
+def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
+    """Aᵀ m along one axis: 6 parts to 4, stacked."""
+    sum1, difference1 = m[1] + m[2], m[1] - m[2]
+    sum2, difference2 = m[3] + m[4], m[3] - m[4]
+    return jnp.stack(
+        [
+            m[0] + sum1 + sum2,
+            difference1 + 2 * difference2,
+            sum1 + 4 * sum2,
+            difference1 + 8 * difference2 + m[5],
+        ]
+    )
+
+
+def _gradient_rows(y: Sequence[jax.Array]) -> jax.Array:
+    """A y along one axis, the transpose of `_output_rows`: 4 parts to 6, stacked."""
+    even1, odd1 = y[0] + y[2], y[1] + y[3]
+    even2, odd2 = y[0] + 4 * y[2], 2 * y[1] + 8 * y[3]
+    return jnp.stack([y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, y[3]])
 
 
 def _output_size(x: jax.Array, padding: Pads) -> tuple[int, int]:
