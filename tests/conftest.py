@@ -2,7 +2,7 @@
 
 Eight virtual CPU devices, so that sharding is real; caches of our own, so that neither a user's
 cache nor an older build decides what a test sees. Compiled programs are shared within a session,
-under xdist by all of its workers: most runs of `test_fit` need the same few.
+under xdist by all of its workers: most of the short runs need the same few.
 """
 
 import os
@@ -20,33 +20,59 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all this
     }
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from short_runs import EPOCHS, train
 
-from cifar_jax import config
+from cifar_jax.config import Config, Data, Model, Optimizer, Train, override
 
 # A suite in the background of a shell has it ignored, and the tests interrupt what they run.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
-def make_config() -> Callable[..., config.Config]:
+def make_config() -> Callable[..., Config]:
     """A config of seconds, `basic` on 256 digits, with `--set` settings by name on top of it.
 
     Dots are written as double underscores: `make_config(epochs=3, optimizer__lr=0.1)`.
     """
-    small = config.Config(
-        model=config.Model(name="basic"),
+    small = Config(
+        model=Model(name="basic"),
         epochs=2,
         batch_size=32,
-        optimizer=config.Optimizer(name="sgd", lr=0.05),
-        data=config.Data(dataset="digits", train_images=256),
-        train=config.Train(devices=1),
+        optimizer=Optimizer(name="sgd", lr=0.05),
+        data=Data(dataset="digits", train_images=256),
+        train=Train(devices=1),
     )
 
-    def make(**settings: Any) -> config.Config:
+    def make(**settings: Any) -> Config:
         texts = [f"{name.replace('__', '.')}={value}" for name, value in settings.items()]
-        return config.override(small, texts)
+        return override(small, texts)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def config(make_config: Callable[..., Config]) -> Config:
+    """Adam and a plateau that reduces soon, so that a resume has a full state to restore."""
+    return make_config(
+        epochs=EPOCHS,
+        optimizer__name="adam",
+        optimizer__lr=1e-3,
+        schedule__name="plateau",
+        schedule__patience=0,
+        schedule__threshold=0.9,
+        data__train_images="none",
+        data__crop_padding=1,
+        train__log_every=16,
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that run, never interrupted."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(config, folder, overrides={"optimizer.lr": 1e-3})
+    return folder

@@ -1,15 +1,11 @@
-"""Whole runs on `digits`: what they leave behind, and that no interruption shows in it."""
+"""Whole runs on `digits`: what they leave behind, what is refused, and what options change."""
 
 import dataclasses
 import hashlib
 import io
 import json
-import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,105 +14,26 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from short_runs import (
+    EPOCHS,
+    STEPS,
+    Spy,
+    files,
+    rows_of,
+    rows_of_or_none,
+    train,
+)
 
-from cifar_jax import catalog, fit, programs, workdir
-from cifar_jax.checkpoint import Checkpoints
+from cifar_jax import catalog, fit, programs
 from cifar_jax.config import Config, flatten, override
 from cifar_jax.data import tfds_folder
 from cifar_jax.display import Display
 from cifar_jax.errors import UserError
 from cifar_jax.evaluate import evaluate
 from cifar_jax.fit import Run
-from cifar_jax.optim import plateau_init
-from cifar_jax.signals import Stopped
-from cifar_jax.step import Metrics, TrainState
+from cifar_jax.step import TrainState
 
 Make = Callable[..., Config]
-EPOCHS, STEPS = 3, 40
-TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "versions")
-
-
-class Spy(Display):
-    """Keeps the lines, prints none of them, and does something when one holds a certain text."""
-
-    def __init__(self, when: str = "", do: Callable[[], object] = lambda: None) -> None:
-        super().__init__(quiet=True)
-        self.lines: list[str] = []
-        self._when, self._do = when, do
-
-    def line(self, text: str, *, detail: bool = False) -> None:
-        super().line(text, detail=detail)
-        self.lines.append(text)
-        if self._when and self._when in text:
-            self._do()
-
-
-def train(config: Config, folder: Path, display: Display | None = None, **run: Any) -> dict:
-    asked = {"experiment": "test", "seed": 0} | run
-    return fit.fit(Run(config=config, workdir=folder, **asked), display or Spy())
-
-
-def raise_it(error: BaseException) -> Callable[[], None]:
-    def do() -> None:
-        raise error
-
-    return do
-
-
-def send(signum: int) -> Callable[[], None]:
-    return lambda: os.kill(os.getpid(), signum)
-
-
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key not in TIMES}
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [timeless(json.loads(line)) for line in lines]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but the lock."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
-@pytest.fixture(scope="module")
-def config(make_config: Make) -> Config:
-    """Adam and a plateau that reduces soon, so that a resume has a full state to restore."""
-    return make_config(
-        epochs=EPOCHS,
-        optimizer__name="adam",
-        optimizer__lr=1e-3,
-        schedule__name="plateau",
-        schedule__patience=0,
-        schedule__threshold=0.9,
-        data__train_images="none",
-        data__crop_padding=1,
-        train__log_every=16,
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of that run, never interrupted."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(config, folder, overrides={"optimizer.lr": 1e-3})
-    return folder
-
-
-def assert_same_run(folder: Path, finished: Path) -> None:
-    """Bit for bit the same weights, and every figure but the clock's."""
-    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (folder, finished))
-    assert ours["params_sha256"] == theirs["params_sha256"]
-    assert rows_of(folder) == rows_of(finished)
-    ignored = (*TIMES, "overrides", "experiment", "git_commit", "paper_accuracy")
-    for key in theirs.keys() - set(ignored):
-        assert ours[key] == theirs[key], key
-
-
-# What a run leaves behind
 
 
 def test_result_holds_what_scripts_rely_on(finished: Path, config: Config) -> None:
@@ -219,121 +136,6 @@ def test_the_hash_is_over_paths_and_little_endian_bytes() -> None:
     assert fit.params_sha256(params) == hashlib.sha256(text).hexdigest()
 
 
-# Going on where a run stopped
-
-
-@pytest.mark.parametrize("after", [1, EPOCHS])
-def test_a_run_killed_after_an_epoch_goes_on_exactly(
-    config: Config, finished: Path, tmp_path: Path, after: int
-) -> None:
-    """The last epoch too: then only the result is missing."""
-    killed = Spy(f"epoch {after}/{EPOCHS}", raise_it(KeyboardInterrupt()))
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", killed)
-    assert not (tmp_path / "run" / "result.json").exists()
-    display = Spy()
-    train(config, tmp_path / "run", display)
-    assert f"goes on from step {after * STEPS}" in display.lines[0]
-    assert sum(line.startswith("epoch ") for line in display.lines) == EPOCHS - after
-    assert_same_run(tmp_path / "run", finished)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_stopped_within_an_epoch_goes_on_exactly(
-    config: Config, finished: Path, tmp_path: Path, signum: int
-) -> None:
-    """In the first epoch, before there is a checkpoint, and again in the second."""
-    handler = signal.getsignal(signum)
-    for text in ("[EPOCH 001 | IT 00016]", "[EPOCH 002 | IT 00032]"):
-        with pytest.raises(Stopped) as stopped:
-            train(config, tmp_path / "run", Spy(text, send(signum)))
-        assert stopped.value.signum == signum
-        assert signal.getsignal(signum) is handler
-    assert len(rows_of(tmp_path / "run")) == 1
-    display = Spy()
-    train(config, tmp_path / "run", display)
-    assert f"goes on from step {STEPS + 32}" in display.lines[0]
-    assert_same_run(tmp_path / "run", finished)
-    assert len(json.loads((tmp_path / "run" / "env.json").read_text())) == 3
-
-
-@pytest.mark.parametrize("epoch", [1, 2])
-def test_an_epoch_that_was_written_down_but_not_saved_is_repeated_once(
-    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
-) -> None:
-    """Checkpoints are written in the background, so a kill can come between the two."""
-    save = Checkpoints.save
-
-    def killed(self: Checkpoints, state: Any, *rest: Any) -> None:
-        if int(state.step) == epoch * STEPS:
-            raise KeyboardInterrupt
-        save(self, state, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpoints, "save", killed)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path / "run")
-    assert len(rows_of(tmp_path / "run")) == epoch
-    train(config, tmp_path / "run")
-    assert_same_run(tmp_path / "run", finished)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_is_stopped_goes_on_exactly(
-    config: Config, finished: Path, tmp_path: Path, signum: int
-) -> None:
-    """From the command line: SIGTERM saves and exits with 143, SIGKILL falls back to the last
-    whole epoch."""
-    file = tmp_path / "test.py"
-    file.write_text(f"from cifar_jax.config import *\nCONFIG = {config!r}\n")
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "cifar_jax", "train", str(file), "--workdir", str(folder)]
-    process = subprocess.Popen(
-        command, cwd=Path(fit.__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 120
-    log = folder / "log.txt"
-    while not (log.exists() and "[EPOCH 002 | IT 00016]" in log.read_text()):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if signum == signal.SIGTERM else -9)
-    assert b"Traceback" not in errors
-    assert len(rows_of(folder)) == 1
-    train(config, folder)
-    assert_same_run(folder, finished)
-
-
-def test_the_second_signal_stops_at_once(config: Config, tmp_path: Path) -> None:
-    def twice() -> None:
-        send(signal.SIGINT)()
-        send(signal.SIGINT)()
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", Spy("[EPOCH 001", twice))
-
-
-def test_a_finished_run_prints_its_result_and_is_left_alone(
-    config: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(programs, "setup", raise_it(AssertionError("trained again")))
-    before = files(finished)
-    assert train(config, finished) == json.loads((finished / "result.json").read_text())
-    assert files(finished) == before
-
-
-def test_fresh_trains_anew(config: Config, finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())), fresh=True)
-    display = Spy()
-    train(config, tmp_path, display, fresh=True)
-    assert " begins: " in display.lines[0]
-    assert len(json.loads((tmp_path / "env.json").read_text())) == 1
-    assert_same_run(tmp_path, finished)
-
-
 # What is refused
 
 
@@ -421,27 +223,14 @@ def test_a_loss_that_diverges_is_the_users_to_mend(
     assert not (tmp_path / "result.json").exists()
 
 
-def test_the_last_good_checkpoint_outlives_a_loss_that_diverges(
-    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_last_update_that_ruins_the_weights_is_no_result(
+    make_config: Make, tmp_path: Path
 ) -> None:
-    means = programs.means
-
-    def diverged(metrics: Any) -> dict[str, float]:
-        found = means(metrics)
-        return found | {"loss": float("nan")} if len(rows_of_or_none(tmp_path)) == 1 else found
-
-    with monkeypatch.context() as patch:
-        patch.setattr(programs, "means", diverged)
-        with pytest.raises(UserError, match=r"after epoch 2: .*the checkpoint of epoch 1 is kept"):
-            train(config, tmp_path)
-    assert len(rows_of(tmp_path)) == 1
-    assert evaluate(tmp_path)["epoch"] == 1
-    train(config, tmp_path)
-    assert_same_run(tmp_path, finished)
-
-
-def rows_of_or_none(folder: Path) -> list[dict[str, Any]]:
-    return rows_of(folder) if (folder / "metrics.jsonl").exists() else []
+    """Without validation the training loss is from before the update."""
+    config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
+    with pytest.raises(UserError, match="not finite"):
+        train(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
 
 
 # Options of a run
@@ -524,73 +313,6 @@ def test_nothing_compiles_in_mid_run(make_config: Make, tmp_path: Path) -> None:
     assert counts[first_epoch:] == [counts[first_epoch]] * len(counts[first_epoch:])
 
 
-def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:
-    def state(step: int) -> TrainState:
-        params = {"w": jax.numpy.full(3, step, jax.numpy.float32)}
-        return TrainState(jax.numpy.int32(step), params, {}, (), plateau_init(), Metrics.zero())
-
-    accuracies = {1: 10.0, 2: 50.0, 3: 20.0, 4: 30.0, 5: None, 6: 40.0, 7: None}
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        assert checkpoints.latest() is None
-        assert checkpoints.best() is None
-        for step, accuracy in accuracies.items():
-            checkpoints.save(state(step), accuracy)
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        assert checkpoints.latest() == 7
-        assert checkpoints.best() == 2
-        for step in (2, 6, 7):
-            assert checkpoints.restore(step, state(0)).params["w"].tolist() == [step] * 3
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"2", "6", "7"}
-
-
-def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
-    result = json.loads((finished / "result.json").read_text())
-    before = files(finished)
-    test = evaluate(finished)
-    assert (test["loss"], test["accuracy"]) == (result["test_loss"], result["test_accuracy"])
-    assert (test["split"], test["images"], test["epoch"], test["step"]) == ("test", 360, 3, 120)
-    best = evaluate(finished, "validation", best=True)
-    assert best["epoch"] == result["best_validation_epoch"]
-    assert best["accuracy"] == result["best_validation_accuracy"]
-    assert best["images"] == 144
-    assert files(finished) == before
-
-
-def test_evaluate_takes_a_run_of_more_devices_than_there_are(
-    finished: Path, tmp_path: Path
-) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    identity = json.loads((folder / "config.json").read_text())
-    identity["config"]["train.devices"] = 99
-    (folder / "config.json").write_text(json.dumps(identity))
-    result = json.loads((folder / "result.json").read_text())
-    assert evaluate(folder)["accuracy"] == result["test_accuracy"]
-
-
-def test_a_last_update_that_ruins_the_weights_is_no_result(
-    make_config: Make, tmp_path: Path
-) -> None:
-    """Without validation the training loss is from before the update."""
-    config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
-    with pytest.raises(UserError, match="not finite"):
-        train(config, tmp_path)
-    assert not (tmp_path / "result.json").exists()
-
-
-def test_evaluate_needs_a_run_with_a_checkpoint(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
-        evaluate(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no .*config\.json"):
-        evaluate(tmp_path)
-    identity = Run("test", config, 0, tmp_path).identity()
-    with workdir.open_workdir(tmp_path, identity, fresh=False):
-        pass
-    before = files(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint yet"):
-        evaluate(tmp_path)
-    assert files(tmp_path) == before
-
-
 def test_a_terminal_shows_the_bar_and_only_the_epochs_lines(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -617,13 +339,3 @@ def test_basic_learns_cifar10(tmp_path: Path) -> None:
     result = train(config, tmp_path, Spy())
     assert result["steps"] == 5625
     assert result["validation_accuracy"] > 40
-
-
-def test_an_ignored_interrupt_stays_ignored(make_config: Make, tmp_path: Path) -> None:
-    """What runs in the background of a shell is not meant by its Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        interrupt = Spy("epoch 1", lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert train(make_config(), tmp_path / "run", interrupt)["epochs"] == 2
-    finally:
-        signal.signal(signal.SIGINT, before)

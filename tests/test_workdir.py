@@ -5,17 +5,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from short_runs import files
 
 from cifar_jax import workdir
 from cifar_jax.errors import UserError
 
 IDENTITY = {"experiment": "basic", "seed": 0, "overrides": {}, "config": {"epochs": 2, "lr": 0.1}}
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    """Every file below `path`, but the lock."""
-    files = (file for file in path.rglob("*") if file.is_file() and file.name != ".lock")
-    return {str(file.relative_to(path)): file.read_bytes() for file in files}
 
 
 def make(path: Path) -> Path:
@@ -30,11 +25,11 @@ def make(path: Path) -> Path:
 
 
 def test_the_same_run_finds_its_folder_again(tmp_path: Path) -> None:
-    before = tree(make(tmp_path / "deep" / "run"))
+    before = files(make(tmp_path / "deep" / "run"))
     with workdir.open_workdir(tmp_path / "deep" / "run", IDENTITY, fresh=False) as folder:
         assert folder.result() == {"test_accuracy": 50.0}
         assert [row["epoch"] for row in folder.epochs()] == [1, 2]
-    assert tree(tmp_path / "deep" / "run") == before
+    assert files(tmp_path / "deep" / "run") == before
     assert workdir.finished_result(tmp_path / "deep" / "run", IDENTITY) == {"test_accuracy": 50.0}
 
 
@@ -48,7 +43,7 @@ def test_the_same_run_finds_its_folder_again(tmp_path: Path) -> None:
     ],
 )
 def test_another_config_is_refused_by_its_fields(tmp_path: Path, changed, named: str) -> None:
-    before = tree(make(tmp_path))
+    before = files(make(tmp_path))
     for attempt in (
         lambda: workdir.finished_result(tmp_path, IDENTITY | changed),
         lambda: workdir.open_workdir(tmp_path, IDENTITY | changed, fresh=False).__enter__(),
@@ -57,7 +52,7 @@ def test_another_config_is_refused_by_its_fields(tmp_path: Path, changed, named:
             attempt()
         assert named in str(error.value)
         assert "lr: 0.1 there, 0.1" not in str(error.value)
-    assert tree(tmp_path) == before
+    assert files(tmp_path) == before
 
 
 def test_fresh_replaces_the_run_and_leaves_other_files(tmp_path: Path) -> None:
@@ -67,7 +62,7 @@ def test_fresh_replaces_the_run_and_leaves_other_files(tmp_path: Path) -> None:
     with workdir.open_workdir(tmp_path, other, fresh=True) as folder:
         assert folder.result() is None
         assert folder.epochs() == []
-    assert set(tree(tmp_path)) == {"config.json", "notes.txt"}
+    assert set(files(tmp_path)) == {"config.json", "notes.txt"}
     assert workdir.read_json(tmp_path / "config.json") == other
 
 
@@ -85,7 +80,7 @@ def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
             workdir.open_workdir(tmp_path, IDENTITY, fresh=True).__enter__()
     with workdir.open_workdir(tmp_path, IDENTITY, fresh=True) as folder:
         assert folder.epochs() == []
-    assert set(tree(tmp_path)) == {"config.json"}
+    assert set(files(tmp_path)) == {"config.json"}
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -123,11 +118,11 @@ def test_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
             errors.append(str(error))
 
     with workdir.open_workdir(tmp_path, IDENTITY, fresh=False):
-        before = tree(tmp_path)
+        before = files(tmp_path)
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
-        assert tree(tmp_path) == before
+        assert files(tmp_path) == before
     assert len(errors) == 1
     assert "in use by another process" in errors[0]
     with workdir.open_workdir(tmp_path, IDENTITY, fresh=fresh):

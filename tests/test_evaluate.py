@@ -1,0 +1,52 @@
+"""A run measured again from its folder."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from short_runs import files
+
+from cifar_jax import workdir
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+from cifar_jax.evaluate import evaluate
+from cifar_jax.fit import Run
+
+
+def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    before = files(finished)
+    test = evaluate(finished)
+    assert (test["loss"], test["accuracy"]) == (result["test_loss"], result["test_accuracy"])
+    assert (test["split"], test["images"], test["epoch"], test["step"]) == ("test", 360, 3, 120)
+    best = evaluate(finished, "validation", best=True)
+    assert best["epoch"] == result["best_validation_epoch"]
+    assert best["accuracy"] == result["best_validation_accuracy"]
+    assert best["images"] == 144
+    assert files(finished) == before
+
+
+def test_evaluate_takes_a_run_of_more_devices_than_there_are(
+    finished: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    identity = json.loads((folder / "config.json").read_text())
+    identity["config"]["train.devices"] = 99
+    (folder / "config.json").write_text(json.dumps(identity))
+    result = json.loads((folder / "result.json").read_text())
+    assert evaluate(folder)["accuracy"] == result["test_accuracy"]
+
+
+def test_evaluate_needs_a_run_with_a_checkpoint(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder"):
+        evaluate(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"no .*config\.json"):
+        evaluate(tmp_path)
+    identity = Run("test", config, 0, tmp_path).identity()
+    with workdir.open_workdir(tmp_path, identity, fresh=False):
+        pass
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint yet"):
+        evaluate(tmp_path)
+    assert files(tmp_path) == before
