@@ -1,5 +1,7 @@
 """Order, augmentation and normalisation of batches, against plain NumPy."""
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -65,6 +67,32 @@ def test_crops_are_windows_of_the_zero_padded_image(images: np.ndarray, padding:
     # Each image has its own corner, and both ends of the range are reached.
     for axis in range(2):
         assert {corner[axis] for corner in corners} == set(range(2 * padding + 1))
+
+
+@pytest.mark.parametrize("crop", [pipeline.crop_by_slices, pipeline.crop_by_products])
+def test_both_ways_to_crop_are_exact(images: np.ndarray, crop: Callable) -> None:
+    """From windows that lie outside of the image to those inside."""
+    height, width = images.shape[1:3]
+    rng = np.random.default_rng(0)
+    down, across = rng.integers(-height, height + 1, 64), rng.integers(-width, width + 1, 64)
+    down[:2], across[:2] = (-height, height), (width, -width)
+    padded = np.pad(images, [(0, 0), (height, height), (width, width), (0, 0)])
+    expected = [
+        image[height + y : 2 * height + y, width + x : 2 * width + x]
+        for image, y, x in zip(padded, down, across, strict=True)
+    ]
+    crops = crop(jnp.asarray(images), jnp.asarray(down), jnp.asarray(across))
+    np.testing.assert_array_equal(crops, expected)
+    chex.assert_type(crops, jnp.uint8)
+
+
+def test_crops_and_mirrors_are_independent(images: np.ndarray) -> None:
+    """Of 4,096 copies of an image each of the 9 · 2 variants makes up an eighteenth."""
+    copies = jnp.repeat(jnp.asarray(images[:1]), 4096, axis=0)
+    variants = np.asarray(pipeline.augment(jax.random.key(0), copies, 1, True))
+    _, counts = np.unique(variants, axis=0, return_counts=True)
+    assert len(counts) == 18
+    assert 0.7 * 4096 / 18 < counts.min() <= counts.max() < 1.3 * 4096 / 18
 
 
 def test_flip_mirrors_about_half_of_the_images(images: np.ndarray) -> None:
