@@ -13,17 +13,15 @@ or an argument is wrong.
 
 import argparse
 import json
-import math
 import os
-import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks import hlo
 from cifar_jax import catalog, config
 from cifar_jax.errors import UserError
 
@@ -61,16 +59,12 @@ EXPERIMENTS = (
     *("resnet10", "resnet10-separable"),
 )
 PRECISIONS = ("float32", "bfloat16")
-COLLECTIVES = (
-    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"),
-    *("collective-broadcast", "ragged-all-to-all"),
-)
-HOST_OPS = ("infeed", "outfeed", "send", "recv")
 COLUMNS = {
     "experiment": "Experiment",
     "target": "Chips",
     "precision": "Precision",
     "gflop": "GFLOP",
+    "hbm_mb": "MB to and from HBM",
     "moved_mb": "MB moved",
     "temporaries_mb": "MB temporary",
     "memory_mb": "MB of HBM",
@@ -131,10 +125,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(settings: config.Config, target: str, precision: str) -> dict[str, Any]:
     """Compile the train step of an experiment; figures are a chip's and a step's.
 
-    `moved_mb` is XLA's count of what all operations read and write, on-chip memory included, so
-    that the roofline is no lower bound where a small batch never leaves it. The loop over a call's
-    steps is counted once, since XLA does not know how often it runs. `problem` is empty if the step
-    compiles, fits and needs no host.
+    `hbm_mb` is what goes between HBM and the chip, `moved_mb` what all operations read and write,
+    on-chip memory included; both with the padding of tiles. The roofline is a lower bound: the
+    longer of the arithmetic and the traffic with HBM. `problem` is empty if the step compiles, fits
+    and needs no host.
     """
     os.environ |= _ENVIRONMENT  # before libtpu is loaded
     from jax.errors import JaxRuntimeError
@@ -164,58 +158,26 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
-    text = compiled.as_text()
-    collectives, reduced, host = read_hlo(text or "")
+    module = hlo.parse(compiled.as_text() or "")
+    moved = hlo.traffic(module, hlo.steps_body(module))
+    collectives, reduced = hlo.collectives(module)
+    host = hlo.host_transfers(module)
     problem = f"host transfers: {', '.join(host)}" if host else ""
     if used > chip.memory:
         problem = f"needs {used / 1e9:.1f} GB of {chip.memory / 1e9:.0f}"
-    seconds = max(costs["flops"] / chip.flops, costs["bytes accessed"] / chip.bandwidth)
+    seconds = max(costs["flops"] / chip.flops, moved.hbm / chip.bandwidth)
     return {
         "gflop": costs["flops"] / 1e9,
-        "moved_mb": costs["bytes accessed"] / 1e6,
+        "hbm_mb": moved.hbm / 1e6,
+        "moved_mb": moved.total / 1e6,
         "temporaries_mb": memory.temp_size_in_bytes / 1e6,
         "memory_mb": used / 1e6,
         "collectives": dict(collectives),
-        "collective_bytes": sorted(reduced, reverse=True),
+        "collective_bytes": reduced,
         "roofline_us": seconds * 1e6,
         "compile_seconds": time.perf_counter() - began,
         "problem": problem,
     }
-
-
-def read_hlo(text: str) -> tuple[Counter[str], list[int], list[str]]:
-    """What an optimised HLO module says to other chips and to the host.
-
-    Returns:
-      How many collectives there are of each kind, an asynchronous pair as one; the bytes that each
-      yields; and the operations that the host takes part in.
-    """
-    collectives: Counter[str] = Counter()
-    sizes, host = [], []
-    for line in text.splitlines():
-        _, equals, instruction = line.partition(" = ")
-        found = re.search(r"\s([a-z][a-z0-9-]*)\(", " " + instruction) if equals else None
-        if not found:
-            continue
-        opcode = found[1]
-        kind = opcode.removesuffix("-start")
-        if kind in COLLECTIVES:
-            collectives[kind] += 1
-            sizes.append(_size(instruction[: found.start()]))
-        elif opcode in HOST_OPS or (
-            opcode == "custom-call" and re.search(r'target="[^"]*(callback|[Hh]ost)', instruction)
-        ):
-            host.append(opcode)
-    return collectives, sizes, host
-
-
-def _size(shape: str) -> int:
-    """Bytes of an HLO shape such as `(f32[64]{0}, bf16[3,3,64,64]{3,2,1,0})`."""
-    total = 0
-    for kind, bits, axes in re.findall(r"\b(pred|bf|[fsu])(\d*)\[([\d,]*)\]", shape):
-        size = 1 if kind == "pred" else int(bits) // 8
-        total += size * math.prod(int(axis) for axis in axes.split(",") if axis)
-    return total
 
 
 def no_images() -> Any:

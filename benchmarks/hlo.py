@@ -1,0 +1,208 @@
+"""Reads the text of optimised HLO modules: what a step moves, and whom it talks to.
+
+XLA's own cost analysis counts a loop's body once, together with what is copied once a call, and
+does not tell HBM from on-chip memory.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
+
+COLLECTIVES = (
+    *("all-reduce", "all-gather", "all-to-all", "reduce-scatter", "collective-permute"),
+    *("collective-broadcast", "ragged-all-to-all"),
+)
+HOST_OPS = ("infeed", "outfeed", "send", "recv")
+# What names data, or waits for it, and moves none.
+_MOVES_NOTHING = {
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all"),
+    *("partition-id", "replica-id", "opt-barrier"),
+}
+# What reads of its first operand only as much as it yields.
+_SLICES = {"slice", "slice-start", "dynamic-slice", "gather"}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
+_INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?)\s([a-z][a-z0-9-]*)\((.*)$", re.M)
+# Type, axes, order of the axes from the minor one on, and tiles, such as `T(8,128)(2,1)S(1)`.
+_ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
+
+
+class Array(NamedTuple):
+    """One array of a shape."""
+
+    bytes: int
+    """With the padding of its tiles."""
+    on_chip: bool
+    """In the core's own memory (VMEM), not in HBM."""
+
+
+class Instruction(NamedTuple):
+    """One line of a computation."""
+
+    opcode: str
+    shape: str
+    operands: list[str]
+    text: str
+    """From behind the opcode's parenthesis to the end."""
+
+
+Computation = dict[str, Instruction]
+
+
+class Module(NamedTuple):
+    """A program."""
+
+    computations: dict[str, Computation]
+    entry: Computation
+
+
+class Traffic(NamedTuple):
+    """Bytes read and written."""
+
+    hbm: float
+    """Between HBM and the chip."""
+    total: float
+    """By all operations, wherever the arrays lie."""
+
+
+def parse(text: str) -> Module:
+    """Take a module's text apart."""
+    computations, entry = {}, {}
+    for found in _COMPUTATION.finditer(text):
+        computation = {
+            name: Instruction(opcode, shape, re.findall(r"%([\w.\-]+)", rest.split("), ")[0]), rest)
+            for name, shape, opcode, rest in _INSTRUCTION.findall(found[0])
+        }
+        computations[found[2]] = computation
+        if found[1]:
+            entry = computation
+    return Module(computations, entry)
+
+
+def steps_body(module: Module) -> Computation:
+    """The body of the loop over a call's steps: the largest loop that the program enters.
+
+    Raises:
+      ValueError: there is no loop.
+    """
+    loops = [op for op in module.entry.values() if op.opcode == "while"]
+    if not loops:
+        raise ValueError("the program has no loop over its steps")
+    return max((_called(module, loop, "body") for loop in loops), key=len)
+
+
+def traffic(module: Module, computation: Computation) -> Traffic:
+    """What a computation reads and writes when it runs once.
+
+    Instructions that XLA fused into one read and write together. A loop within runs as often as XLA
+    knows, or once.
+    """
+    hbm = total = 0.0
+    for name, op in computation.items():
+        if op.opcode == "while":
+            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text)
+            trips = int(known[1]) if known else 1
+            inner = traffic(module, _called(module, op, "body"))
+            hbm += trips * inner.hbm
+            total += trips * inner.total
+            continue
+        for array in _moved(module, computation, name):
+            total += array.bytes
+            hbm += 0 if array.on_chip else array.bytes
+    return Traffic(hbm, total)
+
+
+def collectives(module: Module) -> tuple[Counter[str], list[int]]:
+    """How many collectives there are of each kind, an asynchronous pair as one; and the bytes that
+    each yields, largest first."""
+    kinds: Counter[str] = Counter()
+    sizes = []
+    for op in _instructions(module):
+        kind = op.opcode.removesuffix("-start")
+        if kind in COLLECTIVES:
+            kinds[kind] += 1
+            sizes.append(sum(array.bytes for array in arrays(op.shape)))
+    return kinds, sorted(sizes, reverse=True)
+
+
+def host_transfers(module: Module) -> list[str]:
+    """The operations that the host takes part in."""
+    return [
+        op.opcode
+        for op in _instructions(module)
+        if op.opcode in HOST_OPS
+        or (op.opcode == "custom-call" and re.search(r'target="[^"]*(callback|[Hh]ost)', op.text))
+    ]
+
+
+def arrays(shape: str) -> list[Array]:
+    """The arrays of a shape such as `(f32[64]{0:T(128)S(1)}, bf16[3,64]{1,0:T(8,128)(2,1)})`."""
+    found = []
+    for kind, bits, axes, order, layout in _ARRAY.findall(shape):
+        sizes = [int(size) for size in axes.split(",") if size]
+        minor_first = [sizes[int(axis)] for axis in order.split(",") if axis]
+        tile = re.match(r"T\(([\d,]+)\)", layout)
+        if tile:
+            for axis, size in enumerate(map(int, reversed(tile[1].split(",")))):
+                if axis < len(minor_first):
+                    minor_first[axis] = -(-minor_first[axis] // size) * size
+        bytes_each = 1 if kind == "pred" else int(bits) / 8
+        count = math.prod(minor_first or sizes)
+        found.append(Array(math.ceil(bytes_each * count), "S(1)" in layout))
+    return found
+
+
+def _moved(module: Module, computation: Computation, name: str) -> Iterator[Array]:
+    """The arrays that an instruction reads and writes."""
+    op = computation[name]
+    if op.opcode in _MOVES_NOTHING or op.opcode.endswith("-done"):
+        return
+    if op.opcode == "custom-call" and "AllocateBuffer" in op.text:
+        return
+    operands = [arrays(computation[operand].shape) for operand in op.operands]
+    written = arrays(op.shape)
+    if op.opcode == "copy-start":
+        written = written[:1]  # then the operand, and a semaphore
+    elif op.opcode.endswith("-start"):
+        written = written[sum(map(len, operands)) :][:1]  # after the operands
+    yield from written
+
+    sliced = _sliced_parameters(module.computations.get(_called_name(op, "calls"), {}))
+    for number, read in enumerate(operands):
+        if op.opcode in _SLICES and number == 0:
+            sliced = {0: sum(array.bytes for array in written)}
+        for array in read:
+            yield array._replace(bytes=min(array.bytes, sliced.get(number, array.bytes)))
+
+
+def _sliced_parameters(computation: Computation) -> dict[int, int]:
+    """Of a fused computation, the parameters that it reads only in part, and how many bytes."""
+    found = {}
+    for name, op in computation.items():
+        if op.opcode != "parameter":
+            continue
+        readers = [reader for reader in computation.values() if name in reader.operands]
+        if readers and all(
+            reader.opcode in _SLICES and reader.operands.index(name) == 0 for reader in readers
+        ):
+            slices = (arrays(reader.shape) for reader in readers)
+            found[int(op.text.split(")")[0])] = sum(
+                array.bytes for each in slices for array in each
+            )
+    return found
+
+
+def _instructions(module: Module) -> Iterator[Instruction]:
+    for computation in module.computations.values():
+        yield from computation.values()
+
+
+def _called(module: Module, op: Instruction, role: str) -> Computation:
+    return module.computations[_called_name(op, role)]
+
+
+def _called_name(op: Instruction, role: str) -> str:
+    found = re.search(rf"\b{role}=%([\w.\-]+)", op.text)
+    return found[1] if found else ""
