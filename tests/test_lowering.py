@@ -83,8 +83,8 @@ def test_the_basic_step_compiles_for_four_tpu_chips(tmp_path: Path) -> None:
     assert 2 * 3 * 0.65e6 * 2 * 0.5 < row["gflop"] * 1e9 < 100e6
     # The images stay where they are: no copy of them, in whatever layout.
     assert row["temporaries_mb"] < 10
-    # A step reads and writes weights and momentum once at most, beside its images.
-    assert 8 * 3072 / 4 < row["hbm_mb"] * 1e6 < 4 * 4 * 62_006 * 1.5 < row["moved_mb"] * 1e6
+    # To and from HBM go two images, and weights and momentum at most, padded; the rest stays.
+    assert 2 * 3072 < row["hbm_mb"] * 1e6 < 4 * (4 * 4 * 62_006) < row["moved_mb"] * 1e6
     assert math.isclose(row["memory_mb"], 45_000 * 3072 / 1e6, rel_tol=0.1)
     # All gradients in one, beside the loss and the count of correct answers.
     assert row["collectives"] == {"all-reduce": 3}
