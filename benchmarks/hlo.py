@@ -28,6 +28,8 @@ _INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?)\s([a-z][a-z0-9-]*)\
 # Type, axes, order of the axes from the minor one on, and tiles, such as `T(8,128)(2,1)S(1)`.
 _ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
+_KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+
 
 class Array(NamedTuple):
     """One array of a shape."""
@@ -35,7 +37,7 @@ class Array(NamedTuple):
     bytes: int
     """With the padding of its tiles."""
     on_chip: bool
-    """In the core's own memory (VMEM), not in HBM."""
+    """In one of the core's own memories (VMEM, or that of scalars), not in HBM."""
 
 
 class Instruction(NamedTuple):
@@ -97,12 +99,12 @@ def traffic(module: Module, computation: Computation) -> Traffic:
     """What a computation reads and writes when it runs once.
 
     Instructions that XLA fused into one read and write together. A loop within runs as often as XLA
-    knows, or once.
+    knows; one of unknown length counts once, see `unknown_loops`.
     """
     hbm = total = 0.0
     for name, op in computation.items():
         if op.opcode == "while":
-            known = re.search(r'"known_trip_count":\{"n":"(\d+)"', op.text)
+            known = _KNOWN_TRIPS.search(op.text)
             trips = int(known[1]) if known else 1
             inner = traffic(module, _called(module, op, "body"))
             hbm += trips * inner.hbm
@@ -114,9 +116,18 @@ def traffic(module: Module, computation: Computation) -> Traffic:
     return Traffic(hbm, total)
 
 
+def unknown_loops(computation: Computation) -> list[str]:
+    """The names of the loops in a computation that run nobody knows how often."""
+    return [
+        name
+        for name, op in computation.items()
+        if op.opcode == "while" and _KNOWN_TRIPS.search(op.text) is None
+    ]
+
+
 def collectives(module: Module) -> tuple[Counter[str], list[int]]:
-    """How many collectives there are of each kind, an asynchronous pair as one; and the bytes that
-    each yields, largest first."""
+    """How many collectives there are of each kind, an asynchronous pair as one; and the bytes of
+    their shapes, largest first, with padding, and with the operands where a start repeats them."""
     kinds: Counter[str] = Counter()
     sizes = []
     for op in _instructions(module):
@@ -150,7 +161,8 @@ def arrays(shape: str) -> list[Array]:
                     minor_first[axis] = -(-minor_first[axis] // size) * size
         bytes_each = 1 if kind == "pred" else int(bits) / 8
         count = math.prod(minor_first or sizes)
-        found.append(Array(math.ceil(bytes_each * count), "S(1)" in layout))
+        on_chip = re.search(r"S\([1-9]", layout) is not None
+        found.append(Array(math.ceil(bytes_each * count), on_chip))
     return found
 
 
@@ -159,20 +171,20 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
     op = computation[name]
     if op.opcode in _MOVES_NOTHING or op.opcode.endswith("-done"):
         return
-    if op.opcode == "custom-call" and "AllocateBuffer" in op.text:
-        return
+    if op.opcode == "custom-call" and re.search(r'"(AllocateBuffer|ConcatBitcast)"', op.text):
+        return  # the second names slices that lie side by side already
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
         written = written[:1]  # then the operand, and a semaphore
-    elif op.opcode.endswith("-start"):
-        written = written[sum(map(len, operands)) :][:1]  # after the operands
+    elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
+        written = written[sum(map(len, operands)) :]  # after the operands
     yield from written
 
     sliced = _sliced_parameters(module.computations.get(_called_name(op, "calls"), {}))
     for number, read in enumerate(operands):
         if op.opcode in _SLICES and number == 0:
-            sliced = {0: sum(array.bytes for array in written)}
+            sliced = {0: written[0].bytes}
         for array in read:
             yield array._replace(bytes=min(array.bytes, sliced.get(number, array.bytes)))
 

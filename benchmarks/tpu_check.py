@@ -127,8 +127,8 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
 
     `hbm_mb` is what goes between HBM and the chip, `moved_mb` what all operations read and write,
     on-chip memory included; both with the padding of tiles. The roofline is a lower bound: the
-    longer of the arithmetic and the traffic with HBM. `problem` is empty if the step compiles, fits
-    and needs no host.
+    longer of the arithmetic and the traffic with HBM. `problem` is empty if the step
+    compiles, fits, needs no host, and holds no loop of unknown length.
     """
     os.environ |= _ENVIRONMENT  # before libtpu is loaded
     from jax.errors import JaxRuntimeError
@@ -159,10 +159,13 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
         + memory.generated_code_size_in_bytes
     )
     module = hlo.parse(compiled.as_text() or "")
-    moved = hlo.traffic(module, hlo.steps_body(module))
+    body = hlo.steps_body(module)
+    moved = hlo.traffic(module, body)
     collectives, reduced = hlo.collectives(module)
     host = hlo.host_transfers(module)
     problem = f"host transfers: {', '.join(host)}" if host else ""
+    if loops := hlo.unknown_loops(body):
+        problem = f"loops of unknown length: {', '.join(loops)}"
     if used > chip.memory:
         problem = f"needs {used / 1e9:.1f} GB of {chip.memory / 1e9:.0f}"
     seconds = max(costs["flops"] / chip.flops, moved.hbm / chip.bandwidth)

@@ -24,9 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from short_runs import EPOCHS, train
 
-from cifar_jax.config import Config, Data, Model, Optimizer, Train, override
+pytest.register_assert_rewrite("short_runs")
+
+from short_runs import EPOCHS, train  # noqa: E402
+
+from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
 
 # A suite in the background of a shell has it ignored, and the tests interrupt what they run.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,6 +31,13 @@ calls=%fused_computation
   %copy-start.1 = (f32[64,10]{1,0:T(8,128)S(1)}, f32[64,10]{1,0:T(8,128)}, u32[]{:S(2)}) \
 copy-start(%weights)
   %copy-done.1 = f32[64,10]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
+  %slice-start.1 = ((f32[64,10]{1,0:T(8,128)}), f32[8,10]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \\
+slice-start(%weights), slice={[0:8], [0:10]}
+  %slice-done.1 = f32[8,10]{1,0:T(8,128)S(1)} slice-done(%slice-start.1)
+  %whole = f32[8,10]{1,0:T(8,128)S(1)} custom-call(%slice-done.1), \\
+custom_call_target="ConcatBitcast"
+  %count = u32[1]{0:T(128)S(6)} get-tuple-element(%state), index=2
+  %next = u32[1]{0:T(128)S(6)} add(%count, %count)
   %loop = (f32[8]{0:T(128)}) while(%tuple.1), condition=%condition, body=%inner, \
 backend_config={"known_trip_count":{"n":"5"}}
   ROOT %tuple.2 = (f32[64,10], u8[1000,3072], s32[8]) tuple(%copy-done.1, %images, %indices)
@@ -45,7 +52,6 @@ all-reduce(%param, %b), channel_id=1
   %gte = f32[64]{0} get-tuple-element(%all-reduce.1), index=0
   %while.1 = (f32[8]{0:T(128)}) while(%tuple.0), condition=%condition, body=%inner
   %while.2 = (f32[64,10], u8[1000,3072], s32[8]) while(%tuple.0), condition=%c.2, body=%step
-  %custom-call = f32[8]{0} custom-call(%c), custom_call_target="ConcatBitcast"
   %call.2 = f32[8]{0} custom-call(%c), custom_call_target="xla_python_cpu_callback"
   %infeed = (f32[8]{0}, token[]) infeed(%token)
   %send-done = token[] send-done(%send)
@@ -65,7 +71,7 @@ all-reduce(%param, %b), channel_id=1
         ),
         ("f32[10,100]{0,1:T(8,128)}", [(104 * 128 * 4, False)]),
         ("s32[5,7]{1,0}", [(140, False)]),
-        ("(f32[2]{0}, token[], u32[]{:S(2)})", [(8, False), (4, False)]),
+        ("(f32[2]{0}, token[], u32[]{:S(2)})", [(8, False), (4, True)]),
     ],
 )
 def test_arrays_are_as_large_as_their_tiles(shape: str, expected: list) -> None:
@@ -83,12 +89,21 @@ def test_a_step_is_the_largest_loops_body() -> None:
 
 
 def test_traffic_is_what_operations_touch() -> None:
-    """Of the images eight rows are read; the inner loop runs five times, and moves 512 bytes
-    thrice each time; what lies on the chip counts in the total only."""
-    batch, weights, indices = 8 * 3072, 64 * 128 * 4, 512
+    """Of the images eight rows are read, and of the weights, once copied, eight again; the inner
+    loop runs five times, and moves 512 bytes thrice each time; what lies on the chip, scalars too,
+    counts in the total only, and what names slices that lie side by side moves nothing."""
+    batch, weights, indices, part, scalar = 8 * 3072, 64 * 128 * 4, 512, 8 * 128 * 4, 512
     moved = hlo.traffic(MODULE, hlo.steps_body(MODULE))
-    assert moved.hbm == batch + weights + 5 * 3 * 512
-    assert moved.total == moved.hbm + 4 * batch + indices + weights
+    assert moved.hbm == batch + weights + part + 5 * 3 * 512
+    semaphore = 4
+    assert moved.total - moved.hbm == (
+        4 * batch + indices + weights + part + semaphore + 3 * scalar
+    )
+
+
+def test_loops_of_unknown_length_are_told() -> None:
+    assert hlo.unknown_loops(hlo.steps_body(MODULE)) == []
+    assert hlo.unknown_loops(MODULE.entry) == ["while.1", "while.2"]
 
 
 def test_collectives_and_what_needs_the_host() -> None:
