@@ -7,8 +7,8 @@ libtpu (the extra `tpu`) compiles for devices that are only described. What is c
 program that `cifar-jax train` runs on such chips: the steps of a call in one loop, the data set in
 their memory, the batch divided over them.
 
-Exit codes: 0 every step compiled, fits and stays on the chips; 1 one does not; 2 libtpu is missing,
-or an argument is wrong.
+Exit codes: 0 every step compiled, fits, stays on the chips, and holds no loop of unknown length;
+1 one does not; 2 libtpu is missing, or an argument is wrong.
 """
 
 import argparse
@@ -163,11 +163,13 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     moved = hlo.traffic(module, body)
     collectives, reduced = hlo.collectives(module)
     host = hlo.host_transfers(module)
-    problem = f"host transfers: {', '.join(host)}" if host else ""
+    problems = []
+    if host:
+        problems.append(f"host transfers: {', '.join(host)}")
     if loops := hlo.unknown_loops(body):
-        problem = f"loops of unknown length: {', '.join(loops)}"
+        problems.append(f"loops of unknown length: {', '.join(loops)}")
     if used > chip.memory:
-        problem = f"needs {used / 1e9:.1f} GB of {chip.memory / 1e9:.0f}"
+        problems.append(f"needs {used / 1e9:.1f} GB of {chip.memory / 1e9:.0f}")
     seconds = max(costs["flops"] / chip.flops, moved.hbm / chip.bandwidth)
     return {
         "gflop": costs["flops"] / 1e9,
@@ -179,7 +181,7 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
         "collective_bytes": reduced,
         "roofline_us": seconds * 1e6,
         "compile_seconds": time.perf_counter() - began,
-        "problem": problem,
+        "problem": "; ".join(problems),
     }
 
 

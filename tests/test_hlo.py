@@ -31,10 +31,10 @@ calls=%fused_computation
   %copy-start.1 = (f32[64,10]{1,0:T(8,128)S(1)}, f32[64,10]{1,0:T(8,128)}, u32[]{:S(2)}) \
 copy-start(%weights)
   %copy-done.1 = f32[64,10]{1,0:T(8,128)S(1)} copy-done(%copy-start.1)
-  %slice-start.1 = ((f32[64,10]{1,0:T(8,128)}), f32[8,10]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \\
+  %slice-start.1 = ((f32[64,10]{1,0:T(8,128)}), f32[8,10]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) \
 slice-start(%weights), slice={[0:8], [0:10]}
   %slice-done.1 = f32[8,10]{1,0:T(8,128)S(1)} slice-done(%slice-start.1)
-  %whole = f32[8,10]{1,0:T(8,128)S(1)} custom-call(%slice-done.1), \\
+  %whole = f32[8,10]{1,0:T(8,128)S(1)} custom-call(%slice-done.1), \
 custom_call_target="ConcatBitcast"
   %count = u32[1]{0:T(128)S(6)} get-tuple-element(%state), index=2
   %next = u32[1]{0:T(128)S(6)} add(%count, %count)
@@ -57,7 +57,7 @@ all-reduce(%param, %b), channel_id=1
   %send-done = token[] send-done(%send)
   ROOT %send = (f32[8]{0}, u32[], token[]) send(%c, %token), channel_id=3
 }
-""".replace("\\\n", "")
+"""
 )
 
 
