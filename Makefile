@@ -33,10 +33,11 @@ $(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
 setup: $(VENV)/.installed ## Make .venv and install into it
 
 demo: setup ## Train two networks for a minute on the embedded digits, and report
-	$(CLI) train basic --workdir runs/demo/basic --set data.dataset=digits --set epochs=10
+	$(CLI) train basic --workdir runs/demo/basic --set data.dataset=digits \
+	  --set data.validation=0.1 --set epochs=10
 	$(CLI) train resnet10-separable --workdir runs/demo/resnet10-separable \
-	  --set data.dataset=digits --set epochs=4 --set batch_size=32 --set optimizer.lr=1e-3 \
-	  --set data.train_images=512 --set data.flip=false
+	  --set data.dataset=digits --set data.validation=0.1 --set epochs=4 --set batch_size=32 \
+	  --set optimizer.lr=1e-3 --set data.train_images=512 --set data.flip=false
 	$(CLI) report runs/demo
 
 exp-%: setup ## Train one experiment on CIFAR-10, such as exp-resnet18-adam

@@ -20,7 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import workdir
+from cifar_jax.runs import environment
+from cifar_jax.runs.files import write_json
 
 ROOT = Path(__file__).parent.parent
 # The seven networks at the paper's batch, and ResNet18 at both.
@@ -98,7 +99,8 @@ def main() -> None:
         print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
     peak = matrix_peak()
     print(
-        f"{workdir.machine()['cpu']}, {os.cpu_count()} cores; a matrix product of 2048³ in float32 "
+        f"{environment.machine()['cpu']}, {os.cpu_count()} cores; "
+        "a matrix product of 2048³ in float32 "
     )
     print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
     print(HEADER)
@@ -116,15 +118,15 @@ def main() -> None:
         print(f"\ngeometric mean of the ratios: {geometric:.2f}, least: {min(ratios):.2f}")
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": workdir.git_commit(),
-        "machine": workdir.machine(),
-        "versions": workdir.versions(),
+        "git_commit": environment.git_commit(),
+        "machine": environment.machine(),
+        "versions": environment.versions(),
         "matrix_gflops": round(peak / 1e9, 1),
         "rounds": options.rounds,
         "pytorch_keeps_memory": options.keep_memory,
         "rows": rows,
     }
-    workdir.write_json(options.output, record)
+    write_json(options.output, record)
     print(f"written to {options.output}")
 
 

@@ -134,14 +134,14 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    from cifar_jax import programs
+    from cifar_jax.training import programs
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     setup = programs.setup(
         config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
         dataset=no_images(),
-        devices=described.devices[:count],
+        available=described.devices[:count],
     )
     began = time.perf_counter()
     try:

@@ -83,7 +83,8 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     import jax
     import jax.numpy as jnp
 
-    from cifar_jax import models, programs
+    from cifar_jax import models
+    from cifar_jax.training import programs
 
     setup = programs.setup(config)
     state = programs.init_state(setup, seed=0)

@@ -1,10 +1,19 @@
 """What a process sets up for itself, first of all: importing this imports nothing heavy."""
 
 import ctypes
+import logging
 import platform
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+
+
+def set_up() -> None:
+    """All of it, for the verbs that compute. Call it before the first array is made."""
+    keep_memory()
+    configure_jax()
+    # orbax reports every file it touches; what a person needs to know is said in the run's log.
+    logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 def keep_memory() -> None:

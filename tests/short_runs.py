@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import fit
 from cifar_jax.config import Config
-from cifar_jax.display import Display
-from cifar_jax.fit import Run
+from cifar_jax.training import fit
+from cifar_jax.training.display import Display
+from cifar_jax.training.fit import Run
 
 EPOCHS, STEPS = 3, 40
 TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "versions")

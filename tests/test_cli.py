@@ -15,7 +15,7 @@ from cifar_jax.models import MODELS, PAPER_PARAMETERS
 
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "epochs=1", "--set", "data.train_images=64"),
-    *("--set", "train.devices=1"),
+    *("--set", "data.validation=0.1", "--set", "train.devices=1"),
 )
 
 

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import catalog, config, fit, mesh, programs
-from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.display import Display
+from cifar_jax import catalog, config, processes
 from cifar_jax.errors import UserError
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.training import fit, programs
+from cifar_jax.training.display import Display
 
 EPOCHS, STEPS = 2, 8
 SETTINGS = {
@@ -159,21 +160,24 @@ def test_a_signal_to_one_process_saves_and_stops_both(tmp_path: Path) -> None:
 def test_what_stops_one_process_stops_all() -> None:
     script = """
 import json, os
-from cifar_jax import mesh
+from cifar_jax import devices, processes
 from cifar_jax.errors import UserError
-mesh.initialize_distributed()
+processes.initialize_distributed()
 index = int(os.environ["JAX_PROCESS_ID"])
 def only_here():
     if index:
         raise UserError("no data on this machine")
     return "fine"
-said = {"exchanged": mesh.exchange({"index": "ä" * index}), "first": mesh.from_first(lambda: index)}
+said = {
+    "exchanged": processes.exchange({"index": "ä" * index}),
+    "first": processes.from_first(lambda: index),
+}
 try:
-    mesh.from_all(only_here)
+    processes.from_all(only_here)
 except UserError as error:
     said["error"] = str(error)
 try:
-    mesh.make_mesh(6)
+    devices.make_mesh(6)
 except UserError as error:
     said["mesh"] = str(error)
 print(json.dumps(said))
@@ -202,4 +206,4 @@ def test_processes_that_cannot_be_found(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
-        mesh.initialize_distributed()
+        processes.initialize_distributed()

@@ -13,8 +13,9 @@ import pytest
 from jax import export
 
 from benchmarks import tpu_check
-from cifar_jax import catalog, programs
-from cifar_jax.programs import Setup
+from cifar_jax import catalog
+from cifar_jax.training import programs
+from cifar_jax.training.programs import Setup
 
 CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")

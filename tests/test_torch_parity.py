@@ -17,8 +17,8 @@ from fixtures import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import config, models
-from cifar_jax.optim import make_optimizer, make_schedule, plateau_init
-from cifar_jax.step import Metrics, TrainState, train_step
+from cifar_jax.training.optim import make_optimizer, make_schedule, plateau_init
+from cifar_jax.training.step import Metrics, TrainState, train_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())

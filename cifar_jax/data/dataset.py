@@ -52,7 +52,8 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     if not 0 <= count < total or count != int(count) or (validation and not count):
         raise UserError(
             f"validation={validation:g} does not fit {total:,} training images: "
-            f"give a share below 1, or a whole number of images below {total}"
+            "give a share below 1, such as --set data.validation=0.1, "
+            f"or a whole number of images below {total}"
         )
     kept = total - int(count)
     return (

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_jax.report.records import readme_is_current, record, update_readme
-from cifar_jax.report.runs import RUNS, Run, read_runs
 from cifar_jax.report.table import Group, collect
+from cifar_jax.runs.reading import RUNS, Run, read_runs
 
 if TYPE_CHECKING:
     from rich.console import Console

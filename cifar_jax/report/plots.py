@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from cifar_jax.report.runs import Run
 from cifar_jax.report.table import Group, settings_text
+from cifar_jax.runs.reading import Run
 
 # Okabe and Ito's palette, which colour-blind people can tell apart.
 TRAIN, VALIDATION = "#0072B2", "#D55E00"

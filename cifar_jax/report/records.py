@@ -7,9 +7,9 @@ from pathlib import Path
 
 from cifar_jax.errors import UserError
 from cifar_jax.report import markdown
-from cifar_jax.report.runs import experiments, read_records, read_runs
 from cifar_jax.report.table import collect, settings_text
-from cifar_jax.workdir import write_json
+from cifar_jax.runs.folder import write_json
+from cifar_jax.runs.reading import experiments, read_records, read_runs
 
 _BEGIN, _END = "<!-- results -->", "<!-- /results -->"
 

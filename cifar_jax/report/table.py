@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Config, Paper
-from cifar_jax.report.runs import Run, experiments
+from cifar_jax.runs.reading import Run, experiments
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
-from cifar_jax import mesh as meshes
-from cifar_jax import models, optim
-from cifar_jax import step as steps
+from cifar_jax import devices, models
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
 from cifar_jax.errors import UserError
-from cifar_jax.step import Metrics, TrainState
+from cifar_jax.evaluation import LogitsFn, compile_logits
+from cifar_jax.training import optim
+from cifar_jax.training import step as steps
+from cifar_jax.training.step import Metrics, TrainState
 
 
 class Setup(NamedTuple):
@@ -46,14 +47,6 @@ class TrainData(NamedTuple):
     labels: jax.Array  # int32 [N]
 
 
-class EvalData(NamedTuple):
-    """A split cut into batches, each divided over the devices; the last is padded."""
-
-    images: jax.Array  # uint8 [batches, batch, 32, 32, 3]
-    labels: jax.Array  # int32 [batches, batch]
-    mask: jax.Array  # bool [batches, batch]: false for padding
-
-
 class Programs(NamedTuple):
     """The compiled programs of a training run. Being compiled, they cannot recompile."""
 
@@ -71,14 +64,14 @@ def setup(
     config: Config,
     *,
     dataset: Dataset | None = None,
-    devices: Sequence[Any] | None = None,
+    available: Sequence[Any] | None = None,
 ) -> Setup:
     """Load the data and check that the settings fit it and the devices.
 
     Args:
       config: what the run is.
       dataset: instead of the one that the config names.
-      devices: to choose from, instead of all that there are.
+      available: devices to choose from, instead of all that there are.
 
     Raises:
       UserError: unknown model or data set, data that is not there, a batch larger than the data, or
@@ -87,7 +80,7 @@ def setup(
     settings = config.data
     # What needs no data is checked before the data is loaded, which may take a download.
     models.create(config.model.name, dropout=config.model.dropout, pooling=config.model.pooling)
-    mesh = meshes.make_mesh(config.batch_size, config.train.devices, devices)
+    mesh = devices.make_mesh(config.batch_size, config.train.devices, available)
     dataset = load(settings.dataset) if dataset is None else dataset
     train, validation = split_validation(dataset.train, settings.validation)
     if settings.train_images is not None:
@@ -130,37 +123,20 @@ def init_state(setup: Setup, seed: int) -> TrainState:
     """The state that a run of that seed begins with, on the devices."""
 
     key, _, _ = _keys(seed)
-    init = jax.jit(partial(_init_state, setup), out_shardings=meshes.replicated(setup.mesh))
+    init = jax.jit(partial(_init_state, setup), out_shardings=devices.replicated(setup.mesh))
     return init(key)
 
 
 def train_data(setup: Setup) -> TrainData:
     """Put the training images on the devices."""
-    return TrainData(*meshes.put(_rows(setup.train), meshes.replicated(setup.mesh)))
-
-
-def eval_data(setup: Setup, split: Split) -> EvalData:
-    """Cut a split into batches and put them on the devices. The split must not be empty."""
-    devices = setup.mesh.size
-    count = len(split.labels)
-    batch = min(setup.config.train.eval_batch_size, count)
-    batch = -(-batch // devices) * devices
-    batches = -(-count // batch)
-    padding = batches * batch - count
-
-    def cut(array: np.ndarray) -> np.ndarray:
-        padded = np.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
-        return padded.reshape(batches, batch, *array.shape[1:])
-
-    arrays = cut(split.images), cut(split.labels), cut(np.ones(count, bool))
-    return EvalData(*meshes.put(arrays, meshes.batch_sharding(setup.mesh, axis=1)))
+    return TrainData(*devices.put(_rows(setup.train), devices.replicated(setup.mesh)))
 
 
 def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
     """Compile what a training run calls. `state` is for its shapes and stays valid."""
     config, settings = setup.config, setup.config.data
     began = time.perf_counter()
-    replicated = meshes.replicated(setup.mesh)
+    replicated = devices.replicated(setup.mesh)
     _, order_key, step_key = _keys(seed)
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -184,7 +160,7 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
             )
         return state._replace(plateau=plateau, metrics=Metrics.zero())
 
-    order_jit = jax.jit(order, out_shardings=meshes.batch_sharding(setup.mesh, axis=1))
+    order_jit = jax.jit(order, out_shardings=devices.batch_sharding(setup.mesh, axis=1))
     order_program = order_jit.lower(order_key, np.int32(0)).compile()
     train_program = (
         train_function(setup)
@@ -220,7 +196,7 @@ def train_function(setup: Setup) -> jax.stages.Wrapped:
         batch = partial(make_batch, setup, data, order, augment_key)
         return steps.train_steps(state, count, dropout_key, batch, model=setup.model, tx=setup.tx)
 
-    return jax.jit(train, donate_argnums=0, out_shardings=meshes.replicated(setup.mesh))
+    return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(setup.mesh))
 
 
 def make_batch(
@@ -265,7 +241,7 @@ def train_arguments(setup: Setup) -> tuple[Any, ...]:
 
     They suffice to compile it, also for devices that this machine does not have.
     """
-    replicated = meshes.replicated(setup.mesh)
+    replicated = devices.replicated(setup.mesh)
 
     def typed(tree: Any, sharding: NamedSharding) -> Any:
         return jax.tree.map(
@@ -277,41 +253,25 @@ def train_arguments(setup: Setup) -> tuple[Any, ...]:
     return (
         typed(jax.eval_shape(partial(_init_state, setup), key), replicated),
         TrainData(*typed(_rows(setup.train), replicated)),
-        typed(order, meshes.batch_sharding(setup.mesh, axis=1)),
+        typed(order, devices.batch_sharding(setup.mesh, axis=1)),
         typed(jax.ShapeDtypeStruct((), jnp.int32), replicated),
         typed(key, replicated),
     )
 
 
-def compile_evaluation(
-    setup: Setup, state: TrainState, data: EvalData
-) -> Callable[[TrainState], dict[str, float]]:
-    """A function from a state to the `loss` and the `accuracy` in percent over all of `data`."""
+def compile_evaluation(setup: Setup, state: TrainState, images: np.ndarray) -> LogitsFn:
+    """A function from variables to the logits `[N, classes]` of `images`, uint8 `[N, 32, 32, 3]`.
 
-    def batch_metrics(
-        params: Any, batch_stats: Any, data: EvalData, number: jax.Array, so_far: Metrics
-    ) -> Metrics:
-        images, labels, mask = (array[number] for array in data)
-        variables = {"params": params, "batch_stats": batch_stats}
-        batch = steps.eval_step(
-            variables, _normalise(setup, images), labels, mask, model=setup.model
-        )
-        return so_far.plus(batch)
-
-    zero = jax.jit(Metrics.zero, out_shardings=meshes.replicated(setup.mesh))()
-    program = (
-        jax.jit(batch_metrics, out_shardings=meshes.replicated(setup.mesh))
-        .lower(state.params, state.batch_stats, data, np.int32(0), zero)
-        .compile()
+    `state` is for its shapes and stays valid.
+    """
+    return compile_logits(
+        setup.model,
+        state.variables,
+        images,
+        normalise=partial(_normalise, setup),
+        batch_size=setup.config.train.eval_batch_size,
+        mesh=setup.mesh,
     )
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        metrics = zero
-        for number in range(len(data.labels)):
-            metrics = program(state.params, state.batch_stats, data, np.int32(number), metrics)
-        return means(metrics)
-
-    return evaluate
 
 
 def means(metrics: Metrics) -> dict[str, float]:

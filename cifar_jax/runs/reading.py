@@ -12,7 +12,7 @@ from typing import Any
 from cifar_jax import catalog
 from cifar_jax.config import Config, flatten
 from cifar_jax.errors import UserError
-from cifar_jax.workdir import Workdir, existing_workdir, read_json
+from cifar_jax.runs.folder import Workdir, existing_workdir, read_json
 
 RUNS = Path("runs")
 """Where runs are looked for unless told otherwise."""

@@ -6,11 +6,12 @@ from typing import Any
 
 import jax
 
-from cifar_jax import programs
-from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import Config, from_flat
 from cifar_jax.errors import UserError
-from cifar_jax.workdir import existing_workdir
+from cifar_jax.evaluation import measure
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import existing_workdir
+from cifar_jax.training import programs
 
 
 def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
         if step is None:
             raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
         state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
-    measured = programs.compile_evaluation(setup, state, programs.eval_data(setup, images))(state)
+    logits = programs.compile_evaluation(setup, state, images.images)(state.variables)
     return {
         "experiment": identity["experiment"],
         "seed": identity["seed"],
@@ -41,7 +42,7 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
         "images": len(images.labels),
         "epoch": step // setup.steps_per_epoch,
         "step": step,
-        **measured,
+        **measure(logits, images.labels),
     }
 
 

@@ -24,12 +24,12 @@ from short_runs import (
     train,
 )
 
-from cifar_jax import fit, programs
-from cifar_jax.checkpoint import Checkpoints
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.evaluate import evaluate
-from cifar_jax.signals import Stopped
+from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.training import fit, programs
+from cifar_jax.training.signals import Stopped
 
 Make = Callable[..., Config]
 
@@ -101,7 +101,7 @@ def test_a_process_that_is_stopped_goes_on_exactly(
     folder = tmp_path / "run"
     command = [sys.executable, "-m", "cifar_jax", "train", str(file), "--workdir", str(folder)]
     process = subprocess.Popen(
-        command, cwd=Path(fit.__file__).parents[1], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=Path(fit.__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 120
     log = folder / "log.txt"

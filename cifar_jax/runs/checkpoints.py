@@ -1,15 +1,11 @@
 """A thin layer on orbax: the last few checkpoints of a run, and the best one."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
-
-# orbax reports every file it touches; what a person needs to know is said in the run's log.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
 
 class Checkpoints:

@@ -12,15 +12,11 @@ JSON files appear whole or not at all. No JAX is imported here.
 """
 
 import json
-import os
-import platform
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,31 +24,11 @@ import filelock
 
 from cifar_jax.config import differences
 from cifar_jax.errors import UserError
+from cifar_jax.runs.environment import git_commit, machine, versions
+from cifar_jax.runs.files import read_json, write_json
 
 _OWN_FILES = ("env.json", "log.txt", "metrics.jsonl", "result.json")
 _OWN_FOLDERS = ("tensorboard", "checkpoints")
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`, which appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """The value in `path`.
-
-    Raises:
-      UserError: the file is missing or is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no {path}: is {path.parent} the folder of a run?") from None
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
 
 
 class Workdir:
@@ -215,46 +191,3 @@ def _check_identity(path: Path, wanted: Mapping[str, Any]) -> None:
             f"{path} holds a run of another config ({listing}): "
             "choose another --workdir, or --fresh"
         )
-
-
-def versions() -> dict[str, str]:
-    """Python's version and those of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """The checkout's commit, with `-dirty` where its code differs; None where there is none."""
-    root = Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", "cifar_jax/workdir.py")  # not installed in some checkout
-        code = ("cifar_jax", "experiments", "pyproject.toml")
-        dirty = git("status", "--porcelain", "--untracked-files=no", "--", *code)
-        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def machine() -> dict[str, Any]:
-    """The host: operating system, processor, and how many cores this process may use."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.partition(":")[2].strip()
-                break
-    except OSError:
-        pass  # not Linux
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    return {"system": platform.platform(), "cpu": cpu, "cores": cores}

@@ -14,15 +14,16 @@ import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from cifar_jax import mesh as meshes
-from cifar_jax import models, programs, signals
-from cifar_jax.checkpoint import Checkpoints
+from cifar_jax import models, processes
 from cifar_jax.config import Config, flatten
-from cifar_jax.display import Display
 from cifar_jax.errors import UserError
-from cifar_jax.programs import Pace, Programs, Setup
-from cifar_jax.step import TrainState
-from cifar_jax.workdir import Workdir, finished_result, open_workdir
+from cifar_jax.evaluation import measure
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
+from cifar_jax.training import programs, signals
+from cifar_jax.training.display import Display
+from cifar_jax.training.programs import Pace, Programs, Setup
+from cifar_jax.training.step import TrainState
 
 SECONDS_BETWEEN_UPDATES = 0.5
 
@@ -63,27 +64,27 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
     began = time.perf_counter()
     finished = None
     if not run.fresh:
-        finished = meshes.from_first(lambda: finished_result(run.workdir, run.identity()))
+        finished = processes.from_first(lambda: finished_result(run.workdir, run.identity()))
     if finished:
         display.note(f"{run.workdir} is finished; --fresh would train it anew")
         return finished
-    setup = meshes.from_all(lambda: programs.setup(run.config))
-    if len(set(meshes.exchange(setup.dataset.fingerprint))) > 1:
+    setup = processes.from_all(lambda: programs.setup(run.config))
+    if len(set(processes.exchange(setup.dataset.fingerprint))) > 1:
         raise UserError(f"the processes have different images of {setup.dataset.name}")
     with (
         _opened(run) as workdir,
         Checkpoints(workdir.checkpoints, run.config.train.keep_checkpoints) as checkpoints,
         signals.remembered() as stop,
     ):
-        start = meshes.from_first(lambda: workdir.record_start(_device(setup)))
+        start = processes.from_first(lambda: workdir.record_start(_device(setup)))
         state = programs.init_state(setup, run.seed)
         if (latest := checkpoints.latest()) is not None:
             state = checkpoints.restore(latest, state)
         # An epoch may have been written down whose checkpoint was not finished.
-        rows = meshes.from_first(lambda: workdir.rewind(latest or 0))
+        rows = processes.from_first(lambda: workdir.rewind(latest or 0))
         # What a killed start did after its last whole epoch is repeated, and not counted twice.
         began -= rows[-1]["wall_seconds"] if rows else 0
-        log = workdir.log if meshes.is_first() else Path(os.devnull)
+        log = workdir.log if processes.is_first() else Path(os.devnull)
         with display.showing(log, run.experiment, run.config.epochs, setup.steps_per_epoch):
             display.line(_headline(run, setup, latest))
             pace = Pace(run.config.train.steps_per_call)
@@ -95,7 +96,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             "compile_seconds": round(compile_seconds, 1),
             **{key: start[key] for key in ("git_commit", "versions", "device", "machine")},
         }
-        if meshes.is_first():
+        if processes.is_first():
             workdir.write_result(result)
     return result
 
@@ -108,8 +109,8 @@ def _opened(run: Run) -> Iterator[Workdir]:
         def open_it() -> None:
             stack.enter_context(open_workdir(run.workdir, run.identity(), fresh=run.fresh))
 
-        meshes.from_first(open_it)
-        if not all(meshes.exchange((run.workdir / "config.json").exists())):
+        processes.from_first(open_it)
+        if not all(processes.exchange((run.workdir / "config.json").exists())):
             raise UserError(
                 f"{run.workdir} is not the same folder in every process: "
                 "choose a --workdir on a file system that they share"
@@ -144,17 +145,17 @@ class _Training:
         compile_seconds = training.compile_seconds
         if len(setup.validation.labels):
             began = time.perf_counter()
-            held_out = programs.eval_data(setup, setup.validation)
-            validate = programs.compile_evaluation(setup, state, held_out)
+            validate = programs.compile_evaluation(setup, state, setup.validation.images)
             compile_seconds += time.perf_counter() - began
-        first_process = meshes.is_first()
+        first_process = processes.is_first()
         with SummaryWriter(
             str(self.workdir.tensorboard), purge_step=first_epoch + 1, write_to_disk=first_process
         ) as board:
             for epoch in range(first_epoch, epochs):
                 state, row = self.epoch(state, epoch, training)
                 if validate:
-                    row |= {f"validation_{k}": v for k, v in validate(state).items()}
+                    found = measure(validate(state.variables), setup.validation.labels)
+                    row |= {f"validation_{name}": value for name, value in found.items()}
                 row["learning_rate"] = self.learning_rate(state)
                 observed = row["validation_loss" if validate else "train_loss"]
                 if not math.isfinite(row["train_loss"]) or not math.isfinite(observed):
@@ -198,7 +199,7 @@ class _Training:
             if not self.pace.settled:
                 jax.block_until_ready(state)
                 # All processes must make the same calls.
-                taken = max(meshes.exchange(time.perf_counter() - called))
+                taken = max(processes.exchange(time.perf_counter() - called))
                 self.pace.observe(take, taken)
             if step == next_line:
                 before = loss_sum, count
@@ -214,7 +215,7 @@ class _Training:
                 display.update(step, speed, **means)
             signum = self.stop()
             if jax.process_count() > 1:  # it may have reached one of them only
-                signum = max(meshes.exchange(signum or 0)) or None if step == next_line else None
+                signum = max(processes.exchange(signum or 0)) or None if step == next_line else None
             if signum is not None and step < end:
                 self.checkpoints.save(state)
                 raise signals.Stopped(signum)
@@ -247,9 +248,9 @@ def _result(
     checkpoints: Checkpoints,
 ) -> dict[str, Any]:
     """What came out: the test images are read here, once, after everything is decided."""
-    test_images = programs.eval_data(setup, setup.dataset.test)
-    evaluate = programs.compile_evaluation(setup, state, test_images)
-    test = evaluate(state)
+    images, labels = setup.dataset.test
+    evaluate = programs.compile_evaluation(setup, state, images)
+    test = measure(evaluate(state.variables), labels)
     if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
         raise UserError("the loss on the test images is not finite: lower optimizer.lr")
     paper, last = run.config.paper, rows[-1]
@@ -279,7 +280,7 @@ def _result(
     if (best := checkpoints.best()) is not None:
         epoch = best // setup.steps_per_epoch
         if best != int(state.step):
-            test = evaluate(checkpoints.restore(best, state))
+            test = measure(evaluate(checkpoints.restore(best, state).variables), labels)
         result |= {
             "best_validation_epoch": epoch,
             "best_validation_accuracy": rows[epoch - 1]["validation_accuracy"],

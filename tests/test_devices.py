@@ -10,12 +10,14 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from cifar_jax import mesh, programs
+from cifar_jax import devices
 from cifar_jax.config import Config
 from cifar_jax.data import pipeline
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import measure
 from cifar_jax.models import layers
-from cifar_jax.step import TrainState
+from cifar_jax.training import programs
+from cifar_jax.training.step import TrainState
 
 STEPS = 3
 
@@ -29,7 +31,7 @@ def test_the_suite_runs_on_eight_devices() -> None:
     [(8, None, 8), (12, None, 6), (7, None, 7), (1, None, 1), (128, None, 8), (8, 2, 2), (6, 1, 1)],
 )
 def test_as_many_devices_as_divide_the_batch(batch_size: int, asked: int | None, size: int) -> None:
-    made = mesh.make_mesh(batch_size, asked)
+    made = devices.make_mesh(batch_size, asked)
     assert made.size == size
     assert made.axis_names == ("data",)
 
@@ -40,14 +42,14 @@ def test_as_many_devices_as_divide_the_batch(batch_size: int, asked: int | None,
 )
 def test_devices_that_cannot_be(batch_size: int, asked: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        mesh.make_mesh(batch_size, asked)
+        devices.make_mesh(batch_size, asked)
 
 
 def test_shardings_divide_the_axis_they_name() -> None:
-    made = mesh.make_mesh(8)
-    assert mesh.replicated(made).spec == PartitionSpec()
-    assert mesh.batch_sharding(made).shard_shape((16, 3)) == (2, 3)
-    assert mesh.batch_sharding(made, axis=1).shard_shape((16, 8, 3)) == (16, 1, 3)
+    made = devices.make_mesh(8)
+    assert devices.replicated(made).spec == PartitionSpec()
+    assert devices.batch_sharding(made).shard_shape((16, 3)) == (2, 3)
+    assert devices.batch_sharding(made, axis=1).shard_shape((16, 8, 3)) == (16, 1, 3)
 
 
 class Small(nn.Module):
@@ -70,13 +72,12 @@ def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[s
     setup = setup._replace(model=model or setup.model)
     state = programs.init_state(setup, seed=0)
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
-    evaluate = programs.compile_evaluation(
-        setup, state, programs.eval_data(setup, setup.validation)
-    )
+    images, labels = setup.validation
+    evaluate = programs.compile_evaluation(setup, state, images)
     order = training.order(0)
     for _ in range(STEPS):
         state = training.train(state, order, 1)
-    return state, evaluate(state)
+    return state, measure(evaluate(state.variables), labels)
 
 
 @pytest.mark.parametrize("model", [None, Small()], ids=["basic", "batch-norm"])

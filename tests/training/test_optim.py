@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cifar_jax.config import Schedule
-from cifar_jax.optim import make_schedule
+from cifar_jax.training.optim import make_schedule
 
 LR, EPOCHS = 1e-3, 12
 

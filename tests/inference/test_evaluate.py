@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from short_runs import files
 
-from cifar_jax import workdir
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.evaluate import evaluate
-from cifar_jax.fit import Run
+from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.runs import folder as workdir
+from cifar_jax.training.fit import Run
 
 
 def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cifar_jax.optim import PlateauState, plateau_init
+from cifar_jax.training.optim import PlateauState, plateau_init
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -45,6 +45,11 @@ class TrainState(NamedTuple):
     plateau: PlateauState
     metrics: Metrics
     """Of the current epoch so far, in training mode."""
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is applied with."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
 
 
 def init_state(variables: Mapping[str, Any], tx: optax.GradientTransformation) -> TrainState:
@@ -89,7 +94,7 @@ def train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     # The learning rate multiplies the finished update, so scaling that is lowering it.
     updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
-    batch = Metrics(loss * labels.size, _correct(logits, labels).sum(), jnp.int32(labels.size))
+    batch = Metrics(loss * labels.size, (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
     return TrainState(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
@@ -126,20 +131,3 @@ def train_steps(
         return train_step(state, images, labels, step_key, model=model, tx=tx)
 
     return jax.lax.fori_loop(0, steps, lambda _, state: one(state), state)
-
-
-def eval_step(
-    variables: Any, images: jax.Array, labels: jax.Array, mask: jax.Array, *, model: nn.Module
-) -> Metrics:
-    """Metrics of a batch in evaluation mode, over the images where `mask` (bool `[N]`) is true."""
-    logits: Any = model.apply(variables, images, train=False)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return Metrics(
-        jnp.where(mask, losses, 0).sum(),
-        (_correct(logits, labels) & mask).sum(),
-        mask.sum(),
-    )
-
-
-def _correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    return logits.argmax(-1) == labels

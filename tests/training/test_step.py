@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from cifar_jax import models, step
-from cifar_jax.step import Metrics, TrainState
+from cifar_jax import models
+from cifar_jax.training import step
+from cifar_jax.training.step import Metrics, TrainState
 
 MODEL = models.create("basic")
 BATCH = 8
@@ -120,21 +121,6 @@ def test_several_steps_in_a_call_are_so_many_single_ones(
     assert int(together.step) == int(single.step) == 6
     assert int(together.metrics.images) == int(single.metrics.images) == 6 * BATCH
     chex.assert_trees_all_equal(together, single)
-
-
-def test_masked_images_do_not_count(batches: tuple[jax.Array, jax.Array]) -> None:
-    variables = {"params": fresh(optax.sgd(0.1)).params}
-    images, labels = batches[0][0], batches[1][0]
-    evaluate = jax.jit(partial(step.eval_step, model=MODEL))
-    part = evaluate(variables, images, labels, jnp.arange(BATCH) < 5)
-    padded = evaluate(variables, images.at[5:].set(jnp.nan), labels, jnp.arange(BATCH) < 5)
-    alone = evaluate(variables, images[:5], labels[:5], jnp.ones(5, bool))
-    assert int(part.images) == 5
-    for other in (padded, alone):
-        assert int(other.correct) == int(part.correct)
-        np.testing.assert_allclose(other.loss, part.loss, rtol=1e-5)
-    nothing = evaluate(variables, images, labels, jnp.zeros(BATCH, bool))
-    assert [float(value) for value in nothing] == [0, 0, 0]
 
 
 def test_metrics_add() -> None:

@@ -24,14 +24,15 @@ from short_runs import (
     train,
 )
 
-from cifar_jax import catalog, fit, programs
+from cifar_jax import catalog
 from cifar_jax.config import Config, flatten, override
 from cifar_jax.data import tfds_folder
-from cifar_jax.display import Display
 from cifar_jax.errors import UserError
-from cifar_jax.evaluate import evaluate
-from cifar_jax.fit import Run
-from cifar_jax.step import TrainState
+from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.training import fit, programs
+from cifar_jax.training.display import Display
+from cifar_jax.training.fit import Run
+from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
 
@@ -187,13 +188,13 @@ def test_bad_settings_write_nothing(
 def test_a_folder_in_use_is_refused(config: Config, tmp_path: Path) -> None:
     run = Run("test", config, 0, tmp_path)
     code = (
-        "import sys; from pathlib import Path; from cifar_jax import workdir\n"
+        "import sys; from pathlib import Path; from cifar_jax.runs import folder as workdir\n"
         f"with workdir.open_workdir(Path({str(tmp_path)!r}), {run.identity()!r}, fresh=False):\n"
         "    print('locked', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=Path(fit.__file__).parents[1],
+        cwd=Path(fit.__file__).parents[2],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from short_runs import files
 
-from cifar_jax import workdir
 from cifar_jax.errors import UserError
+from cifar_jax.runs import folder as workdir
+from cifar_jax.runs.files import read_json, write_json
 
 IDENTITY = {"experiment": "basic", "seed": 0, "overrides": {}, "config": {"epochs": 2, "lr": 0.1}}
 
@@ -63,7 +64,7 @@ def test_fresh_replaces_the_run_and_leaves_other_files(tmp_path: Path) -> None:
         assert folder.result() is None
         assert folder.epochs() == []
     assert set(files(tmp_path)) == {"config.json", "notes.txt"}
-    assert workdir.read_json(tmp_path / "config.json") == other
+    assert read_json(tmp_path / "config.json") == other
 
 
 def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
@@ -150,11 +151,11 @@ def test_a_row_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
-    workdir.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        workdir.write_json(path, {"a": object()})
+        write_json(path, {"a": object()})
     assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-    assert workdir.read_json(path) == {"a": 1}
+    assert read_json(path) == {"a": 1}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1', "\xff"])
@@ -162,7 +163,7 @@ def test_json_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(UserError, match=str(path)):
-        workdir.read_json(path)
+        read_json(path)
     with pytest.raises(UserError, match=str(path)):
         workdir.existing_workdir(tmp_path)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import jax
 
-from cifar_jax.checkpoint import Checkpoints
-from cifar_jax.optim import plateau_init
-from cifar_jax.step import Metrics, TrainState
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.training.optim import plateau_init
+from cifar_jax.training.step import Metrics, TrainState
 
 
 def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:

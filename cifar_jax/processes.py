@@ -1,18 +1,16 @@
-"""Devices: one mesh with the axis `data`. One device is the same code as many.
+"""Talk between the processes of a run, on one machine or on many, each with devices of its own.
 
-A run may have several processes, on one machine or on many, each with devices of its own: the mesh
-is over all of them, and every process runs the same program.
+One process is the same code as several.
 """
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cifar_jax.errors import UserError
 
@@ -78,53 +76,3 @@ def from_all(function: Callable[[], T]) -> T:
 def from_first(function: Callable[[], T]) -> T:
     """Call `function` in the first process alone, for all: JSON must be able to hold the result."""
     return exchange(from_all(lambda: function() if is_first() else None))[0]
-
-
-def make_mesh(
-    batch_size: int, devices: int | None = None, available: Sequence[Any] | None = None
-) -> Mesh:
-    """A mesh over the first `devices` devices, or over as many as divide the batch.
-
-    `available` are the devices to choose from, by default all that there are. If they belong to
-    several processes, the mesh is over all of them.
-
-    Raises:
-      UserError: more devices asked for than there are, or a number that does not divide the batch.
-    """
-    available = jax.devices() if available is None else available
-    if len({device.process_index for device in available}) > 1:
-        if devices not in (None, len(available)):
-            raise UserError(
-                f"train.devices={devices}, but the processes have {len(available)}: "
-                "of several processes all devices are used"
-            )
-        devices = len(available)
-    elif devices is None:
-        devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
-    if devices > len(available):
-        raise UserError(f"train.devices={devices}, but there are {len(available)}")
-    if batch_size % devices:
-        raise UserError(f"batch_size {batch_size} cannot be divided over {devices} devices")
-    return jax.make_mesh(
-        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:devices]
-    )
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Divided along `axis`, which is that of the batch."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
-
-
-def put(arrays: Any, sharding: NamedSharding) -> Any:
-    """NumPy arrays, the same in every process, as arrays on the devices."""
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback(
-            array.shape, sharding, lambda index: array[index]
-        ),
-        arrays,
-    )

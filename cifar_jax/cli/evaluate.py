@@ -1,0 +1,31 @@
+"""`cifar-jax evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from cifar_jax import process
+from cifar_jax.cli.output import AS_JSON
+
+
+@click.command(short_help="Loss and accuracy of a run over a split.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
+@click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@AS_JSON
+def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
+    """Loss and accuracy of the run in folder RUN, over a whole split."""
+    from cifar_jax.inference.evaluate import evaluate
+
+    process.set_up()
+    found = evaluate(run, split, best)
+    if as_json:
+        click.echo(json.dumps(found, indent=2))
+    else:
+        click.echo(
+            f"{found['experiment']} seed {found['seed']}, epoch {found['epoch']}: {split} accuracy "
+            f"{found['accuracy']:.2f} %, loss {found['loss']:.4f}, over {found['images']} images"
+        )
