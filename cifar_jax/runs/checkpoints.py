@@ -1,55 +1,339 @@
-"""A thin layer on orbax: the last few checkpoints of a run, and the best one."""
+"""A run's checkpoints: orbax writes and reads them; what is kept, and what is damaged, we decide.
 
+    checkpoints/STEP/default/      the state's arrays, by orbax
+    checkpoints/STEP/meta/meta     JSON: version, digests, whole epoch or not, validation accuracy
+    checkpoints/damaged-STEP/      set aside: it could not be read, or not to its digests
+
+Checkpoints of versions before these have no `meta`, and are not held to a digest.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+from cifar_jax import devices, processes
+from cifar_jax.errors import UserError
+
+VERSION = 2
+"""Of the state as it is saved: 1 had no digests, no `elapsed` and no sums at the last log line."""
+
+_WEIGHTS = ("params", "batch_stats")
+_LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-\d+).*")
+
+
+class State(Protocol):
+    """A NamedTuple of trees of arrays, `step` among them."""
+
+    step: jax.Array
+
+    def _asdict(self) -> dict[str, Any]: ...
+
+    def _replace(self, **fields: Any) -> Any: ...
+
+
+S = TypeVar("S", bound=State)
+
+
+class Meta(NamedTuple):
+    """What is known of a checkpoint without reading its arrays."""
+
+    step: int
+    whole: bool
+    """Made at the end of an epoch, not within one."""
+    validation_accuracy: float | None
+    """In percent, where it was measured."""
+    digests: Mapping[str, str] | None
+    """SHA-256 by field of the state: none in those of version 1, None where this is damaged."""
+
+
+class DamagedError(UserError):
+    """A checkpoint cannot be read, or not to its digests."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"the checkpoint {path} is damaged ({reason})")
+        self.reason = reason
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that could not be read, and why."""
+
+    step: int
+    reason: str
 
 
 class Checkpoints:
-    """The checkpoints of one run, by step. Use as a context manager: leaving waits for writes."""
+    """The checkpoints of one run, by step. Use as a context manager: leaving waits for writes.
+
+    Of several processes all must make the same calls. The first decides and deletes for all.
+
+    Args:
+      folder: where they are; made by the first save.
+      keep: so many of the last whole epochs are kept, and that of the best validation accuracy.
+        One made within an epoch is kept until a later one of either kind is written.
+    """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
-        best = BestN(
-            get_metric_fn=lambda metrics: metrics["validation_accuracy"],
-            n=1,
-            keep_checkpoints_without_metrics=False,
-        )
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([LatestN(keep), best]),
-                best_fn=lambda metrics: metrics["validation_accuracy"],
-                best_mode="max",
-            ),
-        )
+        self._folder = folder
+        self._keep = keep
+        self._link: tempfile.TemporaryDirectory[str] | None = None
+        self._saved = False
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
+        try:
+            if kind is None or not issubclass(kind, UserError):
+                self.wait()
+        finally:
+            self._checkpointer.close()
+            if self._link:
+                self._link.cleanup()
+
+    def wait(self) -> None:
+        """Until all that was saved is written; then delete what is no longer kept.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        try:
+            self._checkpointer.wait_until_finished()
+        except Exception as error:
+            raise UserError(
+                f"no checkpoint could be written to {self._folder} ({_first_line(error)}): make "
+                "room there, and start again: the run goes on from the one before"
+            ) from error
+        if self._saved and processes.is_first():  # who only reads, deletes nothing
+            self._prune()
+
+    def all(self) -> list[Meta]:
+        """What is there, by step."""
+        if not self._folder.is_dir():
+            return []
+        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
+        return [self._meta(int(name)) for name in sorted(filter(str.isdecimal, names), key=int)]
 
     def latest(self) -> int | None:
         """The last step saved."""
-        return self._manager.latest_step()
+        return max((meta.step for meta in self.all()), default=None)
 
     def best(self) -> int | None:
-        """The step of the best validation accuracy, where any was measured."""
-        return self._manager.best_step()
+        """The step of the best validation accuracy, the latest of equals; None without any."""
+        return _best(self.all())
 
-    def save(self, state: Any, validation_accuracy: float | None = None) -> None:
-        """Save in the background; a `validation_accuracy` lets it count as the best."""
-        metrics = (
-            None if validation_accuracy is None else {"validation_accuracy": validation_accuracy}
-        )
-        self._manager.save(
-            int(state.step), args=ocp.args.StandardSave(state), metrics=metrics, force=True
+    def save(
+        self, state: State, validation_accuracy: float | None = None, *, whole: bool = True
+    ) -> None:
+        """Save in the background; the save before is finished first.
+
+        Args:
+          state: what is saved. Its arrays may be donated as soon as this returns.
+          validation_accuracy: lets it count as the best.
+          whole: whether an epoch ends here.
+
+        Raises:
+          UserError: the save before could not be written.
+        """
+        self.wait()
+        step = int(state.step)
+        fields = state._asdict()
+        meta = {
+            "version": VERSION,
+            "step": step,
+            "whole": whole,
+            "validation_accuracy": validation_accuracy,
+            "sha256": {name: _digest(tree) for name, tree in fields.items()},
+        }
+        if processes.is_first() and (self._folder / str(step)).exists():
+            self._delete(step)  # made before: from this step the run went another way
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._saved = True
+        self._checkpointer.save(
+            self._orbax_folder() / str(step),
+            args=ocp.args.Composite(
+                default=ocp.args.StandardSave(fields), meta=ocp.args.JsonSave(meta)
+            ),
         )
 
-    def restore(self, step: int, like: Any) -> Any:
-        """The state of that step, with the structure, types and shardings of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    def restore(self, step: int, like: S) -> S:
+        """The state of that step, with the structure, types and shardings of `like`.
+
+        A field of the state that came after the checkpoint was made is that of `like`.
+
+        Raises:
+          DamagedError: it cannot be read, or not to its digests.
+        """
+        found = self._read(step, tuple(like._asdict()), like._asdict())
+
+        def place(array: np.ndarray, model: Any) -> jax.Array:
+            if (array.shape, array.dtype) != (model.shape, model.dtype):
+                raise self._damaged(step, "it is of another network or optimizer")
+            return devices.put(array, model.sharding)
+
+        placed = {
+            name: jax.tree.map(place, tree, getattr(like, name)) for name, tree in found.items()
+        }
+        return like._replace(**placed)
+
+    def restore_newest(self, like: S) -> tuple[S | None, list[Damaged]]:
+        """The newest state that can be read, and the newer ones that cannot, which are set aside.
+
+        None where there is no checkpoint at all.
+
+        Raises:
+          UserError: none of several can be read; then none is touched.
+        """
+        damaged: list[Damaged] = []
+        for meta in reversed(self.all()):
+            state, reason = None, None
+            try:
+                state = self.restore(meta.step, like)
+            except DamagedError as error:
+                reason = error.reason
+            reasons = [text for text in processes.exchange(reason) if text]
+            if not reasons:
+                if processes.is_first():
+                    for found in damaged:
+                        self.set_aside(found.step)
+                return state, damaged
+            damaged.append(Damaged(meta.step, reasons[0]))
+        if damaged:
+            told = "; ".join(f"{found.step}: {found.reason}" for found in damaged)
+            raise UserError(
+                f"no checkpoint in {self._folder} can be read ({told}): bring back a good copy, "
+                "or train anew with --fresh"
+            )
+        return None, []
+
+    def weights(self, step: int) -> dict[str, Any]:
+        """The variables of that step as NumPy arrays: `params`, and `batch_stats` where there are.
+
+        Nothing else of the state is read, so this needs to know neither optimizer nor network.
+
+        Raises:
+          DamagedError: it cannot be read, or not to its digests.
+        """
+        return {"batch_stats": {}} | self._read(step, _WEIGHTS, None)
+
+    def set_aside(self, step: int) -> None:
+        """Rename a checkpoint so that it is none any more."""
+        aside = self._folder / f"damaged-{step}"
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._folder / str(step)).rename(aside)
+
+    def _read(
+        self, step: int, wanted: tuple[str, ...], like: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        """Those of the `wanted` fields that were saved, as NumPy arrays held to their digests."""
+        path = self._orbax_folder() / str(step) / "default"
+        reader = ocp.PyTreeCheckpointer()
+        if (digests := self._meta(step).digests) is None:
+            raise self._damaged(step, "its metadata cannot be read")
+        try:
+            saved = _tree(reader.metadata(path))
+            item = {name: (like or saved)[name] for name in wanted if name in saved}
+            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item)
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
+            found = reader.restore(
+                path,
+                args=ocp.args.PyTreeRestore(
+                    item=abstract, restore_args=as_numpy, partial_restore=True
+                ),
+            )
+        except MemoryError:
+            raise
+        # A damaged file shows as whatever its reader stumbles over: there is no common base.
+        except Exception as error:
+            raise self._damaged(step, _first_line(error)) from error
+        missing = digests.keys() & set(wanted) - found.keys()
+        wrong = [name for name in found if name in digests and _digest(found[name]) != digests[name]]
+        if missing or wrong:
+            names = ", ".join([*missing, *wrong])
+            raise self._damaged(step, f"its {names} differ from what was saved")
+        return found
+
+    def _meta(self, step: int) -> Meta:
+        folder = self._folder / str(step)
+        try:
+            items = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
+            if "meta" in items:
+                meta = json.loads((folder / "meta" / "metadata").read_text())
+                return Meta(step, meta["whole"], meta["validation_accuracy"], meta["sha256"])
+            accuracy = None
+            if "metrics" in items:  # version 1
+                accuracy = json.loads((folder / "metrics" / "metrics").read_text())
+                accuracy = float(accuracy["validation_accuracy"])
+            return Meta(step, True, accuracy, {})
+        except (OSError, ValueError, LookupError, TypeError):
+            return Meta(step, False, None, None)
+
+    def _prune(self) -> None:
+        for path in self._folder.iterdir():  # left by a start that was killed
+            if _LEFTOVER.fullmatch(path.name):
+                shutil.rmtree(path, ignore_errors=True)
+        found = self.all()
+        whole = [meta.step for meta in found if meta.whole]
+        kept = {*whole[-self._keep :], found[-1].step} if found else set()
+        for meta in found:
+            if meta.step not in kept and meta.step != _best(found):
+                self._delete(meta.step)
+
+    def _damaged(self, step: int, reason: str) -> DamagedError:
+        return DamagedError(self._folder / str(step), reason)
+
+    def _delete(self, step: int) -> None:
+        """Out of sight at once: half deleted it would be taken for a damaged one."""
+        hidden = self._folder / f".deleted-{step}"
+        shutil.rmtree(hidden, ignore_errors=True)
+        (self._folder / str(step)).rename(hidden)
+        shutil.rmtree(hidden, ignore_errors=True)
+
+    def _orbax_folder(self) -> Path:
+        """The folder under a name that orbax takes as it is, where its own has what is a pattern
+        or another file system to it."""
+        folder = self._folder.absolute()
+        if not re.search(r"[*?\[\]:]", str(folder)):
+            return folder
+        if self._link is None:
+            self._link = tempfile.TemporaryDirectory(prefix="cifar-jax-")
+            (Path(self._link.name) / "checkpoints").symlink_to(folder, target_is_directory=True)
+        return Path(self._link.name) / "checkpoints"
+
+
+def _best(found: list[Meta]) -> int | None:
+    measured = [meta for meta in found if meta.validation_accuracy is not None]
+    return max(measured, key=lambda m: (m.validation_accuracy, m.step)).step if measured else None
+
+
+def _tree(metadata: Any) -> Any:
+    """The tree of arrays in what orbax says of a checkpoint, which has changed with its versions."""
+    metadata = getattr(metadata, "item_metadata", metadata)
+    return getattr(metadata, "tree", metadata)
+
+
+def _digest(tree: Any) -> str:
+    """SHA-256 over the arrays' paths, types, shapes and bytes, in the order of the paths."""
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    digest = hashlib.sha256()
+    for name in sorted(leaves):
+        array = np.asarray(jax.device_get(leaves[name]))
+        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

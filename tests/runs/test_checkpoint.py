@@ -1,28 +1,164 @@
-"""Which checkpoints are kept."""
+"""Which checkpoints are kept, and what becomes of damaged ones."""
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
+import jax.numpy as jnp
+import pytest
 
-from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.errors import UserError
+from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.training.optim import plateau_init
 from cifar_jax.training.step import Metrics, TrainState
 
+Damage = Callable[[Path], object]
 
-def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:
-    def state(step: int) -> TrainState:
-        params = {"w": jax.numpy.full(3, step, jax.numpy.float32)}
-        return TrainState(jax.numpy.int32(step), params, {}, (), plateau_init(), Metrics.zero())
 
-    accuracies = {1: 10.0, 2: 50.0, 3: 20.0, 4: 30.0, 5: None, 6: 40.0, 7: None}
-    with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
-        assert checkpoints.latest() is None
-        assert checkpoints.best() is None
+def state(step: int) -> TrainState:
+    params = {"w": jnp.full(3000, step, jnp.float32)}
+    return TrainState(jnp.int32(step), params, {}, (), plateau_init(), Metrics.zero())
+
+
+def saved(folder: Path, accuracies: dict[int, float | None], keep: int = 3) -> Path:
+    with Checkpoints(folder, keep) as checkpoints:
         for step, accuracy in accuracies.items():
             checkpoints.save(state(step), accuracy)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        assert checkpoints.latest() is None
+        assert checkpoints.best() is None
+        assert checkpoints.restore_newest(state(0)) == (None, [])
+    assert not (tmp_path / "c").exists()
+    accuracies = {1: 10.0, 2: 50.0, 3: 20.0, 4: 30.0, 5: None, 6: 40.0, 7: None}
+    saved(tmp_path / "c", accuracies, keep=2)
     with Checkpoints(tmp_path / "c", keep=2) as checkpoints:
         assert checkpoints.latest() == 7
         assert checkpoints.best() == 2
         for step in (2, 6, 7):
-            assert checkpoints.restore(step, state(0)).params["w"].tolist() == [step] * 3
-    assert {path.name for path in (tmp_path / "c").iterdir()} == {"2", "6", "7"}
+            assert checkpoints.restore(step, state(0)).params["w"].tolist() == [step] * 3000
+    assert names(tmp_path / "c") == {"2", "6", "7"}
+
+
+def test_what_is_saved_within_an_epoch_pushes_out_no_whole_one(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in range(1, 7):
+            checkpoints.save(state(step), 50.0 - step, whole=step in (1, 2, 3))
+    assert names(tmp_path) == {"1", "2", "3", "6"}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(state(7), 10.0)
+    assert names(tmp_path) == {"1", "3", "7"}
+
+
+def test_reading_deletes_nothing(tmp_path: Path) -> None:
+    saved(tmp_path, {1: 10.0, 2: 50.0, 3: 20.0})
+    (tmp_path / "4.orbax-checkpoint-tmp").mkdir()  # another process may be about to write it
+    before = names(tmp_path)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.weights(3)
+    assert names(tmp_path) == before
+    saved(tmp_path, {5: 10.0})
+    assert "4.orbax-checkpoint-tmp" not in names(tmp_path)
+
+
+def arrays(checkpoint: Path) -> Path:
+    """The largest file: the arrays' bytes."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_a_byte(checkpoint: Path) -> None:
+    file = arrays(checkpoint)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+def rewrite_a_digest(checkpoint: Path) -> None:
+    path = checkpoint / "meta/metadata"
+    meta = json.loads(path.read_text())
+    meta["sha256"]["params"] = "0" * 64
+    path.write_text(json.dumps(meta))
+
+
+DAMAGES: dict[str, Damage] = {
+    "byte flipped": flip_a_byte,
+    "truncated": lambda path: arrays(path).write_bytes(arrays(path).read_bytes()[:100]),
+    "file emptied": lambda path: arrays(path).write_bytes(b""),
+    "folder emptied": lambda path: [shutil.rmtree(path), path.mkdir()],
+    "arrays deleted": lambda path: shutil.rmtree(path / "default"),
+    "half deleted": lambda path: shutil.rmtree(path / "default/d"),
+    "meta deleted": lambda path: shutil.rmtree(path / "meta"),
+    "meta emptied": lambda path: (path / "meta/metadata").write_text(""),
+    "other bytes than saved": rewrite_a_digest,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
+    tmp_path: Path, damage: Damage
+) -> None:
+    saved(tmp_path, {1: 10.0, 2: 50.0, 3: 20.0})
+    damage(tmp_path / "3")
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(DamagedError, match=r"checkpoint .*/3 is damaged"):
+            checkpoints.weights(3)
+        found, damaged = checkpoints.restore_newest(state(0))
+    assert found is not None
+    assert found.params["w"].tolist() == [2] * 3000
+    assert [bad.step for bad in damaged] == [3]
+    assert damaged[0].reason
+    assert names(tmp_path) == {"1", "2", "damaged-3"}
+    saved(tmp_path, {3: 30.0})  # the run comes to that step again
+    assert names(tmp_path) == {"1", "2", "3", "damaged-3"}
+
+
+def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
+    saved(tmp_path, {1: 10.0, 2: 50.0})
+    for step in "12":
+        flip_a_byte(tmp_path / step)
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(UserError, match=r"no checkpoint in .* can be read \(2: .*; 1: .*\)"),
+    ):
+        checkpoints.restore_newest(state(0))
+    assert names(tmp_path) == {"1", "2"}
+
+
+@pytest.mark.parametrize("name", ["a[b]", "gs:", "what?*", "ä ö"])
+def test_folders_may_have_any_name(tmp_path: Path, name: str) -> None:
+    folder = saved(tmp_path / name / "checkpoints", {1: 10.0, 2: 20.0})
+    with Checkpoints(folder) as checkpoints:
+        found, damaged = checkpoints.restore_newest(state(0))
+    assert found is not None
+    assert (int(found.step), damaged) == (2, [])
+    assert names(folder) == {"1", "2"}
+
+
+def test_a_field_that_came_later_has_its_initial_value(tmp_path: Path) -> None:
+    from typing import Any, NamedTuple
+
+    class Later(NamedTuple):
+        step: Any
+        params: Any
+        came_later: Any
+
+    class Earlier(NamedTuple):
+        step: Any
+        params: Any
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(Earlier(jnp.int32(1), {"w": jnp.ones(2)}))
+    with Checkpoints(tmp_path) as checkpoints:
+        like = Later(jnp.int32(0), {"w": jnp.zeros(2)}, jnp.float32(7))
+        found = checkpoints.restore(1, like)
+    assert found.params["w"].tolist() == [1, 1]
+    assert float(found.came_later) == 7
