@@ -52,7 +52,7 @@ class Optimizer(Settings):
     """Update rule, in PyTorch's terms."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """The rule: SGD with momentum, Adam, or Adam with decoupled weight decay."""
+    """SGD with momentum, Adam, or Adam with decoupled weight decay."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate; the schedule moves it."""
     momentum: Decay = 0.9
@@ -72,7 +72,8 @@ class Schedule(Settings):
     """How the learning rate moves. `plateau` observes once an epoch, the others follow the step."""
 
     name: Literal["constant", "step", "cosine", "one-cycle", "plateau"] = "constant"
-    """The rule."""
+    """As it is, lower every few epochs, a cosine to zero, up and down once, or lower whenever the
+    validation loss stops falling."""
     factor: Share = 0.5
     """What `step` and `plateau` multiply the learning rate by."""
     patience: Annotated[int, Field(ge=0)] = 5
