@@ -73,7 +73,8 @@ def _read(path: Path, name: str) -> Experiment:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
-        raise UserError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} cannot be read: {why}") from error
     config = module.get("CONFIG")
     if not isinstance(config, Config):
         raise UserError(f"{path} defines no CONFIG of type cifar_jax.config.Config")

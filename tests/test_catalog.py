@@ -59,7 +59,10 @@ CONFIG = "CONFIG = Config(model=Model(name='net'), epochs={}, batch_size=8, opti
         ("import nowhere_at_all", "cannot be read: ModuleNotFoundError"),
         (HEAD + CONFIG.format(0), "epochs must be at least 1"),
         (HEAD + CONFIG.format("'ten'"), "epochs"),
-        (HEAD + "CONFIG = Config(epochs=1)", "cannot be read: TypeError"),
+        (HEAD + "CONFIG = Config(epochs=1)", "model is missing"),
+        (HEAD + "CONFIG = Config(1)", "cannot be read: TypeError"),
+        (HEAD + CONFIG.format("1, epoch=2"), "no field 'epoch'; did you mean epochs?"),
+        (HEAD + CONFIG.format(1) + "; CONFIG.epochs = 2", "cannot be read: ValidationError"),
     ],
 )
 def test_bad_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:

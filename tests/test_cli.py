@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from cifar_jax import catalog, cli
+from cifar_jax.config import flatten
 from cifar_jax.data.cifar10 import CLASSES
 from cifar_jax.models import MODELS, PAPER_PARAMETERS
 
@@ -43,9 +44,18 @@ def test_help_is_quick_and_names_every_verb() -> None:
     command = [sys.executable, "-X", "importtime", "-m", "cifar_jax", "--help"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert time.perf_counter() - began < 5  # generous: the machine may be busy
-    for verb in ("train", "evaluate", "models", "summary", "experiments", "data", "report"):
+    for verb in (
+        "train",
+        "evaluate",
+        "models",
+        "summary",
+        "experiments",
+        "settings",
+        "data",
+        "report",
+    ):
         assert f"\n  {verb} " in done.stdout
-    for heavy in ("jax", "numpy", "matplotlib", "tensorflow_datasets"):
+    for heavy in ("jax", "numpy", "pydantic", "matplotlib", "tensorflow_datasets"):
         assert f"| {heavy}\n" not in done.stderr, f"--help imports {heavy}"
 
 
@@ -79,6 +89,15 @@ def test_experiments_agree_with_their_files(run) -> None:
     assert best["settings"]["schedule.name"] == "plateau"
     assert "3.5(5)" in best["description"]
     assert "resnet18-adam-lr1e-4" in run("experiments").out
+
+
+def test_settings_are_all_that_set_reaches(run) -> None:
+    rows = json.loads(run("settings", "--json").out)
+    assert [row["name"] for row in rows] == list(flatten(catalog.load("basic").config))
+    listing = run("settings").out
+    assert "optimizer.name: one of sgd, adam, adamw  [sgd]\n" in listing
+    assert "data.train_images: a whole number, at least 1, or none  [none]\n" in listing
+    assert "Learning rate; the schedule moves it." in listing
 
 
 def test_train_then_again_then_evaluate_then_report(run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Settings: what `--set` accepts and refuses, and that the experiments say what the paper says."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,13 +13,22 @@ from cifar_jax.config import (
     Optimizer,
     Schedule,
     Train,
+    describe,
     differences,
+    execution,
     flatten,
     from_flat,
+    identity,
     override,
 )
 from cifar_jax.errors import UserError
 
+# Of runs that commit 97d1dfc made.
+STORED = sorted((Path(__file__).parent / "fixtures/configs_97d1dfc").glob("*.json"))
+EXECUTION = [
+    *("train.steps_per_call", "train.eval_batch_size", "train.log_every"),
+    *("train.keep_checkpoints", "train.devices"),
+]
 CONFIG = Config(model=Model(name="net"), epochs=1, batch_size=8, optimizer=Optimizer())
 
 # Tables 1–25 and section 3.5: tables, model, epochs, lr, batch, optimizer, weight decay, schedule,
@@ -140,6 +150,10 @@ def test_overrides_apply_in_order_and_leave_the_rest() -> None:
         ("optimizer.lr=fast", "expected a number"),
         ("optimizer.lr=nan", "expected a finite number"),
         ("optimizer.lr=inf", "expected a finite number"),
+        ("optimizer.lr=1e999", "expected a finite number"),
+        ("optimizer.lr=true", "expected a number"),
+        ("epochs=true", "expected a whole number"),
+        ("epochs=[1]", "expected a whole number"),
         ("optimizer.name=Adam", "expected one of sgd, adam, adamw"),
         ("model.pooling=min", "expected one of max, average, strided-conv"),
         ("data.flip=perhaps", "expected true or false"),
@@ -148,11 +162,11 @@ def test_overrides_apply_in_order_and_leave_the_rest() -> None:
         ("model.dropout=1", "model.dropout must be in [0, 1)"),
         ("optimizer.lr=0", "optimizer.lr must be positive"),
         ("optimizer.momentum=1", "optimizer.momentum must be in [0, 1)"),
-        ("optimizer.weight_decay=-1", "optimizer.weight_decay must not be negative"),
+        ("optimizer.weight_decay=-1", "optimizer.weight_decay must be at least 0, not -1"),
         ("schedule.factor=1", "schedule.factor must be in (0, 1)"),
         ("schedule.patience=-1", "schedule.patience must be at least 0"),
         ("schedule.warmup=0", "schedule.warmup must be in (0, 1)"),
-        ("data.validation=-0.1", "data.validation must not be negative"),
+        ("data.validation=-0.1", "data.validation must be at least 0, not -0.1"),
         ("data.train_images=0", "data.train_images must be at least 1"),
         ("data.crop_padding=17", "data.crop_padding must be in 0..16"),
         ("train.steps_per_call=0", "train.steps_per_call must be at least 1"),
@@ -171,7 +185,10 @@ def test_bad_override_names_the_field(setting: str, message: str) -> None:
     ("make", "message"),
     [
         (lambda: Optimizer(name="sdg"), "optimizer.name"),  # pyright: ignore
-        (lambda: Optimizer(lr="0.1"), "optimizer.lr"),  # pyright: ignore
+        (lambda: Optimizer(lr="0.1"), "optimizer.lr must be a number, not '0.1'"),  # pyright: ignore
+        (lambda: Optimizer(lr=float("nan")), "optimizer.lr must be a finite number, not nan"),
+        (lambda: Optimizer(momentun=0.9), "'optimizer.momentun'; did you mean momentum?"),  # pyright: ignore
+        (lambda: Data(flip=1), "data.flip must be true or false, not 1"),  # pyright: ignore
         (lambda: Model(name=None), "model.name"),  # pyright: ignore
         (lambda: Model(name="net", pooling="min"), "model.pooling"),  # pyright: ignore
         (lambda: Schedule(name="linear"), "schedule.name"),  # pyright: ignore
@@ -190,6 +207,56 @@ def test_bad_override_names_the_field(setting: str, message: str) -> None:
 def test_settings_in_a_file_are_typed_too(make, message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_whole_numbers_do_for_numbers() -> None:
+    lr = Optimizer(lr=1).lr
+    assert (lr, type(lr)) == (1.0, float)
+
+
+def test_a_config_is_frozen_and_can_be_a_key() -> None:
+    assert {CONFIG: 1}[override(CONFIG, [])] == 1
+    with pytest.raises(ValueError, match="frozen"):
+        CONFIG.epochs = 3  # pyright: ignore
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
+def test_a_run_of_an_earlier_version_is_the_experiments_own(path: Path) -> None:
+    stored = json.loads(path.read_text())
+    config = from_flat(stored["config"])
+    assert flatten(config) == stored["config"]
+    assert list(flatten(config)) == list(stored["config"])
+    ours = catalog.load(stored["experiment"]).config
+    if path.stem == "net-attention":  # with the validation images of that time
+        ours = override(ours, ["data.validation=0.1"])
+    assert differences(identity(stored["config"]), identity(ours)) == {}
+
+
+def test_how_a_run_is_carried_out_is_not_what_it_is() -> None:
+    elsewhere = override(CONFIG, [f"{name}=3" for name in EXECUTION])
+    assert differences(identity(CONFIG), identity(elsewhere)) == {}
+    assert execution(elsewhere) == dict.fromkeys(EXECUTION, 3)
+    assert identity(CONFIG) | execution(CONFIG) == flatten(CONFIG)
+    assert "train.precision" in identity(CONFIG)
+
+
+def test_a_run_that_does_not_know_a_setting_is_completed() -> None:
+    flat = flatten(CONFIG)
+    assert from_flat({n: v for n, v in flat.items() if not n.startswith("schedule.")}) == CONFIG
+    assert identity({n: v for n, v in flat.items() if n != "train.devices"}) == identity(CONFIG)
+    with pytest.raises(UserError, match="epochs is missing"):
+        from_flat({n: v for n, v in flat.items() if n != "epochs"})
+
+
+def test_every_setting_says_what_it_means() -> None:
+    rows = {row["name"]: row for row in describe()}
+    assert list(rows) == list(flatten(CONFIG))
+    for name, row in rows.items():
+        assert row["description"], f"{name} has no docstring"
+    assert rows["optimizer.name"]["type"] == "one of sgd, adam, adamw"
+    assert rows["model.dropout"]["type"] == "a number, in [0, 1), or none"
+    assert rows["optimizer.lr"]["default"] == 1e-3
+    assert "default" not in rows["epochs"]
 
 
 def test_a_setting_from_another_version_is_refused_by_name() -> None:

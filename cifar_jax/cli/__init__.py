@@ -18,6 +18,7 @@ from cifar_jax.cli.evaluate import evaluate
 from cifar_jax.cli.experiments import experiments
 from cifar_jax.cli.models import models, summary
 from cifar_jax.cli.report import report
+from cifar_jax.cli.settings import settings
 from cifar_jax.cli.train import train
 from cifar_jax.errors import UserError
 from cifar_jax.training.signals import Stopped
@@ -29,7 +30,7 @@ def cli() -> None:
     """The ten experiments of “A New Classifier Based on CIFAR10 Data Set” in JAX and Flax."""
 
 
-for _verb in (train, evaluate, models, summary, experiments, report, data):
+for _verb in (train, evaluate, models, summary, experiments, settings, report, data):
     cli.add_command(_verb)
 
 

@@ -43,7 +43,7 @@ def train(
     """Train EXPERIMENT, a name or a config file; go on where an earlier start stopped.
 
     --set reaches every setting by its dotted name, such as --set optimizer.lr=3e-4
-    --set data.dataset=digits --set epochs=2; `cifar-jax experiments --json` lists them.
+    --set data.dataset=digits --set epochs=2; `cifar-jax settings` lists them.
     """
     from cifar_jax import catalog, config
 

@@ -1,12 +1,11 @@
 """Measures a finished or unfinished run over a whole split."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from cifar_jax.config import Config, from_flat
+from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -50,4 +49,4 @@ def _on_this_machine(config: Config) -> Config:
     """With as many devices as the run asked for, or else with those that there are."""
     if (config.train.devices or 0) <= jax.device_count():
         return config
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, devices=None))
+    return override(config, ["train.devices=none"])

@@ -1,6 +1,5 @@
 """Whole runs on `digits`: what they leave behind, what is refused, and what options change."""
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -143,17 +142,17 @@ def test_the_hash_is_over_paths_and_little_endian_bytes() -> None:
 @pytest.mark.parametrize(
     ("setting", "run", "named"),
     [
-        ({"epochs": 5}, {}, "epochs: 3 there, 5 here"),
-        ({}, {"seed": 1}, "seed: 0 there, 1 here"),
-        ({}, {"experiment": "other"}, "experiment: 'test' there, 'other' here"),
+        (["epochs=5"], {}, "epochs: 3 there, 5 here"),
+        ([], {"seed": 1}, "seed: 0 there, 1 here"),
+        ([], {"experiment": "other"}, "experiment: 'test' there, 'other' here"),
     ],
 )
 def test_a_folder_of_another_run_is_refused(
-    make_config: Make, config: Config, finished: Path, setting: dict, run: dict, named: str
+    make_config: Make, config: Config, finished: Path, setting: list, run: dict, named: str
 ) -> None:
     before = files(finished)
     with pytest.raises(UserError) as error:
-        train(dataclasses.replace(config, **setting), finished, **run)
+        train(override(config, setting), finished, **run)
     assert named in str(error.value)
     assert files(finished) == before
 
