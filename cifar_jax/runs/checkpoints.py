@@ -33,7 +33,8 @@ _LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-\d+).*")
 class State(Protocol):
     """A NamedTuple of trees of arrays, `step` among them."""
 
-    step: jax.Array
+    @property
+    def step(self) -> jax.Array: ...
 
     def _asdict(self) -> dict[str, Any]: ...
 
