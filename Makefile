@@ -3,34 +3,46 @@ PYTHON ?= python3
 VENV   ?= .venv
 # Of pyproject.toml: cuda12, tpu. A machine with an NVIDIA driver gets cuda12 by itself.
 EXTRA  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda12)
-# Passed on to `cifar-jax train`: make exp-basic ARGS="--seed 1 --set epochs=2"
+# Passed on to the command: make exp-basic ARGS="--seed 1 --set epochs=2"
 ARGS   ?=
 
 BIN         := $(VENV)/bin
 CLI         := $(BIN)/cifar-jax
-PY_VERSION  := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+PY_VERSION  := $(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c \
+                 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 # The versions that were tested, where they were tested on this Python.
 CONSTRAINTS := $(wildcard constraints/python$(PY_VERSION).txt)
-EXPERIMENTS := basic net net-bn-gap net-attention resnet18-sgd resnet18-adam \
-               resnet18-adam-lr1e-4 resnet10 resnet10-plateau resnet10-separable
+PYTHONS     := 3.11 3.12 3.13
+# Resolves for every Python without having it.
+COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint \
+                 --custom-compile-command "make constraints" pyproject.toml
 empty :=
 comma := ,
-EXTRAS := $(subst $(empty) ,$(comma),$(strip dev $(EXTRA)))
+extras = $(subst $(empty) ,$(comma),$(strip $(EXTRA) $(1)))
+# A stamp for each set of extras, so that `make EXTRA=tpu` installs what an earlier make did not.
+USER_SETUP := $(VENV)/.installed$(addprefix -,$(extras))
+TEST_SETUP := $(VENV)/.installed-$(call extras,test)
+LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench tpu-check test test-slow lint format data paper report readme constraints clean
+.NOTPARALLEL:
+.PHONY: help setup demo bench tpu-check test test-oldest test-slow lint format data paper report \
+        readme constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
-$(VENV)/.installed: pyproject.toml $(CONSTRAINTS)
+$(TEST_SETUP): TOOLS := test
+$(LINT_SETUP): TOOLS := lint
+$(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP): pyproject.toml $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "cifar-jax needs Python 3.11 or newer: make PYTHON=python3.12 …" >&2; exit 2; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e '.[$(EXTRAS)]' $(addprefix -c ,$(CONSTRAINTS))
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
+	  -e '.$(addsuffix ],$(addprefix [,$(call extras,$(TOOLS))))'
 	@touch $@
 
-setup: $(VENV)/.installed ## Make .venv and install into it
+setup: $(USER_SETUP) ## Make .venv and install into it
 
 demo: setup ## Train two networks for a minute on the embedded digits, and report
 	$(CLI) train basic --workdir runs/demo/basic --set data.dataset=digits \
@@ -43,7 +55,9 @@ demo: setup ## Train two networks for a minute on the embedded digits, and repor
 exp-%: setup ## Train one experiment on CIFAR-10, such as exp-resnet18-adam
 	$(CLI) train $* $(ARGS)
 
-paper: $(addprefix exp-,$(EXPERIMENTS)) report ## Train all ten, then report
+paper: setup ## Train all ten; after a stop, go on with those that are not finished
+	$(CLI) train --paper $(ARGS)
+	$(CLI) report
 
 report: setup ## The paper against what was measured, from runs/
 	$(CLI) report
@@ -60,29 +74,31 @@ bench: setup ## Whole train steps beside PyTorch's, where PyTorch is installed
 tpu-check: setup ## Compile every train step for TPUs, without one (EXTRA=tpu)
 	$(BIN)/python -m benchmarks.tpu_check $(ARGS)
 
-test: setup ## The tests that take seconds
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+test: $(TEST_SETUP) ## The tests that take seconds
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-test-slow: setup ## The tests that train for minutes
-	$(BIN)/python -m pytest -m slow
+test-oldest: ## The same on the oldest versions that are allowed (PYTHON=python3.13)
+	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
 
-lint: setup ## Style, types and import rules
+test-slow: $(TEST_SETUP) ## The tests that train for minutes
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(LINT_SETUP) ## Style, types and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --level error
 	$(BIN)/lint-imports
 
-format: setup ## Put the code in form
+format: $(LINT_SETUP) ## Put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-constraints: ## Record the newest versions, to be tested, for this Python
-	rm -rf $(VENV)-newest
-	$(PYTHON) -m venv $(VENV)-newest
-	$(VENV)-newest/bin/python -m pip install --quiet -e '.[dev]'
-	mkdir -p constraints
-	$(VENV)-newest/bin/python -m pip freeze --exclude-editable > constraints/python$(PY_VERSION).txt
-	rm -rf $(VENV)-newest
+constraints: setup ## Record the newest versions and the oldest ones, to be tested
+	$(BIN)/python -m pip install --quiet uv
+	$(foreach version,$(PYTHONS),$(COMPILE) --python-version $(version) \
+	  --output-file constraints/python$(version).txt >/dev/null &&) true
+	$(COMPILE) --python-version 3.13 --resolution lowest-direct --exclude-newer 2025-10-15 \
+	  --only-binary :all: --no-binary promise --output-file constraints/oldest.txt >/dev/null
 
 clean: ## Delete what was made, but not runs/
-	rm -rf $(VENV) $(VENV)-newest build dist .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV)-oldest build dist .pytest_cache .ruff_cache .import_linter_cache

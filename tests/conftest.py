@@ -23,7 +23,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.experimental
 import pytest
+
+if not hasattr(jax, "enable_x64"):  # before jax 0.8
+    jax.enable_x64 = jax.experimental.enable_x64  # pyright: ignore
 
 pytest.register_assert_rewrite("short_runs")
 

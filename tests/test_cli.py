@@ -1,10 +1,12 @@
 """Every verb of the command line, from its arguments to its exit code and what it prints."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -12,7 +14,10 @@ from PIL import Image
 from cifar_jax import catalog, cli
 from cifar_jax.config import flatten
 from cifar_jax.data.cifar10 import CLASSES
+from cifar_jax.errors import UserError
 from cifar_jax.models import MODELS, PAPER_PARAMETERS
+from cifar_jax.training.fit import Run
+from cifar_jax.training.signals import Stopped
 
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "epochs=1", "--set", "data.train_images=64"),
@@ -141,6 +146,73 @@ def test_seeds_and_workdir(run, tmp_path: Path) -> None:
     assert run("train", "basic", "--workdir", "one", *QUICK, "--fresh").code == 0
 
 
+def test_one_that_fails_does_not_keep_the_others_from_their_turn(run, tmp_path: Path) -> None:
+    text = (catalog.experiments_folder() / "basic.py").read_text()
+    (tmp_path / "other.py").write_text(text)
+    (tmp_path / "all/other/seed0").mkdir(parents=True)
+    (tmp_path / "all/other/seed0/letter.txt").write_text("not a run's")
+    done = run("train", "other.py", "basic", "--workdir", "all", *QUICK)
+    assert done.code == 2
+    assert (tmp_path / "all/basic/seed0/result.json").exists()
+    said = done.out.partition("1 of 2 are finished:")[2]
+    assert "other seed 0: failed: all/other/seed0 holds other files" in said
+    assert "basic seed 0: test accuracy" in said
+    assert "1 failed" in done.err
+
+    (tmp_path / "all/other/seed0/letter.txt").unlink()
+    again = run("train", "other.py", "basic", "--workdir", "all", *QUICK)
+    assert again.code == 0
+    assert "all/basic/seed0 is finished" in again.out
+    assert "2 of 2 are finished:" in again.out
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders of the trainings that were begun. None takes any time; that of `net` fails, that
+    of `resnet10` breaks, and one of batches of 7 is stopped."""
+    folders = []
+
+    def fit(asked: Run, display: object) -> dict[str, Any]:
+        folders.append(asked.workdir)
+        if asked.config.batch_size == 7:
+            raise Stopped(signal.SIGTERM)
+        if asked.experiment == "net":
+            raise UserError("the loss is not finite")
+        if asked.experiment == "resnet10":
+            raise RuntimeError("out of memory\nat length")
+        facts = {"experiment": asked.experiment, "seed": asked.seed, "test_accuracy": 50.0}
+        return facts | {"epochs": 1, "paper_accuracy": None, "best_validation_epoch": None}
+
+    monkeypatch.setattr("cifar_jax.training.fit.fit", fit)
+    return folders
+
+
+PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
+
+
+def test_the_papers_experiments_one_after_the_other(run, begun: list[Path], capsys) -> None:
+    with pytest.raises(RuntimeError, match="out of memory"):  # a fault is shown, after the others
+        run("train", "--paper", "--seed", "2")
+    said = capsys.readouterr().out.partition(f"8 of {len(PAPER)} are finished:\n")[2]
+    assert begun == [Path("runs", name, "seed2") for name in PAPER]
+    lines = [line.strip() for line in said.splitlines()]
+    assert [line.partition(" ")[0] for line in lines] == PAPER
+    assert "net seed 2: failed: the loss is not finite" in lines
+    assert "resnet10 seed 2: failed: RuntimeError: out of memory" in lines
+
+
+def test_a_signal_stops_all(run, tmp_path: Path, begun: list[Path]) -> None:
+    (tmp_path / "runs/resnet10/seed0").mkdir(parents=True)
+    (tmp_path / "runs/resnet10/seed0/result.json").write_text("{}")
+    done = run("train", "basic", "net", "resnet10", "--set", "batch_size=7")
+    assert done.code == 128 + signal.SIGTERM
+    assert begun == [Path("runs/basic/seed0")]
+    assert "basic seed 0: saved and stopped" in done.out
+    assert "net seed 0: not trained in this start" in done.out
+    assert "resnet10 seed 0: finished before" in done.out
+    assert "1 of 3 are finished" in done.out
+
+
 def test_train_a_config_file(run, tmp_path: Path) -> None:
     text = (catalog.experiments_folder() / "basic.py").read_text()
     (tmp_path / "my_own.py").write_text(text.replace("epochs=20", "epochs=1"))
@@ -169,7 +241,9 @@ def test_data_import_and_status(run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], "Missing argument 'EXPERIMENT'"),
+        (["train"], "name one EXPERIMENT"),
+        (["train", "basic", "--paper"], "name one EXPERIMENT"),
+        (["train", "basic", "nett"], "did you mean net?"),
         (["train", "basik"], "did you mean basic?"),
         (["train", "nowhere.py"], "no experiment file"),
         (["train", "basic", "--set", "optimizer.lr"], "expected key=value"),

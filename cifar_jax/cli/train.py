@@ -15,12 +15,14 @@ from cifar_jax.errors import UserError
 RUNS = Path("runs")
 
 
-@click.command(short_help="Train an experiment, or go on with it.")
-@click.argument("experiment")
+@click.command(short_help="Train experiments, or go on with them.")
+@click.argument("experiments", metavar="EXPERIMENT...", nargs=-1)
+@click.option("--paper", is_flag=True, help="All experiments of the paper, in its order.")
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path),
-    help="The run's folder; with --seeds, that of the seeds' folders.  [runs/EXPERIMENT/seedN]",
+    help="The run's folder; with --seeds, that of the seeds' folders; with several experiments, "
+    "what stands for runs.  [runs/EXPERIMENT/seedN]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of all that is random.  [0]")
 @click.option("--seeds", type=click.IntRange(1), help="Train seeds 0 to N-1, one after the other.")
@@ -32,7 +34,8 @@ RUNS = Path("runs")
     help="Be one of several processes, as JAX_COORDINATOR_ADDRESS, SLURM or a TPU slice say.",
 )
 def train(
-    experiment: str,
+    experiments: Sequence[str],
+    paper: bool,
     workdir: Path | None,
     seed: int | None,
     seeds: int | None,
@@ -40,7 +43,9 @@ def train(
     fresh: bool,
     distributed: bool,
 ) -> None:
-    """Train EXPERIMENT, a name or a config file; go on where an earlier start stopped.
+    """Train each EXPERIMENT, a name or a config file; go on where an earlier start stopped.
+
+    One that fails does not keep the others from their turn; a signal stops them all.
 
     --set reaches every setting by its dotted name, such as --set optimizer.lr=3e-4
     --set data.dataset=digits --set epochs=2; `cifar-jax settings` lists them.
@@ -49,11 +54,15 @@ def train(
 
     if seed is not None and seeds is not None:
         raise UserError("--seed and --seeds exclude each other")
-    found = catalog.load(experiment)
-    overridden = config.override(found.config, settings)
-    changes = config.differences(config.flatten(found.config), config.flatten(overridden))
+    if paper == bool(experiments):
+        raise UserError("name one EXPERIMENT or several, or give --paper")
+    found = [catalog.load(name) for name in experiments or catalog.names()]
+    if paper:
+        found = [experiment for experiment in found if experiment.config.paper]
+    asked = [(experiment, config.override(experiment.config, settings)) for experiment in found]
 
     from cifar_jax import processes
+    from cifar_jax.cli.several import train_each
     from cifar_jax.training.display import Display
     from cifar_jax.training.fit import Run, fit
 
@@ -61,17 +70,30 @@ def train(
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes.initialize_distributed()
     display = Display(quiet=not processes.is_first())
-    for number in range(seeds) if seeds else [seed or 0]:
-        folder = workdir or RUNS / found.name
-        run = Run(
-            experiment=found.name,
-            config=overridden,
-            seed=number,
-            workdir=folder if workdir and not seeds else folder / f"seed{number}",
-            overrides={name: value for name, (_, value) in changes.items()},
-            fresh=fresh,
-        )
-        display.note(_result_line(fit(run, display)))
+    runs = []
+    for experiment, overridden in asked:
+        changes = config.differences(config.flatten(experiment.config), config.flatten(overridden))
+        for number in range(seeds) if seeds else [seed or 0]:
+            folder = (workdir or RUNS) / experiment.name / f"seed{number}"
+            if workdir and len(asked) == 1:
+                folder = workdir / f"seed{number}" if seeds else workdir
+            run = Run(
+                experiment=experiment.name,
+                config=overridden,
+                seed=number,
+                workdir=folder,
+                overrides={name: value for name, (_, value) in changes.items()},
+                fresh=fresh,
+            )
+            runs.append(run)
+
+    def train_one(run: Run) -> str:
+        return _result_line(fit(run, display))
+
+    if len(runs) == 1:
+        display.note(train_one(runs[0]))
+    else:
+        train_each(runs, train_one, say=display.note)
 
 
 def _result_line(result: dict[str, Any]) -> str:

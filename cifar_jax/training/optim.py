@@ -29,6 +29,9 @@ def make_schedule(
         case "cosine":
             return optax.cosine_decay_schedule(lr, steps)
         case "one-cycle":
+            if int(schedule.warmup * steps) == 0:
+                # No step to warm up in, which optax 0.2.6 divides by. Its own last rate.
+                return optax.cosine_decay_schedule(lr, steps, alpha=1 / (25 * 1e4))
             return optax.cosine_onecycle_schedule(steps, lr, schedule.warmup)
 
 

@@ -49,6 +49,14 @@ def test_one_cycle_peaks_after_its_warmup() -> None:
     assert found[-1] < LR / 100
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_one_cycle_without_a_step_to_warm_up_begins_at_its_peak(steps: int) -> None:
+    by_step = make_schedule(Schedule(name="one-cycle", warmup=0.3), LR, steps, 1)
+    found = [float(by_step(step)) for step in range(steps + 1)]
+    expected = [LR * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps + 1)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=LR * 1e-5)
+
+
 @pytest.mark.parametrize("name", ["constant", "step", "cosine", "one-cycle", "plateau"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs_have_finite_rates(name: str, steps: int) -> None:

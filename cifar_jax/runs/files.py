@@ -1,0 +1,29 @@
+"""JSON files that appear whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path`, which appears whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """The value in `path`.
+
+    Raises:
+      UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no {path}: is {path.parent} the folder of a run?") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
