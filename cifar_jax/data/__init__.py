@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_jax.data import cache, cifar10, digits
+from cifar_jax.data.cifar10 import ImportResult, import_path, prepare
 from cifar_jax.data.dataset import Dataset, Split, split_validation
-from cifar_jax.data.download import prepare
-from cifar_jax.data.importing import ImportResult, import_path
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from cifar_jax import data
-from cifar_jax.data import cache, tfds_folder, tfds_write
+from cifar_jax.data import cache, tfds_folder
+from cifar_jax.data.cifar10 import tfds_write
 from cifar_jax.data.dataset import Decoded, Split, channel_statistics, fingerprint
 from cifar_jax.errors import UserError
 

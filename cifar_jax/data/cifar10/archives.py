@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.cifar10 import CLASSES
+from cifar_jax.data.cifar10.facts import CLASSES, OFFICIAL_MD5
 from cifar_jax.data.dataset import Decoded, Split
 from cifar_jax.data.progress import reason
 from cifar_jax.errors import UserError
@@ -22,22 +22,6 @@ from cifar_jax.errors import UserError
 IMAGES_PER_BATCH = 10_000
 _TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _BATCHES = (*_TRAIN_BATCHES, "test_batch")
-# MD5 of the official files: the python ones as in torchvision's datasets/cifar.py, the binary ones
-# as in GoTorch's download script.
-OFFICIAL_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-}
 _PIXELS = 3 * 32 * 32
 # The official batches are 31 MB each: what is far larger is none, and is not read into memory.
 _MAX_BATCH_BYTES = 100_000_000
