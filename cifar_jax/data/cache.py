@@ -21,7 +21,7 @@ from cifar_jax.data.dataset import Dataset, Decoded, Split, summarise
 from cifar_jax.data.progress import notice
 
 # Part of every entry: raise it when the layout of an entry or the meaning of its arrays changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -115,6 +115,7 @@ def _read(entry: Path, source: Source) -> Dataset | None:
             mean=tuple(meta["mean"]),
             std=tuple(meta["std"]),
             fingerprint=meta["fingerprint"],
+            content=meta["content"],
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
@@ -129,6 +130,7 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
         "mean": dataset.mean,
         "std": dataset.std,
         "fingerprint": dataset.fingerprint,
+        "content": dataset.content,
         "crc32": {name: zlib.crc32(array.data) for name, array in arrays.items()},
     }
     entry.parent.mkdir(parents=True, exist_ok=True)

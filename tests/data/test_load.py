@@ -13,8 +13,14 @@ import pytest
 
 from cifar_jax import data
 from cifar_jax.data import cache, tfds_folder
-from cifar_jax.data.cifar10 import tfds_write
-from cifar_jax.data.dataset import Decoded, Split, channel_statistics, fingerprint
+from cifar_jax.data.cifar10 import facts, tfds_write
+from cifar_jax.data.dataset import (
+    Decoded,
+    Split,
+    channel_statistics,
+    content_digest,
+    fingerprint,
+)
 from cifar_jax.errors import UserError
 
 
@@ -38,7 +44,7 @@ def assert_equal(a: data.Dataset, b: data.Dataset) -> None:
     np.testing.assert_array_equal(a.test.images, b.test.images)
     np.testing.assert_array_equal(a.test.labels, b.test.labels)
     assert (a.name, a.classes, a.mean, a.std) == (b.name, b.classes, b.mean, b.std)
-    assert a.fingerprint == b.fingerprint
+    assert (a.fingerprint, a.content) == (b.fingerprint, b.content)
 
 
 def test_import_is_light() -> None:
@@ -71,6 +77,41 @@ def test_changed_folder_is_noticed(
     np.testing.assert_array_equal(after.test.images, 255 - before.test.images)
     entries = [p.name for p in cache.cache_dir().iterdir() if p.is_dir()]
     assert len(entries) == 1, "the stale entry is replaced"
+
+
+def test_content_is_told_whatever_the_order(
+    prepared: Path, images: Decoded, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = data.load("cifar10")
+    assert not first.official
+    assert data.load("cifar10").content == first.content, "the cache keeps it"
+
+    order = np.random.default_rng(1).permutation(len(images.train.labels))
+    shuffled = images._replace(train=Split(*(part[order] for part in images.train)))
+    shutil.rmtree(prepared)
+    tfds_write.write_cifar10(shuffled, data_dir)
+    monkeypatch.setattr(facts, "CONTENT", first.content)
+    second = data.load("cifar10")
+    assert second.fingerprint != first.fingerprint
+    assert second.official
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "left out", "twice", "moved to the other"])
+def test_content_changes_with_anything_else(images: Decoded, change: str) -> None:
+    train, test = images.train, images.test
+    content = content_digest(train, test)
+    if change == "pixel":
+        train = Split(train.images.copy(), train.labels)
+        train.images[3, 0, 0, 0] ^= 1
+    elif change == "label":
+        train = Split(train.images, (train.labels + 1) % 10)
+    elif change == "left out":
+        train = Split(train.images[1:], train.labels[1:])
+    elif change == "twice":
+        train = Split(*(np.concatenate([part, part[:1]]) for part in train))
+    else:
+        train, test = test, train
+    assert content_digest(train, test) != content
 
 
 def _flip_a_byte(path: Path) -> None:
