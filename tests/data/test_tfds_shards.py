@@ -1,10 +1,13 @@
 """The shards of a tfds folder: TFRecord files without TensorFlow, many of them, and damage."""
 
+import io
 import json
 import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -79,14 +82,16 @@ def test_checksum_is_that_of_the_standard() -> None:
     assert google_crc32c.value(b"\xff" * 32) == 0x62A8AB43
 
 
-def test_records_that_tensorflow_wrote(tmp_path: Path) -> None:
-    """`tf.io.TFRecordWriter`, given "hello" and then nothing: its bytes, as they were recorded."""
-    content = (
-        "0500000000000000eab2043e68656c6c6fe27f7d58"  # length 5, its checksum, hello, its checksum
-        "0000000000000000293058d6d8ea82a2"
-    )
-    (tmp_path / "file").write_bytes(bytes.fromhex(content))
-    assert list(read_tfrecord(tmp_path / "file")) == [[b"hello", b""]]
+def test_records_that_others_wrote(tmp_path: Path) -> None:
+    """By tensorboardX, which has the framing and the checksum in code of its own."""
+    from tensorboardX.record_writer import RecordWriter
+
+    records = [b"hello", b"", np.random.default_rng(0).bytes(10_000)]
+    writer = RecordWriter(str(tmp_path / "file"))
+    for record in records:
+        writer.write(record)
+    writer.close()
+    assert list(read_tfrecord(tmp_path / "file")) == [records]
 
 
 def damaged(prepared: Path, shard: str, match: str) -> None:
@@ -133,7 +138,7 @@ def test_tfrecord_that_claims_exabytes(prepared: Path) -> None:
 def test_no_flipped_bit_of_a_shard_goes_unseen(prepared: Path) -> None:
     """ArrayRecord pads its chunks with bytes that no record holds: there nothing changes."""
     good = data.load("cifar10").fingerprint
-    shard = prepared / "cifar10-test.array_record-00000-of-00001"
+    shard = prepared / "cifar10-train.array_record-00000-of-00001"
     whole = shard.read_bytes()
     refused = 0
     for at in np.linspace(0, len(whole) - 1, 40).astype(int):
@@ -144,7 +149,7 @@ def test_no_flipped_bit_of_a_shard_goes_unseen(prepared: Path) -> None:
             assert data.load("cifar10").fingerprint == good
         except UserError:
             refused += 1
-    assert refused > 5
+    assert refused > 10
 
 
 @pytest.mark.parametrize(
@@ -157,8 +162,6 @@ def test_no_flipped_bit_of_a_shard_goes_unseen(prepared: Path) -> None:
 )
 def test_records_of_other_images(image: bytes | tuple, match: str, prepared: Path) -> None:
     """Nothing but PNG and JPEG of CIFAR-10's size is decoded, whatever Pillow knows."""
-    import io
-
     from tensorflow_datasets.proto import tf_example_pb2
 
     if isinstance(image, tuple):
@@ -166,7 +169,7 @@ def test_records_of_other_images(image: bytes | tuple, match: str, prepared: Pat
         Image.new("RGB", (32, 32)).save(file, "png")
         content = bytearray(file.getvalue())
         content[16:24] = struct.pack(">2I", *image)
-        content[29:33] = struct.pack(">I", __import__("zlib").crc32(content[12:29]))
+        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
         image = bytes(content)
     rewrite(prepared, "tfrecord")
     shard = prepared / "cifar10-test.tfrecord-00000-of-00001"
@@ -182,5 +185,5 @@ def test_stock_tfds_reads_the_rewritten_folder(prepared: Path, images: Decoded) 
     import tensorflow_datasets as tfds
 
     rewrite(prepared, "array_record", 3)
-    builder = tfds.builder_from_directory(prepared)
+    builder: Any = tfds.builder_from_directory(prepared)
     assert len(builder.as_data_source("train")) == len(images.train.labels)
