@@ -120,6 +120,12 @@ def _flip_a_byte(path: Path) -> None:
     path.write_bytes(content)
 
 
+def _replace(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -130,6 +136,13 @@ def _flip_a_byte(path: Path) -> None:
         ("meta.json", Path.unlink),
         ("meta.json", lambda path: path.write_text("{")),
         ("meta.json", lambda path: path.write_text('{"version": 0}')),
+        ("meta.json", lambda path: path.write_text("[]")),
+        # What would load, and be wrong:
+        ("train_images.npy", lambda path: _replace(path, b"|u1", b"|i1")),
+        ("train_labels.npy", lambda path: _replace(path, b"<i4", b"<f4")),
+        ("meta.json", lambda path: _replace(path, b'"cat"', b'"dog"')),
+        ("meta.json", lambda path: _replace(path, b"0.5", b"0.6")),
+        ("meta.json", lambda path: _replace(path, b'"content": "', b'"content": "0')),
     ],
 )
 def test_damaged_cache_is_rebuilt(prepared: Path, decodings: list[Path], name, damage) -> None:
@@ -143,6 +156,29 @@ def test_damaged_cache_is_rebuilt(prepared: Path, decodings: list[Path], name, d
     assert second.fingerprint == fingerprint(second.train, second.test)
     assert_equal(second, data.load("cifar10"))
     assert len(decodings) == 2
+
+
+def test_cache_runs_no_code(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though every checksum holds."""
+
+    class Touch:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    good = data.load("cifar10")
+    with monkeypatch.context() as patch:
+        save = np.save
+        hostile = np.array([Touch()], object)
+        patch.setattr(np, "save", lambda file, array, **_: save(file, hostile, allow_pickle=True))
+        cache._write(
+            next(p for p in cache.cache_dir().iterdir() if p.is_dir()),
+            tfds_folder.source(prepared),
+            good,
+        )
+    assert_equal(data.load("cifar10"), good)
+    assert not (tmp_path / "run").exists()
 
 
 def test_leftovers_of_a_killed_run_go_away(prepared: Path) -> None:
