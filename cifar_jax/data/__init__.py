@@ -8,9 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cifar_jax.data import cache, cifar10, digits
+from cifar_jax.data.cifar10 import ImportResult, facts, import_path, prepare
 from cifar_jax.data.dataset import Dataset, Split, split_validation
-from cifar_jax.data.download import prepare
-from cifar_jax.data.importing import ImportResult, import_path
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError
@@ -46,4 +45,5 @@ def load(name: str, *, data_dir: Path | None = None) -> Dataset:
         near = difflib.get_close_matches(name, DATASETS, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise UserError(f"unknown data set {name!r}: {hint}there are {', '.join(DATASETS)}")
-    return cache.load(DATASETS[name](data_dir or default_data_dir()))
+    dataset = cache.load(DATASETS[name](data_dir or default_data_dir()))
+    return dataset._replace(official=dataset.content == facts.CONTENT)

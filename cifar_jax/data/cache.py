@@ -1,8 +1,9 @@
 """Decoded arrays kept on disk, so that every start after the first loads in well under a second.
 
 An entry is a folder with four ``.npy`` files and ``meta.json``. It is good for one signature of its
-source, so a changed source is noticed, and its files carry checksums, so a damaged one is too; in
-either case the entry is built anew. Entries appear whole, by rename, under a lock.
+source, so a changed source is noticed, and `meta.json` holds checksums of the files and of itself,
+so a damaged one is too; in either case the entry is built anew. Entries appear whole, by rename,
+under a lock.
 """
 
 import contextlib
@@ -18,10 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cifar_jax.data.dataset import Dataset, Decoded, Split, summarise
-from cifar_jax.data.progress import notice
+from cifar_jax.data.progress import notice, reason
 
 # Part of every entry: raise it when the layout of an entry or the meaning of its arrays changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
@@ -61,7 +62,8 @@ def load(source: Source) -> Dataset:
         try:
             _write(entry, source, dataset)
         except OSError as error:
-            notice(f"{source.name} could not be cached in {entry.parent}: {error.strerror}")
+            what = error.strerror or reason(error)
+            notice(f"{source.name} could not be cached in {entry.parent}: {what}")
         return dataset
 
 
@@ -88,10 +90,15 @@ def is_fresh(source: Source) -> bool:
 
 def _read_meta(entry: Path) -> dict[str, Any] | None:
     try:
-        meta = json.loads((entry / "meta.json").read_text())
-    except (OSError, ValueError):
+        meta = json.loads((entry / "meta.json").read_text("utf-8"))
+        checksum = meta.pop("checksum")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return None
-    return meta if isinstance(meta, dict) else None
+    return meta if checksum == _checksum(meta) else None
+
+
+def _checksum(meta: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
 
 
 def _fits(meta: dict[str, Any], source: Source) -> bool:
@@ -104,9 +111,13 @@ def _read(entry: Path, source: Source) -> Dataset | None:
     if meta is None or not _fits(meta, source):
         return None
     try:
-        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-        if any(zlib.crc32(arrays[name].data) != meta["crc32"][name] for name in _ARRAYS):
-            return None
+        arrays = {}
+        for name in _ARRAYS:
+            file = entry / f"{name}.npy"
+            # The file's header too: it says what the bytes after it mean.
+            if zlib.crc32(np.memmap(file, mode="r").data) != meta["crc32"][name]:
+                return None
+            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
         return Dataset(
             name=source.name,
             classes=tuple(meta["classes"]),
@@ -115,6 +126,7 @@ def _read(entry: Path, source: Source) -> Dataset | None:
             mean=tuple(meta["mean"]),
             std=tuple(meta["std"]),
             fingerprint=meta["fingerprint"],
+            content=meta["content"],
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
@@ -129,7 +141,7 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
         "mean": dataset.mean,
         "std": dataset.std,
         "fingerprint": dataset.fingerprint,
-        "crc32": {name: zlib.crc32(array.data) for name, array in arrays.items()},
+        "content": dataset.content,
     }
     entry.parent.mkdir(parents=True, exist_ok=True)
     # The lock is held, so whatever of this name is left is from a run that was killed.
@@ -140,9 +152,31 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
     ) as scratch:
         fresh = Path(scratch) / "fresh"
         fresh.mkdir()
-        for name, array in arrays.items():
-            np.save(fresh / f"{name}.npy", array)
-        (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
+        meta["crc32"] = {
+            name: _save(fresh / f"{name}.npy", array) for name, array in arrays.items()
+        }
+        meta["checksum"] = _checksum(meta)
+        (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
         if entry.exists():
             entry.rename(Path(scratch) / "stale")
         fresh.rename(entry)
+
+
+def _save(path: Path, array: np.ndarray) -> int:
+    """Write the array and return the file's CRC-32.
+
+    NumPy writes through it, and not by its own `tofile`, whose errors do not say that a disk is
+    full.
+    """
+
+    class Summed:
+        crc32 = 0
+
+        def write(self, content: bytes) -> int:
+            self.crc32 = zlib.crc32(content, self.crc32)
+            return file.write(content)
+
+    with path.open("wb") as file:
+        summed = Summed()
+        np.save(summed, array, allow_pickle=False)  # pyright: ignore[reportArgumentType]
+    return summed.crc32

@@ -21,7 +21,10 @@ class Dataset(NamedTuple):
     """A data set in memory.
 
     ``mean`` and ``std`` are per channel, in 0..1, over every training image (before any validation
-    images are held out). ``fingerprint`` is that of `fingerprint`. Arrays may be read-only.
+    images are held out). ``fingerprint`` is that of `fingerprint`, which the order of images
+    changes, and ``content`` that of `content_digest`, which it does not. ``official`` says that
+    these are the published CIFAR-10's images, labels and splits, in whatever order and from
+    whatever source. Arrays may be read-only.
     """
 
     name: str
@@ -31,6 +34,8 @@ class Dataset(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     fingerprint: str
+    content: str = ""
+    official: bool = False
 
 
 class Decoded(NamedTuple):
@@ -97,7 +102,27 @@ def fingerprint(train: Split, test: Split) -> str:
     return digest.hexdigest()
 
 
+def content_digest(train: Split, test: Split) -> str:
+    """SHA-256 of what is in each split, whatever the order of its images.
+
+    An image's digest is the SHA-256 of its bytes, uint8 ``[32, 32, 3]`` in C order, and its
+    label's, little-endian int32; a split's is that of its images' digests, sorted; this one is
+    that of the two splits'.
+    """
+    digest = hashlib.sha256()
+    for split in (train, test):
+        images = np.ascontiguousarray(split.images, np.uint8)
+        labels = np.ascontiguousarray(split.labels, "<i4")
+        records = (
+            hashlib.sha256(image.tobytes() + label.tobytes()).digest()
+            for image, label in zip(images, labels, strict=True)
+        )
+        digest.update(hashlib.sha256(b"".join(sorted(records))).digest())
+    return digest.hexdigest()
+
+
 def summarise(name: str, decoded: Decoded) -> Dataset:
-    """The `Dataset` of freshly decoded arrays: adds statistics and fingerprint."""
+    """The `Dataset` of freshly decoded arrays: adds statistics and digests."""
     mean, std = channel_statistics(decoded.train.images)
-    return Dataset(name, *decoded, mean, std, fingerprint(decoded.train, decoded.test))
+    order, content = fingerprint(*decoded[1:]), content_digest(*decoded[1:])
+    return Dataset(name, *decoded, mean, std, order, content)

@@ -1,6 +1,5 @@
 """What `cifar-jax data status` says."""
 
-import importlib.util
 from pathlib import Path
 
 from cifar_jax.data import cache, cifar10, digits, tfds_folder
@@ -43,8 +42,6 @@ def _describe(path: Path) -> str:
     text = f"{found.format}, {counts} images"
     if path.name != cifar10.VERSION:
         text += f"; not used: version {cifar10.VERSION} is"
-    elif found.format == "tfrecord" and importlib.util.find_spec("tensorflow") is None:
-        text += "; needs TensorFlow, which is not installed"
     return text
 
 

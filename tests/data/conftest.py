@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import synthetic_cifar
 
-from cifar_jax.data import archives, tfds_write
+from cifar_jax.data.cifar10 import archives, tfds_write
 from cifar_jax.data.dataset import Decoded
 
 

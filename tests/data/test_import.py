@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cifar_jax import data
-from cifar_jax.data import archives, cifar10, download
+from cifar_jax.data.cifar10 import archives, download, facts
 from cifar_jax.data.dataset import Decoded
 from cifar_jax.errors import UserError
 
@@ -78,7 +78,7 @@ def test_metadata_are_those_of_stock_tfds(prepared: Path) -> None:
     ]
     features = json.loads((prepared / "features.json").read_text())
     assert set(features["featuresDict"]["features"]) == {"id", "image", "label"}
-    assert (prepared / "label.labels.txt").read_text().split() == list(cifar10.CLASSES)
+    assert (prepared / "label.labels.txt").read_text().split() == list(facts.CLASSES)
     assert sorted(p.name for p in prepared.iterdir()) == [
         "cifar10-test.array_record-00000-of-00001",
         "cifar10-train.array_record-00000-of-00001",
@@ -107,7 +107,7 @@ def test_official_archive_is_recognised(
 ) -> None:
     path = synthetic.pack(synthetic.write_python(tmp_path, images))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setitem(cifar10.OFFICIAL_ARCHIVES, digest, "cifar-10-python.tar.gz")
+    monkeypatch.setitem(facts.OFFICIAL_ARCHIVES, digest, "cifar-10-python.tar.gz")
     result = data.import_path(path, data_dir)
     assert result.official == "its SHA-256 is that of the official cifar-10-python.tar.gz"
 
@@ -118,7 +118,7 @@ def test_official_batches_are_recognised(
     path = synthetic.write_binary(tmp_path, images)
     for file in path.iterdir():
         digest = hashlib.md5(file.read_bytes()).hexdigest()
-        monkeypatch.setitem(archives.OFFICIAL_MD5, file.name, digest)
+        monkeypatch.setitem(facts.OFFICIAL_MD5, file.name, digest)
     assert data.import_path(path, data_dir).official is not None
 
 
@@ -265,8 +265,8 @@ class TestDownload:
     def archive(self, images: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path = synthetic.pack(synthetic.write_python(tmp_path / "server", images))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(cifar10, "ARCHIVE_URL", path.as_uri())
-        monkeypatch.setattr(cifar10, "OFFICIAL_ARCHIVES", {digest: path.name})
+        monkeypatch.setattr(facts, "ARCHIVE_URL", path.as_uri())
+        monkeypatch.setattr(facts, "OFFICIAL_ARCHIVES", {digest: path.name})
         return path
 
     def test_prepare(self, archive: Path, data_dir: Path) -> None:
@@ -293,7 +293,7 @@ class TestDownload:
     def test_no_network_names_three_ways_out(
         self, archive: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+        monkeypatch.setattr(facts, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
         with pytest.raises(UserError) as caught:
             data.load("cifar10")
         message = str(caught.value)
@@ -311,6 +311,6 @@ class TestDownload:
         monkeypatch.setattr(download, "_TIMEOUT", 0.2)
         with socket.create_server(("127.0.0.1", 0)) as server:
             port = server.getsockname()[1]
-            monkeypatch.setattr(cifar10, "ARCHIVE_URL", f"http://127.0.0.1:{port}/x.tar.gz")
+            monkeypatch.setattr(facts, "ARCHIVE_URL", f"http://127.0.0.1:{port}/x.tar.gz")
             with pytest.raises(UserError, match="timed out"):
                 data.prepare(data_dir)

@@ -12,8 +12,15 @@ import numpy as np
 import pytest
 
 from cifar_jax import data
-from cifar_jax.data import cache, tfds_folder, tfds_write
-from cifar_jax.data.dataset import Decoded, Split, channel_statistics, fingerprint
+from cifar_jax.data import cache, tfds_folder
+from cifar_jax.data.cifar10 import facts, tfds_write
+from cifar_jax.data.dataset import (
+    Decoded,
+    Split,
+    channel_statistics,
+    content_digest,
+    fingerprint,
+)
 from cifar_jax.errors import UserError
 
 
@@ -37,7 +44,7 @@ def assert_equal(a: data.Dataset, b: data.Dataset) -> None:
     np.testing.assert_array_equal(a.test.images, b.test.images)
     np.testing.assert_array_equal(a.test.labels, b.test.labels)
     assert (a.name, a.classes, a.mean, a.std) == (b.name, b.classes, b.mean, b.std)
-    assert a.fingerprint == b.fingerprint
+    assert (a.fingerprint, a.content) == (b.fingerprint, b.content)
 
 
 def test_import_is_light() -> None:
@@ -72,10 +79,51 @@ def test_changed_folder_is_noticed(
     assert len(entries) == 1, "the stale entry is replaced"
 
 
+def test_content_is_told_whatever_the_order(
+    prepared: Path, images: Decoded, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = data.load("cifar10")
+    assert not first.official
+    assert data.load("cifar10").content == first.content, "the cache keeps it"
+
+    order = np.random.default_rng(1).permutation(len(images.train.labels))
+    shuffled = images._replace(train=Split(*(part[order] for part in images.train)))
+    shutil.rmtree(prepared)
+    tfds_write.write_cifar10(shuffled, data_dir)
+    monkeypatch.setattr(facts, "CONTENT", first.content)
+    second = data.load("cifar10")
+    assert second.fingerprint != first.fingerprint
+    assert second.official
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "left out", "twice", "moved to the other"])
+def test_content_changes_with_anything_else(images: Decoded, change: str) -> None:
+    train, test = images.train, images.test
+    content = content_digest(train, test)
+    if change == "pixel":
+        train = Split(train.images.copy(), train.labels)
+        train.images[3, 0, 0, 0] ^= 1
+    elif change == "label":
+        train = Split(train.images, (train.labels + 1) % 10)
+    elif change == "left out":
+        train = Split(train.images[1:], train.labels[1:])
+    elif change == "twice":
+        train = Split(*(np.concatenate([part, part[:1]]) for part in train))
+    else:
+        train, test = test, train
+    assert content_digest(train, test) != content
+
+
 def _flip_a_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+def _replace(path: Path, old: bytes, new: bytes) -> None:
+    content = path.read_bytes()
+    assert old in content
+    path.write_bytes(content.replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +136,13 @@ def _flip_a_byte(path: Path) -> None:
         ("meta.json", Path.unlink),
         ("meta.json", lambda path: path.write_text("{")),
         ("meta.json", lambda path: path.write_text('{"version": 0}')),
+        ("meta.json", lambda path: path.write_text("[]")),
+        # What would load, and be wrong:
+        ("train_images.npy", lambda path: _replace(path, b"|u1", b"|i1")),
+        ("train_labels.npy", lambda path: _replace(path, b"<i4", b"<f4")),
+        ("meta.json", lambda path: _replace(path, b'"cat"', b'"dog"')),
+        ("meta.json", lambda path: _replace(path, b"0.5", b"0.6")),
+        ("meta.json", lambda path: _replace(path, b'"content": "', b'"content": "0')),
     ],
 )
 def test_damaged_cache_is_rebuilt(prepared: Path, decodings: list[Path], name, damage) -> None:
@@ -101,6 +156,29 @@ def test_damaged_cache_is_rebuilt(prepared: Path, decodings: list[Path], name, d
     assert second.fingerprint == fingerprint(second.train, second.test)
     assert_equal(second, data.load("cifar10"))
     assert len(decodings) == 2
+
+
+def test_cache_runs_no_code(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though every checksum holds."""
+
+    class Touch:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "run",)
+
+    good = data.load("cifar10")
+    with monkeypatch.context() as patch:
+        save = np.save
+        hostile = np.array([Touch()], object)
+        patch.setattr(np, "save", lambda file, array, **_: save(file, hostile, allow_pickle=True))
+        cache._write(
+            next(p for p in cache.cache_dir().iterdir() if p.is_dir()),
+            tfds_folder.source(prepared),
+            good,
+        )
+    assert_equal(data.load("cifar10"), good)
+    assert not (tmp_path / "run").exists()
 
 
 def test_leftovers_of_a_killed_run_go_away(prepared: Path) -> None:
@@ -153,15 +231,18 @@ def test_processes_that_start_at_once(prepared: Path) -> None:
         (
             "cifar10-train.array_record-00000-of-00001",
             lambda path: os.truncate(path, path.stat().st_size - 70_000),
-            "train records are damaged",
+            "cifar10-train.array_record-00000-of-00001 is damaged",
         ),
-        ("cifar10-test.array_record-00000-of-00001", _flip_a_byte, "test records are damaged"),
+        ("cifar10-test.array_record-00000-of-00001", _flip_a_byte, "cifar10-test.* is damaged"),
         ("dataset_info.json", lambda path: path.write_text('{"name": '), "metadata are damaged"),
         ("dataset_info.json", lambda path: path.write_text("[]"), "metadata are damaged"),
         ("dataset_info.json", Path.unlink, "dataset_info.json is missing"),
-        ("features.json", Path.unlink, "features.json is missing"),
         ("label.labels.txt", Path.unlink, "label.labels.txt is missing"),
-        ("label.labels.txt", lambda path: path.write_text("cat\n"), "labels beyond its 1 classes"),
+        (
+            "label.labels.txt",
+            lambda path: path.write_text("cat\n"),
+            r"label \d is beyond its 1 classes",
+        ),
     ],
 )
 def test_unusable_folder(prepared: Path, file: str, damage, match: str) -> None:
@@ -173,49 +254,33 @@ def test_unusable_folder(prepared: Path, file: str, damage, match: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_counts_that_do_not_match(prepared: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"shardLengths": ["21"]}, "20 images instead of 21"),
+        ({"shardLengths": ["19"]}, "more images than 19"),
+        ({"shardLengths": ["1000000000000"]}, "too small for 1,000,000,000,000 images"),
+        ({"shardLengths": ["-1"]}, "too small for -1 images"),
+        ({"shardLengths": ["many"]}, "metadata are damaged"),
+        ({"shardLengths": ["20", "1"]}, "cifar10-train.array_record-00000-of-00002 is missing"),
+        ({"filepathTemplate": "../{SPLIT}"}, "a shard is called '../train'"),
+        ({"filepathTemplate": "{SPLIT.__class__}"}, "{SPLIT.__class__} is missing"),
+        ({"filepathTemplate": "{ELSE}"}, "metadata are damaged"),
+    ],
+)
+def test_metadata_that_do_not_fit(prepared: Path, change: dict, match: str) -> None:
     info = json.loads((prepared / "dataset_info.json").read_text())
-    info["splits"][0]["shardLengths"] = ["21"]
+    info["splits"][0] |= change
     (prepared / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(UserError, match="train records are damaged"):
+    with pytest.raises(UserError, match=match):
         data.load("cifar10")
 
 
-def as_tfrecord(folder: Path) -> None:
-    """Turn a prepared folder into what stock tfds writes with TensorFlow (but for the records)."""
-    info = json.loads((folder / "dataset_info.json").read_text())
-    info["fileFormat"] = "tfrecord"
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    for shard in folder.glob("*.array_record-*"):
-        shard.rename(shard.with_name(shard.name.replace("array_record", "tfrecord")))
-
-
-def test_tfrecord_folder_without_tensorflow(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    as_tfrecord(prepared)
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # makes importing it fail
-    with pytest.raises(UserError, match="TFRecord") as caught:
+def test_a_name_cannot_lead_out_of_the_cache(prepared: Path) -> None:
+    info = json.loads((prepared / "dataset_info.json").read_text())
+    (prepared / "dataset_info.json").write_text(json.dumps(info | {"name": "../elsewhere"}))
+    with pytest.raises(UserError, match="metadata are damaged"):
         data.load("cifar10")
-    assert str(prepared) in str(caught.value)
-    assert "pip install tensorflow" in str(caught.value)
-    assert "cifar-jax data import" in str(caught.value)
-
-
-def test_tfrecord_folder_with_tensorflow(
-    prepared: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    tf = pytest.importorskip("tensorflow", reason="TFRecord folders are read with TensorFlow")
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    first = data.load("cifar10")
-    for shard in prepared.glob("*.array_record-*"):
-        records = ArrayRecordReader(str(shard)).read_all()
-        with tf.io.TFRecordWriter(str(shard)) as writer:
-            for record in records:
-                writer.write(record)
-    as_tfrecord(prepared)
-    assert_equal(data.load("cifar10"), first)
 
 
 def test_array_record_is_chosen_where_both_exist(prepared: Path) -> None:
@@ -269,8 +334,6 @@ def test_status(prepared: Path, data_dir: Path, tmp_path: Path) -> None:
     data.load("cifar10")
     assert "cifar10: fresh" in data.status(data_dir)
     assert str(tmp_path / "cache") in data.status(data_dir)
-    as_tfrecord(prepared)
-    assert "tfrecord" in data.status(data_dir)
     (prepared / "dataset_info.json").unlink()
     assert "dataset_info.json is missing" in data.status(data_dir)
     assert "not there" in data.status(tmp_path / "nowhere")

@@ -9,6 +9,7 @@ import pytest
 
 from cifar_jax import data
 from cifar_jax.data import cifar10
+from cifar_jax.data.dataset import content_digest
 
 # Read before this folder's fixtures change them.
 _CACHE = os.environ.get("CIFAR_JAX_CACHE")
@@ -38,6 +39,15 @@ def test_counts_and_statistics(data_dir: Path) -> None:
     assert dataset.classes == cifar10.CLASSES
     assert [round(x, 4) for x in dataset.mean] == [0.4914, 0.4822, 0.4465]
     assert [round(x, 4) for x in dataset.std] == [0.2470, 0.2435, 0.2616]
+
+
+def test_it_is_the_official_one(data_dir: Path) -> None:
+    """The fingerprint is in records of runs: it must go on to mean the same images and order."""
+    dataset = data.load("cifar10", data_dir=data_dir)
+    assert dataset.official
+    assert dataset.content == content_digest(dataset.train, dataset.test)
+    swapped = data.Split(dataset.train.images, np.roll(dataset.train.labels, 1))
+    assert content_digest(swapped, dataset.test) != dataset.content
 
 
 def test_first_images_are_those_of_stock_tfds(data_dir: Path) -> None:

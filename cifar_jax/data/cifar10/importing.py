@@ -4,7 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_jax.data import archives, cifar10, image_tree, tfds_folder, tfds_write
+from cifar_jax.data import tfds_folder
+from cifar_jax.data.cifar10 import archives, facts, image_tree, tfds_write
 from cifar_jax.data.dataset import Decoded
 from cifar_jax.errors import UserError
 
@@ -39,11 +40,11 @@ def import_path(path: Path, data_dir: Path | None = None) -> ImportResult:
     tfds_write.check_target(data_dir)
     recognised, official, decoded, remarks = _read(path)
     counts = {"train": len(decoded.train.labels), "test": len(decoded.test.labels)}
-    if counts != cifar10.COUNTS:
+    if counts != facts.COUNTS:
         remarks = (
             *remarks,
             f"{counts['train']:,} training and {counts['test']:,} test images, "
-            f"where CIFAR-10 has {cifar10.COUNTS['train']:,} and {cifar10.COUNTS['test']:,}",
+            f"where CIFAR-10 has {facts.COUNTS['train']:,} and {facts.COUNTS['test']:,}",
         )
     written = tfds_write.write_cifar10(decoded, data_dir)
     return ImportResult(recognised, official, counts, remarks, written)
@@ -61,7 +62,7 @@ def _read(path: Path) -> tuple[str, str | None, Decoded, tuple[str, ...]]:
             archive = archives.read_folder(batches)
             return f"unpacked {archive.kind} archive", _official(archive), archive.images, ()
         if image_tree.is_image_tree(path):
-            images, remarks = image_tree.read(path, cifar10.CLASSES)
+            images, remarks = image_tree.read(path, facts.CLASSES)
             return "image folder", None, images, remarks
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from error
@@ -72,6 +73,6 @@ def _official(archive: archives.Archive, packed: Path | None = None) -> str | No
     if packed:
         with packed.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest in cifar10.OFFICIAL_ARCHIVES:
-            return f"its SHA-256 is that of the official {cifar10.OFFICIAL_ARCHIVES[digest]}"
+        if digest in facts.OFFICIAL_ARCHIVES:
+            return f"its SHA-256 is that of the official {facts.OFFICIAL_ARCHIVES[digest]}"
     return "the MD5 of every batch is that of the official one" if archive.is_official else None

@@ -4,8 +4,8 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from cifar_jax.data import cifar10, tfds_write
-from cifar_jax.data.importing import ImportResult, import_path
+from cifar_jax.data.cifar10 import facts, tfds_write
+from cifar_jax.data.cifar10.importing import ImportResult, import_path
 from cifar_jax.data.progress import progress
 from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError
@@ -25,14 +25,14 @@ def prepare(data_dir: Path | None = None) -> ImportResult:
 
     data_dir = data_dir or default_data_dir()
     tfds_write.check_target(data_dir)
-    name = cifar10.ARCHIVE_URL.rpartition("/")[2]
+    name = facts.ARCHIVE_URL.rpartition("/")[2]
     with tempfile.TemporaryDirectory(prefix="cifar-jax-") as scratch:
         archive = Path(scratch) / name
         try:
-            digest = _download(cifar10.ARCHIVE_URL, archive)
+            digest = _download(facts.ARCHIVE_URL, archive)
         except (OSError, http.client.HTTPException) as error:
             raise _unavailable(data_dir, str(getattr(error, "reason", error))) from error
-        if cifar10.OFFICIAL_ARCHIVES.get(digest) != name:
+        if facts.OFFICIAL_ARCHIVES.get(digest) != name:
             raise _unavailable(data_dir, f"what came is not the official archive: SHA-256 {digest}")
         return import_path(archive, data_dir)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cifar_jax.data.cifar10 import folder
+from cifar_jax.data.cifar10.facts import folder
 from cifar_jax.data.dataset import Decoded, Split
 from cifar_jax.data.progress import progress
 from cifar_jax.errors import UserError

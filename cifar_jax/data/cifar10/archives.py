@@ -5,16 +5,14 @@ and blue values; format: https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
 import hashlib
-import io
-import pickle
 import tarfile
-import zlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.cifar10 import CLASSES
+from cifar_jax.data.cifar10 import pickles
+from cifar_jax.data.cifar10.facts import CLASSES, OFFICIAL_MD5
 from cifar_jax.data.dataset import Decoded, Split
 from cifar_jax.data.progress import reason
 from cifar_jax.errors import UserError
@@ -22,25 +20,11 @@ from cifar_jax.errors import UserError
 IMAGES_PER_BATCH = 10_000
 _TRAIN_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 _BATCHES = (*_TRAIN_BATCHES, "test_batch")
-# MD5 of the official files: the python ones as in torchvision's datasets/cifar.py, the binary ones
-# as in GoTorch's download script.
-OFFICIAL_MD5 = {
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-    "data_batch_1.bin": "5dd7e06a14cb22eb9f671a540d1b7c25",
-    "data_batch_2.bin": "5ea93a67294ea407fff1d09f752e9692",
-    "data_batch_3.bin": "942cd6a4bcdd0dd3c604fbe906cb4421",
-    "data_batch_4.bin": "ae636b3ba5c66a11e91e8cb52e771fcb",
-    "data_batch_5.bin": "53f37980c15c3d472c316c40844f3f0d",
-    "test_batch.bin": "803d5f7f4d78ea53de84dbe85f74fb6d",
-}
 _PIXELS = 3 * 32 * 32
 # The official batches are 31 MB each: what is far larger is none, and is not read into memory.
 _MAX_BATCH_BYTES = 100_000_000
+_MAX_ARCHIVE_BYTES = 1_000_000_000
+_MAX_HEADER_BYTES = 100_000
 
 
 class Archive(NamedTuple):
@@ -69,6 +53,8 @@ def read_folder(path: Path) -> Archive:
         for file in (path / name, path / f"{name}.bin"):
             if file.is_file():
                 try:
+                    if file.stat().st_size > _MAX_BATCH_BYTES:
+                        raise UserError(f"{file} is too large for a CIFAR-10 batch")
                     batches[file.name] = file.read_bytes()
                 except OSError as error:
                     raise UserError(f"{file} cannot be read: {error.strerror}") from error
@@ -80,28 +66,48 @@ def read_archive(path: Path) -> Archive:
 
     Raises UserError if the file is no archive, or one that is truncated or lacks batches.
     """
+    batches, unpacked, is_archive = {}, 0, False
     try:
-        archive = tarfile.open(path)  # noqa: SIM115
-    except tarfile.TarError as error:
-        raise UserError(
-            f"{path} is not a tar archive, or a damaged one: download it again"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
-    batches = {}
-    with archive:
-        try:
+        with tarfile.open(path, tarinfo=_Member) as archive:
+            is_archive = True
             for member in archive:
+                unpacked += member.size
+                if unpacked > _MAX_ARCHIVE_BYTES:
+                    raise _TooLarge("all of it")
                 name = Path(member.name).name
                 if not member.isfile() or name.removesuffix(".bin") not in _BATCHES:
                     continue
-                if member.size > _MAX_BATCH_BYTES:
-                    raise UserError(f"{path}: {member.name} is too large for a CIFAR-10 batch")
+                if member.size > _MAX_BATCH_BYTES:  # a sparse one, its header being small
+                    raise _TooLarge(member.name)
                 file = archive.extractfile(member)
                 batches[name] = file.read() if file else b""
-        except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
-            raise UserError(f"{path} is truncated or damaged: download it again") from error
+    except _TooLarge as error:
+        raise UserError(f"{path}: {error} is too large for CIFAR-10") from error
+    except PermissionError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    # A damaged archive can raise anything: tarfile's errors, EOFError, those of the compressions.
+    except Exception as error:
+        raise UserError(
+            f"{path} is truncated or damaged: download it again"
+            if is_archive
+            else f"{path} is not a tar archive, or a damaged one: download it again"
+        ) from error
     return _decode(path, batches)
+
+
+class _TooLarge(Exception):
+    pass
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose size is checked before tarfile reads a long name or an extended header."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Member":
+        member = super().frombuf(buf, encoding, errors)
+        if member.size > (_MAX_BATCH_BYTES if member.isfile() else _MAX_HEADER_BYTES):
+            raise _TooLarge(member.name)
+        return member
 
 
 def _decode(path: Path, batches: dict[str, bytes]) -> Archive:
@@ -146,51 +152,26 @@ def _binary_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _python_batch(content: bytes) -> tuple[np.ndarray, np.ndarray]:
-    batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
+    batch = pickles.load(content)
     if not isinstance(batch, dict):
         raise ValueError("it holds no dictionary")
     # Keys are byte strings as Python 2 wrote them, or text where someone has saved them again.
     fields = {k.decode() if isinstance(k, bytes) else k: v for k, v in batch.items()}
-    data, labels = fields["data"], np.asarray(fields["labels"])
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8:
-        raise ValueError("its data are not an array of uint8")
-    if data.shape != (IMAGES_PER_BATCH, _PIXELS) or labels.shape != (IMAGES_PER_BATCH,):
-        raise ValueError(f"{len(data):,} images instead of {IMAGES_PER_BATCH:,}")
-    return data, _checked_labels(labels)
+    if missing := {"data", "labels"} - fields.keys():
+        raise ValueError(f"it holds no {' and no '.join(sorted(missing))}")
+    data, labels = fields["data"], fields["labels"]
+    if not isinstance(data, pickles.Array) or data.values.ndim != 2:
+        raise ValueError("its data are not a table of uint8")
+    if isinstance(labels, pickles.Array):
+        labels = labels.values.tolist()
+    if not isinstance(labels, list) or not all(type(label) is int for label in labels):
+        raise ValueError("its labels are not a list of whole numbers")
+    if data.values.shape != (IMAGES_PER_BATCH, _PIXELS) or len(labels) != IMAGES_PER_BATCH:
+        raise ValueError(f"{len(data.values):,} images instead of {IMAGES_PER_BATCH:,}")
+    return data.values, _checked_labels(np.asarray(labels))
 
 
 def _checked_labels(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind not in "iu" or not 0 <= labels.min() <= labels.max() < len(CLASSES):
         raise ValueError("its labels are not whole numbers from 0 to 9")
     return labels.astype(np.int32)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """Stands in for ``_codecs.encode``, which Python 3 puts into pickles of protocol 2."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"encoding {encoding!r} has no place in a batch")
-    return text.encode(encoding)
-
-
-# A pickle can name any function there is; a batch needs only these, which build arrays.
-_REBUILD_ARRAY: Any = np.empty(0).__reduce__()[0]
-_FROM_BUFFER: Any = np.empty(0).__reduce_ex__(5)[0]
-_ADMITTED = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy._core.multiarray", "_reconstruct"): _REBUILD_ARRAY,
-    ("numpy.core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("numpy._core.numeric", "_frombuffer"): _FROM_BUFFER,
-    ("_codecs", "encode"): _encode,
-}
-
-
-class _BatchUnpickler(pickle.Unpickler):
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        try:
-            return _ADMITTED[module_name, global_name]
-        except KeyError:
-            raise pickle.UnpicklingError(
-                f"{module_name}.{global_name} has no place in a batch"
-            ) from None

@@ -1,0 +1,27 @@
+"""How a run gets hold of CIFAR-10."""
+
+import hashlib
+from pathlib import Path
+
+from cifar_jax.data import cache, tfds_folder
+from cifar_jax.data.cifar10 import facts
+from cifar_jax.data.cifar10.download import prepare
+from cifar_jax.data.progress import notice
+
+
+def source(data_dir: Path) -> cache.Source:
+    """The prepared folder as a source; where there is none, it is downloaded and prepared first.
+
+    Raises UserError, naming the ways out, if it cannot be downloaded.
+    """
+    path = facts.folder(data_dir)
+    if not path.exists():
+        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+        # Two processes that start at once: the second finds what the first has prepared.
+        with cache.locked(f"prepare-{place}"):
+            if not path.exists():
+                notice(
+                    f"CIFAR-10 is not in {data_dir} yet: downloading it from {facts.ARCHIVE_URL}"
+                )
+                prepare(data_dir)
+    return tfds_folder.source(path)
