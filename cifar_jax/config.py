@@ -117,6 +117,12 @@ class Train(Settings):
     """Iterations between `[EPOCH 041 | IT 04000] LOSS: 0.001` lines."""
     keep_checkpoints: Annotated[Count, Execution()] = 2
     """The last so many are kept, and that of the best validation accuracy."""
+    checkpoint_minutes: Annotated[float | None, Field(gt=0), Execution()] = 10.0
+    """Save within an epoch too, when so many minutes have gone by since the last time; none for
+    never."""
+    on_nan: Annotated[Literal["stop", "restore"], Execution()] = "stop"
+    """When the loss is no longer finite: stop, or go on from the last checkpoint with half the
+    learning rate, at most three times."""
     devices: Annotated[int | None, Field(ge=1), Execution()] = None
     """Use the first so many devices; none for all that divide the batch."""
 

@@ -22,6 +22,7 @@ def compile_logits(
     normalise: Callable[[jax.Array], jax.Array],
     batch_size: int,
     mesh: Mesh,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> LogitsFn:
     """A function from variables to float32 logits `[N, classes]` of `images`, in evaluation mode.
 
@@ -33,6 +34,7 @@ def compile_logits(
       normalise: from uint8 images to what the network takes.
       batch_size: images at a time, rounded up to a multiple of the devices.
       mesh: where it runs.
+      after_batch: called after each batch; what it raises ends the evaluation.
     """
     count = len(images)
     batch = min(batch_size, count)
@@ -52,7 +54,10 @@ def compile_logits(
     )
 
     def evaluate(variables: Mapping[str, Any]) -> np.ndarray:
-        found = [program(variables, data, np.int32(number)) for number in range(batches)]
+        found = []
+        for number in range(batches):
+            found.append(program(variables, data, np.int32(number)))
+            after_batch()
         return np.concatenate(jax.device_get(found))[:count]
 
     return evaluate

@@ -60,6 +60,14 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
+def greatest(*values: float) -> list[float]:
+    """Of each of the `values` the greatest that any process has. All must call it."""
+    if jax.process_count() == 1:
+        return list(values)
+    rows = multihost_utils.process_allgather(np.asarray(values, np.float32))
+    return [float(value) for value in np.asarray(rows).max(0)]
+
+
 def from_all(function: Callable[[], T]) -> T:
     """Call `function` in every process; what a `UserError` stops one at stops all."""
     result, message = None, None

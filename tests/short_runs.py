@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cifar_jax.config import Config
 from cifar_jax.training import fit
 from cifar_jax.training.display import Display
@@ -65,11 +67,19 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+def loss_lines(folder: Path) -> list[str]:
+    """The log's lines of the training; what was made again after a kill counts once."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    return sorted({line for line in lines if line.startswith("[EPOCH")})
+
+
 def assert_same_run(folder: Path, finished: Path) -> None:
     """Bit for bit the same weights, and every figure but the clock's."""
     ours, theirs = (json.loads((path / "result.json").read_text()) for path in (folder, finished))
     assert ours["params_sha256"] == theirs["params_sha256"]
     assert rows_of(folder) == rows_of(finished)
-    ignored = (*TIMES, "overrides", "experiment", "git_commit", "paper_accuracy")
+    assert np.array_equal(*(np.load(path / "test_logits.npy") for path in (folder, finished)))
+    assert loss_lines(folder) == loss_lines(finished)
+    ignored = (*TIMES, "overrides", "experiment", "git_commit", "paper_accuracy", "starts")
     for key in theirs.keys() - set(ignored):
         assert ours[key] == theirs[key], key

@@ -51,7 +51,9 @@ def train_each(
     say(f"\n{finished} of {len(runs)} are finished:")
     for line in lines:
         say(f"  {line}")
-    if stop or fault:
-        raise stop or fault
+    if stop:
+        raise stop
+    if fault:
+        raise fault
     if finished < len(runs):
         raise UserError(f"{len(runs) - finished} failed; the same command goes on with them")

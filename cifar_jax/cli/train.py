@@ -22,7 +22,7 @@ RUNS = Path("runs")
     "--workdir",
     type=click.Path(path_type=Path),
     help="The run's folder; with --seeds, that of the seeds' folders; with several experiments, "
-    "what stands for runs.  [runs/EXPERIMENT/seedN]",
+    "what stands for runs.  [runs/EXPERIMENT[@SETTINGS]/seedN]",
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of all that is random.  [0]")
 @click.option("--seeds", type=click.IntRange(1), help="Train seeds 0 to N-1, one after the other.")
@@ -63,6 +63,7 @@ def train(
 
     from cifar_jax import processes
     from cifar_jax.cli.several import train_each
+    from cifar_jax.runs.folder import folder_name
     from cifar_jax.training.display import Display
     from cifar_jax.training.fit import Run, fit
 
@@ -72,9 +73,12 @@ def train(
     display = Display(quiet=not processes.is_first())
     runs = []
     for experiment, overridden in asked:
-        changes = config.differences(config.flatten(experiment.config), config.flatten(overridden))
+        # How a run is carried out makes it no other.
+        own, asked_for = config.identity(experiment.config), config.identity(overridden)
+        changes = {name: v for name, (_, v) in config.differences(own, asked_for).items()}
         for number in range(seeds) if seeds else [seed or 0]:
-            folder = (workdir or RUNS) / experiment.name / f"seed{number}"
+            name = folder_name(experiment.name, changes)
+            folder = (workdir or RUNS) / name / f"seed{number}"
             if workdir and len(asked) == 1:
                 folder = workdir / f"seed{number}" if seeds else workdir
             run = Run(
@@ -82,8 +86,9 @@ def train(
                 config=overridden,
                 seed=number,
                 workdir=folder,
-                overrides={name: value for name, (_, value) in changes.items()},
+                overrides=changes,
                 fresh=fresh,
+                extend=workdir is not None,
             )
             runs.append(run)
 
@@ -98,7 +103,7 @@ def train(
 
 def _result_line(result: dict[str, Any]) -> str:
     paper = result["paper_accuracy"]
-    beside = f" (the paper: {paper:.2f} %)" if paper and not result["overrides"] else ""
+    beside = f" (the paper: {paper:.2f} %)" if paper and _is_the_papers(result) else ""
     best = result["best_validation_epoch"]
     also = (
         f"; {result['best_validation_test_accuracy']:.2f} % at the best validation, epoch {best}"
@@ -109,3 +114,8 @@ def _result_line(result: dict[str, Any]) -> str:
         f"{result['experiment']} seed {result['seed']}: test accuracy "
         f"{result['test_accuracy']:.2f} %{beside}{also}"
     )
+
+
+def _is_the_papers(result: dict[str, Any]) -> bool:
+    """Whether it is of the paper's own settings and images, and so to be compared with it."""
+    return not result["overrides"] and result.get("data_official", True)

@@ -24,8 +24,9 @@ from cifar_jax import devices, processes
 from cifar_jax.errors import UserError
 
 VERSION = 2
-"""Of the state as it is saved: 1 had no digests, no `elapsed` and no sums at the last log line."""
+"""Of what is saved: 1 had no digests, and nothing beside the state but the accuracy."""
 
+_META = ("whole", "validation_accuracy", "extra", "sha256")
 _WEIGHTS = ("params", "batch_stats")
 _LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-\d+).*")
 
@@ -52,6 +53,8 @@ class Meta(NamedTuple):
     """Made at the end of an epoch, not within one."""
     validation_accuracy: float | None
     """In percent, where it was measured."""
+    extra: Mapping[str, Any]
+    """What was saved beside the state."""
     digests: Mapping[str, str] | None
     """SHA-256 by field of the state: none in those of version 1, None where this is damaged."""
 
@@ -130,10 +133,19 @@ class Checkpoints:
 
     def best(self) -> int | None:
         """The step of the best validation accuracy, the latest of equals; None without any."""
+        return meta.step if (meta := self.best_meta()) else None
+
+    def best_meta(self) -> Meta | None:
+        """The checkpoint of the best validation accuracy, the latest of equals."""
         return _best(self.all())
 
     def save(
-        self, state: State, validation_accuracy: float | None = None, *, whole: bool = True
+        self,
+        state: State,
+        validation_accuracy: float | None = None,
+        *,
+        whole: bool = True,
+        extra: Mapping[str, Any] | None = None,
     ) -> None:
         """Save in the background; the save before is finished first.
 
@@ -141,6 +153,7 @@ class Checkpoints:
           state: what is saved. Its arrays may be donated as soon as this returns.
           validation_accuracy: lets it count as the best.
           whole: whether an epoch ends here.
+          extra: what else is to be known when it is restored, as JSON has it.
 
         Raises:
           UserError: the save before could not be written.
@@ -153,6 +166,7 @@ class Checkpoints:
             "step": step,
             "whole": whole,
             "validation_accuracy": validation_accuracy,
+            "extra": dict(extra or {}),
             "sha256": {name: _digest(tree) for name, tree in fields.items()},
         }
         if processes.is_first() and (self._folder / str(step)).exists():
@@ -186,17 +200,17 @@ class Checkpoints:
         }
         return like._replace(**placed)
 
-    def restore_newest(self, like: S) -> tuple[S | None, list[Damaged]]:
+    def restore_newest(self, like: S) -> tuple[S, Meta | None, list[Damaged]]:
         """The newest state that can be read, and the newer ones that cannot, which are set aside.
 
-        None where there is no checkpoint at all.
+        Where there is no checkpoint at all, it is `like`, without a `Meta`.
 
         Raises:
           UserError: none of several can be read; then none is touched.
         """
         damaged: list[Damaged] = []
         for meta in reversed(self.all()):
-            state, reason = None, None
+            state, reason = like, None
             try:
                 state = self.restore(meta.step, like)
             except DamagedError as error:
@@ -206,7 +220,7 @@ class Checkpoints:
                 if processes.is_first():
                     for found in damaged:
                         self.set_aside(found.step)
-                return state, damaged
+                return state, meta, damaged
             damaged.append(Damaged(meta.step, reasons[0]))
         if damaged:
             told = "; ".join(f"{found.step}: {found.reason}" for found in damaged)
@@ -214,7 +228,7 @@ class Checkpoints:
                 f"no checkpoint in {self._folder} can be read ({told}): bring back a good copy, "
                 "or train anew with --fresh"
             )
-        return None, []
+        return like, None, []
 
     def weights(self, step: int) -> dict[str, Any]:
         """The variables of that step as NumPy arrays: `params`, and `batch_stats` where there are.
@@ -257,7 +271,9 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
         missing = digests.keys() & set(wanted) - found.keys()
-        wrong = [name for name in found if name in digests and _digest(found[name]) != digests[name]]
+        wrong = [
+            name for name in found if name in digests and _digest(found[name]) != digests[name]
+        ]
         if missing or wrong:
             names = ", ".join([*missing, *wrong])
             raise self._damaged(step, f"its {names} differ from what was saved")
@@ -269,14 +285,14 @@ class Checkpoints:
             items = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
             if "meta" in items:
                 meta = json.loads((folder / "meta" / "metadata").read_text())
-                return Meta(step, meta["whole"], meta["validation_accuracy"], meta["sha256"])
+                return Meta(step, *(meta[name] for name in _META))
             accuracy = None
             if "metrics" in items:  # version 1
                 accuracy = json.loads((folder / "metrics" / "metrics").read_text())
                 accuracy = float(accuracy["validation_accuracy"])
-            return Meta(step, True, accuracy, {})
+            return Meta(step, True, accuracy, {}, {})
         except (OSError, ValueError, LookupError, TypeError):
-            return Meta(step, False, None, None)
+            return Meta(step, False, None, {}, None)
 
     def _prune(self) -> None:
         for path in self._folder.iterdir():  # left by a start that was killed
@@ -286,7 +302,7 @@ class Checkpoints:
         whole = [meta.step for meta in found if meta.whole]
         kept = {*whole[-self._keep :], found[-1].step} if found else set()
         for meta in found:
-            if meta.step not in kept and meta.step != _best(found):
+            if meta.step not in kept and meta is not _best(found):
                 self._delete(meta.step)
 
     def _damaged(self, step: int, reason: str) -> DamagedError:
@@ -311,13 +327,13 @@ class Checkpoints:
         return Path(self._link.name) / "checkpoints"
 
 
-def _best(found: list[Meta]) -> int | None:
+def _best(found: list[Meta]) -> Meta | None:
     measured = [meta for meta in found if meta.validation_accuracy is not None]
-    return max(measured, key=lambda m: (m.validation_accuracy, m.step)).step if measured else None
+    return max(measured, key=lambda m: (m.validation_accuracy, m.step), default=None)
 
 
 def _tree(metadata: Any) -> Any:
-    """The tree of arrays in what orbax says of a checkpoint, which has changed with its versions."""
+    """The tree of arrays in what orbax tells of a checkpoint, in a form of each version."""
     metadata = getattr(metadata, "item_metadata", metadata)
     return getattr(metadata, "tree", metadata)
 

@@ -1,17 +1,21 @@
 """A run's folder: what it was asked, where it ran, how it went, and what came out.
 
-    config.json     experiment, seed, every setting by dotted name, and which were overridden
-    env.json        versions, device, git commit, command line; one object a start
-    log.txt         the lines of the training, in the paper's form
-    metrics.jsonl   one object an epoch
-    tensorboard/    the same for TensorBoard
-    checkpoints/    orbax
-    result.json     written once, when the run is finished
+    config.json       experiment, seed, every setting by dotted name, and which were overridden
+    model.json        what is needed to use the model anywhere: network, classes, mean, std, data
+    env.json          versions, device, machine, git commit, command line; one object a start
+    log.txt           the lines of the training, in the paper's form
+    metrics.jsonl     one object an epoch
+    tensorboard/      the same for TensorBoard
+    checkpoints/      orbax
+    test_logits.npy   float16, of the test images in their order, once the run is finished
+    result.json       written last, when the run is finished
 
 JSON files appear whole or not at all. No JAX is imported here.
 """
 
+import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,13 +26,17 @@ from typing import Any
 
 import filelock
 
-from cifar_jax.config import differences
+from cifar_jax import config as configs
 from cifar_jax.errors import UserError
-from cifar_jax.runs.environment import git_commit, machine, versions
+from cifar_jax.runs import environment
 from cifar_jax.runs.files import read_json, write_json
 
-_OWN_FILES = ("env.json", "log.txt", "metrics.jsonl", "result.json")
-_OWN_FOLDERS = ("tensorboard", "checkpoints")
+_OWN_FILES = (
+    *("result.json", "test_logits.npy", "model.json", "env.json", "log.txt", "metrics.jsonl"),
+)
+_CHECKPOINT = re.compile(r"\d+|damaged-\d+|\.deleted-\d+|\d+\.orbax-checkpoint-tmp.*")
+_GROWING_SCHEDULES = ("constant", "plateau", "step")
+"""Those that do not depend on the number of epochs."""
 
 
 class Workdir:
@@ -61,48 +69,71 @@ class Workdir:
         """Finish the run."""
         write_json(self.path / "result.json", result)
 
-    def epochs(self) -> list[dict[str, Any]]:
-        """Metrics of the epochs so far; a last line that a crash cut short is left out."""
-        rows = []
+    def card(self) -> dict[str, Any] | None:
+        """The model card; None in a folder that was made before there were any."""
+        path = self.path / "model.json"
+        return read_json(path) if path.exists() else None
+
+    def write_card(self, card: Mapping[str, Any]) -> None:
+        """Write the model card, from the run's first start on."""
+        write_json(self.path / "model.json", card)
+
+    def starts(self) -> list[dict[str, Any]]:
+        """Where and when the run was started, the first first."""
+        path = self.path / "env.json"
+        return read_json(path) if path.exists() else []
+
+    def epochs(self) -> tuple[list[dict[str, Any]], int]:
+        """Metrics of the epochs so far, by epoch, and how many lines of them cannot be read.
+
+        Where an epoch was written down twice, the later line counts.
+        """
+        rows: dict[int, dict[str, Any]] = {}
+        lost = 0
         path = self.path / "metrics.jsonl"
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
-                break
-        return rows
+                row = json.loads(line)
+                rows[int(row["epoch"])] = row
+            except (ValueError, LookupError, TypeError):
+                lost += 1
+        return [rows[epoch] for epoch in sorted(rows)], lost
 
     def append_epoch(self, row: Mapping[str, Any]) -> None:
         """Add the metrics of an epoch."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def rewind(self, step: int) -> list[dict[str, Any]]:
-        """Drop the epochs after `step`, which a resumed run is about to repeat; keep the rest."""
-        rows = [row for row in self.epochs() if row["step"] <= step]
+    def rewind(self, epoch: int) -> tuple[list[dict[str, Any]], int]:
+        """Drop the metrics after `epoch`, which a resumed run is about to make again.
+
+        Returns:
+          Those that are kept, and how many lines could not be read.
+        """
+        rows, lost = self.epochs()
+        rows = [row for row in rows if row["epoch"] <= epoch]
         beside = self.path / ".metrics.jsonl"
         beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         beside.replace(self.path / "metrics.jsonl")
-        return rows
+        return rows, lost
 
-    def record_start(self, device: Mapping[str, Any]) -> dict[str, Any]:
-        """Add where and when this start runs to env.json; returns what was added."""
-        path = self.path / "env.json"
-        starts = read_json(path) if path.exists() else []
+    def record_start(self, device: Mapping[str, Any], execution: Mapping[str, Any]) -> None:
+        """Add where and when this start runs, and how it is carried out, to env.json."""
         start = {
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": sys.argv,
-            "git_commit": git_commit(),
-            "versions": versions(),
+            **environment.describe(),
             "device": dict(device),
-            "machine": machine(),
+            "execution": dict(execution),
         }
-        write_json(path, [*starts, start])
-        return start
+        write_json(self.path / "env.json", [*self.starts(), start])
 
 
 @contextmanager
-def open_workdir(path: Path, identity: Mapping[str, Any], *, fresh: bool) -> Iterator[Workdir]:
+def open_workdir(
+    path: Path, identity: Mapping[str, Any], *, fresh: bool, extend: bool = False
+) -> Iterator[Workdir]:
     """The run's folder, made or found, and locked for as long as the context lasts.
 
     Args:
@@ -110,6 +141,7 @@ def open_workdir(path: Path, identity: Mapping[str, Any], *, fresh: bool) -> Ite
       identity: what config.json holds: `experiment`, `seed`, `overrides` and `config`, the settings
         by dotted name. A folder that holds another is refused.
       fresh: delete the run that is in the folder first. Other files in it stay.
+      extend: let a run that is there have more epochs than it was made with.
 
     Raises:
       UserError: another process is at work in the folder; it holds another config, or files that
@@ -123,8 +155,11 @@ def open_workdir(path: Path, identity: Mapping[str, Any], *, fresh: bool) -> Ite
         visible = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
         if visible and not known.exists():
             raise UserError(f"{path} holds other files and no run: choose another --workdir")
-        if known.exists() and not fresh:
-            _check_identity(path, identity)
+        extended = False
+        if known.exists() and fresh:
+            _read_identity(path)  # what cannot be told from a stranger's is not deleted
+        elif known.exists():
+            extended = _check_identity(path, identity, extend=extend)
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -133,20 +168,21 @@ def open_workdir(path: Path, identity: Mapping[str, Any], *, fresh: bool) -> Ite
         raise UserError(f"{path} cannot be used: {error.strerror or error}") from None
     try:
         if fresh:
-            for name in _OWN_FILES:
-                (path / name).unlink(missing_ok=True)
-            for name in _OWN_FOLDERS:
-                shutil.rmtree(path / name, ignore_errors=True)
+            _delete_run(path)
+        if extended:
+            (path / "result.json").unlink(missing_ok=True)
         # The last to be replaced: a folder with files and no config.json would be taken for
         # somebody else's, if this were killed on the way.
-        if fresh or not known.exists():
+        if fresh or extended or not known.exists():
             write_json(known, identity)
         yield Workdir(path)
     finally:
         lock.release()
 
 
-def finished_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] | None:
+def finished_result(
+    path: Path, identity: Mapping[str, Any], *, extend: bool = False
+) -> dict[str, Any] | None:
     """The result of the run in `path`, if there is one and it is finished.
 
     Raises:
@@ -154,8 +190,8 @@ def finished_result(path: Path, identity: Mapping[str, Any]) -> dict[str, Any] |
     """
     if not (path / "config.json").exists():
         return None
-    _check_identity(path, identity)
-    return Workdir(path).result()
+    extended = _check_identity(path, identity, extend=extend)
+    return None if extended else Workdir(path).result()
 
 
 def existing_workdir(path: Path) -> tuple[Workdir, dict[str, Any]]:
@@ -169,25 +205,84 @@ def existing_workdir(path: Path) -> tuple[Workdir, dict[str, Any]]:
     return Workdir(path), _read_identity(path)
 
 
+def folder_name(experiment: str, changes: Mapping[str, Any]) -> str:
+    """Where runs of an experiment go by default: its name, and what differs from its settings.
+
+    >>> folder_name("basic", {"epochs": 5, "optimizer.lr": 0.01})
+    'basic@epochs=5,lr=0.01'
+    """
+    if not changes:
+        return experiment
+    last = [name.rpartition(".")[2] for name in changes]
+    short = {
+        name: part if last.count(part) == 1 and part != "name" else name
+        for name, part in zip(changes, last, strict=True)
+    }
+    text = ",".join(f"{short[name]}={value}" for name, value in changes.items())
+    text = re.sub(r"[^\w.,=+@-]+", "-", text)
+    if len(text) > 80:
+        text = f"{text[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return f"{experiment}@{text}"
+
+
+def _delete_run(path: Path) -> None:
+    """Delete what a run has written, and nothing else: its config.json stays to be replaced."""
+    try:
+        for name in _OWN_FILES:
+            (path / name).unlink(missing_ok=True)
+        checkpoints, tensorboard = path / "checkpoints", path / "tensorboard"
+        for found in checkpoints.iterdir() if checkpoints.is_dir() else ():
+            if _CHECKPOINT.fullmatch(found.name):
+                shutil.rmtree(found)
+        for found in tensorboard.glob("events.out.tfevents.*"):
+            found.unlink()
+        for folder in (checkpoints, tensorboard):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or path} cannot be deleted ({error.strerror}): "
+            "choose another --workdir, or delete it yourself"
+        ) from None
+
+
 def _read_identity(path: Path) -> dict[str, Any]:
     identity = read_json(path / "config.json")
     if not (
         isinstance(identity, dict)
         and {"experiment", "seed"} <= identity.keys()
         and isinstance(identity.get("config"), dict)
+        and {"model.name", "epochs"} <= identity["config"].keys()
     ):
         raise UserError(f"{path / 'config.json'} is damaged, or not a run's")
     return identity
 
 
-def _check_identity(path: Path, wanted: Mapping[str, Any]) -> None:
-    def settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: identity[key] for key in ("experiment", "seed")} | identity["config"]
+def _check_identity(path: Path, wanted: Mapping[str, Any], *, extend: bool) -> bool:
+    """Whether the run in `path` is the one that is wanted but for more epochs."""
+    there = _read_identity(path)
 
-    differing = differences(settings(_read_identity(path)), settings(wanted))
-    if differing:
-        listing = ", ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
-        raise UserError(
-            f"{path} holds a run of another config ({listing}): "
-            "choose another --workdir, or --fresh"
-        )
+    def settings(identity: Mapping[str, Any]) -> dict[str, Any]:
+        try:
+            own = configs.identity(identity["config"])
+        except UserError as error:
+            raise UserError(f"{path / 'config.json'}: {error}") from None
+        return {key: identity[key] for key in ("experiment", "seed")} | own
+
+    differing = configs.differences(settings(there), settings(wanted))
+    if not differing:
+        return False
+    advice = "choose another --workdir, or --fresh"
+    if differing.keys() == {"epochs"}:
+        before, after = differing["epochs"]
+        schedule = wanted["config"]["schedule.name"]
+        if after < before:
+            advice = "it cannot have fewer; " + advice
+        elif schedule not in _GROWING_SCHEDULES:
+            advice = f"its {schedule} schedule is made for {before} epochs; " + advice
+        elif not extend:
+            advice = f"name the folder by --workdir {path} to train it on; or " + advice
+        else:
+            return True
+    listing = ", ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
+    raise UserError(f"{path} holds a run of another config ({listing}): {advice}")

@@ -140,7 +140,7 @@ def _read_folder(path: Path) -> Run:
 def _epochs(workdir: Workdir) -> list[Mapping[str, Any]]:
     path = workdir.path / "metrics.jsonl"
     try:
-        return [_checked(row, _EPOCH, path) for row in workdir.epochs()]
+        return [_checked(row, _EPOCH, path) for row in workdir.epochs()[0]]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
 

@@ -4,28 +4,27 @@ import hashlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from cifar_jax import models, processes
-from cifar_jax.config import Config, flatten
+from cifar_jax.config import Config, execution, flatten
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
-from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs import environment
+from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
+from cifar_jax.runs.files import write_array
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
 from cifar_jax.training import programs, signals
 from cifar_jax.training.display import Display
-from cifar_jax.training.programs import Pace, Programs, Setup
+from cifar_jax.training.loop import Progress, Trainer, epoch_of
+from cifar_jax.training.programs import Setup
 from cifar_jax.training.step import TrainState
-
-SECONDS_BETWEEN_UPDATES = 0.5
 
 
 class Run(NamedTuple):
@@ -39,6 +38,8 @@ class Run(NamedTuple):
     """Settings that differ from the experiment file's, by dotted name."""
     fresh: bool = False
     """Begin anew, whatever the folder holds."""
+    extend: bool = False
+    """Let a run that is in the folder have more epochs than it was made with."""
 
     def identity(self) -> dict[str, Any]:
         """What config.json holds; a folder that holds another is refused."""
@@ -59,46 +60,67 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
     Raises:
       UserError: settings that do not fit each other, the data or the folder, or a loss that is
         no longer finite. What stops one process so, stops all.
-      signals.Stopped: a signal asked for it; the run is saved.
+      signals.Stopped: a signal asked for it; what there was to save is saved.
     """
     began = time.perf_counter()
-    finished = None
-    if not run.fresh:
-        finished = processes.from_first(lambda: finished_result(run.workdir, run.identity()))
-    if finished:
-        display.note(f"{run.workdir} is finished; --fresh would train it anew")
-        return finished
-    setup = processes.from_all(lambda: programs.setup(run.config))
-    if len(set(processes.exchange(setup.dataset.fingerprint))) > 1:
-        raise UserError(f"the processes have different images of {setup.dataset.name}")
-    with (
-        _opened(run) as workdir,
-        Checkpoints(workdir.checkpoints, run.config.train.keep_checkpoints) as checkpoints,
-        signals.remembered() as stop,
-    ):
-        start = processes.from_first(lambda: workdir.record_start(_device(setup)))
-        state = programs.init_state(setup, run.seed)
-        if (latest := checkpoints.latest()) is not None:
-            state = checkpoints.restore(latest, state)
-        # An epoch may have been written down whose checkpoint was not finished.
-        rows = processes.from_first(lambda: workdir.rewind(latest or 0))
-        # What a killed start did after its last whole epoch is repeated, and not counted twice.
-        began -= rows[-1]["wall_seconds"] if rows else 0
-        log = workdir.log if processes.is_first() else Path(os.devnull)
-        with display.showing(log, run.experiment, run.config.epochs, setup.steps_per_epoch):
-            display.line(_headline(run, setup, latest))
-            pace = Pace(run.config.train.steps_per_call)
-            training = _Training(run, setup, workdir, checkpoints, display, stop, began, pace)
-            state, compile_seconds = training.train(state, rows)
-            result = _result(run, setup, state, rows, checkpoints)
-        result |= {
-            "wall_seconds": round(time.perf_counter() - began, 1),
-            "compile_seconds": round(compile_seconds, 1),
-            **{key: start[key] for key in ("git_commit", "versions", "device", "machine")},
-        }
-        if processes.is_first():
-            workdir.write_result(result)
+    with signals.remembered() as received:
+        with received.at_once():
+            if (finished := _finished(run)) is not None:
+                display.note(f"{run.workdir} is finished; --fresh would train it anew")
+                return finished
+            setup = processes.from_all(lambda: programs.setup(run.config))
+            if len(set(processes.exchange(setup.dataset.fingerprint))) > 1:
+                raise UserError(f"the processes have different images of {setup.dataset.name}")
+        keep = run.config.train.keep_checkpoints
+        with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
+            with received.at_once():
+                told = processes.from_first(lambda: _begin(run, setup, workdir))
+                state, meta, damaged = checkpoints.restore_newest(
+                    programs.init_state(setup, run.seed)
+                )
+                # An epoch may have been written down whose checkpoint was not finished.
+                epoch = epoch_of(setup, state)
+                rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
+            log = workdir.log if processes.is_first() else Path(os.devnull)
+            with display.showing(log, run.experiment, run.config.epochs, setup.steps_per_epoch):
+                for found in damaged:
+                    told.append(
+                        f"the checkpoint of step {found.step} is damaged ({found.reason}): "
+                        f"set aside as {workdir.checkpoints / f'damaged-{found.step}'}"
+                    )
+                if lost or len(rows) != epoch:
+                    told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
+                for text in [_headline(run, setup, meta), *told]:
+                    display.line(text)
+                earlier = rows[-1]["wall_seconds"] if rows else 0.0
+                progress = Progress.saved(meta.extra if meta else {}, began, earlier)
+                state, compile_seconds = Trainer(
+                    *(run.config, run.seed, setup, workdir, checkpoints, display, received),
+                    *(progress, rows),
+                ).train(state)
+                checkpoints.wait()
+                with received.at_once():
+                    result, logits = _result(run, setup, state, rows, checkpoints, display)
+            starts = processes.from_first(workdir.starts)
+            result |= {
+                "wall_seconds": round(progress.elapsed(), 1),
+                "compile_seconds": round(compile_seconds, 1),
+                **{key: starts[-1][key] for key in ("git_commit", "versions", "device", "machine")},
+                "starts": starts,
+            }
+            if processes.is_first():
+                write_array(workdir.path / "test_logits.npy", logits.astype(np.float16))
+                workdir.write_result(result)
+        received.check()
     return result
+
+
+def _finished(run: Run) -> dict[str, Any] | None:
+    if run.fresh:
+        return None
+    return processes.from_first(
+        lambda: finished_result(run.workdir, run.identity(), extend=run.extend)
+    )
 
 
 @contextmanager
@@ -107,7 +129,9 @@ def _opened(run: Run) -> Iterator[Workdir]:
     with ExitStack() as stack:
 
         def open_it() -> None:
-            stack.enter_context(open_workdir(run.workdir, run.identity(), fresh=run.fresh))
+            stack.enter_context(
+                open_workdir(run.workdir, run.identity(), fresh=run.fresh, extend=run.extend)
+            )
 
         processes.from_first(open_it)
         if not all(processes.exchange((run.workdir / "config.json").exists())):
@@ -118,126 +142,56 @@ def _opened(run: Run) -> Iterator[Workdir]:
         yield Workdir(run.workdir)
 
 
-@dataclass
-class _Training:
-    """The loop over epochs of one start of a run."""
+def _begin(run: Run, setup: Setup, workdir: Workdir) -> list[str]:
+    """Hold the data to the run's, and write down this start; returns what is to be told.
 
-    run: Run
-    setup: Setup
-    workdir: Workdir
-    checkpoints: Checkpoints
-    display: Display
-    stop: Callable[[], int | None]
-    """The signal that asked to stop, if one did."""
-    began: float
-    """On `perf_counter`'s clock, put back by what earlier starts took."""
-    pace: Pace
+    Raises:
+      UserError: the run was begun with other images, or in another order.
+    """
+    card, now = workdir.card(), model_card(run, setup)
+    if card is None:
+        workdir.write_card(now)
+    elif card["data"]["sha256"] != now["data"]["sha256"]:
+        same = card["data"]["content"] == now["data"]["content"]
+        what = "in another order, so that it would go on with others" if same else "others here"
+        raise UserError(
+            f"{workdir.path} was begun with images of {card['data']['name']} that are {what}: "
+            "set TFDS_DATA_DIR to the folder that it was begun with, or choose another --workdir"
+        )
+    workdir.record_start(_device(setup), execution(run.config))
+    differing = environment.differences(workdir.starts())
+    if not differing:
+        return []
+    return [f"not bit for bit what one start would come to: {', '.join(differing)}"]
 
-    def train(self, state: TrainState, rows: list[dict[str, Any]]) -> tuple[TrainState, float]:
-        """Go on from `state` to the last epoch, adding to `rows`; also gives compile seconds."""
-        setup, epochs = self.setup, self.run.config.epochs
-        first_epoch = int(state.step) // setup.steps_per_epoch
-        if first_epoch == epochs:
-            return state, 0.0
-        data = programs.train_data(setup)
-        training = programs.compile_training(setup, self.run.seed, state, data)
-        validate = None
-        compile_seconds = training.compile_seconds
-        if len(setup.validation.labels):
-            began = time.perf_counter()
-            validate = programs.compile_evaluation(setup, state, setup.validation.images)
-            compile_seconds += time.perf_counter() - began
-        first_process = processes.is_first()
-        with SummaryWriter(
-            str(self.workdir.tensorboard), purge_step=first_epoch + 1, write_to_disk=first_process
-        ) as board:
-            for epoch in range(first_epoch, epochs):
-                state, row = self.epoch(state, epoch, training)
-                if validate:
-                    found = measure(validate(state.variables), setup.validation.labels)
-                    row |= {f"validation_{name}": value for name, value in found.items()}
-                row["learning_rate"] = self.learning_rate(state)
-                observed = row["validation_loss" if validate else "train_loss"]
-                if not math.isfinite(row["train_loss"]) or not math.isfinite(observed):
-                    raise UserError(
-                        f"the loss is not finite after epoch {epoch + 1}: lower optimizer.lr "
-                        f"(now {row['learning_rate']:g})"
-                        + (f"; the checkpoint of epoch {epoch} is kept" if epoch else "")
-                    )
-                state = training.end_epoch(state, observed)
-                row["wall_seconds"] = round(time.perf_counter() - self.began, 1)
-                rows.append(row)
-                if first_process:
-                    self.workdir.append_epoch(row)
-                for name, value in row.items():
-                    if name not in ("epoch", "step"):
-                        split, _, metric = name.partition("_")
-                        tag = f"{split}/{metric}" if split in ("train", "validation") else name
-                        board.add_scalar(tag, value, epoch + 1)
-                self.checkpoints.save(state, row.get("validation_accuracy"))
-                self.display.line(_epoch_line(row, epochs))
-        return state, compile_seconds
 
-    def epoch(
-        self, state: TrainState, epoch: int, training: Programs
-    ) -> tuple[TrainState, dict[str, Any]]:
-        """From wherever in `epoch` the state is to its last step, with the metrics of training."""
-        setup, display = self.setup, self.display
-        every = self.run.config.train.log_every
-        first = epoch * setup.steps_per_epoch
-        begun_at = step = int(state.step)
-        end = first + setup.steps_per_epoch
-        order = training.order(epoch)
-        loss_sum, count = self.loss_sum(state)
-        began = updated = time.perf_counter()
-        while step < end:
-            next_line = first + (step - first) // every * every + every
-            take = min(self.pace.steps, end - step, next_line - step)
-            called = time.perf_counter()
-            state = training.train(state, order, take)
-            step += take
-            if not self.pace.settled:
-                jax.block_until_ready(state)
-                # All processes must make the same calls.
-                taken = max(processes.exchange(time.perf_counter() - called))
-                self.pace.observe(take, taken)
-            if step == next_line:
-                before = loss_sum, count
-                loss_sum, count = self.loss_sum(state)
-                mean = (loss_sum - before[0]) / (count - before[1])
-                iteration = f"[EPOCH {epoch + 1:03d} | IT {step - first:05d}]"
-                display.line(f"{iteration} LOSS: {mean:.3f}", detail=True)
-            now = time.perf_counter()
-            if display.live and now - updated > SECONDS_BETWEEN_UPDATES:
-                means = programs.means(state.metrics)
-                updated = time.perf_counter()
-                speed = (step - begun_at) * self.run.config.batch_size / (updated - began)
-                display.update(step, speed, **means)
-            signum = self.stop()
-            if jax.process_count() > 1:  # it may have reached one of them only
-                signum = max(processes.exchange(signum or 0)) or None if step == next_line else None
-            if signum is not None and step < end:
-                self.checkpoints.save(state)
-                raise signals.Stopped(signum)
-        means = programs.means(state.metrics)
-        seconds = time.perf_counter() - began
-        return state, {
-            "epoch": epoch + 1,
-            "step": step,
-            **{f"train_{name}": value for name, value in means.items()},
-            "images_per_second": round((end - begun_at) * self.run.config.batch_size / seconds, 1),
-        }
-
-    def learning_rate(self, state: TrainState) -> float:
-        """Of the epoch's last update."""
-        rate = np.asarray(self.setup.schedule(int(state.step) - 1))
-        return float(rate) * float(state.plateau.scale)
-
-    @staticmethod
-    def loss_sum(state: TrainState) -> tuple[float, int]:
-        """The epoch's sum of losses so far, and over how many images."""
-        loss, _, count = jax.device_get(state.metrics)
-        return float(loss), int(count)
+def model_card(run: Run, setup: Setup) -> dict[str, Any]:
+    """What is needed to use the model without the run: network, classes, inputs, data."""
+    dataset, model = setup.dataset, run.config.model
+    return {
+        "version": 1,
+        "experiment": run.experiment,
+        "seed": run.seed,
+        "model": {
+            "name": model.name,
+            "dropout": model.dropout,
+            "pooling": model.pooling,
+            "num_classes": len(dataset.classes),
+        },
+        "classes": list(dataset.classes),
+        "input_shape": list(models.IMAGE_SHAPE),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "data": {
+            "name": dataset.name,
+            "sha256": dataset.fingerprint,
+            "content": dataset.content,
+            "official": dataset.official,
+            "train_images": len(setup.train.labels),
+            "validation_images": len(setup.validation.labels),
+        },
+        "paper_accuracy": run.config.paper.test_accuracy if run.config.paper else None,
+    }
 
 
 def _result(
@@ -246,25 +200,31 @@ def _result(
     state: TrainState,
     rows: list[dict[str, Any]],
     checkpoints: Checkpoints,
-) -> dict[str, Any]:
-    """What came out: the test images are read here, once, after everything is decided."""
+    display: Display,
+) -> tuple[dict[str, Any], np.ndarray]:
+    """What came out, and the logits of the test images, which are read here, once, after
+    everything is decided."""
     images, labels = setup.dataset.test
     evaluate = programs.compile_evaluation(setup, state, images)
-    test = measure(evaluate(state.variables), labels)
+    logits = evaluate(state.variables)
+    test = measure(logits, labels)
     if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
         raise UserError("the loss on the test images is not finite: lower optimizer.lr")
-    paper, last = run.config.paper, rows[-1]
+    paper = run.config.paper
+    last = rows[-1] if rows and rows[-1]["epoch"] == run.config.epochs else {}
+    speeds = [row["images_per_second"] for row in rows]
     result: dict[str, Any] = {
         "experiment": run.experiment,
         "model": run.config.model.name,
         "dataset": setup.dataset.name,
         "seed": run.seed,
         "overrides": dict(run.overrides),
+        "settings": flatten(run.config),
         "parameters": models.count_parameters(state.params),
         "epochs": run.config.epochs,
         "steps": int(state.step),
-        "train_loss": last["train_loss"],
-        "train_accuracy": last["train_accuracy"],
+        "train_loss": last.get("train_loss"),
+        "train_accuracy": last.get("train_accuracy"),
         "validation_loss": last.get("validation_loss"),
         "validation_accuracy": last.get("validation_accuracy"),
         "test_loss": test["loss"],
@@ -272,21 +232,43 @@ def _result(
         "best_validation_epoch": None,
         "best_validation_accuracy": None,
         "best_validation_test_accuracy": None,
-        "images_per_second": round(float(np.median([row["images_per_second"] for row in rows])), 1),
+        "images_per_second": round(float(np.median(speeds)), 1) if speeds else None,
         "params_sha256": params_sha256(state.params),
         "data_sha256": setup.dataset.fingerprint,
+        "data_content": setup.dataset.content,
+        "data_official": setup.dataset.official,
         "paper_accuracy": paper.test_accuracy if paper else None,
     }
-    if (best := checkpoints.best()) is not None:
-        epoch = best // setup.steps_per_epoch
-        if best != int(state.step):
-            test = measure(evaluate(checkpoints.restore(best, state).variables), labels)
+    if (best := _restore_best(state, checkpoints, display)) is not None:
+        meta, best_state = best
+        if meta.step != int(state.step):
+            test = measure(evaluate(best_state.variables), labels)
         result |= {
-            "best_validation_epoch": epoch,
-            "best_validation_accuracy": rows[epoch - 1]["validation_accuracy"],
+            "best_validation_epoch": meta.step // setup.steps_per_epoch,
+            "best_validation_accuracy": meta.validation_accuracy,
             "best_validation_test_accuracy": test["accuracy"],
         }
-    return result
+    return result, logits
+
+
+def _restore_best(
+    state: TrainState, checkpoints: Checkpoints, display: Display
+) -> tuple[Meta, TrainState] | None:
+    """The checkpoint of the best validation accuracy that can be read."""
+    while (meta := checkpoints.best_meta()) is not None:
+        if meta.step == int(state.step):
+            return meta, state
+        best, reason = state, None
+        try:
+            best = checkpoints.restore(meta.step, state)
+        except DamagedError as error:
+            reason = str(error)
+        reasons = [text for text in processes.exchange(reason) if text]
+        if not reasons:
+            return meta, best
+        display.line(f"{reasons[0]}: set aside, and not counted as the best on validation")
+        processes.from_first(lambda step=meta.step: checkpoints.set_aside(step))
+    return None
 
 
 def params_sha256(params: Any) -> str:
@@ -305,31 +287,15 @@ def params_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def _headline(run: Run, setup: Setup, latest: int | None) -> str:
+def _headline(run: Run, setup: Setup, meta: Meta | None) -> str:
     device = _device(setup)
-    begun = f"goes on from step {latest}" if latest else "begins"
+    begun = f"goes on from step {meta.step}" if meta else "begins"
     return (
         f"{run.experiment} seed {run.seed} {begun}: "
         f"{run.config.epochs} epochs of {setup.steps_per_epoch} steps on {setup.dataset.name}, "
         f"{len(setup.train.labels)} training and {len(setup.validation.labels)} validation images, "
         f"on {device['count']} × {device['kind']}; {run.workdir}"
     )
-
-
-def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
-    parts = [
-        f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}",
-        f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:5.2f} %",
-    ]
-    if "validation_loss" in row:
-        loss, accuracy = row["validation_loss"], row["validation_accuracy"]
-        parts.append(f"validation loss {loss:.4f} acc {accuracy:5.2f} %")
-    parts += [
-        f"lr {row['learning_rate']:.3g}",
-        f"{row['images_per_second']:,.0f} images/s",
-        f"{row['wall_seconds']:,.0f} s",
-    ]
-    return "  ".join(parts)
 
 
 def _device(setup: Setup) -> dict[str, Any]:

@@ -223,14 +223,21 @@ class Pace:
     def __init__(self, steps_per_call: int | None) -> None:
         self.steps = steps_per_call or 1
         self.settled = steps_per_call is not None
-        self._observed = 0
+        self._calls = self._long = 0
 
     def observe(self, steps: int, seconds: float) -> None:
-        """Note how long a call of so many steps took, until that is settled."""
-        self._observed += 1
-        if self._observed == 1:
-            return  # it did what is done but once
-        if seconds * self.steps / steps < 0.1 and self.steps < 64:
+        """Note how long a call of so many steps took, until that is settled.
+
+        It takes two long calls in a row: one may have met a busy moment of the machine.
+        """
+        self._calls += 1
+        if self._calls == 1 or self.settled:
+            return  # the first did what is done but once
+        if seconds * self.steps / steps >= 0.1:
+            self._long += 1
+            self.settled = self._long == 2
+        elif self.steps < 64:
+            self._long = 0
             self.steps *= 2
         else:
             self.settled = True
@@ -259,10 +266,15 @@ def train_arguments(setup: Setup) -> tuple[Any, ...]:
     )
 
 
-def compile_evaluation(setup: Setup, state: TrainState, images: np.ndarray) -> LogitsFn:
+def compile_evaluation(
+    setup: Setup,
+    state: TrainState,
+    images: np.ndarray,
+    after_batch: Callable[[], None] = lambda: None,
+) -> LogitsFn:
     """A function from variables to the logits `[N, classes]` of `images`, uint8 `[N, 32, 32, 3]`.
 
-    `state` is for its shapes and stays valid.
+    `state` is for its shapes and stays valid; `after_batch` is as for `compile_logits`.
     """
     return compile_logits(
         setup.model,
@@ -271,7 +283,26 @@ def compile_evaluation(setup: Setup, state: TrainState, images: np.ndarray) -> L
         normalise=partial(_normalise, setup),
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
+        after_batch=after_batch,
     )
+
+
+def is_finite(state: TrainState) -> bool:
+    """Whether all weights, statistics and moments are; waits for the devices."""
+    return bool(_all_finite((state.params, state.batch_stats, state.opt_state)))
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all()
+
+
+def with_lower_rate(setup: Setup, state: TrainState, factor: float) -> TrainState:
+    """`state`, whose updates are multiplied by `factor` from now on."""
+    scale = np.float32(factor) * np.asarray(state.plateau.scale)
+    plateau = state.plateau._replace(scale=devices.put(scale, devices.replicated(setup.mesh)))
+    return state._replace(plateau=plateau)
 
 
 def means(metrics: Metrics) -> dict[str, float]:

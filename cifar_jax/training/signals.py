@@ -1,31 +1,71 @@
-"""Lets a signal end a run after the step in progress, when it can be saved."""
+"""Lets a signal end a run when it can be saved."""
 
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Stopped(Exception):
-    """A signal ended the run after it was saved."""
+class Stopped(BaseException):
+    """A signal ended the run. No `Exception`, so that nothing takes it for damaged data.
 
-    def __init__(self, signum: int) -> None:
+    Args:
+      signum: which.
+      saved: whether the run was saved because of it; else there was nothing new to save.
+    """
+
+    def __init__(self, signum: int, *, saved: bool = False) -> None:
         name = signal.Signals(signum).name
-        super().__init__(f"saved and stopped by {name}; the same command goes on from here")
+        what = "saved and stopped" if saved else "stopped"
+        super().__init__(f"{what} by {name}; the same command goes on from here")
         self.signum = signum
 
 
+class Signals:
+    """What came of SIGINT and SIGTERM. Make one with `remembered`."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        """The first that came."""
+        self._at_once = False
+
+    def check(self) -> None:
+        """Raise `Stopped` if one came."""
+        if self.received is not None:
+            raise Stopped(self.received)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While inside, where there is nothing to save, one ends the run as soon as it comes.
+
+        As soon as Python runs again, that is: a compilation is not interrupted.
+        """
+        self.check()
+        self._at_once = True
+        try:
+            yield
+        finally:
+            self._at_once = False
+        self.check()
+
+    def _receive(self, signum: int) -> None:
+        self.received = signum
+        if self._at_once:
+            raise Stopped(signum)
+        # It may have come amid a print, which a second one would corrupt or deadlock.
+        os.write(2, b"\nsaving after this step; once more to stop at once\n")
+
+
 @contextmanager
-def remembered() -> Iterator[Callable[[], int | None]]:
+def remembered() -> Iterator[Signals]:
     """Remember the first SIGINT or SIGTERM instead of acting on it; the next acts as before.
 
-    Yields a function that says which came, if one did. Only the main thread can handle signals:
-    in another one none is remembered.
+    Only the main thread can handle signals: in another one none is remembered.
     """
-    received: list[int] = []
+    signals = Signals()
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield signals
         return
     before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     # A shell has its background jobs ignore the Ctrl-C that is meant for another.
@@ -35,15 +75,13 @@ def remembered() -> Iterator[Callable[[], int | None]]:
         for signum, handler in before.items():
             signal.signal(signum, handler)
 
-    def remember(signum: int, frame: object) -> None:
-        received.append(signum)
+    def receive(signum: int, frame: object) -> None:
         restore()
-        # It may have come amid a print, which a second one would corrupt or deadlock.
-        os.write(2, b"\nsaving after this step; once more to stop at once\n")
+        signals._receive(signum)
 
     for signum in before:
-        signal.signal(signum, remember)
+        signal.signal(signum, receive)
     try:
-        yield lambda: received[0] if received else None
+        yield signals
     finally:
         restore()

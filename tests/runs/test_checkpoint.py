@@ -36,7 +36,8 @@ def test_checkpoints_kept_are_the_last_and_the_best(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.latest() is None
         assert checkpoints.best() is None
-        assert checkpoints.restore_newest(state(0)) == (None, [])
+        _, meta, damaged = checkpoints.restore_newest(state(0))
+        assert (meta, damaged) == (None, [])
     assert not (tmp_path / "c").exists()
     accuracies = {1: 10.0, 2: 50.0, 3: 20.0, 4: 30.0, 5: None, 6: 40.0, 7: None}
     saved(tmp_path / "c", accuracies, keep=2)
@@ -111,8 +112,8 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     with Checkpoints(tmp_path) as checkpoints:
         with pytest.raises(DamagedError, match=r"checkpoint .*/3 is damaged"):
             checkpoints.weights(3)
-        found, damaged = checkpoints.restore_newest(state(0))
-    assert found is not None
+        found, meta, damaged = checkpoints.restore_newest(state(0))
+    assert meta is not None
     assert found.params["w"].tolist() == [2] * 3000
     assert [bad.step for bad in damaged] == [3]
     assert damaged[0].reason
@@ -137,8 +138,8 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
 def test_folders_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path / name / "checkpoints", {1: 10.0, 2: 20.0})
     with Checkpoints(folder) as checkpoints:
-        found, damaged = checkpoints.restore_newest(state(0))
-    assert found is not None
+        found, meta, damaged = checkpoints.restore_newest(state(0))
+    assert meta is not None
     assert (int(found.step), damaged) == (2, [])
     assert names(folder) == {"1", "2"}
 

@@ -3,15 +3,29 @@
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from short_runs import files
 
+from cifar_jax.config import Config, Model, Optimizer, flatten, override
 from cifar_jax.errors import UserError
+from cifar_jax.runs import environment
 from cifar_jax.runs import folder as workdir
 from cifar_jax.runs.files import read_json, write_json
 
-IDENTITY = {"experiment": "basic", "seed": 0, "overrides": {}, "config": {"epochs": 2, "lr": 0.1}}
+CONFIG = Config(model=Model(name="basic"), epochs=2, batch_size=8, optimizer=Optimizer(lr=0.1))
+
+
+def identity(config: Config = CONFIG, **changed: Any) -> dict[str, Any]:
+    return {"experiment": "basic", "seed": 0, "overrides": {}, "config": flatten(config)} | changed
+
+
+def changed(*settings: str) -> dict[str, Any]:
+    return identity(override(CONFIG, settings))
+
+
+IDENTITY = identity()
 
 
 def make(path: Path) -> Path:
@@ -20,7 +34,10 @@ def make(path: Path) -> Path:
         folder.append_epoch({"epoch": 1, "step": 10})
         folder.append_epoch({"epoch": 2, "step": 20})
         folder.checkpoints.mkdir()
-        (folder.checkpoints / "state").write_text("weights")
+        for step in ("10", "20", "damaged-5"):
+            (folder.checkpoints / step / "default").mkdir(parents=True)
+        folder.tensorboard.mkdir()
+        (folder.tensorboard / "events.out.tfevents.1.host").write_text("events")
         folder.write_result({"test_accuracy": 50.0})
     return path
 
@@ -29,42 +46,117 @@ def test_the_same_run_finds_its_folder_again(tmp_path: Path) -> None:
     before = files(make(tmp_path / "deep" / "run"))
     with workdir.open_workdir(tmp_path / "deep" / "run", IDENTITY, fresh=False) as folder:
         assert folder.result() == {"test_accuracy": 50.0}
-        assert [row["epoch"] for row in folder.epochs()] == [1, 2]
+        assert [row["epoch"] for row in folder.epochs()[0]] == [1, 2]
     assert files(tmp_path / "deep" / "run") == before
     assert workdir.finished_result(tmp_path / "deep" / "run", IDENTITY) == {"test_accuracy": 50.0}
 
 
 @pytest.mark.parametrize(
-    ("changed", "named"),
+    ("asked", "named"),
     [
-        ({"seed": 1}, "seed: 0 there, 1 here"),
-        ({"experiment": "net"}, "experiment: 'basic' there, 'net' here"),
-        ({"config": {"epochs": 3, "lr": 0.1}}, "epochs: 2 there, 3 here"),
-        ({"config": {"epochs": 2}}, "lr: 0.1 there, None here"),
+        (identity(seed=1), "seed: 0 there, 1 here"),
+        (identity(experiment="net"), "experiment: 'basic' there, 'net' here"),
+        (changed("epochs=3"), "epochs: 2 there, 3 here): name the folder by --workdir"),
+        (changed("epochs=1"), "it cannot have fewer"),
+        (changed("optimizer.lr=0.2"), "optimizer.lr: 0.1 there, 0.2 here"),
     ],
 )
-def test_another_config_is_refused_by_its_fields(tmp_path: Path, changed, named: str) -> None:
+def test_another_config_is_refused_by_its_fields(
+    tmp_path: Path, asked: dict[str, Any], named: str
+) -> None:
     before = files(make(tmp_path))
     for attempt in (
-        lambda: workdir.finished_result(tmp_path, IDENTITY | changed),
-        lambda: workdir.open_workdir(tmp_path, IDENTITY | changed, fresh=False).__enter__(),
+        lambda: workdir.finished_result(tmp_path, asked),
+        lambda: workdir.open_workdir(tmp_path, asked, fresh=False).__enter__(),
     ):
         with pytest.raises(UserError) as error:
             attempt()
         assert named in str(error.value)
-        assert "lr: 0.1 there, 0.1" not in str(error.value)
+        assert "batch_size" not in str(error.value)
     assert files(tmp_path) == before
+
+
+def test_how_a_run_is_carried_out_makes_it_no_other(tmp_path: Path) -> None:
+    make(tmp_path)
+    asked = changed("train.devices=2", "train.log_every=5", "train.keep_checkpoints=9")
+    assert workdir.finished_result(tmp_path, asked) == {"test_accuracy": 50.0}
+    with workdir.open_workdir(tmp_path, asked, fresh=False):
+        pass
+
+
+def test_a_finished_run_can_have_more_epochs_where_its_folder_is_named(tmp_path: Path) -> None:
+    make(tmp_path)
+    more = changed("epochs=3")
+    assert workdir.finished_result(tmp_path, more, extend=True) is None
+    with workdir.open_workdir(tmp_path, more, fresh=False, extend=True) as folder:
+        assert folder.result() is None
+        assert [row["epoch"] for row in folder.epochs()[0]] == [1, 2]
+    assert read_json(tmp_path / "config.json") == more
+
+
+def test_a_schedule_that_knows_its_end_has_no_more_epochs(tmp_path: Path) -> None:
+    cosine = override(CONFIG, ["schedule.name=cosine"])
+    with workdir.open_workdir(tmp_path, identity(cosine), fresh=False):
+        pass
+    more = identity(override(cosine, ["epochs=3"]))
+    with pytest.raises(UserError, match="its cosine schedule is made for 2 epochs"):
+        workdir.finished_result(tmp_path, more, extend=True)
+
+
+def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> None:
+    stored = IDENTITY | {"config": IDENTITY["config"] | {"train.magic": 1}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(UserError, match=r"config\.json: .*train\.magic"):
+        workdir.finished_result(tmp_path, IDENTITY)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "net"),
+        ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
+        ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
+        ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
+    ],
+)
+def test_a_variation_has_a_folder_of_its_own(changes: dict[str, Any], name: str) -> None:
+    assert workdir.folder_name("net", changes) == name
+
+
+def test_long_names_of_folders_are_cut_and_stay_apart() -> None:
+    one, other = (
+        workdir.folder_name("net", {"data.dataset": f"folder:/{'long' * 60}/{n}"}) for n in "12"
+    )
+    assert one != other
+    assert max(len(one), len(other)) < 90
 
 
 def test_fresh_replaces_the_run_and_leaves_other_files(tmp_path: Path) -> None:
     make(tmp_path)
-    (tmp_path / "notes.txt").write_text("mine")
-    other = IDENTITY | {"seed": 1}
+    theirs = ("notes.txt", "checkpoints/best.pt", "tensorboard/mine.txt")
+    for name in theirs:
+        (tmp_path / name).write_text("mine")
+    other = identity(seed=1)
     with workdir.open_workdir(tmp_path, other, fresh=True) as folder:
         assert folder.result() is None
-        assert folder.epochs() == []
-    assert set(files(tmp_path)) == {"config.json", "notes.txt"}
+        assert folder.epochs() == ([], 0)
+    assert set(files(tmp_path)) == {"config.json", *theirs}
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
     assert read_json(tmp_path / "config.json") == other
+
+
+@pytest.mark.parametrize("config", ["{}", '{"name": "my web app"}', "not JSON"])
+def test_fresh_leaves_a_strangers_folder_alone(tmp_path: Path, config: str) -> None:
+    """config.json is a common name: it alone does not make a folder a run's."""
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "log.txt").write_text("mine")
+    before = files(tmp_path)
+    with (
+        pytest.raises(UserError, match=r"config\.json"),
+        workdir.open_workdir(tmp_path, IDENTITY, fresh=True),
+    ):
+        pass
+    assert files(tmp_path) == before
 
 
 def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
@@ -80,7 +172,7 @@ def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
         with pytest.raises(KeyboardInterrupt):
             workdir.open_workdir(tmp_path, IDENTITY, fresh=True).__enter__()
     with workdir.open_workdir(tmp_path, IDENTITY, fresh=True) as folder:
-        assert folder.epochs() == []
+        assert folder.epochs() == ([], 0)
     assert set(files(tmp_path)) == {"config.json"}
 
 
@@ -133,20 +225,22 @@ def test_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
 def test_rewind_drops_what_will_be_repeated(tmp_path: Path) -> None:
     make(tmp_path)
     folder = workdir.Workdir(tmp_path)
-    assert folder.rewind(15) == [{"epoch": 1, "step": 10}]
-    assert folder.epochs() == [{"epoch": 1, "step": 10}]
-    assert folder.rewind(0) == []
+    assert folder.rewind(1) == ([{"epoch": 1, "step": 10}], 0)
+    assert folder.epochs() == ([{"epoch": 1, "step": 10}], 0)
+    assert folder.rewind(0) == ([], 0)
 
 
-def test_a_row_that_a_crash_cut_short_is_left_out(tmp_path: Path) -> None:
+def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
     make(tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 3, "st')
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(f'{first[:8]}\n{second}\n[1]\n{{"epoch": 3, "st')
     folder = workdir.Workdir(tmp_path)
-    assert [row["epoch"] for row in folder.epochs()] == [1, 2]
-    folder.rewind(20)
+    assert folder.epochs() == ([{"epoch": 2, "step": 20}], 3)
+    assert folder.rewind(2) == ([{"epoch": 2, "step": 20}], 3)
     folder.append_epoch({"epoch": 3, "step": 30})
-    assert [row["epoch"] for row in folder.epochs()] == [1, 2, 3]
+    folder.append_epoch({"epoch": 2, "step": 21})  # written down twice: the later counts
+    assert folder.epochs() == ([{"epoch": 2, "step": 21}, {"epoch": 3, "step": 30}], 0)
 
 
 def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
@@ -192,10 +286,24 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
 def test_every_start_is_recorded(tmp_path: Path) -> None:
     device = {"platform": "cpu", "kind": "cpu", "count": 1}
     with workdir.open_workdir(tmp_path, IDENTITY, fresh=False) as folder:
-        folder.record_start(device)
-        folder.record_start(device)
-    starts = json.loads((tmp_path / "env.json").read_text())
-    assert len(starts) == 2
+        folder.record_start(device, {"train.devices": 1})
+        folder.record_start(device, {"train.devices": 2})
+    starts = folder.starts()
+    assert [start["execution"] for start in starts] == [{"train.devices": 1}, {"train.devices": 2}]
     assert starts[0]["device"] == device
     assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= starts[0]["versions"].keys()
-    assert {"started", "command", "git_commit", "machine"} <= starts[0].keys()
+    named = {"started", "command", "git_commit", "machine", "xla_flags", "matmul_precision"}
+    assert named <= starts[0].keys()
+    assert {"cpu", "cores", "features"} <= starts[0]["machine"].keys()
+    assert environment.differences(starts) == []
+
+
+def test_what_bits_depend_on_is_told_where_it_differs() -> None:
+    start = environment.describe() | {"device": {"kind": "cpu", "count": 1}}
+    machine = start["machine"] | {"features": ["avx2", "avx512f"], "system": "another"}
+    other = start | {"xla_flags": "--xla_x", "machine": machine}
+    before = " ".join(start["machine"]["features"]) or "none"
+    assert environment.differences([start, other]) == [
+        f"CPU features {before} → avx2 avx512f",
+        f"XLA_FLAGS {start['xla_flags'] or 'none'} → --xla_x",
+    ]

@@ -28,7 +28,7 @@ from cifar_jax.config import Config, flatten, override
 from cifar_jax.data import tfds_folder
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
-from cifar_jax.training import fit, programs
+from cifar_jax.training import fit, loop, programs
 from cifar_jax.training.display import Display
 from cifar_jax.training.fit import Run
 from cifar_jax.training.step import TrainState
@@ -51,7 +51,8 @@ def test_result_holds_what_scripts_rely_on(finished: Path, config: Config) -> No
     assert {
         *("test_loss", "test_accuracy", "best_validation_epoch", "best_validation_accuracy"),
         *("wall_seconds", "images_per_second", "params_sha256", "git_commit", "versions"),
-        *("device", "machine", "compile_seconds", "data_sha256"),
+        *("device", "machine", "compile_seconds", "data_sha256", "data_content"),
+        *("data_official", "settings", "starts"),
         "best_validation_test_accuracy",
     } == result.keys() - expected.keys()
     best = max(rows, key=lambda row: row["validation_accuracy"])
@@ -74,7 +75,7 @@ def test_basic_learns_the_digits(finished: Path) -> None:
 def test_the_folder_holds_what_it_promises(finished: Path, config: Config) -> None:
     assert {path.name for path in finished.iterdir()} - {".lock"} == {
         *("config.json", "env.json", "log.txt", "metrics.jsonl", "result.json"),
-        *("tensorboard", "checkpoints"),
+        *("model.json", "test_logits.npy", "tensorboard", "checkpoints"),
     }
     identity = json.loads((finished / "config.json").read_text())
     assert identity["config"] == flatten(config)
@@ -217,7 +218,7 @@ def test_a_loss_that_diverges_is_the_users_to_mend(
         return state._replace(params=jax.tree.map(lambda x: x * 1e12, state.params))
 
     monkeypatch.setattr(programs, "init_state", far_off)
-    with pytest.raises(UserError, match=r"not finite after epoch 1: lower optimizer\.lr"):
+    with pytest.raises(UserError, match=r"not finite in epoch 1, by step 1: lower optimizer\.lr"):
         train(config, tmp_path)
     assert rows_of_or_none(tmp_path) == []
     assert not (tmp_path / "result.json").exists()
@@ -316,7 +317,7 @@ def test_nothing_compiles_in_mid_run(make_config: Make, tmp_path: Path) -> None:
 def test_a_terminal_shows_the_bar_and_only_the_epochs_lines(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "SECONDS_BETWEEN_UPDATES", 0)
+    monkeypatch.setattr(loop, "SECONDS_BETWEEN_UPDATES", 0)
     shown = io.StringIO()
     console = Console(file=shown, force_terminal=True, width=150)
     train(make_config(train__log_every=2), tmp_path, Display(console))
@@ -337,5 +338,5 @@ def test_basic_learns_cifar10(tmp_path: Path) -> None:
         pytest.skip(f"no CIFAR-10 in {prepared}: set TFDS_DATA_DIR")
     config = override(catalog.load("basic").config, ["epochs=1", "train.devices=1"])
     result = train(config, tmp_path, Spy())
-    assert result["steps"] == 5625
+    assert result["steps"] == 6000
     assert result["validation_accuracy"] > 40

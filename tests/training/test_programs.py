@@ -136,15 +136,23 @@ def test_calls_grow_until_one_takes_long_enough() -> None:
     while not pace.settled:
         taken.append(pace.steps)
         pace.observe(pace.steps, 0.01 * pace.steps)
-    assert taken == [1, 2, 4, 8, 16]
+    assert taken == [1, 2, 4, 8, 16, 16]
     assert pace.steps == 16
 
 
 def test_a_call_cut_short_by_the_end_of_an_epoch_counts_for_what_it_did() -> None:
     pace = programs.Pace(None)
-    for steps, seconds in ((1, 0.01), (1, 0.01), (2, 0.02), (1, 0.2)):
+    for steps, seconds in ((1, 0.01), (1, 0.01), (2, 0.02), (1, 0.2), (1, 0.2)):
         pace.observe(steps, seconds)
     assert (pace.steps, pace.settled) == (4, True)
+
+
+def test_one_slow_call_settles_nothing() -> None:
+    """It may have met a busy moment of the machine."""
+    pace = programs.Pace(None)
+    for seconds in (5.0, 0.01, 3.0, 0.01, 0.01):
+        pace.observe(pace.steps, seconds * pace.steps)
+    assert (pace.steps, pace.settled) == (8, False)
 
 
 def test_the_settings_decide_the_length_of_calls() -> None:

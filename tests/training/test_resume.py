@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,11 +25,11 @@ from short_runs import (
     train,
 )
 
-from cifar_jax.config import Config
+from cifar_jax.config import Config, override
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import fit, programs
+from cifar_jax.training import fit, loop, programs
 from cifar_jax.training.signals import Stopped
 
 Make = Callable[..., Config]
@@ -76,10 +77,10 @@ def test_an_epoch_that_was_written_down_but_not_saved_is_repeated_once(
     """Checkpoints are written in the background, so a kill can come between the two."""
     save = Checkpoints.save
 
-    def killed(self: Checkpoints, state: Any, *rest: Any) -> None:
+    def killed(self: Checkpoints, state: Any, *rest: Any, **named: Any) -> None:
         if int(state.step) == epoch * STEPS:
             raise KeyboardInterrupt
-        save(self, state, *rest)
+        save(self, state, *rest, **named)
 
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoints, "save", killed)
@@ -156,20 +157,204 @@ def test_fresh_trains_anew(config: Config, finished: Path, tmp_path: Path) -> No
     assert_same_run(tmp_path, finished)
 
 
+def diverging(at: int, times: int = 1) -> Callable[..., Any]:
+    """`loss_sums` that is not finite `times` times from step `at` on."""
+    left = [times]
+
+    def sums(state: Any) -> tuple[float, int]:
+        if int(state.step) >= at and left[0]:
+            left[0] -= 1
+            return float("nan"), 1
+        return loop_sums(state)
+
+    return sums
+
+
+loop_sums = loop.loss_sums
+
+
 def test_the_last_good_checkpoint_outlives_a_loss_that_diverges(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    means = programs.means
-
-    def diverged(metrics: Any) -> dict[str, float]:
-        found = means(metrics)
-        return found | {"loss": float("nan")} if len(rows_of_or_none(tmp_path)) == 1 else found
-
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "means", diverged)
-        with pytest.raises(UserError, match=r"after epoch 2: .*the checkpoint of epoch 1 is kept"):
+        patch.setattr(loop, "loss_sums", diverging(at=STEPS + 3))
+        told = r"not finite in epoch 2, by step 4\d: .*the checkpoint of step 40 is kept"
+        with pytest.raises(UserError, match=told):
             train(config, tmp_path)
     assert len(rows_of(tmp_path)) == 1
     assert evaluate(tmp_path)["epoch"] == 1
     train(config, tmp_path)
     assert_same_run(tmp_path, finished)
+
+
+def test_a_loss_that_diverges_goes_on_with_half_the_rate_where_that_is_asked_for(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(epochs=3, train__on_nan="restore")
+    display = Spy()
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_sums", diverging(at=12, times=2))
+        train(config, tmp_path / "run", display)
+    back = [line for line in display.lines if "half the learning rate" in line]
+    assert [line.partition(": back to ")[2] for line in back] == [
+        "step 8 with half the learning rate, 0.025",
+        "step 8 with half the learning rate, 0.0125",
+    ]
+    rows = rows_of(tmp_path / "run")
+    assert [row["learning_rate"] for row in rows] == [0.05, 0.0125, 0.0125]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "loss_sums", diverging(at=12, times=9))
+        with pytest.raises(UserError, match="3 times halved"):
+            train(config, tmp_path / "never")
+
+
+def test_weights_that_are_not_finite_are_never_saved(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(programs, "is_finite", lambda state: int(state.step) < 9)
+    with pytest.raises(UserError, match="the weights are not finite after step 16"):
+        train(make_config(), tmp_path)
+    assert evaluate(tmp_path)["step"] == 8
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_run_goes_on_exactly_from_what_is_not_damaged(
+    config: Config, finished: Path, tmp_path: Path, damaged: int
+) -> None:
+    """With both checkpoints damaged nothing is touched."""
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, Spy("epoch 2/", raise_it(KeyboardInterrupt())))
+    for step in (80, 40)[:damaged]:
+        path = tmp_path / f"checkpoints/{step}/default"
+        (path / "manifest.ocdbt").write_bytes(b"")
+    display = Spy()
+    if damaged == 2:
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
+            train(config, tmp_path, display)
+        assert (tmp_path / "checkpoints/80").exists()
+        return
+    train(config, tmp_path, display)
+    assert "goes on from step 40" in display.lines[0]
+    assert "the checkpoint of step 80 is damaged" in display.lines[1]
+    assert_same_run(tmp_path, finished)
+    assert (tmp_path / "checkpoints/damaged-80").exists()
+
+
+def test_a_damaged_best_checkpoint_costs_its_figures_and_nothing_else(
+    config: Config, finished: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run/result.json").unlink()
+    best = 2 * STEPS
+    meta = tmp_path / f"run/checkpoints/{best}/meta/metadata"
+    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"validation_accuracy": 99.9}))
+    shutil.rmtree(tmp_path / f"run/checkpoints/{best}/default")
+    display = Spy()
+    result = train(config, tmp_path / "run", display)
+    assert any(f"checkpoints/{best} is damaged" in line for line in display.lines)
+    assert result["best_validation_epoch"] != best // STEPS
+    assert (
+        result["params_sha256"]
+        == json.loads((finished / "result.json").read_text())["params_sha256"]
+    )
+
+
+def test_a_signal_in_validation_is_heard(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its batches: the epoch's steps are saved, and validation is made again."""
+    for epoch in (1, EPOCHS):
+        compiled = programs.compile_evaluation
+
+        def interrupted(setup: Any, state: Any, images: Any, after_batch: Any = bool) -> Any:
+            calls = []
+
+            def after() -> None:
+                calls.append(1)
+                if len(calls) == (1 if epoch == 1 else 2):  # noqa: B023
+                    send(signal.SIGTERM)()
+                after_batch()
+
+            return compiled(setup, state, images, after)  # noqa: B023
+
+        with monkeypatch.context() as patch:
+            patch.setattr(programs, "compile_evaluation", interrupted)
+            with pytest.raises(Stopped, match="saved and stopped by SIGTERM"):
+                train(config, tmp_path)
+        assert len(rows_of_or_none(tmp_path)) == epoch - 1
+        if epoch == 1:
+            with pytest.raises(KeyboardInterrupt):
+                train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
+    display = Spy()
+    train(config, tmp_path, display)
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize("where", ["setup", "compile_training", "measure"])
+def test_a_signal_where_there_is_nothing_to_save_ends_the_run_at_once(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """While data is read, while programs are compiled, and in the evaluation on the test images."""
+    module = fit if where == "measure" else programs
+    function = getattr(module, where)
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        send(signal.SIGTERM)()
+        return function(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, where, interrupted)
+        with pytest.raises(Stopped, match=r"^stopped by SIGTERM"):
+            train(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    train(config, tmp_path)
+    assert_same_run(tmp_path, finished)
+
+
+def test_saved_within_an_epoch_by_time(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill loses no more than the minutes between two saves, and no whole epoch goes for it."""
+    often = override(config, ["train.checkpoint_minutes=1e-6", "train.steps_per_call=8"])
+    with pytest.raises(KeyboardInterrupt):
+        train(often, tmp_path, Spy("[EPOCH 003 | IT 00032]", raise_it(KeyboardInterrupt())))
+    saved = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+    assert {STEPS, 2 * STEPS} < saved
+    assert 2 * STEPS < max(saved) < 3 * STEPS
+    display = Spy()
+    train(config, tmp_path, display)
+    assert f"goes on from step {max(saved)}" in display.lines[0]
+    assert_same_run(tmp_path, finished)
+
+
+def test_a_run_is_held_to_its_images(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
+    setup = programs.setup
+
+    def other(config: Config) -> Any:
+        made = setup(config)
+        return made._replace(dataset=made.dataset._replace(fingerprint="0" * 64))
+
+    before = files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "setup", other)
+        with pytest.raises(UserError, match="digits that are in another order"):
+            train(config, tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_every_second_counts_once(config: Config, tmp_path: Path) -> None:
+    """Also those of an epoch in which a signal stopped the run."""
+    began = time.perf_counter()
+    with pytest.raises(Stopped):
+        train(config, tmp_path, Spy("[EPOCH 001 | IT 00016]", send(signal.SIGTERM)))
+    first = time.perf_counter() - began
+    time.sleep(1)  # between two starts: no time of the run
+    began = time.perf_counter()
+    result = train(config, tmp_path)
+    spent = first + time.perf_counter() - began
+    assert spent - 1.5 < result["wall_seconds"] <= spent + 0.1
+    assert len(result["starts"]) == 2

@@ -1,0 +1,289 @@
+"""The loop over epochs: calls of train steps, validation, metrics, checkpoints, signals."""
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from cifar_jax import processes
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import measure
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import Workdir
+from cifar_jax.training import programs
+from cifar_jax.training.display import Display
+from cifar_jax.training.programs import Pace, Programs, Setup
+from cifar_jax.training.signals import Signals, Stopped
+from cifar_jax.training.step import TrainState
+
+SECONDS_BETWEEN_UPDATES = 0.5
+MAX_HALVINGS = 3
+
+
+class Diverged(Exception):
+    """The loss, or the state, is no longer finite."""
+
+
+@dataclass
+class Progress:
+    """What is known of a run beside its state, and saved with it."""
+
+    began: float
+    """On `perf_counter`'s clock, put back by what earlier starts took."""
+    line: tuple[float, int] = (0.0, 0)
+    """The epoch's sum of losses at its last log line, and over how many images."""
+    halvings: int = 0
+    """How often the learning rate was halved because the loss was not finite."""
+
+    @classmethod
+    def saved(cls, extra: Mapping[str, Any], began: float, elapsed: float) -> "Progress":
+        """That which was saved as `extra`, in a start that `began` then; `elapsed` is what earlier
+        ones took, where it was not saved."""
+        loss, images = extra.get("line", (0.0, 0))
+        seconds = extra.get("elapsed_seconds", elapsed)
+        return cls(began - seconds, (loss, images), extra.get("halvings", 0))
+
+    def elapsed(self) -> float:
+        """Seconds that the run has taken, over all its starts."""
+        return time.perf_counter() - self.began
+
+    def extra(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "elapsed_seconds": round(self.elapsed(), 3),
+            "line": list(self.line),
+            "halvings": self.halvings,
+        }
+
+
+@dataclass
+class Trainer:
+    """The loop over epochs of one start of a run."""
+
+    config: Config
+    seed: int
+    setup: Setup
+    workdir: Workdir
+    checkpoints: Checkpoints
+    display: Display
+    signals: Signals
+    progress: Progress
+    rows: list[dict[str, Any]]
+    """Metrics of the epochs so far."""
+    pace: Pace = field(init=False)
+    saved: float = field(init=False)
+    """When it was saved last, on `perf_counter`'s clock."""
+
+    def __post_init__(self) -> None:
+        self.pace = Pace(self.config.train.steps_per_call)
+        self.saved = time.perf_counter()
+
+    def train(self, state: TrainState) -> tuple[TrainState, float]:
+        """Go on from `state` to the last epoch; also gives the seconds that compiling took.
+
+        Raises:
+          Stopped: a signal asked for it; the run is saved.
+          UserError: the loss is no longer finite.
+        """
+        if epoch_of(self.setup, state) == self.config.epochs:
+            return state, 0.0
+        with self.signals.at_once():
+            training, validate, compile_seconds = self._compile(state)
+        with SummaryWriter(
+            str(self.workdir.tensorboard),
+            purge_step=epoch_of(self.setup, state) + 1,
+            write_to_disk=processes.is_first(),
+        ) as board:
+            while (epoch := epoch_of(self.setup, state)) < self.config.epochs:
+                try:
+                    state = self._epoch(state, epoch, training, validate, board)
+                except Diverged as error:
+                    state = self._go_back(epoch, error)
+        return state, compile_seconds
+
+    def _compile(
+        self, state: TrainState
+    ) -> tuple[Programs, Callable[[TrainState], dict[str, float]] | None, float]:
+        setup = self.setup
+        data = programs.train_data(setup)
+        training = programs.compile_training(setup, self.seed, state, data)
+        images, labels = setup.validation
+        if not len(labels):
+            return training, None, training.compile_seconds
+        began = time.perf_counter()
+        # Of several processes one alone must not leave an evaluation.
+        alone = jax.process_count() == 1
+        logits = programs.compile_evaluation(
+            setup, state, images, self.signals.check if alone else lambda: None
+        )
+        seconds = training.compile_seconds + time.perf_counter() - began
+        return training, lambda state: measure(logits(state.variables), labels), seconds
+
+    def _epoch(
+        self,
+        state: TrainState,
+        epoch: int,
+        training: Programs,
+        validate: Callable[[TrainState], dict[str, float]] | None,
+        board: SummaryWriter,
+    ) -> TrainState:
+        """From wherever in `epoch` the state is to the next epoch's beginning."""
+        state, row = self._train_epoch(state, epoch, training)
+        if validate:
+            try:
+                row |= {f"validation_{name}": value for name, value in validate(state).items()}
+            except Stopped as stopped:
+                self._save(state, whole=False)
+                raise Stopped(stopped.signum, saved=True) from None
+        row["learning_rate"] = self._learning_rate(state)
+        observed = row["validation_loss" if validate else "train_loss"]
+        if not math.isfinite(observed):
+            raise Diverged(f"the validation loss is not finite after epoch {epoch + 1}")
+        state = training.end_epoch(state, observed)
+        self.progress.line = (0.0, 0)
+        row["wall_seconds"] = round(self.progress.elapsed(), 1)
+        self.rows.append(row)
+        if processes.is_first():
+            self.workdir.append_epoch(row)
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                split, _, metric = name.partition("_")
+                tag = f"{split}/{metric}" if split in ("train", "validation") else name
+                board.add_scalar(tag, value, epoch + 1)
+        self._save(state, row.get("validation_accuracy"))
+        self.display.line(_epoch_line(row, self.config.epochs))
+        (signum,) = processes.greatest(self.signals.received or 0)
+        if signum:
+            raise Stopped(int(signum), saved=True)
+        return state
+
+    def _train_epoch(
+        self, state: TrainState, epoch: int, training: Programs
+    ) -> tuple[TrainState, dict[str, Any]]:
+        """From wherever in `epoch` the state is to its last step, with the metrics of training."""
+        config, setup, display = self.config, self.setup, self.display
+        every = config.train.log_every
+        first = epoch * setup.steps_per_epoch
+        begun_at = step = int(state.step)
+        end = first + setup.steps_per_epoch
+        order = training.order(epoch)
+        began = updated = time.perf_counter()
+        while step < end:
+            next_line = first + (step - first) // every * every + every
+            take = min(self.pace.steps, end - step, next_line - step)
+            called = time.perf_counter()
+            state = training.train(state, order, take)
+            step += take
+            sums = loss_sums(state)  # waits for it
+            now = time.perf_counter()
+            if not math.isfinite(sums[0]):
+                raise Diverged(f"the loss is not finite in epoch {epoch + 1}, by step {step}")
+            if step == next_line:
+                loss, images = self.progress.line
+                mean = (sums[0] - loss) / (sums[1] - images)
+                self.progress.line = sums
+                iteration = f"[EPOCH {epoch + 1:03d} | IT {step - first:05d}]"
+                display.line(f"{iteration} LOSS: {mean:.3f}", detail=True)
+            if display.live and now - updated > SECONDS_BETWEEN_UPDATES:
+                updated = now
+                speed = (step - begun_at) * config.batch_size / (now - began)
+                display.update(step, speed, **programs.means(state.metrics))
+            # All processes must make the same calls, and stop and save after the same one.
+            seconds, signum, due = processes.greatest(
+                now - called, self.signals.received or 0, self._is_due(now)
+            )
+            self.pace.observe(take, seconds)
+            if signum:
+                self._save(state, whole=False)
+                raise Stopped(int(signum), saved=True)
+            if due:
+                self._save(state, whole=False)
+        seconds = time.perf_counter() - began
+        speed = (end - begun_at) * config.batch_size / seconds if end > begun_at else 0.0
+        return state, {
+            "epoch": epoch + 1,
+            "step": step,
+            **{f"train_{name}": value for name, value in programs.means(state.metrics).items()},
+            "images_per_second": round(speed, 1),
+        }
+
+    def _is_due(self, now: float) -> bool:
+        minutes = self.config.train.checkpoint_minutes
+        return minutes is not None and now - self.saved > 60 * minutes
+
+    def _save(
+        self, state: TrainState, validation_accuracy: float | None = None, *, whole: bool = True
+    ) -> None:
+        if not programs.is_finite(state):
+            raise Diverged(f"the weights are not finite after step {int(state.step)}")
+        self.checkpoints.save(state, validation_accuracy, whole=whole, extra=self.progress.extra())
+        self.saved = time.perf_counter()
+
+    def _go_back(self, epoch: int, error: Diverged) -> TrainState:
+        """The last checkpoint, or the beginning, with half the learning rate.
+
+        Raises:
+          UserError: the settings do not ask for it, or it was done often enough.
+        """
+        self.checkpoints.wait()
+        kept = self.checkpoints.latest()
+        now = f"now {self.rows[-1]['learning_rate']:g}" if self.rows else "of the first epoch"
+        if self.config.train.on_nan == "stop" or self.progress.halvings == MAX_HALVINGS:
+            often = f", {MAX_HALVINGS} times halved" if self.progress.halvings else ""
+            raise UserError(
+                f"{error}: lower optimizer.lr ({now}{often})"
+                + (f"; the checkpoint of step {kept} is kept" if kept else "")
+            )
+        beginning = programs.init_state(self.setup, self.seed)
+        state, meta, _ = self.checkpoints.restore_newest(beginning)
+        before = meta.extra.get("halvings", 0) if meta else 0
+        self.progress.halvings += 1
+        self.progress.line = tuple(meta.extra.get("line", (0.0, 0))) if meta else (0.0, 0)
+        factor = 0.5 ** (self.progress.halvings - before)
+        state = programs.with_lower_rate(self.setup, state, factor)
+        epochs = epoch_of(self.setup, state)
+        self.rows[:] = processes.from_first(lambda: self.workdir.rewind(epochs)[0])
+        self.display.line(
+            f"{error}: back to step {int(state.step)} with half the learning rate, "
+            f"{self._learning_rate(state):g}"
+        )
+        return state
+
+    def _learning_rate(self, state: TrainState) -> float:
+        """Of the last update."""
+        rate = np.asarray(self.setup.schedule(max(int(state.step) - 1, 0)))
+        return float(rate) * float(state.plateau.scale)
+
+
+def epoch_of(setup: Setup, state: TrainState) -> int:
+    """The epoch that `state` is in, from 0. It is over once it was validated, not before."""
+    epoch, steps = divmod(int(state.step), setup.steps_per_epoch)
+    return epoch - (steps == 0 and int(state.metrics.images) > 0)
+
+
+def loss_sums(state: TrainState) -> tuple[float, int]:
+    """The epoch's sum of losses so far, and over how many images."""
+    loss, _, count = jax.device_get(state.metrics)
+    return float(loss), int(count)
+
+
+def _epoch_line(row: Mapping[str, Any], epochs: int) -> str:
+    parts = [
+        f"epoch {row['epoch']:{len(str(epochs))}d}/{epochs}",
+        f"train loss {row['train_loss']:.4f} acc {row['train_accuracy']:5.2f} %",
+    ]
+    if "validation_loss" in row:
+        loss, accuracy = row["validation_loss"], row["validation_accuracy"]
+        parts.append(f"validation loss {loss:.4f} acc {accuracy:5.2f} %")
+    parts += [
+        f"lr {row['learning_rate']:.3g}",
+        f"{row['images_per_second']:,.0f} images/s",
+        f"{row['wall_seconds']:,.0f} s",
+    ]
+    return "  ".join(parts)
