@@ -238,13 +238,6 @@ def test_unfit_tree(images: Decoded, tmp_path: Path, data_dir: Path) -> None:
     fails(empty, data_dir, "holds no images")
 
 
-def test_data_folder_that_cannot_be_written(images: Decoded, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    path = synthetic.write_python(tmp_path, images)
-    with pytest.raises(UserError, match="cannot be written"):
-        data.import_path(path, tmp_path / "file" / "tfds")
-
-
 def test_failure_while_writing_leaves_nothing(
     images: Decoded, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

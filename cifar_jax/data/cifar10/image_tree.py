@@ -68,7 +68,8 @@ def _read_image(file: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        # Of the formats that Pillow knows some run other programs.
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
             if (image.size, image.mode) != ((32, 32), "RGB"):
                 width, height = image.size
                 raise UserError(
@@ -76,5 +77,8 @@ def _read_image(file: Path) -> np.ndarray:
                     "convert the images first"
                 )
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    # Damage has no common base: DecompressionBombError, OSError, SyntaxError, zlib.error …
+    except Exception as error:
         raise UserError(f"{file} is not a readable image") from error
