@@ -44,7 +44,9 @@ def _files(folder: Path, classes: tuple[str, ...], remarks: list[str]) -> list[t
             near = difflib.get_close_matches(name, classes, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(
-                f"{folder / name} is not named for a class: {hint}classes are {', '.join(classes)}"
+                f"{folder / name} is not named for a class: {hint}classes are "
+                f"{', '.join(classes)} (classes of your own need no import: train with "
+                "`--set data.dataset=folder:PATH`)"
             )
     files: list[tuple[Path, int]] = []
     skipped = 0
