@@ -186,7 +186,13 @@ def test_paths_that_are_none(tmp_path: Path) -> None:
 
 
 def test_training_on_it(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [f"data.dataset=folder:{pets}", "data.validation=0.2", "epochs=1", "batch_size=4"]
+    settings = [
+        f"data.dataset=folder:{pets}",
+        "data.validation=0.2",
+        "epochs=1",
+        "batch_size=4",
+        "train.devices=1",
+    ]
     words = [word for setting in settings for word in ("--set", setting)]
     assert run(["train", "basic", "--workdir", str(tmp_path / "run"), *words]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
