@@ -90,7 +90,8 @@ class Data(Settings):
     """Which images, how they are split, and what is done to them."""
 
     dataset: str = "cifar10"
-    """`cifar10`, or the embedded `digits`, which needs no download."""
+    """`cifar10`; the embedded `digits`, which needs no download; or `folder:PATH`, images of your
+    own."""
     validation: Annotated[float, Field(ge=0)] = 0.1
     """The last images of the training set, held out: below 1 a share, from 1 on a number."""
     train_images: Annotated[int | None, Field(ge=1)] = None

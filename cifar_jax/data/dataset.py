@@ -122,7 +122,16 @@ def content_digest(train: Split, test: Split) -> str:
 
 
 def summarise(name: str, decoded: Decoded) -> Dataset:
-    """The `Dataset` of freshly decoded arrays: adds statistics and digests."""
+    """The `Dataset` of freshly decoded arrays: adds statistics and digests.
+
+    Raises UserError where a channel is the same in all training images: nothing could be learned
+    from it, and it could not be brought to a standard deviation of 1.
+    """
     mean, std = channel_statistics(decoded.train.images)
+    if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:
+        raise UserError(
+            f"the training images of {name} cannot be normalised: every pixel has the same "
+            f"{' and '.join(constant)}"
+        )
     order, content = fingerprint(*decoded[1:]), content_digest(*decoded[1:])
     return Dataset(name, *decoded, mean, std, order, content)

@@ -168,7 +168,7 @@ def _parse(record: bytes) -> tuple[np.ndarray, int]:
 def _read_array_record(path: Path) -> Iterator[list[bytes]]:
     from array_record.python.array_record_module import ArrayRecordReader
 
-    reader = ArrayRecordReader(str(path))
+    reader = ArrayRecordReader(os.fsencode(path))
     try:
         count = reader.num_records()
         for start in range(0, count, _BATCH):

@@ -1,7 +1,10 @@
 """Tiny synthetic data in every form that CIFAR-10 comes in."""
 
+import io
 import pickle
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +93,16 @@ def write_tree(folder: Path, images: Decoded, suffix: str = ".png") -> Path:
             file.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(file)
     return folder
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of 32×32 whose header says otherwise."""
+    file = io.BytesIO()
+    Image.new("RGB", (32, 32), "red").save(file, "png")
+    content = bytearray(file.getvalue())
+    content[16:24] = struct.pack(">2I", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
 
 
 FORMS = {

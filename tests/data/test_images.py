@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from synthetic_cifar import png_that_claims
 
 from cifar_jax.data.images import FORMATS, read_image
 from cifar_jax.errors import UserError
@@ -144,16 +145,17 @@ def test_a_smaller_size_is_antialiased() -> None:
     assert about(read_image(encoded(Image.fromarray(board))), (127, 127, 127), within=2)
 
 
+def test_a_large_jpeg_is_what_the_png_is() -> None:
+    """Its decoder reduces it first, which must not show."""
+    ramp = np.linspace(0, 255, 1200).astype(np.uint8)
+    picture = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[::-1, None], 90), -1))
+    jpeg = read_image(encoded(picture, "JPEG", quality=95)).astype(int)
+    assert abs(jpeg - read_image(encoded(picture))).max() <= 5
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1), (3, 2)])
 def test_tiny_sizes(size: tuple[int, int]) -> None:
     assert about(read_image(encoded(Image.new("RGB", size, RGB))), RGB)
-
-
-def png_that_claims(width: int, height: int) -> bytes:
-    content = bytearray(encoded(Image.new("RGB", (8, 8), RGB)))
-    content[16:24] = struct.pack(">2I", width, height)
-    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-    return bytes(content)
 
 
 @pytest.mark.parametrize(

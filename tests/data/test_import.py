@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from cifar_jax import data
-from cifar_jax.data.cifar10 import archives, download, facts
+from cifar_jax.data.cifar10 import archives, facts
 from cifar_jax.data.dataset import Decoded
 from cifar_jax.errors import UserError
 
@@ -238,13 +238,6 @@ def test_unfit_tree(images: Decoded, tmp_path: Path, data_dir: Path) -> None:
     fails(empty, data_dir, "holds no images")
 
 
-def test_data_folder_that_cannot_be_written(images: Decoded, tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    path = synthetic.write_python(tmp_path, images)
-    with pytest.raises(UserError, match="cannot be written"):
-        data.import_path(path, tmp_path / "file" / "tfds")
-
-
 def test_failure_while_writing_leaves_nothing(
     images: Decoded, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,61 +249,3 @@ def test_failure_while_writing_leaves_nothing(
     with pytest.raises(UserError, match="cannot be written: No space left on device"):
         data.import_path(path, data_dir)
     assert_nothing_left(data_dir)
-
-
-class TestDownload:
-    """`prepare`, with the official archive served from a local file."""
-
-    @pytest.fixture
-    def archive(self, images: Decoded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-        path = synthetic.pack(synthetic.write_python(tmp_path / "server", images))
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        monkeypatch.setattr(facts, "ARCHIVE_URL", path.as_uri())
-        monkeypatch.setattr(facts, "OFFICIAL_ARCHIVES", {digest: path.name})
-        return path
-
-    def test_prepare(self, archive: Path, data_dir: Path) -> None:
-        result = data.prepare(data_dir)
-        assert result.counts == {"train": 20, "test": 4}
-        assert result.official is not None
-        assert [p.name for p in data_dir.iterdir()] == ["cifar10"]
-
-    def test_load_prepares_what_is_absent(
-        self, archive: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert len(data.load("cifar10").train.labels) == 20
-        shown = capsys.readouterr()
-        assert "is not in" in shown.err
-        assert "downloading" in shown.err
-        assert shown.out == ""
-
-    def test_wrong_hash(self, archive: Path, data_dir: Path) -> None:
-        os.truncate(archive, archive.stat().st_size - 1)
-        with pytest.raises(UserError, match="not the official archive"):
-            data.prepare(data_dir)
-        assert_nothing_left(data_dir)
-
-    def test_no_network_names_three_ways_out(
-        self, archive: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(facts, "ARCHIVE_URL", "http://127.0.0.1:9/cifar-10-python.tar.gz")
-        with pytest.raises(UserError) as caught:
-            data.load("cifar10")
-        message = str(caught.value)
-        assert "cifar-jax data prepare" in message
-        assert "cifar-jax data import PATH" in message
-        assert "--set data.dataset=digits" in message
-        assert "\n" not in message
-        assert_nothing_left(data_dir)
-
-    def test_silent_server(
-        self, archive: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        import socket
-
-        monkeypatch.setattr(download, "_TIMEOUT", 0.2)
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-            monkeypatch.setattr(facts, "ARCHIVE_URL", f"http://127.0.0.1:{port}/x.tar.gz")
-            with pytest.raises(UserError, match="timed out"):
-                data.prepare(data_dir)

@@ -1,10 +1,8 @@
 """The shards of a tfds folder: TFRecord files without TensorFlow, many of them, and damage."""
 
-import io
 import json
 import struct
 import sys
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import google_crc32c
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from PIL import Image
+from synthetic_cifar import png_that_claims
 
 from cifar_jax import data
 from cifar_jax.data.dataset import Decoded
@@ -165,12 +163,7 @@ def test_records_of_other_images(image: bytes | tuple, match: str, prepared: Pat
     from tensorflow_datasets.proto import tf_example_pb2
 
     if isinstance(image, tuple):
-        file = io.BytesIO()
-        Image.new("RGB", (32, 32)).save(file, "png")
-        content = bytearray(file.getvalue())
-        content[16:24] = struct.pack(">2I", *image)
-        content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
-        image = bytes(content)
+        image = png_that_claims(*image)
     rewrite(prepared, "tfrecord")
     shard = prepared / "cifar10-test.tfrecord-00000-of-00001"
     (records,) = read_tfrecord(shard)

@@ -44,7 +44,9 @@ def _files(folder: Path, classes: tuple[str, ...], remarks: list[str]) -> list[t
             near = difflib.get_close_matches(name, classes, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
             raise UserError(
-                f"{folder / name} is not named for a class: {hint}classes are {', '.join(classes)}"
+                f"{folder / name} is not named for a class: {hint}classes are "
+                f"{', '.join(classes)} (classes of your own need no import: train with "
+                "`--set data.dataset=folder:PATH`)"
             )
     files: list[tuple[Path, int]] = []
     skipped = 0
@@ -68,7 +70,8 @@ def _read_image(file: Path) -> np.ndarray:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
+        # Of the formats that Pillow knows some run other programs.
+        with Image.open(file, formats=("PNG", "JPEG")) as image:
             if (image.size, image.mode) != ((32, 32), "RGB"):
                 width, height = image.size
                 raise UserError(
@@ -76,5 +79,8 @@ def _read_image(file: Path) -> np.ndarray:
                     "convert the images first"
                 )
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
+    except UserError:
+        raise
+    # Damage has no common base: DecompressionBombError, OSError, SyntaxError, zlib.error …
+    except Exception as error:
         raise UserError(f"{file} is not a readable image") from error

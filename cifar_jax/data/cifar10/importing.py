@@ -52,9 +52,9 @@ def import_path(path: Path, data_dir: Path | None = None) -> ImportResult:
 
 def _read(path: Path) -> tuple[str, str | None, Decoded, tuple[str, ...]]:
     """(what the path is, why it is official, its images, remarks)."""
-    if not path.exists():
-        raise UserError(f"{path} does not exist: give {_ACCEPTED}")
     try:
+        if not path.exists():
+            raise UserError(f"{path} does not exist: give {_ACCEPTED}")
         if path.is_file():
             archive = archives.read_archive(path)
             return f"{archive.kind} archive", _official(archive, path), archive.images, ()

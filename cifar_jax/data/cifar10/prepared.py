@@ -1,11 +1,13 @@
 """How a run gets hold of CIFAR-10."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from cifar_jax.data import cache, tfds_folder
 from cifar_jax.data.cifar10 import facts
 from cifar_jax.data.cifar10.download import prepare
+from cifar_jax.data.cifar10.tfds_write import check_target
 from cifar_jax.data.progress import notice
 
 
@@ -15,8 +17,9 @@ def source(data_dir: Path) -> cache.Source:
     Raises UserError, naming the ways out, if it cannot be downloaded.
     """
     path = facts.folder(data_dir)
-    if not path.exists():
-        place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
+    if not os.path.exists(path):  # noqa: PTH110 - Path.exists raises where a name is too long
+        check_target(data_dir)
+        place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
         # Two processes that start at once: the second finds what the first has prepared.
         with cache.locked(f"prepare-{place}"):
             if not path.exists():

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from cifar_jax.data.cifar10.facts import folder
 from cifar_jax.data.dataset import Decoded, Split
-from cifar_jax.data.progress import progress
+from cifar_jax.data.progress import progress, reason
 from cifar_jax.errors import UserError
 
 
@@ -20,14 +21,32 @@ def check_target(data_dir: Path) -> None:
     Nothing is ever overwritten, and nobody should wait for a download that finds no place.
     """
     path = folder(data_dir)
-    if os.path.lexists(path):
+    nearest = next(p for p in (data_dir, *data_dir.absolute().parents) if os.path.lexists(p))
+    try:
+        str(path).encode()  # array_record takes no other names
+        path.lstat()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{data_dir} cannot be used: its name is not UTF-8; set TFDS_DATA_DIR to another folder"
+        ) from error
+    except FileNotFoundError:
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise UserError(
+                f"{data_dir} cannot be written to: set TFDS_DATA_DIR to another folder"
+            ) from None
+    except NotADirectoryError as error:
+        raise UserError(
+            f"{nearest} is a file, not a folder: set TFDS_DATA_DIR to a folder"
+        ) from error
+    except OSError as error:
+        raise UserError(
+            f"{data_dir} cannot be used: {error.strerror}; set TFDS_DATA_DIR to another folder"
+        ) from error
+    else:
         raise UserError(
             f"CIFAR-10 is already prepared in {path} and is left as it is: move that folder away "
             "to prepare it anew, or set TFDS_DATA_DIR to another folder"
         )
-    nearest = next(p for p in (data_dir, *data_dir.absolute().parents) if os.path.lexists(p))
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{data_dir} cannot be written to: set TFDS_DATA_DIR to another folder")
 
 
 def write_cifar10(decoded: Decoded, data_dir: Path) -> Path:
@@ -47,9 +66,16 @@ def write_cifar10(decoded: Decoded, data_dir: Path) -> Path:
             path.parent.mkdir(exist_ok=True)
             check_target(data_dir)
             folder(Path(scratch)).rename(path)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: array_record's, of a full disk
+        raise UserError(f"{path} cannot be written: {_why(error)}") from error
     return path
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    told = re.search(r"failed: ([^;:]+);", str(error))
+    return told[1] if told else reason(error)
 
 
 def _build(decoded: Decoded, data_dir: Path, advance: Callable[[int], None]) -> None:

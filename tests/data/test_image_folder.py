@@ -1,0 +1,205 @@
+"""A person's own images as a data set."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from synthetic_cifar import png_that_claims
+
+from cifar_jax import data
+from cifar_jax.cli import run
+from cifar_jax.data import image_folder
+from cifar_jax.errors import UserError
+
+
+def fill(folder: Path, count: int, seed: int = 0, suffix: str = ".png") -> None:
+    """Images of noise, of sizes of their own, around a grey of the folder's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, *folder.name.encode()])
+    grey = rng.integers(60, 200, 3)
+    for i in range(count):
+        noise = rng.integers(-40, 40, (40 + i % 3, 50, 3))
+        Image.fromarray((grey + noise).astype(np.uint8)).save(folder / f"{i:03d}{suffix}")
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Without a split."""
+    for name, count in (("dog", 10), ("cat", 20), ("axolotl", 5)):
+        fill(tmp_path / "pets" / name, count)
+    return tmp_path / "pets"
+
+
+def load(path: Path) -> data.Dataset:
+    return data.load(f"folder:{path}")
+
+
+def pictures(split: data.Split) -> set[bytes]:
+    return {image.tobytes() for image in split.images}
+
+
+def test_given_split(tmp_path: Path) -> None:
+    path = tmp_path / "pets"
+    fill(path / "train" / "dog", 6)
+    fill(path / "train" / "cat", 4, suffix=".jpg")
+    fill(path / "train" / "cat" / "kittens", 3)
+    fill(path / "test" / "cat", 2, seed=1)
+    dataset = load(path)
+    assert dataset.name == "folder:pets"
+    assert dataset.classes == ("cat", "dog")
+    assert np.bincount(dataset.train.labels).tolist() == [7, 6]
+    assert dataset.test.labels.tolist() == [0, 0]
+    assert (dataset.train.images.dtype, dataset.train.images.shape) == (np.uint8, (13, 32, 32, 3))
+    assert not dataset.official
+    first = data.images.read_image(path / "train" / "dog" / "000.png")
+    at = [np.array_equal(image, first) for image in dataset.train.images].index(True)
+    assert dataset.train.labels[at] == 1
+
+
+def test_a_fifth_of_each_class_is_held_out(pets: Path) -> None:
+    dataset = load(pets)
+    assert dataset.classes == ("axolotl", "cat", "dog")
+    assert np.bincount(dataset.train.labels).tolist() == [4, 16, 8]
+    assert np.bincount(dataset.test.labels).tolist() == [1, 4, 2]
+    assert not pictures(dataset.train) & pictures(dataset.test)
+
+
+def test_split_and_order_follow_from_the_images_alone(pets: Path) -> None:
+    first = load(pets)
+    labels = first.train.labels.tolist()
+    assert labels != sorted(labels), "shuffled: validation holds out the last"
+    for file in list(pets.rglob("*.png")):
+        file.rename(file.with_name(f"{999 - int(file.stem)}.png"))
+    assert load(pets).fingerprint == first.fingerprint
+    pets.rename(pets.with_name("moved"))
+    assert load(pets.with_name("moved")).fingerprint == first.fingerprint
+
+
+def test_copies_stay_on_one_side(pets: Path) -> None:
+    for folder in pets.iterdir():
+        for file in list(folder.iterdir()):
+            for copy in range(3):
+                (folder / f"copy{copy}-{file.name}").write_bytes(file.read_bytes())
+    dataset = load(pets)
+    assert not pictures(dataset.train) & pictures(dataset.test)
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 4 * 35
+
+
+def test_it_is_cached_until_it_changes(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load(pets)
+    with monkeypatch.context() as patch:
+        patch.setattr(image_folder, "decode", None)
+        assert load(pets).fingerprint == first.fingerprint
+        monkeypatch.chdir(pets.parent)
+        assert data.load("folder:pets").fingerprint == first.fingerprint
+    fill(pets / "dog", 12)
+    assert len(load(pets).train.labels) == len(first.train.labels) + 2
+    os.utime(pets / "dog" / "000.png")
+    monkeypatch.setattr(image_folder, "decode", None)
+    with pytest.raises(TypeError):
+        load(pets)
+
+
+def test_what_lies_about_is_passed_over(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    count = len(load(pets).train.labels)
+    for name in (".DS_Store", ".ipynb_checkpoints/000.png", "dog/.hidden.png", "__MACOSX/a.png"):
+        (pets / name).parent.mkdir(exist_ok=True)
+        (pets / name).write_text("nothing")
+    (pets / "cat" / "notes.txt").write_text("hello")
+    (pets / "cat" / "labels.json").write_text("{}")
+    capsys.readouterr()
+    os.utime(pets / "dog" / "000.png")
+    assert len(load(pets).train.labels) == count
+    assert "2 files were passed over" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_named_and_refused(
+    pets: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pets / "dog" / "bomb.png").write_bytes(png_that_claims(20_000, 20_000))
+    (pets / "dog" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
+    (pets / "cat" / "empty.jpg").touch()
+    with pytest.raises(UserError, match=r"3 of the 38 images in .* cannot be used: mend them"):
+        load(pets)
+    told = capsys.readouterr().err.splitlines()
+    assert f"{pets}/cat/empty.jpg is empty" in told
+    assert f"{pets}/dog/bomb.png claims more than 89 million pixels: make it smaller" in told
+    assert any("phone.heic is a HEIC image" in line for line in told)
+    for i in range(30):
+        (pets / "cat" / f"empty{i}.jpg").touch()
+    with pytest.raises(UserError, match="33 of the 68 images"):
+        load(pets)
+    told = capsys.readouterr().err.splitlines()
+    assert (len(told), told[-1]) == (12, "… and 23 more")
+
+
+@pytest.mark.parametrize(
+    ("folders", "match"),
+    [
+        ([], "pets has 0 folders, and a class each takes two: give .*/train/CLASS/"),
+        (["dog"], "pets has 1 folders"),
+        (["train/dog", "test/dog"], "pets/train has 1 folders"),
+        (["train/dog", "train/cat", "test/dogs"], r"pets/test/dogs is no class .* mean dog\?"),
+        (["test/dog", "test/cat"], "has a folder test and none called train"),
+        (["dog", "cat", "bird?"], r"pets/bird\? holds no images"),
+        (["train/dog", "train/cat", "test"], "pets/test holds no images"),
+    ],
+)
+def test_folders_of_another_form(folders: list[str], match: str, tmp_path: Path) -> None:
+    path = tmp_path / "pets"
+    path.mkdir()
+    for name in folders:
+        (path / name).mkdir(parents=True)
+        if not name.endswith(("?", "test")):
+            fill(path / name, 2)
+    with pytest.raises(UserError, match=match) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_to_hold_out(tmp_path: Path) -> None:
+    fill(tmp_path / "pets" / "dog", 1)
+    fill(tmp_path / "pets" / "cat", 1)
+    with pytest.raises(UserError, match="too few images to hold out any for the test"):
+        load(tmp_path / "pets")
+
+
+def test_paths_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="file is not a folder"):
+        load(tmp_path / "file")
+    with pytest.raises(UserError, match="File name too long"):
+        load(tmp_path / ("x" * 300))
+    with pytest.raises(UserError, match=r"did you mean folder:PATH\?"):
+        data.load("folder:")
+    with pytest.raises(UserError, match=r"did you mean folder:\./pets\?"):
+        data.load("./pets")
+    (tmp_path / "pets" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
+    fill(tmp_path / "pets" / "dog", 2)
+    with pytest.raises(UserError, match="is not named in UTF-8"):
+        load(tmp_path / "pets")
+
+
+def test_training_on_it(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = [
+        f"data.dataset=folder:{pets}",
+        "data.validation=0.2",
+        "epochs=1",
+        "batch_size=4",
+        "train.devices=1",
+    ]
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert run(["train", "basic", "--workdir", str(tmp_path / "run"), *words]) == 0
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["dataset"] == "folder:pets"
+    assert result["data_sha256"] == load(pets).fingerprint
+    assert 0 <= result["test_accuracy"] <= 100
+    capsys.readouterr()
+    (pets / "dog" / "bad.png").write_text("no image")
+    assert run(["train", "basic", "--workdir", str(tmp_path / "other"), *words]) == 2
+    assert "1 of the 36 images" in capsys.readouterr().err
