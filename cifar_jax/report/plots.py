@@ -121,7 +121,7 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
         axes.xaxis.set_major_locator(_whole(3))
         axes.tick_params(labelsize=8, length=2)
         axes.set_title(group.experiment, size=8.5, weight="bold", pad=15)
-        axes.text(0, 1.035, _told(group), size=8, color=GREY, transform=axes.transAxes)
+        axes.text(0, 1.035, _told(group), size=7.5, color=GREY, transform=axes.transAxes)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
     panels[0].set_ylim(20, 101)
@@ -139,12 +139,11 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
 
 def _told(group: Group) -> str:
     """What came out, in a few words."""
-    measured = group.measured()
-    if group.paper and measured:
-        return f"{group.paper.test_accuracy:.2f} → {mean_std(measured)}"
-    if measured:
-        return mean_std(measured)
-    return progress(group.unfinished[0]).partition(":")[0] if group.unfinished else "no record yet"
+    paper = f"paper {group.paper.test_accuracy:.2f}" if group.paper else ""
+    if measured := mean_std(group.measured()):
+        return f"{paper} → {measured}" if paper else measured
+    so_far = [progress(run).partition(":")[0] for run in group.unfinished[:1]] or ["no record yet"]
+    return ", ".join(filter(None, (paper, *so_far)))
 
 
 def _paper_against_measured(groups: Sequence[Group]) -> Figure:

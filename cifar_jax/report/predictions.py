@@ -88,7 +88,7 @@ def _matrix(axes: Axes, counts: np.ndarray) -> None:
         axes.text(
             column,
             row,
-            f"{share:.0f}" if share >= 0.5 else "",
+            f"{share:.0f}" if round(share) else "",
             ha="center",
             va="center",
             size=8.5,

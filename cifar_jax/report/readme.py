@@ -31,29 +31,32 @@ def update_readme(readme: Path, records: Path) -> tuple[bool, list[str]]:
     from cifar_jax.report import plots
 
     text, updated, own, passed_over = _made(readme, records)
-    figure = records / FIGURE
-    drawn = plots.panels_svg(own, _digest(own))
-    changed = updated != text or not figure.exists() or figure.read_bytes() != drawn
-    if changed:
-        write_bytes(figure, drawn)
+    drawn = _is_drawn(records / FIGURE, own)
+    if not drawn:
+        write_bytes(records / FIGURE, plots.panels_svg(own, _digest(own)))
+    if updated != text:
         write_bytes(readme, updated.encode())
-    return changed, passed_over
+    return updated != text or not drawn, passed_over
 
 
 def readme_is_current(readme: Path, records: Path) -> bool:
-    """Whether `update_readme` would change nothing but how the figure's drawing comes out.
+    """Whether `update_readme` would change nothing.
 
     Raises:
       UserError: as `update_readme`.
     """
     text, updated, own, _ = _made(readme, records)
-    figure = records / FIGURE
-    drawn = figure.read_text(encoding="utf-8") if figure.exists() else ""
-    return updated == text and _digest(own) in drawn
+    return updated == text and _is_drawn(records / FIGURE, own)
+
+
+def _is_drawn(figure: Path, groups: Sequence[Group]) -> bool:
+    """Whether the figure shows what the records hold. How it comes out is left as it is: that may
+    differ from one version of matplotlib to the next."""
+    return figure.exists() and _digest(groups) in figure.read_text(encoding="utf-8")
 
 
 def _digest(groups: Sequence[Group]) -> str:
-    """Of what the figure shows: the file may differ from one version of matplotlib to the next."""
+    """Of what the figure shows."""
     shown = [
         [
             g.experiment,

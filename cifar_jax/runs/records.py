@@ -185,12 +185,13 @@ def read_outputs(path: Path) -> Outputs:
 
     try:
         with np.load(path, allow_pickle=False) as file:
-            outputs = Outputs(file["logits"], file["labels"])
-        if outputs.logits.ndim != 2 or outputs.labels.shape != outputs.logits.shape[:1]:
-            raise ValueError("logits and labels do not fit each other")
-    except (OSError, ValueError, KeyError, EOFError) as error:
+            logits, labels = file["logits"], file["labels"]
+    # The readers of zip, deflate and npy each have errors of their own.
+    except Exception as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-    return outputs
+    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
+        raise UserError(f"{path} does not hold logits and their labels")
+    return Outputs(logits, labels)
 
 
 def _name(run: Run) -> str:
