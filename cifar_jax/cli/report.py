@@ -55,6 +55,8 @@ def report(
         click.echo(f"{readme} {'renewed' if changed else 'was current'}")
     elif written := report.report(runs, folder=output):
         click.echo(f"written to {written}")
+    elif runs:
+        click.echo("--output FOLDER writes this, with figures")
 
 
 def _record(paths: Sequence[Path], results: Path) -> None:

@@ -6,11 +6,8 @@ import numpy as np
 
 from cifar_jax import data, process
 from cifar_jax.errors import UserError
-from cifar_jax.runs.records import Outputs
+from cifar_jax.runs.records import KEPT_LOGITS, Outputs
 from cifar_jax.runs.run import Run
-
-WRITTEN = "test_logits.npy"
-"""In a run's folder: the logits of the test images after the last epoch, where it kept them."""
 
 
 def test_outputs(run: Run) -> Outputs:
@@ -20,7 +17,7 @@ def test_outputs(run: Run) -> Outputs:
       UserError: neither is there, or the checkpoint or the data set is not the run's.
     """
     assert run.result
-    kept = run.path / WRITTEN
+    kept = run.path / KEPT_LOGITS
     if kept.exists():
         dataset = data.load(run.settings["data.dataset"])
         images, labels = dataset.fingerprint, dataset.test.labels

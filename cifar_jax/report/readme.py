@@ -26,16 +26,19 @@ def update_readme(readme: Path, records: Path) -> tuple[bool, list[str]]:
       Whether anything changed; and a line for each record that is not in the table.
 
     Raises:
-      UserError: the README has no such place, or a record cannot be read.
+      UserError: the README has no such place, a record cannot be read, or a file not be written.
     """
     from cifar_jax.report import plots
 
     text, updated, own, passed_over = _made(readme, records)
     drawn = _is_drawn(records / FIGURE, own)
-    if not drawn:
-        write_bytes(records / FIGURE, plots.panels_svg(own, _digest(own)))
-    if updated != text:
-        write_bytes(readme, updated.encode())
+    try:
+        if not drawn:
+            write_bytes(records / FIGURE, plots.panels_svg(own, _digest(own)))
+        if updated != text:
+            write_bytes(readme, updated.encode())
+    except OSError as error:
+        raise UserError(f"{error.filename} cannot be written: {error.strerror}") from None
     return updated != text or not drawn, passed_over
 
 

@@ -167,7 +167,8 @@ def row(group: Group) -> Row:
     reference = None if group.changes else paper.test_accuracy if paper else (told or [None])[0]
     epochs = group.runs[0].epochs if group.runs else config.epochs if config else None
     models = [r["model"] for r in results] or ([config.model.name] if config else [])
-    starts = [start for run in group.finished for start in run.starts]
+    # Without env.json there is what the result says of the last start.
+    starts = [start for run in group.finished for start in run.starts or [run.result or {}]]
     return Row(
         experiment=group.experiment,
         changes=settings_text(group.changes),

@@ -77,7 +77,7 @@ def _read_folder(path: Path) -> Run:
         told["overrides"],
         result,
         _epochs(workdir),
-        _starts(path) or ([result] if result else []),
+        _starts(path),
     )
 
 

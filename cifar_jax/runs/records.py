@@ -29,6 +29,9 @@ from cifar_jax.runs.run import Run, experiments
 if TYPE_CHECKING:
     import numpy as np
 
+KEPT_LOGITS = "test_logits.npy"
+"""In a finished run's folder, where it kept them: the logits of the test images after the last epoch,
+`[N, classes]` in the order of the data set."""
 _PARTIAL = "partial"
 # Images of 10,000 that the logits may class otherwise than the result says. Rounding to float16
 # moved up to 3 in the first five records, and another processor or a GPU moves a few more.
@@ -64,7 +67,9 @@ def check(run: Run, results: Path) -> None:
         raise UserError(f"{path} has other settings than {run.experiment} today: {listing}")
     if run.other_data:
         raise UserError(f"{path} ran on other images than the official CIFAR-10's")
-    for commit in [start["git_commit"] for start in starts] or [None]:
+    if not starts:
+        raise UserError(f"{path} has no env.json, which tells where it ran and from which commit")
+    for commit in [start["git_commit"] for start in starts]:
         if commit is None or commit.endswith("-dirty"):
             code = "no git commit" if commit is None else f"changes that {commit} does not hold"
             raise UserError(f"{path} ran from {code}: commit, and train it from a clean checkout")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cifar_jax.errors import UserError
-from cifar_jax.inference.outputs import WRITTEN
 from cifar_jax.inference.outputs import test_outputs as outputs_of
 from cifar_jax.runs.reading import read_run
+from cifar_jax.runs.records import KEPT_LOGITS
 
 
 @pytest.fixture
@@ -26,13 +26,13 @@ def test_outputs_of_the_last_checkpoint_give_the_runs_accuracy(folder: Path) -> 
 
 def test_logits_that_a_run_kept_need_no_checkpoint(folder: Path) -> None:
     logits = outputs_of(read_run(folder)).logits
-    np.save(folder / WRITTEN, logits)
+    np.save(folder / KEPT_LOGITS, logits)
     shutil.rmtree(folder / "checkpoints")
     np.testing.assert_array_equal(outputs_of(read_run(folder)).logits, logits)
-    np.save(folder / WRITTEN, logits[:-1])
+    np.save(folder / KEPT_LOGITS, logits[:-1])
     with pytest.raises(UserError, match=r"test_logits\.npy is not of the \d+ test images"):
         outputs_of(read_run(folder))
-    (folder / WRITTEN).write_bytes(b"cut")
+    (folder / KEPT_LOGITS).write_bytes(b"cut")
     with pytest.raises(UserError, match=r"test_logits\.npy cannot be read"):
         outputs_of(read_run(folder))
 

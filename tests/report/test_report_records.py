@@ -104,6 +104,14 @@ def test_what_is_no_record_is_refused(
     assert not (tmp_path / "results").exists()
 
 
+def test_a_record_names_every_start(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("basic")
+    (folder / "env.json").unlink()
+    with pytest.raises(UserError, match=r"has no env\.json"):
+        record(folder, tmp_path / "results")
+    assert report.collect(report.read_runs([folder]))[0].results  # it is reported all the same
+
+
 @pytest.mark.parametrize("lost", [0, 7, 19, None])
 def test_a_record_has_the_metrics_of_every_epoch(
     make_run: MakeRun, tmp_path: Path, lost: int | None
