@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 KEPT_LOGITS = "test_logits.npy"
-"""In a finished run's folder, where it kept them: the logits of the test images after the last epoch,
-`[N, classes]` in the order of the data set."""
+"""In a finished run's folder, where it kept them: the logits of the test images after the last
+epoch, `[N, classes]`, in the order of the data set."""
 _PARTIAL = "partial"
 # Images of 10,000 that the logits may class otherwise than the result says. Rounding to float16
 # moved up to 3 in the first five records, and another processor or a GPU moves a few more.
