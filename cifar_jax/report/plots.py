@@ -106,7 +106,7 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
     """Accuracy by epoch, a small panel each: ten lines in one panel would end in one knot."""
     columns = min(5, len(groups))
     rows = math.ceil(len(groups) / columns)
-    fig = mpl_figure.Figure(figsize=(max(5.2, 2 * columns + 0.3), 2 * rows + 0.75))
+    fig = mpl_figure.Figure(figsize=(max(7.4, 2 * columns + 0.3), 2 * rows + 0.75))
     panels = list(fig.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes, group in zip(panels, groups, strict=False):
         for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
@@ -124,7 +124,7 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
         axes.text(0, 1.035, _told(group), size=7.5, color=GREY, transform=axes.transAxes)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
-    panels[0].set_ylim(20, 101)
+    _accuracy_limits(panels[0])
     fig.suptitle("Accuracy (%) by epoch", x=0.01, ha="left", size=10)
     key = [
         Line2D([], [], color=TRAIN, lw=1.6, label="train"),
