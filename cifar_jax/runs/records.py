@@ -71,7 +71,7 @@ def check(run: Run, results: Path) -> None:
         raise UserError(f"{path} has no env.json, which tells where it ran and from which commit")
     for commit in [start["git_commit"] for start in starts]:
         if commit is None or commit.endswith("-dirty"):
-            code = "no git commit" if commit is None else f"changes that {commit} does not hold"
+            code = "no git commit" if commit is None else f"changes not committed ({commit})"
             raise UserError(f"{path} ran from {code}: commit, and train it from a clean checkout")
     done = [row["epoch"] for row in run.rows]
     if not done or done != list(range(1, len(done) + 1)) or len(done) > run.epochs:

@@ -85,8 +85,8 @@ def test_what_counts_is_what_the_settings_are(
     [
         ({"overrides": {"epochs": 2}}, r"other settings than basic today: epochs=2 \(now 20\)"),
         ({"git_commit": None}, "no git commit"),
-        ({"git_commit": DIRTY}, "does not hold"),
-        ({"starts": [{"git_commit": DIRTY}, {}]}, "does not hold"),
+        ({"git_commit": DIRTY}, r"changes not committed \(89abcdef-dirty\)"),
+        ({"starts": [{"git_commit": DIRTY}, {}]}, r"changes not committed \(89abcdef-dirty\)"),
         ({"data_sha256": "5ub5e7"}, "other images than the official CIFAR-10's"),
         ({"data_official": False}, "other images than the official CIFAR-10's"),
         ({"epochs": 19}, r"result\.json is not of the run beside it \(epochs\)"),
