@@ -22,6 +22,8 @@ def test_outputs(run: Run) -> Outputs:
         dataset = data.load(run.settings["data.dataset"])
         images, labels = dataset.fingerprint, dataset.test.labels
         logits = _read(kept, len(labels))
+    elif not (run.path / "checkpoints").is_dir():
+        raise UserError(f"{run.path} has neither {KEPT_LOGITS} nor a checkpoint to compute them of")
     else:
         # JAX starts here, and only for a run that kept no logits.
         from cifar_jax.inference import evaluate

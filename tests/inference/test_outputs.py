@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cifar_jax import data
 from cifar_jax.errors import UserError
 from cifar_jax.inference.outputs import test_outputs as outputs_of
 from cifar_jax.runs.reading import read_run
@@ -34,6 +35,15 @@ def test_logits_that_a_run_kept_need_no_checkpoint(folder: Path) -> None:
         outputs_of(read_run(folder))
     (folder / KEPT_LOGITS).write_bytes(b"cut")
     with pytest.raises(UserError, match=r"test_logits\.npy cannot be read"):
+        outputs_of(read_run(folder))
+
+
+def test_without_logits_and_checkpoints_nothing_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data, "load", None)
+    shutil.rmtree(folder / "checkpoints")
+    with pytest.raises(UserError, match=r"has neither test_logits\.npy nor a checkpoint"):
         outputs_of(read_run(folder))
 
 
