@@ -9,12 +9,22 @@ import pytest
 
 from benchmarks import bench
 from cifar_jax import report
+from cifar_jax.report.table import row
 
 ROOT = Path(__file__).parent.parent
 
 
 def test_the_table_is_made_of_the_records() -> None:
     assert report.readme_is_current(ROOT / "README.md", ROOT / "results"), "run `make readme`"
+
+
+def test_the_papers_page_tells_what_is_recorded() -> None:
+    text = (ROOT / "docs/paper.md").read_text()
+    for group in report.collect(report.read_runs([ROOT / "results"])):
+        if group.paper and group.results:
+            r, seeds = row(group), ", ".join(f"{value:.2f}" for value in group.measured())
+            line = f"| {r.experiment} | {r.paper} | {seeds} | {r.measured} | {r.difference} |"
+            assert line in text, "update the table and the text under “What was measured”"
 
 
 def test_the_timings_are_those_of_the_bench() -> None:

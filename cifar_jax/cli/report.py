@@ -13,37 +13,60 @@ from cifar_jax.errors import UserError
 @click.command(short_help="The paper against what was measured.")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="Where report.md and curves/ are written."
+    "--output",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Where report.md and curves/ are written.",
 )
 @click.option(
     "--record",
-    "records",
+    "results",
     type=click.Path(path_type=Path),
     metavar="FOLDER",
-    help="Instead, copy the results of RUNS into FOLDER, as records.",
+    help="Instead, make records of RUNS in FOLDER: result, metrics and test outputs of a finished "
+    "run, metrics alone of one on its way.",
 )
 @click.option(
     "--readme",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Instead, renew the table in FILE from results/ beside it.",
+    help="Instead, renew the tables in FILE, and their figure, from results/ beside it.",
 )
 def report(
-    runs: Sequence[Path], output: Path | None, records: Path | None, readme: Path | None
+    runs: Sequence[Path], output: Path | None, results: Path | None, readme: Path | None
 ) -> None:
-    """Print the paper against what was measured, and write report.md with curves.
+    """Print the paper against what was measured, and write report.md with figures.
 
-    RUNS are folders of runs, or folders with some at any depth; without any, runs/.
+    RUNS are run folders, records, or folders with some; without any, runs/. The report of one
+    folder with runs in it is written there. That of runs named one by one is only printed, unless
+    --output says where to write it.
     """
+    if results:
+        if not runs:
+            raise UserError("--record needs the run folders that it is to record")
+        _record(runs, results)
+        return
     from cifar_jax import report
 
-    if records and not runs:
-        raise UserError("--record needs the run folders that it is to record")
-    if records:
-        for folder in runs:
-            click.echo(f"recorded {report.record(folder, records)}")
-    elif readme:
-        changed = report.update_readme(readme, readme.parent / "results")
+    if readme:
+        changed, passed_over = report.update_readme(readme, readme.parent / "results")
+        for line in passed_over:
+            click.echo(f"not in the table: {line}")
         click.echo(f"{readme} {'renewed' if changed else 'was current'}")
     elif written := report.report(runs, folder=output):
         click.echo(f"written to {written}")
+    elif runs:
+        click.echo("--output FOLDER writes this, with figures")
+
+
+def _record(paths: Sequence[Path], results: Path) -> None:
+    from cifar_jax.inference.outputs import test_outputs
+    from cifar_jax.runs import records
+    from cifar_jax.runs.reading import read_run
+
+    found = [read_run(path) for path in paths]
+    for run in found:  # what takes no computing is refused before any is done
+        records.check(run, results)
+    outputs = [test_outputs(run) if run.result else None for run in found]
+    for run, of_test in zip(found, outputs, strict=True):
+        click.echo(f"recorded {records.record(run, results, of_test)}")

@@ -1,9 +1,10 @@
 """Measures a finished or unfinished run over a whole split."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
@@ -11,6 +12,24 @@ from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import programs
+from cifar_jax.training.fit import params_sha256
+
+
+class Evaluated(NamedTuple):
+    """A split as a checkpoint of a run classes it."""
+
+    experiment: str
+    seed: int
+    epoch: int
+    step: int
+    logits: np.ndarray
+    """float32 `[N, classes]`."""
+    labels: np.ndarray
+    """int32 `[N]`."""
+    params_sha256: str
+    """Of the parameters, as in a result."""
+    data_sha256: str
+    """Of the images, as in a result."""
 
 
 def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
@@ -18,6 +37,24 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
 
     Raises:
       UserError: no run or no checkpoint in the folder, or a split that is empty.
+    """
+    found = logits(path, split, best)
+    return {
+        "experiment": found.experiment,
+        "seed": found.seed,
+        "split": split,
+        "images": len(found.labels),
+        "epoch": found.epoch,
+        "step": found.step,
+        **measure(found.logits, found.labels),
+    }
+
+
+def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
+    """What a run's last checkpoint, or its best on validation, says of every image of a split.
+
+    Raises:
+      UserError: as `evaluate`.
     """
     workdir, identity = existing_workdir(path)
     setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
@@ -33,16 +70,16 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
         if step is None:
             raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
         state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
-    logits = programs.compile_evaluation(setup, state, images.images)(state.variables)
-    return {
-        "experiment": identity["experiment"],
-        "seed": identity["seed"],
-        "split": split,
-        "images": len(images.labels),
-        "epoch": step // setup.steps_per_epoch,
-        "step": step,
-        **measure(logits, images.labels),
-    }
+    return Evaluated(
+        experiment=identity["experiment"],
+        seed=identity["seed"],
+        epoch=step // setup.steps_per_epoch,
+        step=step,
+        logits=programs.compile_evaluation(setup, state, images.images)(state.variables),
+        labels=images.labels,
+        params_sha256=params_sha256(state.params),
+        data_sha256=setup.dataset.fingerprint,
+    )
 
 
 def _on_this_machine(config: Config) -> Config:

@@ -1,23 +1,26 @@
-"""Run folders and records in, tables and curves out. No JAX is imported; matplotlib only to draw.
+"""Run folders and records in, tables and figures out. No JAX is imported; matplotlib only to draw.
 
-runs.py       reads run folders and records
-table.py      groups runs over seeds and words the cells of a row
-terminal.py   the table on a console
-markdown.py   the table in report.md and in the README
-plots.py      the curves
-records.py    results/*.json, and the README's table made from them
+table.py         groups runs over seeds and words the cells of a row
+terminal.py      the table on a console
+markdown.py      the tables in report.md and in the README
+plots.py         the figures of a report: curves, and the paper beside what was measured
+predictions.py   confusion matrix and reliability diagram, where a record has outputs
+style.py         colours, and figures as files
+readme.py        the README's tables and figure, made of the records in results/
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_jax.report.records import readme_is_current, record, update_readme
+from cifar_jax.errors import UserError
+from cifar_jax.report.readme import readme_is_current, update_readme
 from cifar_jax.report.table import Group, collect
-from cifar_jax.runs.reading import RUNS, Run, read_runs
+from cifar_jax.runs.files import write_bytes
+from cifar_jax.runs.reading import RUNS, read_runs
+from cifar_jax.runs.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +32,6 @@ __all__ = [
     "collect",
     "read_runs",
     "readme_is_current",
-    "record",
     "report",
     "show",
     "update_readme",
@@ -40,16 +42,18 @@ __all__ = [
 def report(
     paths: Sequence[Path] = (), *, folder: Path | None = None, console: Console | None = None
 ) -> Path | None:
-    """Print the table of the runs, and write report.md with the curves.
+    """Print the table of the runs, and write report.md with figures.
 
     Args:
-      paths: run folders, folders that hold some at any depth, or records (`*.json`);
-        `runs` if there are none.
-      folder: where to write; by default the one folder that was searched, else `runs`.
+      paths: run folders, folders that hold some at any depth, records (`*.json`), or a folder of
+        records; `runs` if there are none.
+      folder: where to write. By default where it was searched, if that is one folder with runs in
+        it; the report of runs that are named one by one is only printed, so that it replaces no
+        report of all.
       console: where to print.
 
     Returns:
-      The report.md, or None where there is no run: then nothing is written.
+      The report.md, or None where nothing was written.
 
     Raises:
       UserError: a path without a run, or a run that cannot be read.
@@ -57,10 +61,11 @@ def report(
     runs = read_runs(paths)
     groups = collect(runs)
     show(groups, console)
-    if not runs:
-        return None
-    searched = [path for path in paths if path.is_dir() and not (path / "config.json").exists()]
-    return write(groups, folder or (searched[0] if len(paths) == len(searched) == 1 else RUNS))
+    if not folder and len(paths) < 2:
+        (searched,) = paths or [RUNS]
+        if searched.is_dir() and not (searched / "config.json").exists():
+            folder = searched
+    return write(groups, folder) if runs and folder else None
 
 
 def show(groups: Sequence[Group], console: Console | None = None) -> None:
@@ -76,7 +81,6 @@ def write(groups: Sequence[Group], folder: Path) -> Path:
     Raises:
       UserError: the folder cannot be written.
     """
-    from cifar_jax.errors import UserError
     from cifar_jax.report import markdown, plots
 
     figures = plots.draw(groups)
@@ -84,15 +88,9 @@ def write(groups: Sequence[Group], folder: Path) -> Path:
     try:
         (folder / "curves").mkdir(parents=True, exist_ok=True)
         for figure in figures:
-            _write(folder / "curves" / figure.name, figure.png)
+            write_bytes(folder / "curves" / figure.name, figure.png)
         # Last, so that it never refers to a picture that is not there yet.
-        _write(path, markdown.page(groups, figures).encode())
+        write_bytes(path, markdown.page(groups, figures).encode())
     except OSError as error:
         raise UserError(f"the report cannot be written to {folder}: {error.strerror}") from None
     return path
-
-
-def _write(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)

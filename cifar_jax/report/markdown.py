@@ -1,76 +1,102 @@
-"""The tables as GitHub-flavoured Markdown: the page report.md, and the README's table."""
+"""The tables as GitHub-flavoured Markdown: the page report.md, and the README's tables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from cifar_jax.report.table import Group, Row, row
+from cifar_jax.report.table import Group, Part, Row, parts, row
 
 if TYPE_CHECKING:
     from cifar_jax.report.plots import Figure
 
-Columns = Mapping[str, Callable[[Row], str]]
+T = TypeVar("T")
+Columns = Mapping[str, Callable[[T], str]]
 """Heading to cell; a heading that ends with `:` is of numbers."""
 
-_RESULTS: Columns = {
+_RESULTS: Columns[Row] = {
     "experiment": lambda r: r.experiment,
     "parameters:": lambda r: r.parameters,
     "paper, %:": lambda r: r.paper,
-    "measured, %:": lambda r: "<br>".join(filter(None, (_bold(r.measured), *r.runs))),
+    "measured, %:": lambda r: "<br>".join(filter(None, (_bold(r.measured), r.seeds))) or "–",
     "difference:": lambda r: r.difference,
     "at best validation, %:": lambda r: r.best,
     "epochs:": lambda r: r.epochs,
     "wall time:": lambda r: r.wall_time,
     "device": lambda r: r.device,
 }
-_OTHER: Columns = {
+_OTHER: Columns[Row] = {
     "experiment": lambda r: r.experiment,
     "what differs": lambda r: " ".join(f"`{change}`" for change in r.changes),
     **{k: v for k, v in _RESULTS.items() if k not in ("experiment", "paper, %:", "difference:")},
+    "measured, %:": lambda r: "<br>".join(
+        filter(None, (_bold(r.measured), r.seeds, *r.unfinished))
+    ),
 }
-_README: Columns = {
-    "experiment": lambda r: f"[{r.experiment}](experiments/{r.experiment.replace('-', '_')}.py)",
-    "model": lambda r: r.model,
+_README: Columns[Row] = {
+    "experiment": lambda r: _linked(r.experiment),
     "parameters:": lambda r: r.parameters,
     "paper, %:": lambda r: r.paper,
-    "measured, %:": lambda r: " ".join(filter(None, (_bold(r.measured), *r.runs))),
+    "measured, %:": lambda r: (
+        " ".join(filter(None, (_bold(r.measured), r.seeds)))
+        or ("in part" if r.unfinished else "no record yet")
+    ),
+    "difference:": lambda r: r.difference,
     "epochs:": lambda r: r.epochs,
-    "wall time:": lambda r: r.wall_time,
-    "device": lambda r: r.device,
-    "commit": lambda r: " / ".join(f"`{c}`" for c in r.commit.split(" / ") if c),
+    "wall time, s:": lambda r: _seconds(r.seconds),
+    "machine": lambda r: r.device,
+    "commit": lambda r: _commits(r.commit),
+}
+_PARTS: Columns[Part] = {
+    "experiment": lambda p: p.experiment,
+    "seed:": lambda p: p.seed,
+    "so far": lambda p: p.progress,
+    "wall time, s:": lambda p: _seconds(p.seconds),
+    "machine": lambda p: p.device,
+    "commit": lambda p: _commits(p.commit),
 }
 
 
 def page(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
-    """What report.md holds: the tables, what they mean, and the curves."""
-    own = [row(group) for group in groups if not group.changes]
+    """What report.md holds: the tables, what they mean, and the figures."""
+    own = [group for group in groups if not group.changes]
     other = [row(group) for group in groups if group.changes]
-    parts = [
+    blocks = [
         "# Paper against measured",
-        table(own, _RESULTS),
+        table([row(group) for group in own], _RESULTS),
         "Accuracy is on the test images. “Measured” is after the last epoch: the mean ± the sample "
         "standard deviation over the seeds. Beside it stands that after the epoch with the best "
         "validation accuracy. No epoch is chosen by the test images. Wall time is that of one run.",
+        *_in_part(own, "## Unfinished"),
     ]
     if other:
-        parts += [
-            "## With settings other than the experiment's",
+        blocks += [
+            "## With other settings or images than the experiment's",
             "These are not the paper's experiments, and are not to be compared with its figures.",
             table(other, _OTHER),
         ]
     if figures:
-        parts += ["## Curves"]
-        parts += [f"![{_text(figure.title)}](curves/{figure.name})" for figure in figures]
-    return "\n\n".join(parts) + "\n"
+        blocks += ["## Figures"]
+        blocks += [f"![{_text(figure.title)}](curves/{figure.name})" for figure in figures]
+    return "\n\n".join(blocks) + "\n"
 
 
-def readme_table(groups: Sequence[Group]) -> str:
-    """The README's table; rows without a record say so."""
-    return table([row(group, missing="no record yet") for group in groups], _README)
+def readme(groups: Sequence[Group], figure: str) -> list[str]:
+    """The README's blocks: the table, in which rows without a record say so, the runs in part, and
+    the curves, in the file `figure`."""
+    return [
+        table([row(group) for group in groups], _README),
+        *_in_part(groups, "Runs in part, of which nothing is a result yet:"),
+        f"![Accuracy by epoch of each experiment, and the paper's]({figure})",
+    ]
 
 
-def table(rows: Sequence[Row], columns: Columns) -> str:
+def _in_part(groups: Sequence[Group], heading: str) -> list[str]:
+    unfinished = [part for group in groups for part in parts(group)]
+    return [heading, table(unfinished, _PARTS)] if unfinished else []
+
+
+def table(rows: Sequence[T], columns: Columns[T]) -> str:
     """`rows` as a Markdown table."""
     lines = [
         [name.removesuffix(":") for name in columns],
@@ -82,6 +108,18 @@ def table(rows: Sequence[Row], columns: Columns) -> str:
 
 def _bold(text: str) -> str:
     return f"**{text}**" if text else ""
+
+
+def _linked(experiment: str) -> str:
+    return f"[{experiment}](experiments/{experiment.replace('-', '_')}.py)"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{seconds:,.0f}"
+
+
+def _commits(commits: str) -> str:
+    return " / ".join(f"`{commit}`" for commit in commits.split(" / ") if commit)
 
 
 def _text(text: str) -> str:

@@ -1,17 +1,13 @@
-"""Curves as PNG: one figure a group of runs, one of all experiments, one of paper and measured.
-
-Everything is drawn in memory and without pyplot, which keeps state and wants a display.
-"""
+"""The figures of a report: curves of a group of runs and of all experiments, and the paper beside
+what was measured."""
 
 from __future__ import annotations
 
 import hashlib
-import io
 import itertools
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import matplotlib as mpl
 from matplotlib import figure as mpl_figure
@@ -19,58 +15,52 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from cifar_jax.report.table import Group, settings_text
-from cifar_jax.runs.reading import Run
+from cifar_jax.report import predictions
+from cifar_jax.report.style import (
+    DASHED,
+    GREY,
+    INK,
+    STYLE,
+    TRAIN,
+    VALIDATION,
+    Figure,
+    png,
+    shortened,
+    svg,
+)
+from cifar_jax.report.table import Group, mean_std, progress, settings_text
+from cifar_jax.runs.run import Run
 
-# Okabe and Ito's palette, which colour-blind people can tell apart.
-TRAIN, VALIDATION = "#0072B2", "#D55E00"
-INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
-_STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "text.color": INK,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#EEEEEE",
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "legend.frameon": False,
-    "savefig.dpi": 144,
-}
-_DASHED = (0, (4, 3))
 _REDUCING = ("plateau", "step")
 _FEW_EPOCHS = 10
 
 
-class Figure(NamedTuple):
-    """A drawn picture."""
-
-    name: str
-    """Of its file."""
-    title: str
-    png: bytes
-
-
 def draw(groups: Sequence[Group]) -> list[Figure]:
-    """The figures of a report, in its order; there is none of what left no metrics."""
+    """The figures of a report, in its order; there is none of what left nothing to draw."""
     own = [group for group in groups if not group.changes]
     figures = []
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         comparable = [group for group in own if group.paper and group.results]
         if len(comparable) > 1:
             figures.append(_paper_against_measured(comparable))
         with_curves = [group for group in own if _curves(group, "validation_accuracy")]
         if len(with_curves) > 1:
-            figures.append(_overview(with_curves))
+            title = "Accuracy of every experiment"
+            figures.append(Figure("overview.png", title, png(_panels(with_curves))))
         figures += [_group(group) for group in groups if any(run.rows for run in group.runs)]
+        figures += [
+            predictions.draw(run, f"{_name(group)}-seed{run.seed}-outputs.png")
+            for group in groups
+            for run in group.finished
+            if run.outputs
+        ]
     return figures
+
+
+def panels_svg(groups: Sequence[Group], description: str) -> bytes:
+    """A small panel for each group, run or not, as an SVG file that holds `description`."""
+    with mpl.rc_context(STYLE):
+        return svg(_panels(groups), description)
 
 
 def _group(group: Group) -> Figure:
@@ -106,45 +96,54 @@ def _group(group: Group) -> Figure:
     details = [*settings_text(group.changes), f"{named} {', '.join(map(str, seeds))}"]
     title = f"{group.experiment}: loss and accuracy"
     fig.text(0.012, 0.985, group.experiment, size=13, weight="bold", va="top")
-    fig.text(0.012, 0.925, _shortened("  ".join(details), 130), size=9, color=GREY, va="top")
+    fig.text(0.012, 0.925, shortened("  ".join(details), 130), size=9, color=GREY, va="top")
     fig.legend(handles=key, loc="upper right", ncols=len(key), bbox_to_anchor=(0.99, 1.0))
     fig.subplots_adjust(left=0.055, right=0.905, bottom=0.115, top=0.80, wspace=0.14)
-    return Figure(_file_name(group), title, _png(fig))
+    return Figure(f"{_name(group)}.png", title, png(fig))
 
 
-def _overview(groups: Sequence[Group]) -> Figure:
-    """Validation accuracy, a small panel each: ten lines in one panel would end in one knot."""
+def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
+    """Accuracy by epoch, a small panel each: ten lines in one panel would end in one knot."""
     columns = min(5, len(groups))
     rows = math.ceil(len(groups) / columns)
-    fig = mpl_figure.Figure(figsize=(max(5.0, 2.3 * columns + 0.6), 2.2 * rows + 0.9))
-    panels = list(fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
-    curves = [_mean_curve(_curves(group, "validation_accuracy")) for group in groups]
-    for i, (axes, group) in enumerate(zip(panels, groups, strict=False)):
-        for other in curves:
-            axes.plot(*other, color=FAINT, lw=0.8)
-        _lines(axes, _curves(group, "validation_accuracy"), VALIDATION)
+    fig = mpl_figure.Figure(figsize=(max(7.4, 2 * columns + 0.3), 2 * rows + 0.75))
+    panels = list(fig.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    for axes, group in zip(panels, groups, strict=False):
+        for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
+            _lines(axes, _curves(group, f"{split}_accuracy"), colour, width=1.2)
+        epochs = group.runs[0].epochs if group.runs else group.config.epochs if group.config else 1
         if group.paper:
-            axes.axhline(group.paper.test_accuracy, color=INK, lw=1, ls=_DASHED)
-        axes.set_title(group.experiment, size=9)
-        axes.xaxis.set_major_locator(_whole(4))
-        # The last panel of a column has the ticks, also where the last row is not full.
-        axes.tick_params(labelbottom=i + columns >= len(groups))
-        if i + columns >= len(groups):
-            axes.set_xlabel("epoch")
+            axes.axhline(group.paper.test_accuracy, color=INK, lw=0.9, ls=DASHED, zorder=1.5)
+        if measured := group.measured():
+            mean = statistics.fmean(measured)
+            axes.plot(epochs, mean, marker="D", ms=4, color=INK, clip_on=False, zorder=5)
+        axes.set_xlim(0, epochs)
+        axes.xaxis.set_major_locator(_whole(3))
+        axes.tick_params(labelsize=8, length=2)
+        axes.set_title(group.experiment, size=8.5, weight="bold", pad=15)
+        axes.text(0, 1.035, _told(group), size=7.5, color=GREY, transform=axes.transAxes)
     for axes in panels[len(groups) :]:
         axes.set_visible(False)
-    _accuracy_limits(fig.axes[0])
-    title = "Validation accuracy of every experiment"
-    fig.suptitle(f"{title} (%)", x=0.01, ha="left", size=12, weight="bold")
-    fig.text(
-        0.01,
-        0.015,
-        "dashed: the paper's test accuracy; grey: the other experiments",
-        size=9,
-        color=GREY,
-    )
-    fig.tight_layout(rect=(0, 0.04, 1, 1))
-    return Figure("overview.png", title, _png(fig))
+    _accuracy_limits(panels[0])
+    fig.suptitle("Accuracy (%) by epoch", x=0.01, ha="left", size=10)
+    key = [
+        Line2D([], [], color=TRAIN, lw=1.6, label="train"),
+        Line2D([], [], color=VALIDATION, lw=1.6, label="validation"),
+        Line2D([], [], color=INK, lw=1, ls=DASHED, label="test, the paper"),
+        Line2D([], [], color=INK, lw=0, marker="D", ms=4, label="test, measured"),
+    ]
+    fig.legend(handles=key, loc="upper right", ncols=4, fontsize=8.5, bbox_to_anchor=(0.995, 1))
+    fig.tight_layout(rect=(0, 0, 1, 0.99), w_pad=0.7)
+    return fig
+
+
+def _told(group: Group) -> str:
+    """What came out, in a few words."""
+    paper = f"paper {group.paper.test_accuracy:.2f}" if group.paper else ""
+    if measured := mean_std(group.measured()):
+        return f"{paper} → {measured}" if paper else measured
+    so_far = [progress(run).partition(":")[0] for run in group.unfinished[:1]] or ["no record yet"]
+    return ", ".join(filter(None, (paper, *so_far)))
 
 
 def _paper_against_measured(groups: Sequence[Group]) -> Figure:
@@ -160,7 +159,7 @@ def _paper_against_measured(groups: Sequence[Group]) -> Figure:
         axes.errorbar(mean - paper, y, xerr=spread or None, fmt="o", ms=6.5, color=VALIDATION)
         names.append(f"{group.experiment}   {paper:.2f} → {mean:.2f}")
         reach = max(reach, abs(mean - paper) + spread)
-    axes.axvline(0, color=INK, lw=1, ls=_DASHED, zorder=1.5)
+    axes.axvline(0, color=INK, lw=1, ls=DASHED, zorder=1.5)
     axes.set_yticks(range(len(groups)), names)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(-1.12 * reach, 1.12 * reach)
@@ -171,7 +170,7 @@ def _paper_against_measured(groups: Sequence[Group]) -> Figure:
     title = "Test accuracy (%), paper → measured"
     fig.suptitle(title, x=0.012, ha="left", size=12, weight="bold")
     fig.tight_layout()
-    return Figure("paper-and-measured.png", title, _png(fig))
+    return Figure("paper-and-measured.png", title, png(fig))
 
 
 Curve = tuple[list[int], list[float]]
@@ -198,16 +197,16 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
     return shared, [statistics.fmean(value[epoch] for value in values) for epoch in shared]
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], colour: str) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve], colour: str, width: float = 1.8) -> None:
     if not curves:
         return
     if len(curves) > 1:
         for curve in curves:
-            axes.plot(*curve, color=colour, lw=0.8, alpha=0.45)
+            axes.plot(*curve, color=colour, lw=0.45 * width, alpha=0.45)
     epochs, values = _mean_curve(curves)
     # Few epochs, and those between epochs that are not finite, would hardly show as a line.
     lone = len(epochs) <= _FEW_EPOCHS
-    axes.plot(epochs, values, color=colour, lw=1.8, marker="o" if lone else None, ms=4)
+    axes.plot(epochs, values, color=colour, lw=width, marker="o" if lone else None, ms=4)
 
 
 def reductions(run: Run) -> list[int]:
@@ -224,7 +223,7 @@ def _references(axes: Axes, group: Group) -> None:
     """The paper's and the measured test accuracy, named in the margin where nothing is crossed."""
     named = []
     if group.paper:
-        axes.axhline(group.paper.test_accuracy, color=INK, lw=1, ls=_DASHED, zorder=1.5)
+        axes.axhline(group.paper.test_accuracy, color=INK, lw=1, ls=DASHED, zorder=1.5)
         named.append((group.paper.test_accuracy, "paper"))
     if measured := group.measured():
         mean = statistics.fmean(measured)
@@ -260,20 +259,10 @@ def _accuracy_limits(axes: Axes) -> None:
     axes.set_ylim(max(0, low), min(100.8, high + 2))
 
 
-def _file_name(group: Group) -> str:
-    """Of the same settings always the same, and of others another."""
+def _name(group: Group) -> str:
+    """For files: of the same settings always the same, and of others another."""
     name = group.experiment.replace("/", "-")
     if not group.changes:
-        return f"{name}.png"
+        return name
     text = "\n".join(settings_text(group.changes))
-    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.png"
-
-
-def _shortened(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def _png(fig: mpl_figure.Figure) -> bytes:
-    buffer = io.BytesIO()
-    fig.savefig(buffer, format="png")
-    return buffer.getvalue()
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,17 +9,18 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Config, Paper
-from cifar_jax.runs.reading import Run, experiments
+from cifar_jax.runs.run import Run, experiments, key
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one experiment with the same settings, which differ in their seeds alone."""
+    """The runs of one experiment with the same settings and data, which differ in their seeds."""
 
     experiment: str
     changes: Mapping[str, Any]
-    """Settings that differ from the experiment's. Where there are some, the runs are not the
-    paper's experiment, and stand neither in its row nor beside its accuracy."""
+    """What differs from the experiment: settings, and the digest of images that are not the
+    official ones. Where there is something, the runs are not the paper's experiment, and stand
+    neither in its row nor beside its accuracy."""
     runs: tuple[Run, ...]
     """In the order of their seeds; none where the experiment was not run."""
 
@@ -35,14 +35,19 @@ class Group:
         return self.config.paper if self.config and not self.changes else None
 
     @property
-    def results(self) -> list[Mapping[str, Any]]:
-        """Of the finished runs. Copies of a run, such as its folder and its record, count once."""
-        distinct: dict[Any, Mapping[str, Any]] = {}
+    def finished(self) -> list[Run]:
+        """Runs with a result. Copies of a run, such as its folder and its record, count once."""
+        distinct: dict[Any, Run] = {}
         for run in self.runs:
             if run.result:
                 weights = run.result.get("params_sha256") or run.path
-                distinct.setdefault((run.seed, weights), run.result)
+                distinct.setdefault((run.seed, weights), run)
         return list(distinct.values())
+
+    @property
+    def results(self) -> list[Mapping[str, Any]]:
+        """Of the finished runs."""
+        return [run.result for run in self.finished if run.result]
 
     @property
     def unfinished(self) -> list[Run]:
@@ -50,8 +55,12 @@ class Group:
         return [run for run in self.runs if not run.result]
 
     def measured(self, name: str = "test_accuracy") -> list[float]:
-        """A number of each finished run, where it has one."""
-        return [result[name] for result in self.results if result[name] is not None]
+        """A number of each seed that has it: of several runs of a seed, their mean."""
+        seeds: dict[int, list[float]] = {}
+        for result in self.results:
+            if result[name] is not None:
+                seeds.setdefault(result["seed"], []).append(result[name])
+        return [statistics.fmean(values) for values in seeds.values()]
 
 
 class Row(NamedTuple):
@@ -71,25 +80,55 @@ class Row(NamedTuple):
     """Measured less paper, in percentage points."""
     best: str
     """Of the epoch with the best validation accuracy: mean over the seeds."""
-    runs: tuple[str, ...]
-    """How many seeds, if several, and how far the unfinished runs are; or that there is none."""
+    seeds: str
+    """How many, if several, and of how many runs, if more."""
+    unfinished: tuple[str, ...]
+    """How far the unfinished runs are."""
     epochs: str
-    wall_time: str
-    """Of one run: mean over the seeds."""
+    seconds: float | None
+    """Wall time of one run: mean over the seeds."""
+    device: str
+    commit: str
+
+    @property
+    def wall_time(self) -> str:
+        """As a person says it."""
+        return "" if self.seconds is None else duration(self.seconds)
+
+
+class Part(NamedTuple):
+    """The cells of an unfinished run, as text."""
+
+    experiment: str
+    seed: str
+    progress: str
+    seconds: float | None
     device: str
     commit: str
 
 
 def collect(runs: Iterable[Run]) -> list[Group]:
-    """Runs of the same settings together: every experiment of the paper in its order, run or not,
-    then other experiments, then whatever ran with other settings than its experiment's."""
-    found: dict[tuple[str, str], list[Run]] = {}
-    for name, config in experiments().items():
-        if config.paper:
-            found[name, "{}"] = []
-    for run in runs:
-        key = run.experiment, json.dumps(dict(run.changes), sort_keys=True)
-        found.setdefault(key, []).append(run)
+    """Runs of the same settings and data together: every experiment of the paper in its order, run
+    or not, then other experiments, then whatever ran with other settings or images."""
+    runs = list(runs)
+    found: dict[tuple[str, str], dict[str | None, list[Run]]] = {
+        (name, key({})): {None: []} for name, config in experiments().items() if config.paper
+    }
+    # A run at work does not tell its images yet: it joins those that do.
+    for run in sorted(runs, key=lambda run: run.result is None):
+        compared = run.changes if run.experiment in experiments() else run.identity
+        of_images = found.setdefault((run.experiment, key(compared)), {})
+        told = _images(run) if run.result or not of_images else next(iter(of_images))
+        of_images.setdefault(told, []).append(run)
+    groups = [
+        Group(
+            name,
+            _changes(of[0], runs, told, len(of_images) > 1) if of else {},
+            tuple(sorted(of, key=lambda run: (run.seed, run.path))),
+        )
+        for (name, _), of_images in found.items()
+        for told, of in of_images.items()
+    ]
     order = list(experiments())
 
     def place(group: Group) -> tuple[bool, int, str, str]:
@@ -97,24 +136,39 @@ def collect(runs: Iterable[Run]) -> list[Group]:
         known = order.index(name) if name in order else len(order)
         return bool(group.changes), known, name, " ".join(settings_text(group.changes))
 
-    groups = [
-        Group(name, json.loads(changes), tuple(sorted(of, key=lambda run: (run.seed, run.path))))
-        for (name, changes), of in found.items()
-    ]
     return sorted(groups, key=place)
 
 
-def row(group: Group, missing: str = "not run") -> Row:
-    """What a table says of `group`; `missing` where it has no run at all."""
+def _images(run: Run) -> str | None:
+    """What tells its images from others; nothing where they are the official CIFAR-10."""
+    return None if run.official else run.data or "unknown"
+
+
+def _changes(run: Run, runs: Sequence[Run], images: str | None, several: bool) -> dict[str, Any]:
+    """What a table is to say of `run`, so that its row is not taken for another's."""
+    changes = dict(run.changes)
+    if run.experiment not in experiments():
+        # Its file may have changed from one run to the next.
+        for other in runs:
+            if other.experiment == run.experiment and other.changes == run.changes:
+                there = other.identity
+                changes |= {k: v for k, v in run.identity.items() if there.get(k) != v}
+    if images and (several or run.other_data):
+        changes["data_sha256"] = images[:8]
+    return changes
+
+
+def row(group: Group) -> Row:
+    """What a table says of `group`."""
     results, paper, config = group.results, group.paper, group.config
     test, best = group.measured(), group.measured("best_validation_test_accuracy")
     # Of an experiment that is not in this package, the results alone know the paper's accuracy.
     told = [r["paper_accuracy"] for r in results if r["paper_accuracy"] is not None]
     reference = None if group.changes else paper.test_accuracy if paper else (told or [None])[0]
-    notes = [f"({len(test)} seeds)"] if len(test) > 1 else []
-    notes += [_progress(run) for run in group.unfinished]
     epochs = group.runs[0].epochs if group.runs else config.epochs if config else None
     models = [r["model"] for r in results] or ([config.model.name] if config else [])
+    # Without env.json there is what the result says of the last start.
+    starts = [start for run in group.finished for start in run.starts or [run.result or {}]]
     return Row(
         experiment=group.experiment,
         changes=settings_text(group.changes),
@@ -122,14 +176,30 @@ def row(group: Group, missing: str = "not run") -> Row:
         parameters=_parameters([r["parameters"] for r in results], paper),
         paper="" if reference is None else f"{reference:.2f}",
         measured=mean_std(test),
-        difference=_difference(test, reference),
+        difference=difference(test, reference),
         best=f"{statistics.fmean(best):.2f}" if best else "",
-        runs=tuple(notes) if group.runs else (missing,),
+        seeds=_seeds(len(test), len(results)),
+        unfinished=tuple(progress(run) for run in group.unfinished),
         epochs="" if epochs is None else str(epochs),
-        wall_time=duration(statistics.fmean(group.measured("wall_seconds"))) if results else "",
-        device=_joined(device(r) for r in results),
-        commit=_joined(_short(r["git_commit"]) for r in results),
+        seconds=statistics.fmean(group.measured("wall_seconds")) if results else None,
+        device=_joined(device(start) for start in starts),
+        commit=_joined(_short(start["git_commit"]) for start in starts),
     )
+
+
+def parts(group: Group) -> list[Part]:
+    """What a table says of each unfinished run of `group`."""
+    return [
+        Part(
+            experiment=group.experiment,
+            seed=str(run.seed),
+            progress=progress(run),
+            seconds=run.rows[-1].get("wall_seconds") if run.rows else 0,
+            device=_joined(device(start) for start in run.starts),
+            commit=_joined(_short(start["git_commit"]) for start in run.starts),
+        )
+        for run in group.unfinished
+    ]
 
 
 def mean_std(values: Sequence[float]) -> str:
@@ -157,9 +227,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
-def device(result: Mapping[str, Any]) -> str:
-    """What a run was computed on: the accelerators, or the processor and how many of its cores."""
-    found, machine = result["device"], result["machine"]
+def device(start: Mapping[str, Any]) -> str:
+    """What a start ran on: the accelerators, or the processor and how many of its cores."""
+    found, machine = start["device"], start["machine"]
     if found.get("platform") != "cpu":
         count, kind = found.get("count", 1), found.get("kind", "unknown")
         return f"{count} × {kind}" if count > 1 else str(kind)
@@ -182,15 +252,26 @@ def _parameters(counts: Sequence[int], paper: Paper | None) -> str:
     return expected if text in ("", expected) else f"{text} ≠ {expected}"
 
 
-def _progress(run: Run) -> str:
+def progress(run: Run) -> str:
+    """How far an unfinished run is, and what it has come to.
+
+    The test images are for the end: what is told is of the validation images, where there are some.
+    """
+    text = f"epoch {run.rows[-1]['epoch'] if run.rows else 0} of {run.epochs}"
     if not run.rows:
-        return f"epoch 0/{run.epochs}"
-    last = run.rows[-1]
-    split = "validation" if "validation_accuracy" in last else "train"
-    return f"epoch {last['epoch']}/{run.epochs}, {split} {last[f'{split}_accuracy']:.1f} %"
+        return text
+    split = "validation" if "validation_accuracy" in run.rows[-1] else "train"
+    return f"{text}: {split} {run.rows[-1][f'{split}_accuracy']:.1f} %"
 
 
-def _difference(measured: Sequence[float], paper: float | None) -> str:
+def _seeds(seeds: int, runs: int) -> str:
+    if runs > seeds:
+        return f"({runs} runs of {seeds} seed{'s' if seeds > 1 else ''})"
+    return f"({seeds} seeds)" if seeds > 1 else ""
+
+
+def difference(measured: Sequence[float], paper: float | None) -> str:
+    """Mean less the paper's, in percentage points, with its sign."""
     if not measured or paper is None:
         return ""
     return f"{statistics.fmean(measured) - paper:+.2f}".replace("-", "−")

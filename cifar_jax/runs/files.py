@@ -12,8 +12,13 @@ from cifar_jax.errors import UserError
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path`, which appears whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, which appears whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.write_bytes(content)
     beside.replace(path)
 
 

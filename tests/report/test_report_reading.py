@@ -30,6 +30,8 @@ def test_without_runs_there_is_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         ("result.json", None, "'test_accuracy' that makes no sense: 'high'"),
         ("config.json", "[]", r"config\.json is damaged"),
         ("metrics.jsonl", '{"epoch": 1}\n', "metrics.jsonl is incomplete"),
+        ("env.json", "{}", "env.json is not that of a run"),
+        ("env.json", "[{}]", "env.json is incomplete: it has no 'git_commit'"),
     ],
 )
 def test_damaged_runs_are_named(

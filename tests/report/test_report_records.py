@@ -1,84 +1,324 @@
+import errno
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from run_folders import MakeRun
+from run_folders import OFFICIAL, MakeRun, outputs
 
-from cifar_jax import report
+from cifar_jax import cli, report
 from cifar_jax.errors import UserError
+from cifar_jax.report import plots
+from cifar_jax.runs import records
+from cifar_jax.runs.reading import read_run
 
 README = "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\nafter\n"
+CLEAN, DIRTY = "0123456789abcdef0123456789abcdef01234567", "89abcdef-dirty"
 
 
 @pytest.fixture
-def readme(tmp_path: Path) -> Path:
+def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A README with a place for the table; its figure takes seconds, and is not drawn."""
+    monkeypatch.setattr(plots, "panels_svg", lambda groups, description: description.encode())
     path = tmp_path / "README.md"
     path.write_text(README)
     return path
 
 
-def test_a_record_is_the_runs_result(make_run: MakeRun, tmp_path: Path) -> None:
-    run = make_run("basic", 3, test=62.4)
-    path = report.record(run, tmp_path / "results")
-    assert path == tmp_path / "results" / "basic-seed3.json"
-    assert json.loads(path.read_text()) == json.loads((run / "result.json").read_text())
-    assert [p.name for p in path.parent.iterdir()] == [path.name]
+def record(folder: Path, results: Path, accuracy: float | None = None) -> Path:
+    """Record the run with outputs that confirm it, or give another accuracy."""
+    run = read_run(folder)
+    if accuracy is None and run.result:
+        accuracy = run.result["test_accuracy"]
+    return records.record(run, results, None if accuracy is None else outputs(accuracy))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.*")}
+
+
+def test_a_record_holds_what_its_run_left(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("net-attention", 3, test=62.4, starts=[{}, {"machine": {"cpu": "Xeon"}}])
+    path = record(folder, tmp_path / "results")
+    assert sorted(content(tmp_path / "results")) == [
+        "net-attention-seed3.json",
+        "net-attention-seed3.metrics.jsonl",
+        "net-attention-seed3.outputs.npz",
+    ]
+    told = json.loads(path.read_text())
+    assert told.items() >= json.loads((folder / "result.json").read_text()).items()
+    assert told["config"] == json.loads((folder / "config.json").read_text())["config"]
+    assert [start["machine"]["cpu"] for start in told["starts"]][1] == "Xeon"
+    assert "/home/me" not in path.read_text()
+
+    (run,) = report.read_runs([path])
+    of_folder = read_run(folder)
+    assert run.rows == of_folder.rows
+    assert (run.epochs, run.seed, run.changes) == (50, 3, {})
+    assert run.outputs
+    kept = records.read_outputs(run.outputs)
+    assert kept.accuracy() == pytest.approx(62.4)
+    assert (kept.logits.dtype, kept.labels.dtype) == (np.float16, np.uint8)
+    assert run.outputs.stat().st_size < 210_000
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"data.validation": 2000.0},
+        {"train.log_every": 7, "train.devices": 4, "train.steps_per_call": 10},
+    ],
+)
+def test_what_counts_is_what_the_settings_are(
+    make_run: MakeRun, tmp_path: Path, overrides: dict[str, Any]
+) -> None:
+    """However they were given; and how a run is carried out makes it no other run."""
+    path = record(make_run("basic", overrides=overrides), tmp_path / "results")
+    (group, *_) = report.collect(report.read_runs([path]))
+    assert group.paper
+    assert len(group.results) == 1
 
 
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"test": None, "done": 3}, "is not finished"),
-        ({"overrides": {"epochs": 2}}, "ran with epochs=2"),
-        ({"git_commit": None}, "without a git commit"),
-        ({"git_commit": "0123456-dirty"}, "not committed"),
+        ({"overrides": {"epochs": 2}}, r"other settings than basic today: epochs=2 \(now 20\)"),
+        ({"git_commit": None}, "no git commit"),
+        ({"git_commit": DIRTY}, r"changes not committed \(89abcdef-dirty\)"),
+        ({"starts": [{"git_commit": DIRTY}, {}]}, r"changes not committed \(89abcdef-dirty\)"),
+        ({"data_sha256": "5ub5e7"}, "other images than the official CIFAR-10's"),
+        ({"data_official": False}, "other images than the official CIFAR-10's"),
+        ({"epochs": 19}, r"result\.json is not of the run beside it \(epochs\)"),
+        ({"train_loss": 0.5}, r"result\.json is not of the run beside it \(train_loss\)"),
+        ({"test": None, "done": 0}, r"metrics\.jsonl lacks epochs"),
     ],
 )
 def test_what_is_no_record_is_refused(
-    make_run: MakeRun, tmp_path: Path, options: dict, told: str
+    make_run: MakeRun, tmp_path: Path, options: dict[str, Any], told: str
 ) -> None:
-    run = make_run("basic", **options)
+    folder = make_run("basic", **options)
     with pytest.raises(UserError, match=told) as error:
-        report.record(run, tmp_path / "results")
-    assert str(run) in str(error.value)
+        record(folder, tmp_path / "results")
+    assert str(folder) in str(error.value)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_record_names_every_start(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("basic")
+    (folder / "env.json").unlink()
+    with pytest.raises(UserError, match=r"has no env\.json"):
+        record(folder, tmp_path / "results")
+    assert report.collect(report.read_runs([folder]))[0].results  # it is reported all the same
+
+
+@pytest.mark.parametrize("lost", [0, 7, 19, None])
+def test_a_record_has_the_metrics_of_every_epoch(
+    make_run: MakeRun, tmp_path: Path, lost: int | None
+) -> None:
+    folder = make_run("basic")
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    kept = [] if lost is None else [line for i, line in enumerate(lines) if i != lost]
+    (folder / "metrics.jsonl").write_text("".join(kept))
+    with pytest.raises(UserError, match=r"lacks epochs|not of the run"):
+        record(folder, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_outputs_must_give_the_accuracy_of_the_result(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("basic", test=62.0)
+    with pytest.raises(UserError, match=r"give 61\.80 %, its result\.json says 62\.00 %"):
+        record(folder, tmp_path / "results", 61.8)
+    with pytest.raises(UserError, match="outputs"):
+        records.record(read_run(folder), tmp_path / "results", None)
+    assert not (tmp_path / "results").exists()
+    # float16 moves an image or two
+    assert record(folder, tmp_path / "results", 62.02).exists()
+
+
+def test_official_images_in_another_order_are_official(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("basic", data_official=True, data_sha256="another order")
+    assert record(folder, tmp_path / "results").exists()
+
+
+def test_a_record_appears_whole_or_not_at_all(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    record(make_run("basic", test=62.0), results)
+    before = content(results)
+    written: list[Path] = []
+    write = Path.write_bytes
+
+    def full(path: Path, data: bytes) -> int:
+        written.append(path)
+        if len(written) == 3:
+            write(path, data[:10])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UserError, match="cannot be written: No space left"):
+        record(make_run("basic", test=63.0, folder="again"), results)
+    assert content(results) == before
+    assert len(list(results.iterdir())) == 3
+
+
+@pytest.mark.parametrize("suffix", [".metrics.jsonl", ".outputs.npz"])
+def test_a_record_without_its_files_is_told(make_run: MakeRun, tmp_path: Path, suffix: str) -> None:
+    path = record(make_run("basic"), tmp_path / "results")
+    path.with_name(path.stem + suffix).unlink()
+    with pytest.raises(
+        UserError, match=f"basic-seed0.json is incomplete: there is no basic-seed0{suffix}"
+    ):
+        report.read_runs([tmp_path / "results"])
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "npy", "other"])
+def test_damaged_outputs_are_told(make_run: MakeRun, tmp_path: Path, damage: str) -> None:
+    record(make_run("basic"), tmp_path / "results")
+    (run,) = report.read_runs([tmp_path / "results"])
+    assert run.outputs
+    whole = run.outputs.read_bytes()
+    if damage in ("cut", "flipped", "empty"):
+        flipped = whole[:300] + bytes([whole[300] ^ 255]) + whole[301:]
+        run.outputs.write_bytes({"cut": whole[:1000], "flipped": flipped, "empty": b""}[damage])
+    else:
+        with run.outputs.open("wb") as file:
+            if damage == "npy":
+                np.save(file, np.zeros(3))
+            else:
+                np.savez(file, logits=np.zeros((3, 10)), labels=np.zeros(2))
+    with pytest.raises(UserError, match=r"outputs\.npz (cannot be read|does not hold)") as error:
+        records.read_outputs(run.outputs)
+    assert "\n" not in str(error.value)
+
+
+def test_a_run_on_its_way_is_a_record_of_its_own_kind(make_run: MakeRun, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    path = record(make_run("net", test=None, done=12), results)
+    assert sorted(content(results)) == [
+        "partial/net-seed0.json",
+        "partial/net-seed0.metrics.jsonl",
+    ]
+    (run,) = report.read_runs([path])
+    assert run.result is None
+    assert len(run.rows) == 12
+    group = report.collect([run])[1]
+    assert (group.experiment, group.results, group.unfinished) == ("net", [], [run])
+
+    # A full record replaces it, and is not replaced by one.
+    record(make_run("net", folder="full"), results)
+    assert "partial/net-seed0.json" not in content(results)
+    with pytest.raises(UserError, match=r"is not finished, and .* is of a run that is"):
+        record(make_run("net", test=None, done=3, folder="late"), results)
 
 
 def test_a_record_needs_one_run_of_a_known_experiment(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("basic", 0)
     make_run("basic", 1)
     with pytest.raises(UserError, match="2 runs"):
-        report.record(tmp_path / "runs", tmp_path / "results")
+        record(tmp_path / "runs", tmp_path / "results")
     for name in ("config.json", "result.json"):
-        content = json.loads((run / name).read_text())
-        (run / name).write_text(json.dumps(content | {"experiment": "mine"}))
+        told = json.loads((run / name).read_text())
+        (run / name).write_text(json.dumps(told | {"experiment": "mine"}))
     with pytest.raises(UserError, match="not in experiments/"):
-        report.record(run, tmp_path / "results")
+        record(run, tmp_path / "results")
+
+
+def test_the_command_records_all_or_refuses_all(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    good = make_run("net", test=None, done=2)
+    bad = make_run("basic", overrides={"epochs": 2})
+    assert cli.run(["report", "--record", str(results), str(good), str(bad)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert not results.exists()
+    assert cli.run(["report", "--record", str(results), str(good)]) == 0
+    assert capsys.readouterr().out == f"recorded {results / 'partial' / 'net-seed0.json'}\n"
+    assert cli.run(["report", "--record", str(results)]) == 2
 
 
 def test_the_readme_follows_the_records(make_run: MakeRun, tmp_path: Path, readme: Path) -> None:
     results = tmp_path / "results"
+    commits = [{"git_commit": "aaaaaaa1"}, {}]
     for seed, test in enumerate([61.0, 63.0]):
-        report.record(make_run("basic", seed, test=test), results)
+        record(make_run("basic", seed, test=test, starts=commits[seed:]), results)
+    record(make_run("resnet10", test=None, done=12), results)
     assert not report.readme_is_current(readme, results)
-    assert report.update_readme(readme, results)
+    assert report.update_readme(readme, results) == (True, [])
     text = readme.read_text()
     assert text.startswith(README.partition("old")[0])
     assert text.endswith("\n\n<!-- /results -->\n\nafter\n")
     lines = [line for line in text.splitlines() if line.startswith("| [")]
     assert lines[0] == (
-        "| [basic](experiments/basic.py) | basic | 62,006 | 62.06 | **62.00 ± 1.41** (2 seeds) | "
-        "20 | 62 min | AMD EPYC 7B13, 2 cores | `0123456` |"
+        "| [basic](experiments/basic.py) | 62,006 | 62.06 | **62.00 ± 1.41** (2 seeds) | −0.06 | "
+        "20 | 3,720 | AMD EPYC 7B13, 2 cores | `aaaaaaa` / `0123456` |"
     )
     assert lines[6].startswith(
-        "| [resnet18-adam-lr1e-4](experiments/resnet18_adam_lr1e_4.py) | resnet18 | 11,173,962 | "
-        "91.27 | no record yet | 100 |"
+        "| [resnet18-adam-lr1e-4](experiments/resnet18_adam_lr1e_4.py) | 11,173,962 | "
+        "91.27 | no record yet |"
     )
+    assert "| 4,903,242 | 90.03 | in part |" in lines[7]
     assert len(lines) == 10
+    (part,) = (line for line in text.splitlines() if line.startswith("| resnet10 |"))
+    last = read_run(tmp_path / "runs" / "resnet10").rows[-1]["validation_accuracy"]
+    assert f"| 0 | epoch 12 of 135: validation {last:.1f} % | 120 | AMD EPYC" in part
+
     assert report.readme_is_current(readme, results)
-    assert not report.update_readme(readme, results)
-    report.record(make_run("net", test=77.0), results)
+    assert report.update_readme(readme, results) == (False, [])
+    record(make_run("net", test=77.0), results)
     assert not report.readme_is_current(readme, results)
+
+
+def test_the_readmes_figure_is_of_the_records(
+    make_run: MakeRun, tmp_path: Path, readme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    results = tmp_path / "results"
+    record(make_run("basic"), results)
+    report.update_readme(readme, results)
+    figure = results / "curves.svg"
+    assert "](results/curves.svg)" in readme.read_text()
+    assert 20_000 < figure.stat().st_size < 200_000
+    first = figure.read_bytes()
+
+    path = results / "basic-seed0.metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[3]["validation_accuracy"] += 5
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert not report.readme_is_current(readme, results)  # the table alone has not changed
+    monkeypatch.setattr(plots, "panels_svg", lambda groups, description: description.encode())
+    assert report.update_readme(readme, results)[0]
+    assert figure.read_bytes() != first
+    assert report.readme_is_current(readme, results)
+    figure.unlink()
+    assert not report.readme_is_current(readme, results)
+
+
+def test_a_record_of_what_the_experiment_is_no_more_leaves_the_table(
+    make_run: MakeRun, tmp_path: Path, readme: Path
+) -> None:
+    results = tmp_path / "results"
+    record(make_run("basic", 0, test=60.0), results)
+    for seed, change in ((1, {"data.validation": 0.1}), (2, {"optimizer.lr": 0.5})):
+        path = record(make_run("basic", seed, test=90.0), results)
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps(told | {"config": told["config"] | change}))
+    path = record(make_run("basic", 3, test=90.0), results)
+    path.write_text(path.read_text().replace(OFFICIAL, "5ub5e7"))
+    _, lines = report.update_readme(readme, results)
+    text = readme.read_text()
+    assert "| **60.00** |" in text
+    assert "90.00" not in text
+    assert sorted(lines) == [
+        "`basic-seed1.json` is not of basic as it is today: `data.validation=0.1`",
+        "`basic-seed2.json` is not of basic as it is today: `optimizer.lr=0.5`",
+        "`basic-seed3.json` is not of basic as it is today: `data_sha256=5ub5e7`",
+    ]
+    assert all(line in text for line in lines)
+    assert report.readme_is_current(readme, results)
 
 
 def test_the_readmes_links_lead_to_the_experiments(tmp_path: Path, readme: Path) -> None:
@@ -86,19 +326,13 @@ def test_the_readmes_links_lead_to_the_experiments(tmp_path: Path, readme: Path)
     report.update_readme(readme, tmp_path / "results")
     project = Path(__file__).parents[2]
     links = [part.partition(")")[0] for part in readme.read_text().split("](")[1:]]
-    assert len(links) == 10
+    assert len(links) == 11
     assert all((project / link).is_file() for link in links)
 
 
-def test_a_wrong_record_or_readme_changes_nothing(
-    make_run: MakeRun, tmp_path: Path, readme: Path
-) -> None:
+def test_a_wrong_record_or_readme_changes_nothing(tmp_path: Path, readme: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()
-    short = make_run("basic", overrides={"epochs": 1}) / "result.json"
-    (results / "basic-seed0.json").write_text(short.read_text())
-    with pytest.raises(UserError, match="is no record"):
-        report.update_readme(readme, results)
     (results / "basic-seed0.json").write_text("{")
     with pytest.raises(UserError, match=r"basic-seed0\.json cannot be read"):
         report.update_readme(readme, results)
@@ -108,5 +342,7 @@ def test_a_wrong_record_or_readme_changes_nothing(
         readme.write_text(text)
         with pytest.raises(UserError, match="no one place"):
             report.update_readme(readme, results)
+    readme.write_text(README)
     with pytest.raises(UserError, match="no folder"):
         report.readme_is_current(readme, tmp_path / "absent")
+    assert list(results.iterdir()) == []

@@ -3,14 +3,17 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from run_folders import MakeRun
+from run_folders import MakeRun, outputs
 
 from cifar_jax import report
 from cifar_jax.errors import UserError
-from cifar_jax.report import plots
+from cifar_jax.report import plots, predictions
+from cifar_jax.runs import records
+from cifar_jax.runs.reading import read_run
 
 
 def printed(groups: list[report.Group], width: int | None = None) -> str:
@@ -39,11 +42,13 @@ def test_a_report_is_printed_and_written(make_run: MakeRun, tmp_path: Path) -> N
     assert page == tmp_path / "runs" / "report.md"
     text = page.read_text(encoding="utf-8")
 
-    main, other = table_cells(text)
+    main, part, other = table_cells(text)
     assert all(len(cells) == len(main[0]) for cells in main)
     assert all(len(cells) == len(other[0]) for cells in other)
     assert len(main) == 2 + 10
     assert main[2][:5] == ["basic", "62,006", "62.06", "**62.50 ± 0.71**<br>(2 seeds)", "+0.44"]
+    assert part[2][:2] == ["resnet10-plateau", "0"]
+    assert part[2][2].startswith("epoch 12 of 135: validation ")
     assert other[2][:2] == ["basic", "`epochs=1`"]
     assert "62.50 ± 0.71" in file.getvalue()
 
@@ -70,14 +75,34 @@ def test_without_a_run_the_report_says_how_to_make_one(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_given_one_by_one_are_reported_in_runs(
+def test_runs_given_one_by_one_replace_no_report_of_all(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = make_run("basic", test=None)
-    assert report.report([path], console=Console(file=io.StringIO())) == Path("runs/report.md")
+    path, other = make_run("basic", test=None), make_run("net", test=None)
+    before = sorted(tmp_path.rglob("*"))
+    for paths in ([path], [path, other], [path, tmp_path / "runs" / "net"]):
+        assert report.report(paths, console=Console(file=io.StringIO())) is None
+    assert sorted(tmp_path.rglob("*")) == before
     assert report.report([path], folder=tmp_path / "out", console=Console(file=io.StringIO()))
     assert (tmp_path / "out" / "report.md").is_file()
+    assert report.report(console=Console(file=io.StringIO())) == Path("runs/report.md")
+
+
+def test_a_folder_of_records_is_reported_with_its_outputs(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    results = tmp_path / "results"
+    records.record(read_run(make_run("basic", test=62.0)), results, outputs(62.0))
+    records.record(read_run(make_run("net", test=None, done=2)), results, None)
+    page = report.report([results], console=Console(file=io.StringIO()))
+    assert page == results / "report.md"
+    found = {p.name for p in (results / "curves").iterdir()}
+    assert found == {
+        *("overview.png", "basic.png", "net.png"),
+        "basic-seed0-outputs.png",
+    }
+    assert all(name in page.read_text() for name in found)
 
 
 @pytest.mark.parametrize("width", [80, 100, None])
@@ -144,3 +169,27 @@ def test_learning_rate_reductions_are_those_of_the_plateau(make_run: MakeRun) ->
     for epoch in epochs:
         assert rates[epoch] == rates[epoch - 1] / 2
     assert plots.reductions(*report.read_runs([constant])) == []
+
+
+def test_a_confusion_matrix_counts_what_was_taken_for_what() -> None:
+    logits = np.eye(3, dtype=np.float16)[[0, 1, 1, 2, 2, 2]]
+    counts = predictions.confusion(records.Outputs(logits, np.array([0, 0, 1, 2, 2, 0], np.uint8)))
+    assert counts.tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 2]]
+
+
+def test_calibration_is_confidence_against_accuracy_in_bins() -> None:
+    """Two bins: 0.55 of whom half are right, and 0.9 of whom three of four are."""
+    confidence = np.array([0.55, 0.55, 0.9, 0.9, 0.9, 0.9])
+    logits = np.log(np.stack([confidence, 1 - confidence], 1))
+    found = predictions.calibration(records.Outputs(logits, np.array([0, 1, 0, 0, 0, 1], np.uint8)))
+    assert found.confidence == pytest.approx([0.55, 0.9])
+    assert found.accuracy == pytest.approx([0.5, 0.75])
+    assert found.images.tolist() == [2, 4]
+    assert found.error == pytest.approx((2 * 0.05 + 4 * 0.15) / 6)
+
+
+def test_certainty_falls_into_the_last_bin() -> None:
+    sure = records.Outputs(np.array([[100, -100], [0, 0]], np.float16), np.zeros(2, np.uint8))
+    found = predictions.calibration(sure)
+    assert found.confidence == pytest.approx([0.5, 1])
+    assert found.error == pytest.approx(0.25)

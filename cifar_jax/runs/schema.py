@@ -1,0 +1,63 @@
+"""What a reader cannot do without in the files of a run, and of which type it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cifar_jax.errors import UserError
+
+Fields = Mapping[str, type | tuple[type, ...]]
+
+CONFIG: Fields = {"experiment": str, "seed": int, "overrides": dict, "config": dict}
+"""Of config.json."""
+EPOCH: Fields = {
+    "epoch": int,
+    "step": int,
+    "train_loss": (int, float),
+    "train_accuracy": (int, float),
+}
+"""Of a line of metrics.jsonl."""
+START: Fields = {"git_commit": (str, type(None)), "device": dict, "machine": dict}
+"""Of an entry of env.json."""
+RESULT: Fields = {
+    "experiment": str,
+    "model": str,
+    "seed": int,
+    "parameters": int,
+    "epochs": int,
+    "test_accuracy": (int, float),
+    "best_validation_test_accuracy": (int, float, type(None)),
+    "paper_accuracy": (int, float, type(None)),
+    "wall_seconds": (int, float),
+    **START,
+}
+"""Of result.json."""
+
+
+def checked(value: Any, fields: Fields, path: Path) -> dict[str, Any]:
+    """`value`, read from `path`, which has to be an object with `fields`.
+
+    Raises:
+      UserError: it is not; the first that is missing or makes no sense is named.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not that of a run: it holds no object")
+    for name, kind in fields.items():
+        if name not in value:
+            raise UserError(f"{path} is incomplete: it has no {name!r}")
+        if not isinstance(value[name], kind):
+            raise UserError(f"{path} has a {name!r} that makes no sense: {value[name]!r}")
+    return value
+
+
+def checked_config(value: Any, path: Path) -> dict[str, Any]:
+    """`value` as the config.json of a run, or the same part of its record.
+
+    Raises:
+      UserError: it is not.
+    """
+    found = checked(value, CONFIG, path)
+    checked(found["config"], {"epochs": int, "model.name": str, "data.dataset": str}, path)
+    return found
