@@ -30,12 +30,21 @@ _SHOWN = 10  # unreadable files that are named
 _SUFFIXES = {*SUFFIXES, ".heic", ".heif"}
 
 
+class File(NamedTuple):
+    """An image file; `changed` is its time in nanoseconds, `size` its bytes."""
+
+    path: str
+    label: int
+    size: int
+    changed: int
+
+
 class Files(NamedTuple):
-    """What lies in a folder: (file, label) of each image, sorted; ``test`` is None if held out."""
+    """What lies in a folder, each list sorted; ``test`` is None if it is to be held out."""
 
     classes: tuple[str, ...]
-    train: list[tuple[Path, int]]
-    test: list[tuple[Path, int]] | None
+    train: list[File]
+    test: list[File] | None
     passed_over: int
 
 
@@ -45,17 +54,19 @@ def source(path: Path) -> Source:
     Raises UserError for a folder that is not there or not of this form, with fewer than two
     classes, and for a class without images.
     """
-    path = path.expanduser()
     try:
+        path = path.expanduser().absolute()
         files = find(path)
-        listed = [
-            (split, str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
-            for split, found in (("train", files.train), ("test", files.test or []))
-            for file, _ in found
-        ]
         place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
     except OSError as error:
         raise UserError(f"{error.filename or path} cannot be read: {error.strerror}") from error
+    except RuntimeError as error:
+        raise UserError(f"{path} does not exist: there is no such user") from error
+    start = len(str(path))
+    listed = [
+        [(file.path[start:], *file[1:]) for file in split]
+        for split in (files.train, files.test or [])
+    ]
     content = json.dumps([_VERSION, files.classes, files.test is None, listed])
     return Source(
         name=f"folder:{path.resolve().name}",
@@ -85,7 +96,7 @@ def find(path: Path) -> Files:
         except UnicodeEncodeError as error:
             raise UserError(f"{root / name} is not named in UTF-8: rename it") from error
     train, passed_over = _images(root, classes)
-    labels = {label for _, label in train}
+    labels = {file.label for file in train}
     if missing := [name for label, name in enumerate(classes) if label not in labels]:
         raise UserError(f"{root / missing[0]} holds no images: fill it, or take it away")
     if root == path or "test" not in folders:
@@ -139,47 +150,49 @@ def _folders(path: Path) -> list[Path]:
     return sorted((p for p in below if p.is_dir()), key=lambda p: p.name)
 
 
-def _images(root: Path, classes: tuple[str, ...]) -> tuple[list[tuple[Path, int]], int]:
+def _images(root: Path, classes: tuple[str, ...]) -> tuple[list[File], int]:
     """Image files at any depth below each class, and the number of other files."""
     found, others = [], 0
     for label, name in enumerate(classes):
-        for file in _walk(root / name):
-            if file.suffix.lower() in _SUFFIXES:
-                found.append((file, label))
+        for entry in _walk(root / name):
+            if os.path.splitext(entry.name)[1].lower() in _SUFFIXES:  # noqa: PTH122 - ten times faster
+                about = entry.stat()
+                found.append(File(entry.path, label, about.st_size, about.st_mtime_ns))
             else:
                 others += 1
     return found, others
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    if not folder.is_dir():  # a class of which there are no test images
-        return
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is no folder, at any depth, always in the same order; follows no links to folders."""
+    waiting = [str(folder)] if folder.is_dir() else []  # a class without test images has none
+    while waiting:
+        with os.scandir(waiting.pop()) as below:
+            entries = sorted(below, key=lambda entry: entry.name)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif not entry.is_dir():
+                yield entry
 
-    def fail(error: OSError) -> None:
-        raise error
 
-    for place, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
-
-
-def _read(
-    files: list[tuple[Path, int]], errors: list[str], advance: Callable[[int], None]
-) -> Split:
+def _read(files: list[File], errors: list[str], advance: Callable[[int], None]) -> Split:
     """The split in the order of its images' digests; adds to ``errors``."""
 
-    def attempt(file: Path) -> np.ndarray | UserError:
+    def attempt(file: File) -> np.ndarray | UserError:
         try:
-            return decode(file)
+            return decode(Path(file.path))
         except UserError as error:
             return error
 
     images = np.zeros((len(files), *IMAGE_SHAPE), np.uint8)
-    labels = np.array([label for _, label in files], np.int32)
+    labels = np.array([file.label for file in files], np.int32)
     pool = ThreadPoolExecutor()
     try:
         with quiet():
-            for i, image in enumerate(pool.map(attempt, (file for file, _ in files))):
+            for i, image in enumerate(pool.map(attempt, files)):
                 if isinstance(image, UserError):
                     errors.append(str(image))
                 else:

@@ -95,6 +95,8 @@ def test_it_is_cached_until_it_changes(pets: Path, monkeypatch: pytest.MonkeyPat
         assert load(pets).fingerprint == first.fingerprint
         monkeypatch.chdir(pets.parent)
         assert data.load("folder:pets").fingerprint == first.fingerprint
+        monkeypatch.chdir(pets)
+        assert data.load("folder:.").name == "folder:pets"
     fill(pets / "dog", 12)
     assert len(load(pets).train.labels) == len(first.train.labels) + 2
     os.utime(pets / "dog" / "000.png")
@@ -171,6 +173,8 @@ def test_paths_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="nowhere does not exist"):
         load(tmp_path / "nowhere")
+    with pytest.raises(UserError, match="there is no such user"):
+        data.load("folder:~nobody-of-this-name/pets")
     with pytest.raises(UserError, match="file is not a folder"):
         load(tmp_path / "file")
     with pytest.raises(UserError, match="File name too long"):

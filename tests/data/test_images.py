@@ -148,7 +148,9 @@ def test_a_smaller_size_is_antialiased() -> None:
 def test_a_large_jpeg_is_what_the_png_is() -> None:
     """Its decoder reduces it first, which must not show."""
     ramp = np.linspace(0, 255, 1200).astype(np.uint8)
-    picture = Image.fromarray(np.stack(np.broadcast_arrays(ramp, ramp[::-1, None], 90), -1))
+    picture = Image.fromarray(
+        np.stack(np.broadcast_arrays(ramp, ramp[::-1, None], np.uint8(90)), -1)
+    )
     jpeg = read_image(encoded(picture, "JPEG", quality=95)).astype(int)
     assert abs(jpeg - read_image(encoded(picture))).max() <= 5
 

@@ -40,7 +40,7 @@ def test_disk_full_in_an_import(
 ) -> None:
     path = synthetic.write_binary(tmp_path, images)
     leave(small_disk, left * 1024)
-    with pytest.raises(UserError, match=r"cannot be written: (No|Not enough).* space") as caught:
+    with pytest.raises(UserError, match="cannot be written: No space left on device") as caught:
         data.import_path(path, small_disk / "tfds")
     assert "\n" not in str(caught.value)
     found = [p.name for p in small_disk.rglob("*")]

@@ -74,6 +74,8 @@ def write_cifar10(decoded: Decoded, data_dir: Path) -> Path:
 def _why(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    if "disk space" in str(error):  # tfds's own words, beside sizes that it does not know
+        return "No space left on device"
     told = re.search(r"failed: ([^;:]+);", str(error))
     return told[1] if told else reason(error)
 
