@@ -257,7 +257,9 @@ class Checkpoints:
         except Exception as error:
             raise self._damaged(step, _first_line(error)) from error
         missing = digests.keys() & set(wanted) - found.keys()
-        wrong = [name for name in found if name in digests and _digest(found[name]) != digests[name]]
+        wrong = [
+            name for name in found if name in digests and _digest(found[name]) != digests[name]
+        ]
         if missing or wrong:
             names = ", ".join([*missing, *wrong])
             raise self._damaged(step, f"its {names} differ from what was saved")

@@ -30,7 +30,9 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "cifar_jax/__init__.py")  # not installed in some checkout
+        git(
+            "ls-files", "--error-unmatch", "cifar_jax/__init__.py"
+        )  # not installed in some checkout
         code = ("cifar_jax", "experiments", "pyproject.toml")
         dirty = git("status", "--porcelain", "--untracked-files=no", "--", *code)
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
