@@ -7,8 +7,8 @@ import jax
 
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import measure
-from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.evaluation import compile_logits, measure
+from cifar_jax.inference.model import load_run
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import programs
 
@@ -19,21 +19,25 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
     Raises:
       UserError: no run or no checkpoint in the folder, or a split that is empty.
     """
-    workdir, identity = existing_workdir(path)
+    _, identity = existing_workdir(path)
     setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
         split
     ]
     if not len(images.labels):
         raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
-    if not workdir.checkpoints.is_dir():
-        raise UserError(f"{path} has no checkpoint yet")
-    with Checkpoints(workdir.checkpoints) as checkpoints:
-        step = checkpoints.best() if best else checkpoints.latest()
-        if step is None:
-            raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
-        state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
-    logits = programs.compile_evaluation(setup, state, images.images)(state.variables)
+    network = load_run(path, best=best)
+    if network.classes != setup.dataset.classes:
+        raise UserError(f"{path} has other classes than the data set {setup.dataset.name}")
+    logits = compile_logits(
+        network.module,
+        network.variables,
+        images.images,
+        normalise=network.normalise,
+        batch_size=setup.config.train.eval_batch_size,
+        mesh=setup.mesh,
+    )(network.variables)
+    step = network.card["step"]
     return {
         "experiment": identity["experiment"],
         "seed": identity["seed"],
