@@ -19,7 +19,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all this
         "CIFAR_JAX_CACHE": f"{_scratch.name}/data",
     }
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +84,12 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(config, folder, overrides={"optimizer.lr": 1e-3})
     return folder
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def form(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Operations as they are for a CPU, and then as they are for an accelerator, on the CPU."""
+    from cifar_jax import ops
+
+    with ops.plain("cpu" if request.param == "cpu" else "default"):
+        yield

@@ -1,5 +1,6 @@
 """Train steps become programs for GPUs and TPUs, on a machine that has neither."""
 
+import functools
 import json
 import math
 import re
@@ -9,11 +10,12 @@ from importlib import util
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from jax import export
 
 from benchmarks import tpu_check
-from cifar_jax import catalog
+from cifar_jax import catalog, models, ops
 from cifar_jax.training import programs
 from cifar_jax.training.programs import Setup
 
@@ -55,6 +57,27 @@ def test_the_step_can_be_exported() -> None:
     assert exported.nr_devices == made.mesh.size
     state = jax.tree.unflatten(jax.tree.structure(arguments[0]), exported.out_avals)
     assert state.params["conv1"]["kernel"].shape == (5, 5, 3, 6)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_networks_can_be_exported_for_any_batch_and_platform(name: str) -> None:
+    model = models.create(name)
+    images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 32, 32, 3"), "float32")
+    function = jax.jit(functools.partial(model.apply, train=False))
+    with ops.plain():
+        exported = export.export(function, platforms=("cpu", "cuda", "tpu"))(
+            models.variable_shapes(model), images
+        )
+    (logits,) = exported.out_avals
+    assert str(logits.shape) == "(batch, 10)"
+    calls = re.findall(r"custom_call @(\w+)", exported.mlir_module())
+    assert set(calls) <= {"shape_assertion"}
+    if name == "basic":
+        variables = models.init_variables(model, jax.random.key(0))
+        for size in (1, 5):
+            pixels = jax.random.normal(jax.random.key(1), (size, 32, 32, 3))
+            answer = exported.call(variables, pixels)
+            np.testing.assert_allclose(answer, model.apply(variables, pixels), atol=1e-6)
 
 
 def test_tpu_check_says_what_is_missing(

@@ -247,6 +247,7 @@ def test_gradients_are_finite_and_statistics_move_in_training_only(name: str) ->
         assert (flatten_dict(trained)[path] != before).any(), path
 
 
+@pytest.mark.usefixtures("form")
 def test_running_statistics_are_pytorchs() -> None:
     """A tenth of the batch's mean and unbiased variance; the batch itself by the biased one."""
     x = np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)).astype(np.float32)
@@ -309,6 +310,7 @@ def test_pooling_is_an_option_of_the_nets(name: str, kind: str) -> None:
     assert models.count_parameters(variables["params"]) == PARAMETERS[name] + extra
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("kind", "reduce"), [("max", np.max), ("average", np.mean)])
 def test_pooling_takes_what_it_says_of_two_by_two_pixels(kind: Any, reduce: Any) -> None:
     x = np.random.default_rng(0).standard_normal((2, 6, 4, 3)).astype(np.float32)
@@ -326,6 +328,7 @@ def test_dropout_scales_what_it_keeps_and_rests_in_evaluation() -> None:
     np.testing.assert_array_equal(layer.apply({}, x, train=False), x)
 
 
+@pytest.mark.usefixtures("form")
 def test_attention_mixes_positions_by_weights_that_sum_to_one() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 16)).astype(np.float32)
     layer = layers.SelfAttention()

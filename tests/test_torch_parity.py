@@ -4,6 +4,7 @@ PyTorch computed in float64 and we compute in float32: the tolerances are for ou
 """
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,19 @@ def any_of(rules: list[optax.GradientTransformation]) -> optax.GradientTransform
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-@pytest.mark.parametrize("name", RECORD["train_steps"])
-def test_train_step(name: str):
+def steps() -> Iterator[Any]:
+    """Every network, as for a CPU and as for accelerators.
+
+    The two largest have no operation that the others have not.
+    """
+    for form in ("cpu", "accelerator"):
+        for name in RECORD["train_steps"]:
+            again = form == "accelerator" and name in ("resnet18", "resnet10")
+            yield pytest.param(form, name, marks=[pytest.mark.slow] if again else [])
+
+
+@pytest.mark.parametrize(("form", "name"), steps(), indirect=["form"])
+def test_train_step(form: None, name: str):
     network, record = Network(name), RECORD["train_steps"][name]
     tx = any_of([optimizer(fields) for fields in RECORD["model_optimizers"].values()])
     step = quick_jit(partial(train_step, model=network.model, tx=tx))
@@ -153,6 +165,7 @@ def test_train_step(name: str):
             assert recipe.distance(actual, change) <= 2e-5 * change[0], tensor
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize("name", RECORD["evaluations"])
 def test_evaluation(name: str):
     record = RECORD["evaluations"][name]

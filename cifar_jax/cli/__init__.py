@@ -16,7 +16,9 @@ import click
 from cifar_jax.cli.data import data
 from cifar_jax.cli.evaluate import evaluate
 from cifar_jax.cli.experiments import experiments
+from cifar_jax.cli.export import export
 from cifar_jax.cli.models import models, summary
+from cifar_jax.cli.predict import predict
 from cifar_jax.cli.report import report
 from cifar_jax.cli.settings import settings
 from cifar_jax.cli.train import train
@@ -30,7 +32,18 @@ def cli() -> None:
     """The ten experiments of “A New Classifier Based on CIFAR10 Data Set” in JAX and Flax."""
 
 
-for _verb in (train, evaluate, models, summary, experiments, settings, report, data):
+for _verb in (
+    train,
+    evaluate,
+    predict,
+    export,
+    models,
+    summary,
+    experiments,
+    settings,
+    report,
+    data,
+):
     cli.add_command(_verb)
 
 

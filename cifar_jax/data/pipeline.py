@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cifar_jax.ops import platform
+
 
 def steps_per_epoch(images: int, batch_size: int, last_batch: Literal["drop", "wrap"]) -> int:
     """Updates in an epoch of `images` images."""
@@ -38,9 +40,10 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     def one_by_one(rows: jax.Array, indices: jax.Array) -> jax.Array:
         return jax.lax.map(lambda i: jax.lax.dynamic_index_in_dim(rows, i, keepdims=False), indices)
 
-    return jax.lax.platform_dependent(
-        rows, indices, cpu=one_by_one, default=lambda rows, indices: rows[indices]
-    )
+    def at_once(rows: jax.Array, indices: jax.Array) -> jax.Array:
+        return rows[indices]
+
+    return platform.choose(platform.named(), rows, indices, cpu=one_by_one, default=at_once)
 
 
 def augment(key: jax.Array, images: jax.Array, crop_padding: int, flip: bool) -> jax.Array:
@@ -71,9 +74,8 @@ def crop(images: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:
       down: int32 `[N]`, each window's first row, from -H to H.
       across: int32 `[N]`, its first column, from -W to W.
     """
-    return jax.lax.platform_dependent(
-        images, down, across, tpu=crop_by_products, default=crop_by_slices
-    )
+    forms = {"tpu": crop_by_products, "default": crop_by_slices}
+    return platform.choose(platform.named(), images, down, across, **forms)
 
 
 def crop_by_slices(images: jax.Array, down: jax.Array, across: jax.Array) -> jax.Array:

@@ -1,5 +1,6 @@
 """Measures a finished or unfinished run over a whole split."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,8 +9,8 @@ import numpy as np
 
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import measure
-from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.evaluation import compile_logits, measure
+from cifar_jax.inference.model import load_run
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import programs
 from cifar_jax.training.fit import params_sha256
@@ -63,23 +64,42 @@ def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
     ]
     if not len(images.labels):
         raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
-    if not workdir.checkpoints.is_dir():
-        raise UserError(f"{path} has no checkpoint yet")
-    with Checkpoints(workdir.checkpoints) as checkpoints:
-        step = checkpoints.best() if best else checkpoints.latest()
-        if step is None:
-            raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
-        state = checkpoints.restore(step, programs.init_state(setup, identity["seed"]))
+    _hold_to_its_images(path, workdir.card(), setup, split)
+    network = load_run(path, best=best)
+    evaluated = compile_logits(
+        network.module,
+        network.variables,
+        images.images,
+        normalise=network.normalise,
+        batch_size=setup.config.train.eval_batch_size,
+        mesh=setup.mesh,
+    )(network.variables)
+    step = network.card["step"]
     return Evaluated(
         experiment=identity["experiment"],
         seed=identity["seed"],
         epoch=step // setup.steps_per_epoch,
         step=step,
-        logits=programs.compile_evaluation(setup, state, images.images)(state.variables),
+        logits=evaluated,
         labels=images.labels,
-        params_sha256=params_sha256(state.params),
+        params_sha256=params_sha256(network.variables["params"]),
         data_sha256=setup.dataset.fingerprint,
     )
+
+
+def _hold_to_its_images(
+    path: Path, card: Mapping[str, Any] | None, setup: programs.Setup, split: str
+) -> None:
+    """That the images are those that the run was trained on; the test images in any order."""
+    if card is None:
+        return  # made before there were any
+    data, dataset = card["data"], setup.dataset
+    same = data["content"] == dataset.content if split == "test" else False
+    if not same and data["sha256"] != dataset.fingerprint:
+        raise UserError(
+            f"{path} was trained on other images of {data['name']}, or on these in another order: "
+            "set TFDS_DATA_DIR to the folder that it was trained with"
+        )
 
 
 def _on_this_machine(config: Config) -> Config:

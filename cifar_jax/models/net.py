@@ -96,7 +96,7 @@ class InceptionBlock(nn.Module):
             norm = BatchNorm(dtype=self.dtype, name=f"{name}_bn")
             return ops.relu(norm(conv(x), train=train))
 
-        pooled = nn.max_pool(x, (3, 3), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        pooled = nn.max_pool(x, window_shape=(3, 3), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
         branches = [
             branch(x, 1, "branch1x1"),
             branch(branch(x, 1, "branch3x3_reduce"), 3, "branch3x3"),

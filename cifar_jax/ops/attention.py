@@ -1,11 +1,14 @@
 """Attention that moves little memory, its products such as XLA does fast on a CPU."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.ops import platform
 
-@jax.custom_vjp
+
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Values `[N, K, C]` mixed for each query: `[N, Q, D]` and keys `[N, K, D]` to `[N, Q, C]`.
 
@@ -14,7 +17,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     query's sum of exponentials, as FlashAttention-2 does (arXiv:2307.08691), though of all
     positions at once. Plain reference: `attention_weights` times `value`.
     """
-    return _forward(query, key, value)[0]
+    return _attention(query, key, value, platform.named())
 
 
 def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -28,7 +31,15 @@ def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
-def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Residuals]:
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention(query: jax.Array, key: jax.Array, value: jax.Array, named: str | None) -> jax.Array:
+    return _forward(query, key, value, named)[0]
+
+
+def _forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, named: str | None
+) -> tuple[jax.Array, Residuals]:
+    del named  # only the gradient has two forms
     scores = _scores(query, key)
     largest = scores.max(-1, keepdims=True)
     exponentials = jnp.exp(scores - largest)
@@ -40,7 +51,9 @@ def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Ar
     return y, (query, key, value, y, largest + jnp.log(total))
 
 
-def _backward(residuals: Residuals, dy: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _backward(
+    named: str | None, residuals: Residuals, dy: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     query, key, value, y, log_total = residuals
     weights = jnp.exp(_scores(query, key) - log_total)
     dweights = jnp.einsum("nqc,nkc->nqk", dy, value, preferred_element_type=weights.dtype)
@@ -50,12 +63,12 @@ def _backward(residuals: Residuals, dy: jax.Array) -> tuple[jax.Array, jax.Array
     dquery = jnp.einsum("nqk,nkd->nqd", dscores, key)
     return (
         dquery,
-        _sum_over_queries(dscores, query),
-        _sum_over_queries(weights.astype(dy.dtype), dy),
+        _sum_over_queries(dscores, query, named),
+        _sum_over_queries(weights.astype(dy.dtype), dy, named),
     )
 
 
-def _sum_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
+def _sum_over_queries(weights: jax.Array, x: jax.Array, named: str | None) -> jax.Array:
     """`[N, Q, K]` and `[N, Q, C]` to `[N, K, C]`."""
 
     def plain(weights: jax.Array, x: jax.Array) -> jax.Array:
@@ -66,7 +79,7 @@ def _sum_over_queries(weights: jax.Array, x: jax.Array) -> jax.Array:
         # barrier XLA would make one product of this, and that the same as the plain one.
         return lax.optimization_barrier(jnp.einsum("nqc,nqk->nck", x, weights)).swapaxes(1, 2)
 
-    return lax.platform_dependent(weights, x, cpu=transposed, default=plain)
+    return platform.choose(named, weights, x, cpu=transposed, default=plain)
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -75,4 +88,4 @@ def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     return scores.astype(query.dtype).astype(wide)
 
 
-attention.defvjp(_forward, _backward)
+_attention.defvjp(_forward, _backward)

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.ops import platform
 
-# Under jit, and inlined, for the sake of tracing: see `ops/conv.py`.
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-@partial(jax.jit, static_argnums=3, inline=True)
+
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -22,10 +21,19 @@ def batch_norm(
 
     Returns the normalised batch in `x`'s type, and its mean and biased variance `[C]`, at least
     float32. Differentiating the formula instead keeps and reads several copies of the batch; this
-    keeps the input alone. Plain reference: `batch_norm.__wrapped__`, the same formula.
+    keeps the input alone. Plain reference: `flax.linen.BatchNorm`.
     """
+    return _batch_norm(x, scale, bias, epsilon, platform.named())
+
+
+# Under jit, and inlined, for the sake of tracing: see `ops/conv.py`.
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@partial(jax.jit, static_argnums=(3, 4), inline=True)
+def _batch_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, named: str | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     wide = x.astype(_wide(x))
-    mean, var = lax.platform_dependent(wide, cpu=two_passes, default=one_pass)
+    mean, var = platform.choose(named, wide, cpu=two_passes, default=one_pass)
     gain = scale * lax.rsqrt(var + epsilon)
     y = wide * gain + (bias - mean * gain)
     return y.astype(x.dtype), mean, var
@@ -54,15 +62,18 @@ Outputs = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, named: str | None
 ) -> tuple[Outputs, Residuals]:
-    outputs: Any = batch_norm(x, scale, bias, epsilon)
+    outputs: Any = _batch_norm(x, scale, bias, epsilon, named)
     _, mean, var = outputs
     return outputs, (x, scale, bias, mean, var)
 
 
-@partial(jax.jit, static_argnums=0, inline=True)
-def _backward(epsilon: float, residuals: Residuals, gradients: Outputs) -> Outputs:
+@partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _backward(
+    epsilon: float, named: str | None, residuals: Residuals, gradients: Outputs
+) -> Outputs:
+    del named  # only the statistics have two forms
     x, scale, bias, mean, var = residuals
     dy, dmean, dvar = gradients
     axes = tuple(range(x.ndim - 1))
@@ -80,7 +91,7 @@ def _backward(epsilon: float, residuals: Residuals, gradients: Outputs) -> Outpu
     return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
-batch_norm.defvjp(_forward, _backward)
+_batch_norm.defvjp(_forward, _backward)
 
 
 def _wide(x: jax.Array) -> jnp.dtype:

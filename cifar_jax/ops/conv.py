@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_jax.ops import depthwise, im2col, winograd
+from cifar_jax.ops import depthwise, im2col, platform, winograd
 from cifar_jax.ops.im2col import Pads, Pair
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
@@ -56,7 +56,8 @@ def conv_general_dilated(
         covered = min(top, bottom, left, right) >= 0
         if covered:
             pads = ((int(top), int(bottom)), (int(left), int(right)))
-            return _conv(lhs, rhs, (height, width), pads, feature_group_count)
+            strides = height, width
+            return _conv(lhs, rhs, strides, pads, feature_group_count, platform.named())
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -74,11 +75,15 @@ def conv_general_dilated(
 
 # Under jit, which remembers them, convolutions of one shape are traced only once; inlined, they
 # compile as if they were written out.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-@partial(jax.jit, static_argnums=(2, 3, 4), inline=True)
-def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
+def _conv(
+    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int, named: str | None
+) -> jax.Array:
     plain = partial(_plain, strides=strides, pads=pads, groups=groups)
-    if groups > 1 or groups == x.shape[3]:
+    if named not in (None, "cpu"):
+        return plain(x, kernel)  # without a look at the shapes: the batch's size may be unknown
+    if _depthwise(x, kernel, groups):
         fast = partial(depthwise.conv, strides=strides, padding=pads)
     elif _winograd_pays(x, kernel, strides, pads):
         fast = partial(winograd.conv, padding=pads)
@@ -86,18 +91,23 @@ def _conv(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: in
         fast = partial(im2col.conv, strides=strides, padding=pads)
     else:
         return plain(x, kernel)
-    return lax.platform_dependent(x, kernel, cpu=fast, default=plain)
+    return platform.choose(named, x, kernel, cpu=fast, default=plain)
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int
+    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int, named: str | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, strides, pads, groups), (x, kernel)
+    return _conv(x, kernel, strides, pads, groups, named), (x, kernel)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
+@partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
 def _backward(
-    strides: Pair, pads: Pads, groups: int, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+    strides: Pair,
+    pads: Pads,
+    groups: int,
+    named: str | None,
+    residuals: tuple[jax.Array, jax.Array],
+    dy: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
     size = kernel.shape[0], kernel.shape[1]
@@ -111,7 +121,7 @@ def _backward(
         return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](dy)[0]
 
     def fast_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        if groups > 1 or groups == x.shape[3]:
+        if _depthwise(x, kernel, groups):
             return depthwise.input_gradient(dy, kernel, strides, pads, image)
         if _winograd_pays(x, kernel, strides, pads):
             opposite = tuple((2 - low, 2 - high) for low, high in pads)
@@ -119,15 +129,15 @@ def _backward(
         return im2col.input_gradient(dy, kernel, strides, pads, image)
 
     def fast_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        if groups > 1 or groups == x.shape[3]:
+        if _depthwise(x, kernel, groups):
             return depthwise.kernel_gradient(x, dy, size, strides, pads)
         if _winograd_pays(x, kernel, strides, pads):
             return winograd.kernel_gradient(x, dy, pads)
         return im2col.kernel_gradient(x, dy, size, strides, pads)
 
     return (
-        lax.platform_dependent(x, kernel, dy, cpu=fast_dx, default=plain_dx),
-        lax.platform_dependent(x, kernel, dy, cpu=fast_dkernel, default=plain_dkernel),
+        platform.choose(named, x, kernel, dy, cpu=fast_dx, default=plain_dx),
+        platform.choose(named, x, kernel, dy, cpu=fast_dkernel, default=plain_dkernel),
     )
 
 
@@ -138,6 +148,11 @@ def _plain(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: Pads, groups
     return lax.conv_general_dilated(
         x, kernel, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups
     )
+
+
+def _depthwise(x: jax.Array, kernel: jax.Array, groups: int) -> bool:
+    """Each channel by itself: a single one that becomes several is an ordinary convolution."""
+    return groups == x.shape[3] == kernel.shape[3]
 
 
 def _few_pixels(x: jax.Array) -> bool:

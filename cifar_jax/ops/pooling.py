@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.ops import platform
+
 Pair = tuple[int, int]
 
 
@@ -23,7 +25,7 @@ def max_pool(x: jax.Array, window_shape: Pair, strides: Pair) -> jax.Array:
     """
     if not _tiles(x, window_shape, strides):
         return nn.max_pool(x, window_shape, strides)
-    return _max_pool(x, window_shape)
+    return _max_pool(x, window_shape, platform.named())
 
 
 def avg_pool(x: jax.Array, window_shape: Pair, strides: Pair) -> jax.Array:
@@ -36,7 +38,7 @@ def avg_pool(x: jax.Array, window_shape: Pair, strides: Pair) -> jax.Array:
         return total / (window_shape[0] * window_shape[1])
 
     plain = partial(nn.avg_pool, window_shape=window_shape, strides=strides)
-    return lax.platform_dependent(x, cpu=fast, default=plain)
+    return platform.choose(platform.named(), x, cpu=fast, default=plain)
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
@@ -44,22 +46,25 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
     return x.mean(axis=(1, 2))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(x: jax.Array, window: Pair) -> jax.Array:
-    return lax.platform_dependent(
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _max_pool(x: jax.Array, window: Pair, named: str | None) -> jax.Array:
+    return platform.choose(
+        named,
         x,
         cpu=lambda x: reduce(jnp.maximum, _pixels(x, window)),
         default=partial(nn.max_pool, window_shape=window, strides=window),
     )
 
 
-def _forward(x: jax.Array, window: Pair) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    y: Any = _max_pool(x, window)
+def _forward(
+    x: jax.Array, window: Pair, named: str | None
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    y: Any = _max_pool(x, window, named)
     return y, (x, y)
 
 
 def _backward(
-    window: Pair, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
+    window: Pair, named: str | None, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array]:
     def fast(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
         # Where in its window each maximum is, and for each pixel whether that is where it is:
@@ -81,7 +86,7 @@ def _backward(
         del y
         return jax.vjp(lambda x: nn.max_pool(x, window, window), x)[1](dy)[0]
 
-    return (lax.platform_dependent(*residuals, dy, cpu=fast, default=plain),)
+    return (platform.choose(named, *residuals, dy, cpu=fast, default=plain),)
 
 
 _max_pool.defvjp(_forward, _backward)

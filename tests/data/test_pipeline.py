@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cifar_jax import ops
 from cifar_jax.data import pipeline
 
 
@@ -47,10 +48,15 @@ def test_order_is_shuffled_and_follows_from_the_key() -> None:
     assert (np.asarray(first) != np.asarray(other)).mean() > 0.8
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
 @pytest.mark.parametrize("padding", [1, 4])
-def test_crops_are_windows_of_the_zero_padded_image(images: np.ndarray, padding: int) -> None:
+def test_crops_are_windows_of_the_zero_padded_image(
+    images: np.ndarray, padding: int, platform: str
+) -> None:
     height, width = images.shape[1:3]
-    crops = np.asarray(pipeline.augment(jax.random.key(1), jnp.asarray(images), padding, False))
+    with ops.plain(platform):
+        crops = pipeline.augment(jax.random.key(1), jnp.asarray(images), padding, False)
+    crops = np.asarray(crops)
     assert crops.dtype == np.uint8
     sides = (padding, padding)
     padded = np.pad(images, [(0, 0), sides, sides, (0, 0)])
@@ -84,6 +90,15 @@ def test_both_ways_to_crop_are_exact(images: np.ndarray, crop: Callable) -> None
     crops = crop(jnp.asarray(images), jnp.asarray(down), jnp.asarray(across))
     np.testing.assert_array_equal(crops, expected)
     chex.assert_type(crops, jnp.uint8)
+
+
+@pytest.mark.usefixtures("form")
+def test_rows_are_taken_in_the_order_of_their_indices() -> None:
+    rows = np.arange(12, dtype=np.uint8).reshape(4, 3)
+    order = np.array([2, 0, 3, 2], np.int32)
+    taken = pipeline.take(jnp.asarray(rows), jnp.asarray(order))
+    np.testing.assert_array_equal(taken, rows[order])
+    chex.assert_type(taken, jnp.uint8)
 
 
 def test_crops_and_mirrors_are_independent(images: np.ndarray) -> None:

@@ -10,6 +10,7 @@ from cifar_jax import ops
 SHAPES = [(2, 12, 12, 2, 16), (1, 1, 1, 1, 1), (3, 7, 5, 3, 9)]  # N, Q, K, D, C
 
 
+@pytest.mark.usefixtures("form")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_those_of_the_formula(shape, dtype, tolerance):
@@ -22,6 +23,7 @@ def test_values_and_gradients_are_those_of_the_formula(shape, dtype, tolerance):
             np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.usefixtures("form")
 def test_large_scores_do_not_overflow():
     (query, key, value), dy = arrays(SHAPES[0], np.float32)
     inputs = 100 * query, key, value
@@ -30,6 +32,7 @@ def test_large_scores_do_not_overflow():
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.usefixtures("form")
 def test_half_precision_keeps_its_type_and_is_no_worse_than_it():
     inputs, dy = arrays(SHAPES[0], np.float32)
     halves = [x.astype(jnp.bfloat16) for x in (*inputs, dy)]

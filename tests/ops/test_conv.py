@@ -30,6 +30,8 @@ CASES = {
     "depthwise, one image": (1, 7, 7, 8, 8, 3, 1, SAME, 8),
     "depthwise, stride 2": (3, 8, 8, 6, 6, 3, 2, SAME, 6),
     "depthwise, stride 2, odd image": (3, 9, 8, 5, 5, 3, 2, SAME, 5),
+    "one channel to several": (3, 8, 8, 1, 6, 3, 1, SAME, 1),
+    "one channel to several, stride 2": (2, 9, 8, 1, 24, 5, 2, SAME, 1),
     "depthwise, one channel": (2, 6, 6, 1, 1, 3, 1, SAME, 1),
     "grouped, left to XLA": (2, 6, 6, 4, 8, 3, 1, SAME, 2),
 }
@@ -80,6 +82,18 @@ def test_equals_xla(case):
                 assert a.shape == b.shape
                 assert a.dtype == dtype
                 assert relative_error(a, b) < tolerance
+
+
+@pytest.mark.parametrize("name", ["winograd", "stride 2", "pointwise", "depthwise"])
+def test_what_accelerators_run_equals_xla(name):
+    """XLA's convolution too, but by our gradients."""
+    case = CASES[name]
+    x, kernel = arrays(case, "float32")
+    expected = value_and_gradients(convolve(lax.conv_general_dilated, case), x, kernel)
+    with ops.plain():
+        actual = value_and_gradients(convolve(ops.conv_general_dilated, case), x, kernel)
+    for a, b in zip(actual, expected, strict=True):
+        assert relative_error(a, b) < 1e-6
 
 
 @pytest.mark.parametrize("name", ["winograd", "stride 2", "pointwise", "depthwise"])

@@ -1,0 +1,230 @@
+"""A trained network as one file that answers without the run, or even without this package.
+
+    safetensors   the weights, named `params/conv1/kernel`; the card in the metadata, as `card`
+    stablehlo     `jax.export`'s bytes, for cpu, cuda and tpu, with a zip archive of the card behind
+                  them: `jax.export.deserialize` reads the file as it is, and so does `unzip`
+    onnx          input `images`, output `logits`; the card in the metadata, as `card`
+
+The programs take uint8 images [N, 32, 32, 3], for any N, and give float32 logits [N, classes]: the
+normalisation is inside. The card says of what model; `sha256` in it is that of the weights or of
+the program.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax import export as jax_export
+
+from cifar_jax import ops
+from cifar_jax.errors import UserError
+from cifar_jax.inference import card as cards
+from cifar_jax.inference.model import Classifier, TrainedNetwork
+
+FORMATS = ("safetensors", "stablehlo", "onnx")
+PLATFORMS = ("cpu", "cuda", "tpu")
+TOLERANCE = 1e-4
+"""How far an export's logits may lie from the network's, relative to the largest."""
+
+_CARD = "card.json"
+_ONNX_OPSET = 18
+
+
+def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
+    """Write the network to `output`, which appears whole or not at all.
+
+    Before that, what was made is loaded and asked: its logits of 5 images, then of one, are to be
+    the network's own.
+
+    Args:
+      network: a `TrainedNetwork`.
+      kind: one of FORMATS.
+      output: the file.
+      force: replace a file that is there.
+
+    Returns:
+      The largest difference between a logit of the export and the network's.
+
+    Raises:
+      UserError: an unknown format, a file that is there, a package that is missing, or an export
+        that disagrees.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"unknown format {kind!r}: there are {', '.join(FORMATS)}")
+    if not isinstance(network, TrainedNetwork):
+        raise UserError("only a run or a safetensors file has the weights that an export needs")
+    if output.exists() and not force:
+        raise UserError(f"{output} exists: choose another --output, or --force")
+    made = {"safetensors": _safetensors, "stablehlo": _stablehlo, "onnx": _onnx}[kind](network)
+    difference = _difference(network, _ANSWERS[kind](made))
+    if not difference <= TOLERANCE:
+        raise UserError(
+            f"the {kind} export's logits differ from the run's by {difference:.1e} of the largest, "
+            f"more than {TOLERANCE:.0e}: nothing was written"
+        )
+    beside = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(made)
+        beside.replace(output)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+    return difference
+
+
+def load(path: Path) -> Classifier:
+    """The model in a safetensors or StableHLO file.
+
+    Raises:
+      UserError: it is neither, or it is damaged.
+    """
+    name = str(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+    if path.suffix == ".onnx":
+        raise UserError(f"{path} is an ONNX model: ask it by onnxruntime, or export to stablehlo")
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        return _from_stablehlo(content, name)
+    if content[8:9] == b"{":
+        return _from_safetensors(content, name)
+    raise UserError(f"{path} is no run's folder, and neither a safetensors nor a StableHLO export")
+
+
+def _safetensors(network: TrainedNetwork) -> bytes:
+    from safetensors.numpy import save
+
+    tensors = _tensors(network.variables)
+    card = dict(network.card) | {"sha256": _digest(tensors)}
+    return save(tensors, {"format": "cifar-jax", "card": json.dumps(card)})
+
+
+def _from_safetensors(content: bytes, name: str) -> TrainedNetwork:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        tensors = load(content)
+        # The library reads metadata from files only; the format begins with the header's size.
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        card = json.loads(header["__metadata__"]["card"])
+    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{name} is no safetensors file of cifar-jax export ({error!r})") from None
+    card = cards.checked(card, name)
+    if card.get("sha256") != _digest(tensors):
+        raise UserError(f"{name} is damaged: its weights are not those of its digest")
+    variables = unflatten_dict({tuple(key.split("/")): array for key, array in tensors.items()})
+    return TrainedNetwork(card, variables, name)
+
+
+def _tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
+    return {"/".join(path): np.asarray(leaf) for path, leaf in sorted(leaves.items())}
+
+
+def _digest(tensors: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over names, types, shapes and bytes, by name."""
+    digest = hashlib.sha256()
+    for name, array in sorted(tensors.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _any_batch() -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jax_export.symbolic_shape("batch, 32, 32, 3"), np.uint8)
+
+
+def _stablehlo(network: TrainedNetwork) -> bytes:
+    with ops.plain():
+        exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
+    program = bytes(exported.serialize())
+    card = dict(network.card) | {"sha256": hashlib.sha256(program).hexdigest()}
+    file = io.BytesIO(program)
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr(_CARD, json.dumps(card, indent=2))
+    return file.getvalue()
+
+
+def _from_stablehlo(content: bytes, name: str) -> Classifier:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            program = content[: archive.getinfo(_CARD).header_offset]
+            card = json.loads(archive.read(_CARD))
+    except (zipfile.BadZipFile, LookupError, ValueError, NotImplementedError):
+        raise UserError(f"{name} is no StableHLO file of cifar-jax export") from None
+    card = cards.checked(card, name)
+    if card.get("sha256") != hashlib.sha256(program).hexdigest():
+        raise UserError(f"{name} is damaged: its program is not that of its digest")
+    try:
+        exported = jax_export.deserialize(bytearray(program))
+    except Exception as error:  # of another version of JAX; whatever its reader stumbles over
+        raise UserError(f"{name} is not of a kind that this JAX reads: {error}") from None
+    return Classifier(card, exported.call)
+
+
+def _onnx(network: TrainedNetwork) -> bytes:
+    try:
+        import onnx
+        import onnxruntime  # noqa: F401  # without it the export could not be checked
+        from jax2onnx import to_onnx
+    except ImportError as error:
+        raise UserError(
+            f"the package {error.name} is missing: pip install 'cifar-jax[export]'"
+        ) from None
+    # It warns of shapes that it leaves out.
+    quiet = logging.getLogger("onnx_ir")
+    level = quiet.level
+    quiet.setLevel(logging.ERROR)
+    try:
+        with ops.plain():
+            model = to_onnx(
+                network.apply,
+                [_any_batch()],
+                model_name=network.card["model"]["name"],
+                opset=_ONNX_OPSET,
+                input_names=["images"],
+                output_names=["logits"],
+            )
+    finally:
+        quiet.setLevel(level)
+    card = dict(network.card) | {"sha256": _digest(_tensors(network.variables))}
+    onnx.helper.set_model_props(model, {"card": json.dumps(card)})
+    return model.SerializeToString()
+
+
+def _ask_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])
+
+
+# From what was made to a function from images to logits.
+_ANSWERS: dict[str, Callable[[bytes], Callable[[np.ndarray], np.ndarray]]] = {
+    "safetensors": lambda content: _from_safetensors(content, "the export").logits,
+    "stablehlo": lambda content: _from_stablehlo(content, "the export").logits,
+    "onnx": _ask_onnx,
+}
+
+
+def _difference(network: TrainedNetwork, ask: Callable[[np.ndarray], np.ndarray]) -> float:
+    """Of logits of random images, relative to the largest; infinite where the shapes differ."""
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    worst = 0.0
+    for batch in (images, images[:1]):
+        expected, found = network.logits(batch), ask(batch)
+        if found.shape != expected.shape or found.dtype != expected.dtype:
+            return float("inf")
+        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
+    return worst

@@ -1,0 +1,183 @@
+"""A trained model: loaded from a run's folder or from an export, it classifies images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.traverse_util import flatten_dict
+
+from cifar_jax import models
+from cifar_jax.data import pipeline
+from cifar_jax.data.images import read_image
+from cifar_jax.errors import UserError
+from cifar_jax.inference import card as cards
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import existing_workdir
+
+Variables = Mapping[str, Any]
+
+
+class Classifier:
+    """Images in, probabilities out, with a model card. What it is made of does not matter.
+
+    Make one with `cifar_jax.load`.
+    """
+
+    largest_batch = 256
+    """So many images are computed at a time."""
+
+    def __init__(self, card: Mapping[str, Any], function: Callable[[jax.Array], Any]) -> None:
+        self.card = card
+        """What `cifar_jax.inference.card` describes."""
+        self._function = function
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names, in the order of the logits."""
+        return tuple(self.card["classes"])
+
+    def predict(self, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
+        """Probabilities `[N, classes]`, float32, each row of sum one.
+
+        Args:
+          images: uint8 `[N, 32, 32, 3]`, or files of any size and common format.
+
+        Raises:
+          UserError: an array of another shape or type, or a file that is no image.
+        """
+        logits = self.logits(images).astype(np.float64)
+        odds = np.exp(logits - logits.max(-1, keepdims=True))
+        return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
+
+    def logits(self, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
+        """Logits `[N, classes]`, float32; arguments and errors are those of `predict`."""
+        if not hasattr(images, "dtype"):
+            files = [read_image(Path(file)) for file in images]
+            images = np.stack(files) if files else np.zeros((0, *models.IMAGE_SHAPE), np.uint8)
+        images = np.asarray(images)
+        if images.shape[1:] != models.IMAGE_SHAPE or images.dtype != np.uint8:
+            raise UserError(
+                f"images are to be uint8 [N, 32, 32, 3], not {images.dtype} {list(images.shape)}"
+            )
+        found = [np.zeros((0, len(self.classes)), np.float32)]
+        for start in range(0, len(images), self.largest_batch):
+            batch = images[start : start + self.largest_batch]
+            # Each size is compiled by itself: so there are few, the next power of two.
+            size = 1 << (len(batch) - 1).bit_length()
+            padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
+            found.append(np.asarray(self._compiled(padded))[: len(batch)])
+        return np.concatenate(found)
+
+    @cached_property
+    def _compiled(self) -> Callable[[np.ndarray], jax.Array]:
+        return jax.jit(self._function)
+
+
+class TrainedNetwork(Classifier):
+    """A network with its weights.
+
+    Args:
+      card: its card.
+      variables: `params`, and `batch_stats` where the network has them, as arrays.
+      name: what messages call it.
+
+    Raises:
+      UserError: the weights are not those of the network that the card names.
+    """
+
+    def __init__(self, card: Mapping[str, Any], variables: Variables, name: str) -> None:
+        super().__init__(card, self.apply)
+        options = dict(card["model"])
+        self.module: nn.Module = models.create(
+            options.pop("name"), **options, dtype=jnp.dtype(card["precision"])
+        )
+        self.variables = _fitting(variables, models.variable_shapes(self.module), name)
+
+    def normalise(self, images: jax.Array) -> jax.Array:
+        """uint8 images to what the network takes."""
+        dtype = jnp.dtype(self.card["precision"])
+        return pipeline.normalise(images, self.card["mean"], self.card["std"], dtype)
+
+    def apply(self, images: jax.Array) -> Any:
+        """Logits of uint8 images `[N, 32, 32, 3]`, as a function that JAX can trace."""
+        return self.module.apply(self.variables, self.normalise(images), train=False)
+
+
+def load(path: str | Path, *, best: bool = False) -> Classifier:
+    """The trained model in `path`: a run's folder, or a file of `cifar-jax export`.
+
+    Of a run the weights alone are read, of its last checkpoint; neither the images that it was
+    trained on nor its optimizer are needed. A run or a safetensors file gives a `TrainedNetwork`.
+
+    Args:
+      path: the folder or file.
+      best: take the checkpoint of the best validation accuracy.
+
+    Raises:
+      UserError: there is nothing of the kind, or it is damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return load_run(path, best=best)
+    if best:
+        raise UserError(f"{path} is no run's folder, and has one set of weights only")
+    if not path.exists():
+        raise UserError(f"no run or export {path}; runs are under runs/EXPERIMENT/seedN")
+    from cifar_jax.inference import exports
+
+    return exports.load(path)
+
+
+def load_run(path: Path, *, best: bool = False) -> TrainedNetwork:
+    """What `load` gives of a run's folder."""
+    workdir, identity = existing_workdir(path)
+    card = cards.of_run(path, identity)
+    if not workdir.checkpoints.is_dir():
+        raise UserError(f"{path} has no checkpoint yet")
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        last = checkpoints.latest()
+        step = checkpoints.best() if best else last
+        if step is None:
+            raise UserError(f"{path} has no checkpoint {'with a validation' if best else 'yet'}")
+        variables = checkpoints.weights(step)
+    result = workdir.result() or {}
+    rows = [row for row in workdir.epochs()[0] if row.get("step") == step]
+    own = result.get("steps") == step
+    measured = result.get("test_accuracy") if own else None
+    if best and result:
+        measured = result.get("best_validation_test_accuracy")
+    return TrainedNetwork(
+        card
+        | {
+            "step": step,
+            "epoch": rows[-1].get("epoch") if rows else None,
+            "test_accuracy": measured,
+            "git_commit": result.get("git_commit"),
+        },
+        variables,
+        str(path),
+    )
+
+
+def _fitting(variables: Variables, shapes: Variables, name: str) -> dict[str, Any]:
+    """The variables, if they are as many and as large as the network's."""
+    found: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
+    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
+    for path in sorted(found.keys() ^ wanted.keys()):
+        which = "has none of" if path in wanted else "has, and the network not,"
+        raise UserError(f"{name} {which} the weights {'/'.join(path)}: it is of another network")
+    for path, leaf in wanted.items():
+        array = found[path]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise UserError(
+                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network as "
+                f"{leaf.dtype} {list(leaf.shape)}: it is of another network"
+            )
+    return {key: variables[key] for key in shapes}
