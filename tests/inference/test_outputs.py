@@ -14,7 +14,10 @@ from cifar_jax.runs.records import KEPT_LOGITS
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished, tmp_path / "run"))
+    """As a run that was made before runs kept their logits."""
+    path = Path(shutil.copytree(finished, tmp_path / "run"))
+    (path / KEPT_LOGITS).unlink()
+    return path
 
 
 def test_outputs_of_the_last_checkpoint_give_the_runs_accuracy(folder: Path) -> None:
