@@ -5,8 +5,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cifar_jax.errors import UserError
 
 
@@ -34,11 +32,3 @@ def read_json(path: Path) -> Any:
         raise UserError(f"no {path}: is {path.parent} the folder of a run?") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Write `array` to `path` (`.npy`), which appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    beside.replace(path)

@@ -189,7 +189,7 @@ def read_outputs(path: Path) -> Outputs:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             logits, labels = file["logits"], file["labels"]
     # The readers of zip, deflate and npy each have errors of their own.
     except Exception as error:

@@ -1,6 +1,7 @@
 """Trains a run from its config to its result: the one place that wires all the rest together."""
 
 import hashlib
+import io
 import math
 import os
 import time
@@ -18,7 +19,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.runs import environment
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
-from cifar_jax.runs.files import write_array
+from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
 from cifar_jax.training import programs, signals
 from cifar_jax.training.display import Display
@@ -109,7 +110,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 "starts": starts,
             }
             if processes.is_first():
-                write_array(workdir.path / "test_logits.npy", logits.astype(np.float16))
+                write_bytes(workdir.path / "test_logits.npy", _npy(logits.astype(np.float16)))
                 workdir.write_result(result)
         received.check()
     return result
@@ -269,6 +270,12 @@ def _restore_best(
         display.line(f"{reasons[0]}: set aside, and not counted as the best on validation")
         processes.from_first(lambda step=meta.step: checkpoints.set_aside(step))
     return None
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
 
 
 def params_sha256(params: Any) -> str:
