@@ -17,6 +17,7 @@ from cifar_jax.cli.data import data
 from cifar_jax.cli.evaluate import evaluate
 from cifar_jax.cli.experiments import experiments
 from cifar_jax.cli.export import export
+from cifar_jax.cli.import_torch import import_torch
 from cifar_jax.cli.models import models, summary
 from cifar_jax.cli.predict import predict
 from cifar_jax.cli.report import report
@@ -37,6 +38,7 @@ for _verb in (
     evaluate,
     predict,
     export,
+    import_torch,
     models,
     summary,
     experiments,
