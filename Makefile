@@ -27,7 +27,7 @@ LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo bench tpu-check test test-oldest test-slow lint format data paper report \
-        readme constraints clean
+        weights readme constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,10 @@ paper: setup ## Train all ten; after a stop, go on with those that are not finis
 
 report: setup ## The paper against what was measured, from runs/
 	$(CLI) report
+
+weights: setup ## Take a recorded run's weights into the package: make weights RUN=runs/basic/seed0
+	$(CLI) export $(RUN) --to safetensors --force \
+	  --output cifar_jax/weights/$(notdir $(patsubst %/,%,$(dir $(RUN)))).safetensors
 
 readme: setup ## Renew the README's table from results/
 	$(CLI) report --readme README.md

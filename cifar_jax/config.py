@@ -106,10 +106,13 @@ class Data(Settings):
 
 
 class Train(Settings):
-    """How the run is carried out. But for `precision`, nothing here changes what is learned."""
+    """How the run is carried out. But for the first two, nothing here changes what is learned."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, statistics and logits are float32 either way."""
+    init_from: str | None = None
+    """Begin with the weights of another run, of an export, or of a packaged network by its name;
+    the last layer begins anew where it has other classes. None for fresh ones."""
     steps_per_call: Annotated[int | None, Field(ge=1), Execution()] = None
     """Train steps in one dispatch; none for as many as take about a fifth of a second."""
     eval_batch_size: Annotated[Count, Execution()] = 500

@@ -368,3 +368,28 @@ def test_unknown_models_and_options(name: str, options: dict[str, Any], message:
 @every_model
 def test_options_that_are_none_keep_the_default(name: str) -> None:
     assert models.create(name, dropout=None, pooling=None) == models.create(name)
+
+
+def variables_of(classes: int, seed: int) -> dict:
+    return models.init_variables(models.create("basic", num_classes=classes), jax.random.key(seed))
+
+
+def test_weights_are_taken_over_whole_where_the_classes_are_as_many() -> None:
+    given = variables_of(10, 1)
+    chex.assert_trees_all_equal(
+        models.taken_over(variables_of(10, 0), given)["params"], given["params"]
+    )
+
+
+def test_the_last_layer_begins_anew_where_the_classes_are_others() -> None:
+    fresh, given = variables_of(3, 0), variables_of(10, 1)
+    taken = models.taken_over(fresh, given)["params"]
+    chex.assert_trees_all_equal(taken["fc3"], fresh["params"]["fc3"])
+    for layer in ("conv1", "conv2", "fc1", "fc2"):
+        chex.assert_trees_all_equal(taken[layer], given["params"][layer])
+
+
+def test_weights_of_another_network_are_refused() -> None:
+    other = models.init_variables(models.create("net"), jax.random.key(0))
+    with pytest.raises(UserError, match="of another network: they differ in params/conv1/bias"):
+        models.taken_over(variables_of(10, 0), other)

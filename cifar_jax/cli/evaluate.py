@@ -17,7 +17,11 @@ from cifar_jax.cli.output import AS_JSON
 @click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
 @AS_JSON
 def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
-    """Loss and accuracy of the run in folder RUN, over a whole split."""
+    """Loss and accuracy of RUN over a whole split.
+
+    RUN is a run's folder; or a file that `cifar-jax export` made, or the name of an experiment
+    whose weights come with the package: these on the test images.
+    """
     from cifar_jax.inference.evaluate import evaluate
 
     process.set_up()

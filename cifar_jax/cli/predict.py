@@ -36,9 +36,10 @@ def predict(
 ) -> None:
     """The classes that the model in RUN sees in each IMAGE, with their probabilities.
 
-    RUN is a run's folder, or a file that `cifar-jax export` made (safetensors or stablehlo). An
-    IMAGE is a file of any size and common format, a folder of them, a pattern such as '*.jpg', or -
-    for standard input. Of each the largest square in the middle is taken, and resized to 32×32.
+    RUN is a run's folder, a file that `cifar-jax export` made (safetensors or stablehlo), or the
+    name of an experiment whose weights come with the package, such as net-bn-gap. An IMAGE is a
+    file of any size and common format, a folder of them, a pattern such as '*.jpg', or - for
+    standard input. Of each the largest square in the middle is taken, and resized to 32×32.
     """
     if as_json and as_csv:
         raise UserError("--json or --csv, not both")

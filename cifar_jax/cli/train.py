@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,12 +93,24 @@ def train(
             runs.append(run)
 
     def train_one(run: Run) -> str:
+        if (source := run.config.train.init_from) is not None:
+            run = run._replace(initial=_weights(source))
         return _result_line(fit(run, display))
 
     if len(runs) == 1:
         display.note(train_one(runs[0]))
     else:
         train_each(runs, train_one, say=display.note)
+
+
+def _weights(source: str) -> Mapping[str, Any]:
+    """The variables that `train.init_from` names."""
+    from cifar_jax.inference.model import TrainedNetwork, load
+
+    network = load(source)
+    if not isinstance(network, TrainedNetwork):
+        raise UserError(f"train.init_from={source}: a StableHLO file has no weights to begin with")
+    return network.variables
 
 
 def _result_line(result: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ Run folders hold it as `model.json`, exports carry it inside. It is JSON:
     precision           compute type
     classes             in the order of the logits
     input_shape         [32, 32, 3]: uint8 images, red, green, blue
+    data                what it was trained on: name, and digests where they are known
     mean, std           a channel, of 0..1: the network takes (image / 255 - mean) / std
     step, epoch         of the weights
     test_accuracy       in percent, where these weights were measured, else null
@@ -70,6 +71,7 @@ def _from_settings(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
         "input_shape": list(IMAGE_SHAPE),
         "mean": list(mean),
         "std": list(std),
+        "data": {"name": dataset},
     }
 
 

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from cifar_jax import data
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import compile_logits, measure
-from cifar_jax.inference.model import load_run
+from cifar_jax.inference.model import TrainedNetwork, load, load_run
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import programs
 from cifar_jax.training.fit import params_sha256
@@ -57,6 +58,8 @@ def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
     Raises:
       UserError: as `evaluate`.
     """
+    if not path.is_dir():
+        return _of_a_file(path, split, best)
     workdir, identity = existing_workdir(path)
     setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
@@ -87,18 +90,41 @@ def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
     )
 
 
+def _of_a_file(path: Path, split: str, best: bool) -> Evaluated:
+    """Of an export, or of weights that come with the package: on the test images alone, since it
+    does not say which were held out."""
+    network = load(path, best=best)
+    if split != "test":
+        raise UserError(f"{path} is no run's folder: only --split test is known of it")
+    dataset = data.load(network.card.get("data", {}).get("name", "cifar10"))
+    if network.classes != dataset.classes:
+        raise UserError(f"{path} has other classes than the data set {dataset.name}")
+    images, labels = dataset.test
+    known = isinstance(network, TrainedNetwork)
+    return Evaluated(
+        experiment=network.card["experiment"],
+        seed=network.card["seed"],
+        epoch=network.card.get("epoch") or 0,
+        step=network.card.get("step") or 0,
+        logits=network.logits(images),
+        labels=labels,
+        params_sha256=params_sha256(network.variables["params"]) if known else "",
+        data_sha256=dataset.fingerprint,
+    )
+
+
 def _hold_to_its_images(
     path: Path, card: Mapping[str, Any] | None, setup: programs.Setup, split: str
 ) -> None:
     """That the images are those that the run was trained on; the test images in any order."""
     if card is None:
         return  # made before there were any
-    data, dataset = card["data"], setup.dataset
-    same = data["content"] == dataset.content if split == "test" else False
-    if not same and data["sha256"] != dataset.fingerprint:
+    trained, dataset = card["data"], setup.dataset
+    same = trained["content"] == dataset.content if split == "test" else False
+    if not same and trained["sha256"] != dataset.fingerprint:
         raise UserError(
-            f"{path} was trained on other images of {data['name']}, or on these in another order: "
-            "set TFDS_DATA_DIR to the folder that it was trained with"
+            f"{path} was trained on other images of {trained['name']}, or on these in another "
+            "order: set TFDS_DATA_DIR to the folder that it was trained with"
         )
 
 

@@ -23,6 +23,9 @@ from cifar_jax.runs.folder import existing_workdir
 
 Variables = Mapping[str, Any]
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
+"""Trained small networks that come with the package: `EXPERIMENT.safetensors`, each of a record."""
+
 
 class Classifier:
     """Images in, probabilities out, with a model card. What it is made of does not matter.
@@ -111,7 +114,8 @@ class TrainedNetwork(Classifier):
 
 
 def load(path: str | Path, *, best: bool = False) -> Classifier:
-    """The trained model in `path`: a run's folder, or a file of `cifar-jax export`.
+    """The trained model in `path`: a run's folder, a file of `cifar-jax export`, or the name of an
+    experiment whose weights come with the package.
 
     Of a run the weights alone are read, of its last checkpoint; neither the images that it was
     trained on nor its optimizer are needed. A run or a safetensors file gives a `TrainedNetwork`.
@@ -126,10 +130,17 @@ def load(path: str | Path, *, best: bool = False) -> Classifier:
     path = Path(path)
     if path.is_dir():
         return load_run(path, best=best)
+    packaged = WEIGHTS / f"{path}.safetensors"
+    if not path.exists() and packaged.is_file():
+        path = packaged
     if best:
         raise UserError(f"{path} is no run's folder, and has one set of weights only")
     if not path.exists():
-        raise UserError(f"no run or export {path}; runs are under runs/EXPERIMENT/seedN")
+        names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
+        raise UserError(
+            f"no run or export {path}; runs are under runs/EXPERIMENT/seedN, "
+            f"and weights of {names} come with the package"
+        )
     from cifar_jax.inference import exports
 
     return exports.load(path)

@@ -3,12 +3,13 @@
 import difflib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -92,6 +93,40 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
         fan_in = math.prod(shapes[(*path[:-1], "kernel")].shape[:-1])
         variables[path] = piece.reshape(shapes[path].shape) / math.sqrt(fan_in)
     return unflatten_dict(variables)
+
+
+def taken_over(fresh: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` variables for those of a network, whose last layer stays `fresh` if its classes are
+    others.
+
+    Args:
+      fresh: the network's own variables.
+      given: of the same network, for as many or other classes.
+
+    Returns:
+      Variables in the structure of `fresh`, as NumPy arrays.
+
+    Raises:
+      UserError: `given` is of another network.
+    """
+    own: dict[tuple[str, ...], Any] = flatten_dict(dict(fresh))
+    others: dict[tuple[str, ...], Any] = flatten_dict(dict(given))
+    differing = [
+        path
+        for path in sorted(own.keys() | others.keys())
+        if path not in own or path not in others or own[path].shape != others[path].shape
+    ]
+    layers = {path[:-1] for path in differing}
+    last = all(
+        path in own and path in others and own[path].shape[:-1] == others[path].shape[:-1]
+        for path in differing
+    )
+    if len(layers) > 1 or not last:
+        names = ", ".join("/".join(path) for path in differing[:3])
+        raise UserError(f"the weights to begin with are of another network: they differ in {names}")
+    arrays = {path: np.asarray(leaf) for path, leaf in (own | others).items()}
+    arrays |= {path: np.asarray(own[path]) for path in differing}
+    return {"batch_stats": {}} | unflatten_dict(arrays)
 
 
 def count_parameters(params: Any) -> int:

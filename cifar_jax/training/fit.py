@@ -39,6 +39,8 @@ class Run(NamedTuple):
     """Settings that differ from the experiment file's, by dotted name."""
     fresh: bool = False
     """Begin anew, whatever the folder holds."""
+    initial: Mapping[str, Any] | None = None
+    """Variables that `train.init_from` names, to begin with."""
     extend: bool = False
     """Let a run that is in the folder have more epochs than it was made with."""
 
@@ -76,9 +78,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
                 told = processes.from_first(lambda: _begin(run, setup, workdir))
-                state, meta, damaged = checkpoints.restore_newest(
-                    programs.init_state(setup, run.seed)
-                )
+                beginning = programs.init_state(setup, run.seed, run.initial)
+                state, meta, damaged = checkpoints.restore_newest(beginning)
                 # An epoch may have been written down whose checkpoint was not finished.
                 epoch = epoch_of(setup, state)
                 rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
@@ -97,7 +98,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 progress = Progress.saved(meta.extra if meta else {}, began, earlier)
                 state, compile_seconds = Trainer(
                     *(run.config, run.seed, setup, workdir, checkpoints, display, received),
-                    *(progress, rows),
+                    *(progress, rows, run.initial),
                 ).train(state)
                 checkpoints.wait()
                 with received.at_once():
@@ -296,7 +297,10 @@ def params_sha256(params: Any) -> str:
 
 def _headline(run: Run, setup: Setup, meta: Meta | None) -> str:
     device = _device(setup)
-    begun = f"goes on from step {meta.step}" if meta else "begins"
+    source = run.config.train.init_from
+    begun = "begins" + (f" with the weights of {source}" if source else "")
+    if meta:
+        begun = f"goes on from step {meta.step}"
     return (
         f"{run.experiment} seed {run.seed} {begun}: "
         f"{run.config.epochs} epochs of {setup.steps_per_epoch} steps on {setup.dataset.name}, "

@@ -76,6 +76,8 @@ class Trainer:
     progress: Progress
     rows: list[dict[str, Any]]
     """Metrics of the epochs so far."""
+    initial: Mapping[str, Any] | None = None
+    """Variables to begin with, instead of fresh ones."""
     pace: Pace = field(init=False)
     saved: float = field(init=False)
     """When it was saved last, on `perf_counter`'s clock."""
@@ -240,7 +242,7 @@ class Trainer:
                 f"{error}: lower optimizer.lr ({now}{often})"
                 + (f"; the checkpoint of step {kept} is kept" if kept else "")
             )
-        beginning = programs.init_state(self.setup, self.seed)
+        beginning = programs.init_state(self.setup, self.seed, self.initial)
         state, meta, _ = self.checkpoints.restore_newest(beginning)
         before = meta.extra.get("halvings", 0) if meta else 0
         self.progress.halvings += 1

@@ -1,7 +1,7 @@
 """From a config to what runs on the devices: the data, the model, and the compiled programs."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -119,12 +119,24 @@ def setup(
     )
 
 
-def init_state(setup: Setup, seed: int) -> TrainState:
-    """The state that a run of that seed begins with, on the devices."""
+def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:
+    """The state that a run of that seed begins with, on the devices.
 
+    Args:
+      setup: the run's.
+      seed: of the fresh variables.
+      initial: variables to begin with instead, but for a last layer of other classes.
+
+    Raises:
+      UserError: `initial` is of another network.
+    """
     key, _, _ = _keys(seed)
-    init = jax.jit(partial(_init_state, setup), out_shardings=devices.replicated(setup.mesh))
-    return init(key)
+    replicated = devices.replicated(setup.mesh)
+    state = jax.jit(partial(_init_state, setup), out_shardings=replicated)(key)
+    if initial is None:
+        return state
+    taken = models.taken_over(state.variables, initial)
+    return state._replace(**devices.put(taken, replicated))
 
 
 def train_data(setup: Setup) -> TrainData:
