@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from cifar_jax.config import Config, Paper
 from cifar_jax.runs.run import Run, experiments, key
 
+# Features of a processor, as Linux names them, and how people do.
+_VECTORS = (("avx512_bf16", "AVX-512 BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
+
 
 @dataclass(frozen=True)
 class Group:
@@ -114,11 +117,11 @@ def collect(runs: Iterable[Run]) -> list[Group]:
     found: dict[tuple[str, str], dict[str | None, list[Run]]] = {
         (name, key({})): {None: []} for name, config in experiments().items() if config.paper
     }
-    # A run at work does not tell its images yet: it joins those that do.
-    for run in sorted(runs, key=lambda run: run.result is None):
+    # An older run on its way does not tell its images: it joins those that do.
+    for run in sorted(runs, key=lambda run: not run.tells_its_images):
         compared = run.changes if run.experiment in experiments() else run.identity
         of_images = found.setdefault((run.experiment, key(compared)), {})
-        told = _images(run) if run.result or not of_images else next(iter(of_images))
+        told = _images(run) if run.tells_its_images or not of_images else next(iter(of_images))
         of_images.setdefault(told, []).append(run)
     groups = [
         Group(
@@ -234,9 +237,12 @@ def device(start: Mapping[str, Any]) -> str:
         count, kind = found.get("count", 1), found.get("kind", "unknown")
         return f"{count} × {kind}" if count > 1 else str(kind)
     name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", "", machine.get("cpu", "CPU"))
-    cores = machine.get("cores")
+    cores, features = machine.get("cores"), machine.get("features", ())
+    # Virtual machines call processors alike that differ threefold.
+    widest = next((w for f, w in _VECTORS if f in features), None)
     plural = "s" if cores != 1 else ""
-    return " ".join(name.split()) + (f", {cores} core{plural}" if cores else "")
+    parts = [" ".join(name.split()), f"{cores} core{plural}" if cores else None, widest]
+    return ", ".join(filter(None, parts))
 
 
 def settings_text(settings: Mapping[str, Any]) -> tuple[str, ...]:

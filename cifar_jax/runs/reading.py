@@ -65,10 +65,12 @@ def _run_folders(path: Path) -> Iterator[Path]:
 
 def _read_folder(path: Path) -> Run:
     workdir, told = existing_workdir(path)
-    told = schema.checked_config(told, path / "config.json")
+    told = schema.checked_run(told, "config", path / "config.json")
     result = workdir.result()
     if result is not None:
         result = schema.checked(result, schema.RESULT, path / "result.json")
+    card = workdir.card() or {}
+    images = result or {f"data_{name}": of for name, of in (card.get("data") or {}).items()}
     return Run(
         path,
         told["experiment"],
@@ -78,6 +80,8 @@ def _read_folder(path: Path) -> Run:
         result,
         _epochs(workdir),
         _starts(path),
+        data=images.get("data_sha256"),
+        data_official=images.get("data_official"),
     )
 
 

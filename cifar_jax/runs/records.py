@@ -107,13 +107,15 @@ def record(run: Run, results: Path, outputs: Outputs | None) -> Path:
     """
     check(run, results)
     name = _name(run)
-    told = {"config": dict(run.settings), "starts": [_start(start) for start in run.starts]}
+    told = {"settings": dict(run.settings), "starts": [_start(start) for start in run.starts]}
     metrics = "".join(json.dumps(row) + "\n" for row in run.rows).encode()
     if run.result is None:
         content = {
             "experiment": run.experiment,
             "seed": run.seed,
             "overrides": dict(run.overrides),
+            "data_sha256": run.data,
+            "data_official": run.data_official,
             **told,
         }
         path = results / _PARTIAL / f"{name}.json"
@@ -151,7 +153,7 @@ def read_record(path: Path) -> Run:
     Raises:
       UserError: it cannot be read, is no record, or lacks one of the files beside it.
     """
-    content = schema.checked_config(read_json(path), path)
+    content = schema.checked_run(read_json(path), "settings", path)
     starts = content.get("starts")
     if not isinstance(starts, list) or not starts:
         raise UserError(f"{path} is incomplete: it has no 'starts'")
@@ -171,12 +173,14 @@ def read_record(path: Path) -> Run:
         path,
         content["experiment"],
         content["seed"],
-        content["config"],
+        content["settings"],
         content["overrides"],
         result,
         rows,
         starts,
         outputs if finished else None,
+        content.get("data_sha256"),
+        content.get("data_official"),
     )
 
 

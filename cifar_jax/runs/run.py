@@ -39,6 +39,10 @@ class Run:
     """Where each of its starts ran: commit, versions, device, machine."""
     outputs: Path | None = None
     """The outputs for the test images, in a record of a finished run."""
+    data: str | None = None
+    """The digest of its images; None where it is not told, as in runs of before model.json came."""
+    data_official: bool | None = None
+    """Whether they are the official CIFAR-10's, whatever their order; None where it is not told."""
 
     @property
     def epochs(self) -> int:
@@ -71,20 +75,25 @@ class Run:
         }
 
     @property
-    def data(self) -> str | None:
-        """The digest of its images; None where it is not told, as in a run at work."""
-        return self.result.get("data_sha256") if self.result else None
-
-    @property
     def official(self) -> bool:
         """Whether its images are the official CIFAR-10's, as far as it tells."""
-        told = self.result.get("data_official") if self.result else None
-        return self.data == _OFFICIAL_SHA256 if told is None else bool(told)
+        if self.data_official is None:
+            return self.data == _OFFICIAL_SHA256
+        return self.data_official
+
+    @property
+    def tells_its_images(self) -> bool:
+        """Whether anything is known of them: a result that says nothing is of unknown images."""
+        return self.result is not None or self.data is not None
 
     @property
     def other_data(self) -> bool:
         """Whether what it calls CIFAR-10 is not: a subset, a copy as JPEG, or unknown images."""
-        return bool(self.result) and self.settings["data.dataset"] == _CIFAR10 and not self.official
+        return (
+            self.tells_its_images
+            and self.settings["data.dataset"] == _CIFAR10
+            and not self.official
+        )
 
 
 def key(settings: Mapping[str, Any]) -> str:

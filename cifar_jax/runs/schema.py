@@ -10,8 +10,6 @@ from cifar_jax.errors import UserError
 
 Fields = Mapping[str, type | tuple[type, ...]]
 
-CONFIG: Fields = {"experiment": str, "seed": int, "overrides": dict, "config": dict}
-"""Of config.json."""
 EPOCH: Fields = {
     "epoch": int,
     "step": int,
@@ -52,12 +50,18 @@ def checked(value: Any, fields: Fields, path: Path) -> dict[str, Any]:
     return value
 
 
-def checked_config(value: Any, path: Path) -> dict[str, Any]:
-    """`value` as the config.json of a run, or the same part of its record.
+def checked_run(value: Any, settings: str, path: Path) -> dict[str, Any]:
+    """`value`, read from `path`, which has to say what a run is: config.json, or a record.
+
+    Args:
+      value: what was read.
+      settings: the name under which it has the flat settings.
+      path: what to name.
 
     Raises:
-      UserError: it is not.
+      UserError: it does not.
     """
-    found = checked(value, CONFIG, path)
-    checked(found["config"], {"epochs": int, "model.name": str, "data.dataset": str}, path)
+    fields = {"experiment": str, "seed": int, "overrides": dict, settings: dict}
+    found = checked(value, fields, path)
+    checked(found[settings], {"epochs": int, "model.name": str, "data.dataset": str}, path)
     return found

@@ -48,7 +48,7 @@ def test_a_record_holds_what_its_run_left(make_run: MakeRun, tmp_path: Path) -> 
     ]
     told = json.loads(path.read_text())
     assert told.items() >= json.loads((folder / "result.json").read_text()).items()
-    assert told["config"] == json.loads((folder / "config.json").read_text())["config"]
+    assert told["settings"] == json.loads((folder / "config.json").read_text())["config"]
     assert [start["machine"]["cpu"] for start in told["starts"]][1] == "Xeon"
     assert "/home/me" not in path.read_text()
 
@@ -305,7 +305,7 @@ def test_a_record_of_what_the_experiment_is_no_more_leaves_the_table(
     for seed, change in ((1, {"data.validation": 0.1}), (2, {"optimizer.lr": 0.5})):
         path = record(make_run("basic", seed, test=90.0), results)
         told = json.loads(path.read_text())
-        path.write_text(json.dumps(told | {"config": told["config"] | change}))
+        path.write_text(json.dumps(told | {"settings": told["settings"] | change}))
     path = record(make_run("basic", 3, test=90.0), results)
     path.write_text(path.read_text().replace(OFFICIAL, "5ub5e7"))
     _, lines = report.update_readme(readme, results)

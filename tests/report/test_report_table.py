@@ -188,6 +188,23 @@ def test_accelerators_are_named(
     assert rows(tmp_path)[0].device == text
 
 
+def test_processors_that_share_a_name_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed, features in enumerate((["avx2"], ["avx2", "avx512f", "avx512_bf16"], [])):
+        machine = {"cpu": "AMD EPYC", "cores": 2, "features": features}
+        make_run("basic", seed, machine=machine)
+    assert rows(tmp_path)[0].device == (
+        "AMD EPYC, 2 cores, AVX2 / AMD EPYC, 2 cores, AVX-512 BF16 / AMD EPYC, 2 cores"
+    )
+
+
+def test_a_run_at_work_on_other_images_stands_apart(make_run: MakeRun, tmp_path: Path) -> None:
+    path = make_run("basic", test=None, done=3)
+    card = {"data": {"sha256": "5ub5e7", "official": False}}
+    (path / "model.json").write_text(json.dumps(card))
+    assert rows(tmp_path)[-1].changes == ("data_sha256=5ub5e7",)
+    assert rows(tmp_path)[0].unfinished == ()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [(0.4, "0 s"), (99, "99 s"), (101, "2 min"), (6001, "1.7 h"), (200_000, "2.3 d")],
