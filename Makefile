@@ -85,7 +85,7 @@ test-oldest: ## The same on the oldest versions that are allowed (PYTHON=python3
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
 
 test-slow: $(TEST_SETUP) ## The tests that train for minutes
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
 
 lint: $(LINT_SETUP) ## Style, types and import rules
 	$(BIN)/ruff check .

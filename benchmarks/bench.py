@@ -3,7 +3,8 @@
 Each contender is a process of its own that may use every core; they take turns, round after round,
 and only one works at a time. What is given is the median over the rounds. PyTorch is eager, in the
 better of its two layouts; torch.compile stands beside it where it works. Our steps are those of a
-training run, which gather and normalise their own images; PyTorch's batches lie ready.
+training run, which gather and normalise their own images; PyTorch's batches lie ready. The images
+are made: a step does the same whatever they show.
 """
 
 import argparse
@@ -15,11 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cifar_jax import catalog, config
+from cifar_jax.config import Config, Optimizer
+from cifar_jax.errors import UserError
 from cifar_jax.runs import environment
 from cifar_jax.runs.files import write_json
 
@@ -36,6 +41,12 @@ ROWS = (
     "resnet10-separable",
 )
 EAGER = ("torch", "torch-channels-last")
+# Settings that PyTorch's step follows, and those that leave it as it is.
+FOLLOWED = (
+    *("batch_size", "model.dropout", "model.pooling", "train.precision"),
+    *(f"optimizer.{name}" for name in Optimizer.model_fields),
+    *("train.devices", "train.steps_per_call"),
+)
 
 
 class Contender:
@@ -79,8 +90,8 @@ class Contender:
         self._process.wait()
 
 
-def main() -> None:
-    """Time the rows that were asked for, print the table, and write the JSON."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Time the rows that were asked for, print the table, and write the JSON if told where."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("experiments", nargs="*", default=ROWS)
     parser.add_argument("--rounds", type=int, default=5)
@@ -89,13 +100,20 @@ def main() -> None:
     parser.add_argument(
         "--keep-memory", action="store_true", help="have PyTorch keep freed memory, as we do"
     )
-    parser.add_argument("--set", action="append", default=[], dest="settings")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results.json")
-    options = parser.parse_args()
+    parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
+    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    options = parser.parse_args(arguments)
     names = ["jax"]
     if find_spec("torch"):
         names += [*EAGER, *(["torch-compile"] if options.compile else [])]
-    else:
+    try:
+        asked = {name: settings_of(name, options.settings) for name in options.experiments}
+        if len(names) > 1:
+            for experiment, (_, changes) in asked.items():
+                refuse_unfollowed(experiment, changes)
+    except UserError as error:
+        parser.error(str(error))
+    if len(names) == 1:
         print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
     peak = matrix_peak()
     print(
@@ -107,8 +125,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # compiling is timed with nothing kept
-        for experiment in options.experiments:
-            row = time_row(experiment, names, options)
+        for experiment, (settings, changes) in asked.items():
+            row = time_row(experiment, settings, names, options)
+            row["settings"] = changes
             row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
             rows.append(row)
             print(table_line(row), flush=True)
@@ -126,34 +145,55 @@ def main() -> None:
         "pytorch_keeps_memory": options.keep_memory,
         "rows": rows,
     }
-    write_json(options.output, record)
-    print(f"written to {options.output}")
+    if options.output:
+        write_json(options.output, record)
+        print(f"written to {options.output}")
 
 
-def time_row(experiment: str, names: list[str], options: argparse.Namespace) -> dict[str, Any]:
+def settings_of(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """An experiment's settings with `--set`'s on top of them, and those that differ by it."""
+    own = catalog.load(experiment).config
+    overridden = config.override(own, settings)
+    changes = config.differences(config.flatten(own), config.flatten(overridden))
+    return overridden, {name: value for name, (_, value) in changes.items()}
+
+
+def refuse_unfollowed(experiment: str, changes: Mapping[str, Any]) -> None:
+    """Raise UserError where PyTorch's step would be another than ours."""
+    if other := [name for name in changes if name not in FOLLOWED]:
+        raise UserError(
+            f"--set {other[0]} changes nothing in PyTorch's step of {experiment}, which would then "
+            f"be compared with another: it follows {', '.join(FOLLOWED)}"
+        )
+
+
+def time_row(
+    experiment: str, settings: Config, names: list[str], options: argparse.Namespace
+) -> dict[str, Any]:
     """Let the contenders take turns on one experiment's train step."""
-    from cifar_jax import catalog, models
+    from cifar_jax import models
     from cifar_jax.models.summary import summarise
 
-    config = catalog.load(experiment).config
-    layers = summarise(models.create(config.model.name))
+    asked = settings.model
+    model = models.create(asked.name, dropout=asked.dropout, pooling=asked.pooling)
+    layers = summarise(model)
     row: dict[str, Any] = {
         "experiment": experiment,
-        "model": config.model.name,
-        "batch_size": config.batch_size,
+        "model": asked.name,
+        "batch_size": settings.batch_size,
         # A step is a forward pass and two products of the same size backward.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
     for name, contender in take_turns(experiment, names, options).items():
         seconds = statistics.median(contender.measured)
         row[name] = {
-            "images_per_second": config.batch_size / seconds,
+            "images_per_second": settings.batch_size / seconds,
             "step_ms": 1000 * seconds,
             "rounds_ms": [round(1000 * s, 3) for s in contender.measured],
             "peak_mb": contender.peak_mb,
             **contender.facts,
         }
-        assert contender.facts["parameters"] == models.PAPER_PARAMETERS[config.model.name]
+        assert contender.facts["parameters"] == sum(layer.parameters for layer in layers)
     outside = take_turns(experiment, ["jax-outside"], options)["jax-outside"].measured
     row["outside_step"] = statistics.median(outside)
     eager = [row[name]["images_per_second"] for name in EAGER if name in row]

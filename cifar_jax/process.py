@@ -5,7 +5,7 @@ import logging
 import platform
 
 # Parameters of glibc's mallopt(3).
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
 def set_up() -> None:
@@ -27,6 +27,9 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)  # nothing in maps of its own, which go with it
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # nothing back to the system
+        # One heap for all threads: another thread's cannot hold 64 MB, and what is larger is mapped
+        # anew all the same. From jax 0.11 on XLA's kernels take scratch memory in its own threads.
+        libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def configure_jax() -> None:

@@ -30,6 +30,8 @@ import pytest
 if not hasattr(jax, "enable_x64"):  # before jax 0.8
     jax.enable_x64 = jax.experimental.enable_x64  # pyright: ignore
 
+collect_ignore_glob = ["*/conftest.py", "fixtures/*"]  # no tests are in them
+
 pytest.register_assert_rewrite("short_runs")
 
 from short_runs import EPOCHS, train  # noqa: E402

@@ -120,7 +120,7 @@ def steps() -> Iterator[Any]:
             yield pytest.param(form, name, marks=[pytest.mark.slow] if again else [])
 
 
-@pytest.mark.parametrize(("form", "name"), steps(), indirect=["form"])
+@pytest.mark.parametrize(("form", "name"), list(steps()), indirect=["form"])
 def test_train_step(form: None, name: str):
     network, record = Network(name), RECORD["train_steps"][name]
     tx = any_of([optimizer(fields) for fields in RECORD["model_optimizers"].values()])

@@ -1,0 +1,81 @@
+"""The bench compares like with like, and needs neither CIFAR-10 nor PyTorch."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench, worker
+from cifar_jax import catalog
+from cifar_jax.config import override
+
+
+class Idle:
+    """A contender whose steps take half a second."""
+
+    measured, peak_mb = (0.5,), 100
+
+    def __init__(self, parameters: int) -> None:
+        self.facts = {"parameters": parameters, "compile_seconds": 1.0}
+
+
+@pytest.fixture
+def idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def take_turns(experiment: str, names: list[str], options: argparse.Namespace) -> dict:
+        return {name: Idle(62_006) for name in names}
+
+    monkeypatch.setattr(bench, "take_turns", take_turns)
+    monkeypatch.setattr(bench, "matrix_peak", lambda: 1e11)
+
+
+@pytest.fixture(params=[True, False], ids=["with PyTorch", "without PyTorch"])
+def torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr(bench, "find_spec", lambda name: request.param or None)
+    return request.param
+
+
+@pytest.mark.usefixtures("idle", "torch")
+def test_the_table_and_the_record_are_of_the_settings_that_were_timed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "times.json"
+    changes = {"batch_size": 64, "train.precision": "bfloat16"}
+    settings = [f"--set={name}={value}" for name, value in changes.items()]
+    bench.main(["basic", *settings, "--output", str(output)])
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["batch_size"] == 64
+    assert row["jax"]["images_per_second"] == 128
+    assert row["settings"] == changes
+    assert "|    64 |           128 |" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("setting", ["data.flip=true", "schedule.name=cosine", "epochs=2"])
+def test_what_pytorch_does_not_follow_is_refused_beside_it(
+    torch: bool, setting: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not torch:
+        bench.main(["basic", "--set", setting])
+        return
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["basic", "--set", setting])
+    assert f"--set {setting.partition('=')[0]} changes nothing" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize("arguments", [["basik"], ["basic", "--set", "optimizer.lr=-1"]])
+def test_bad_input_times_nothing(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bench.main([*arguments, "--output", str(tmp_path / "times.json")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_need_no_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config = override(catalog.load("basic").config, ["train.devices=1"])
+    steps, outside, facts = worker.jax_steps(config)
+    steps(3)
+    outside(3)
+    assert facts["parameters"] == 62_006
+    assert not list(tmp_path.iterdir())
