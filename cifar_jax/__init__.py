@@ -27,6 +27,6 @@ def load(path: str | Path, *, best: bool = False) -> Classifier:
       cifar_jax.errors.UserError: there is nothing of the kind, or it is damaged.
     """
     # Here, so that importing the package stays light.
-    from cifar_jax.inference import model
+    from cifar_jax.inference.load import load
 
-    return model.load(path, best=best)
+    return load(path, best=best)

@@ -30,7 +30,7 @@ def export(run: Path, kind: str, output: Path | None, best: bool, force: bool) -
     process.set_up()
 
     from cifar_jax.inference import exports
-    from cifar_jax.inference.model import load
+    from cifar_jax.inference.load import load
 
     model = load(run, best=best)
     if output is None:

@@ -46,7 +46,7 @@ def predict(
     process.set_up()
 
     from cifar_jax.inference.images import find
-    from cifar_jax.inference.model import load
+    from cifar_jax.inference.load import load
 
     model = load(run, best=best)
     names = find(images)

@@ -105,7 +105,8 @@ def train(
 
 def _weights(source: str) -> Mapping[str, Any]:
     """The variables that `train.init_from` names."""
-    from cifar_jax.inference.model import TrainedNetwork, load
+    from cifar_jax.inference.load import load
+    from cifar_jax.inference.model import TrainedNetwork
 
     network = load(source)
     if not isinstance(network, TrainedNetwork):

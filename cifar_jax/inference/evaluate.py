@@ -11,7 +11,8 @@ from cifar_jax import data
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import compile_logits, measure
-from cifar_jax.inference.model import TrainedNetwork, load, load_run
+from cifar_jax.inference.load import load
+from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import programs
 from cifar_jax.training.fit import params_sha256

@@ -196,6 +196,8 @@ def _onnx(network: TrainedNetwork) -> bytes:
                 input_names=["images"],
                 output_names=["logits"],
             )
+    except Exception as error:  # whatever the converter stumbles over
+        raise UserError(f"jax2onnx cannot convert the network ({error}): try stablehlo") from error
     finally:
         quiet.setLevel(level)
     card = dict(network.card) | {"sha256": _digest(_tensors(network.variables))}

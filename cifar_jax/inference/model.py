@@ -1,4 +1,4 @@
-"""A trained model: loaded from a run's folder or from an export, it classifies images."""
+"""A trained model: a function from images to logits with a model card, or the network itself."""
 
 from __future__ import annotations
 
@@ -22,9 +22,6 @@ from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
 
 Variables = Mapping[str, Any]
-
-WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Trained small networks that come with the package: `EXPERIMENT.safetensors`, each of a record."""
 
 
 class Classifier:
@@ -113,41 +110,12 @@ class TrainedNetwork(Classifier):
         return self.module.apply(self.variables, self.normalise(images), train=False)
 
 
-def load(path: str | Path, *, best: bool = False) -> Classifier:
-    """The trained model in `path`: a run's folder, a file of `cifar-jax export`, or the name of an
-    experiment whose weights come with the package.
-
-    Of a run the weights alone are read, of its last checkpoint; neither the images that it was
-    trained on nor its optimizer are needed. A run or a safetensors file gives a `TrainedNetwork`.
-
-    Args:
-      path: the folder or file.
-      best: take the checkpoint of the best validation accuracy.
+def load_run(path: Path, *, best: bool = False) -> TrainedNetwork:
+    """The network of the run in folder `path`, of its last checkpoint or its best on validation.
 
     Raises:
-      UserError: there is nothing of the kind, or it is damaged.
+      UserError: it is no run's folder, has no checkpoint, or is damaged.
     """
-    path = Path(path)
-    if path.is_dir():
-        return load_run(path, best=best)
-    packaged = WEIGHTS / f"{path}.safetensors"
-    if not path.exists() and packaged.is_file():
-        path = packaged
-    if best:
-        raise UserError(f"{path} is no run's folder, and has one set of weights only")
-    if not path.exists():
-        names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
-        raise UserError(
-            f"no run or export {path}; runs are under runs/EXPERIMENT/seedN, "
-            f"and weights of {names} come with the package"
-        )
-    from cifar_jax.inference import exports
-
-    return exports.load(path)
-
-
-def load_run(path: Path, *, best: bool = False) -> TrainedNetwork:
-    """What `load` gives of a run's folder."""
     workdir, identity = existing_workdir(path)
     card = cards.of_run(path, identity)
     if not workdir.checkpoints.is_dir():

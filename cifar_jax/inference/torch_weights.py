@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
@@ -16,7 +18,7 @@ from cifar_jax.data.cifar10 import facts
 from cifar_jax.errors import UserError
 from cifar_jax.inference import card as cards
 from cifar_jax.inference import torch_file
-from cifar_jax.inference.model import TrainedNetwork
+from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.models import IMAGE_SHAPE
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.files import write_json
@@ -37,7 +39,7 @@ _PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 class _State(NamedTuple):
     """What a checkpoint of weights alone holds."""
 
-    step: np.ndarray
+    step: jax.Array
     params: Any
     batch_stats: Any
 
@@ -114,9 +116,7 @@ def import_torch(
         raise UserError(f"{folder} cannot be made: {error.strerror or error}") from None
     try:
         with Checkpoints(beside / "checkpoints") as checkpoints:
-            checkpoints.save(
-                _State(np.zeros((), np.int32), variables["params"], variables["batch_stats"])
-            )
+            checkpoints.save(_State(jnp.int32(0), variables["params"], variables["batch_stats"]))
         write_json(beside / "model.json", card)
         write_json(beside / "config.json", identity)
         beside.chmod(0o755)
@@ -125,8 +125,6 @@ def import_torch(
         raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    from cifar_jax.inference.model import load_run
-
     return load_run(folder)
 
 

@@ -96,7 +96,8 @@ class InceptionBlock(nn.Module):
             norm = BatchNorm(dtype=self.dtype, name=f"{name}_bn")
             return ops.relu(norm(conv(x), train=train))
 
-        pooled = nn.max_pool(x, window_shape=(3, 3), padding=((1, 1), (1, 1)))  # pyright: ignore[reportArgumentType]
+        # SAME is ((1, 1), (1, 1)) at stride 1; in numbers, the converter to ONNX would miss it.
+        pooled = nn.max_pool(x, window_shape=(3, 3), padding="SAME")
         branches = [
             branch(x, 1, "branch1x1"),
             branch(branch(x, 1, "branch3x3_reduce"), 3, "branch3x3"),

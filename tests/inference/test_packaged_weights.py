@@ -10,7 +10,8 @@ from cifar_jax import catalog
 from cifar_jax.data import default_data_dir
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
-from cifar_jax.inference.model import WEIGHTS, TrainedNetwork
+from cifar_jax.inference.load import WEIGHTS
+from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.training.fit import params_sha256
 
 RESULTS = Path(__file__).parents[2] / "results"
