@@ -39,7 +39,7 @@ def test_evaluate_takes_a_run_of_more_devices_than_there_are(
 
 
 def test_evaluate_needs_a_run_with_a_checkpoint(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no folder"):
+    with pytest.raises(UserError, match="no run or export"):
         evaluate(tmp_path / "absent")
     with pytest.raises(UserError, match=r"no .*config\.json"):
         evaluate(tmp_path)
