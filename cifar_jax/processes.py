@@ -1,11 +1,21 @@
 """Talk between the processes of a run, on one machine or on many, each with devices of its own.
 
 One process is the same code as several.
+
+Where one of them is gone, the others cannot go on. JAX finds that out in two ways: the exchange in
+progress fails in Python, or JAX's coordination service tells its C++ client, which writes lines of
+C++ to standard error and aborts. Either becomes one line and exit code 1 here.
 """
 
+import ctypes
 import json
 import os
-from collections.abc import Callable
+import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
@@ -15,6 +25,14 @@ from jax.experimental import multihost_utils
 from cifar_jax.errors import UserError
 
 T = TypeVar("T")
+
+HEARTBEAT_SECONDS = 30
+"""Without a sign of life for so long, a process counts as gone."""
+
+LEAVING_SECONDS = 10
+"""So long a process that an error stops waits for the others to be stopped by it too."""
+
+_watch: "_Watch | None" = None
 
 
 def initialize_distributed() -> None:
@@ -35,13 +53,21 @@ def initialize_distributed() -> None:
         return None if text is None else int(text)
 
     count, index = number("JAX_NUM_PROCESSES"), number("JAX_PROCESS_ID")
+    global _watch
+    _watch = _Watch()
     try:
-        jax.distributed.initialize(num_processes=count, process_id=index)
+        jax.distributed.initialize(
+            num_processes=count, process_id=index, heartbeat_timeout_seconds=HEARTBEAT_SECONDS
+        )
     except (ValueError, RuntimeError) as error:
+        _watch.hush()
+        _watch.close()
+        _watch = None
         raise UserError(
             f"the processes of the run cannot find each other ({str(error).splitlines()[0]}): set "
             "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start them by srun"
         ) from None
+    _watch.met = True
 
 
 def is_first() -> bool:
@@ -84,3 +110,143 @@ def from_all(function: Callable[[], T]) -> T:
 def from_first(function: Callable[[], T]) -> T:
     """Call `function` in the first process alone, for all: JSON must be able to hold the result."""
     return exchange(from_all(lambda: function() if is_first() else None))[0]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """While inside, an error that comes of another process's end ends this one: in one line.
+
+    Put it around what all processes do together, inside whatever waits for them when it is left.
+    """
+    try:
+        yield
+    except Exception as error:
+        end_if_alone(error)
+        raise
+
+
+def end_if_alone(error: BaseException) -> None:
+    """End this process where `error` comes of another one's end; else return."""
+    cause: BaseException | None = error
+    while _watch and cause:
+        if isinstance(cause, jax.errors.JaxRuntimeError) and _OF_ANOTHER.search(str(cause)):
+            _watch.end(str(cause))
+        cause = cause.__cause__ or cause.__context__
+
+
+def leave(code: int) -> None:
+    """Leave the other processes, if this is one of several; call it last.
+
+    At the end of the work (`code` 0) it waits for the others to be there too. After an error it
+    gives them a few seconds to come to the same, and exits: one that does not come is at work still
+    and waits for this one, or is gone itself.
+    """
+    if not _watch:
+        return
+    if code:
+        _watch.hush()
+        last = threading.Timer(LEAVING_SECONDS, os._exit, [code])
+        last.daemon = True
+        last.start()
+    try:
+        jax.distributed.shutdown()
+    except jax.errors.JaxRuntimeError as error:
+        if not code:
+            _watch.end(str(error))
+    _watch.close()
+    if code:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+_OF_ANOTHER = re.compile(
+    "gloo|nccl|peer|coordination|heartbeat|barrier|unavailable|deadline_exceeded|timed out", re.I
+)
+_FATAL = b"JAX distributed service detected fatal errors"
+# A message of C++ begins so, and those of these files tell what the one line says.
+_BEGIN = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d")
+_SERVICE = re.compile(rb" (coordination_\w+|preemption_sync_manager|client|add_port)\.(cc|h):")
+
+
+class _Watch:
+    """Stands between what C++ writes to standard error and whoever reads it, to end this process
+    in good order when JAX's client says that another one is gone, and is about to abort.
+
+    JAX has a callback for this (`missed_heartbeat_callback`), which aborts too: it is given a
+    C++ object that Python has no type for. Python's own standard error takes no detour.
+    """
+
+    def __init__(self) -> None:
+        self._once = threading.Lock()
+        self._hushed = False
+        self.met = False
+        """Whether the processes found each other."""
+        self._real = os.dup(2)
+        reading, writing = os.pipe()
+        os.dup2(writing, 2)
+        os.close(writing)
+        self._stderr = sys.stderr
+        sys.stderr = open(  # noqa: SIM115
+            self._real, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False
+        )
+        self._on_abort(sleep=True)
+        self._thread = threading.Thread(target=self._forward, args=(reading,), daemon=True)
+        self._thread.start()
+
+    def hush(self) -> None:
+        """Say nothing of processes that are gone from now on: this one is about to go, too."""
+        self._hushed = True
+
+    def close(self) -> None:
+        """Give standard error back, with all that was written to it."""
+        os.dup2(self._real, 2)
+        self._thread.join(timeout=2)
+        sys.stderr = self._stderr
+        if not self._once.locked():
+            self._on_abort(sleep=False)
+
+    def end(self, why: str) -> None:
+        """Say that another process is gone, and be gone."""
+        if not self._once.acquire(blocking=False):
+            threading.Event().wait()  # another thread is at it
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
+        why = " ".join(why.split()).partition(". ")[0].rstrip(":")[:200]
+        said = (
+            f"another process of the run is gone ({why}): see what it said last, and start all of "
+            "them again; they go on from the last checkpoint"
+            if self.met
+            else f"the other processes of the run did not come ({why}): start all of them within "
+            "five minutes, with a JAX_COORDINATOR_ADDRESS that each can reach"
+        )
+        with suppress(OSError):
+            os.write(self._real, f"cifar-jax: {said}\n".encode())
+        os._exit(1 if self.met else 2)
+
+    def _forward(self, reading: int) -> None:
+        held, holding = [], False
+        with open(reading, "rb") as lines:
+            for line in lines:
+                if _BEGIN.match(line):
+                    holding = bool(_SERVICE.search(line))
+                if _FATAL in line and not self._hushed:
+                    self.end(line.decode(errors="replace").partition("absl::Status: ")[2])
+                if holding:
+                    held.append(line)
+                else:
+                    os.write(self._real, line)
+        if not self._once.locked() and not self._hushed:
+            os.write(self._real, b"".join(held))
+
+    @staticmethod
+    def _on_abort(*, sleep: bool) -> None:
+        """Have the thread that aborts sleep for so many seconds as SIGABRT's number: six.
+
+        Nothing more may be done there, and it is enough for another thread to end the process.
+        """
+        libc = ctypes.CDLL(None)
+        libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+        libc.signal.restype = ctypes.c_void_p
+        libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p) if sleep else None)

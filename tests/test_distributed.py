@@ -16,8 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from cifar_jax import catalog, config, processes
-from cifar_jax.errors import UserError
+from cifar_jax import catalog, config
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import fit, programs
 from cifar_jax.training.display import Display
@@ -192,18 +191,123 @@ print(json.dumps(said))
         }
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        ({}, "set JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "set JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not a whole number"),
-    ],
-)
-def test_processes_that_cannot_be_found(
-    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=message):
+def test_processes_that_cannot_be_found() -> None:
+    """In a process of its own: where a device is in use already, all of it would be refused."""
+    script = """
+import json, os, sys
+from cifar_jax import processes
+from cifar_jax.errors import UserError
+said = []
+for environment in json.loads(sys.argv[1]):
+    os.environ |= environment
+    try:
         processes.initialize_distributed()
+    except UserError as error:
+        said.append(str(error))
+    for name in environment:
+        del os.environ[name]
+print(json.dumps(said))
+"""
+    cases = [
+        ({}, "(coordinator_address should be defined.): set JAX_COORDINATOR_ADDRESS"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "(Number of processes must be defined.)"),
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not a whole number"),
+        (
+            {
+                "JAX_COORDINATOR_ADDRESS": "localhost:1",
+                "JAX_NUM_PROCESSES": "2",
+                "JAX_PROCESS_ID": "2",
+            },
+            "process_id and num_processes must be nonnegative, with process_id < num_processes",
+        ),
+    ]
+    words = [sys.executable, "-c", script, json.dumps([environment for environment, _ in cases])]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    said = json.loads(done.stdout)
+    assert len(said) == len(cases)
+    for text, (_, expected) in zip(said, cases, strict=True):
+        assert expected in text
+    assert done.stderr == ""  # which works after a refusal as before
+
+
+AT_WORK = """
+import os, sys, time
+from cifar_jax import processes
+processes.HEARTBEAT_SECONDS = 5
+processes.initialize_distributed()
+index = int(os.environ["JAX_PROCESS_ID"])
+def work(seconds, leave_with=None):
+    with processes.together():
+        for number in range(int(seconds * 10)):
+            if sys.argv[1] == "together":
+                processes.exchange(number)
+            time.sleep(0.1)
+    if leave_with is not None:
+        sys.stderr.write(f"{index} leaves\\n")
+        processes.leave(leave_with)
+processes.exchange("here")
+print("at work", flush=True)
+"""
+GONE = "cifar-jax: another process of the run is gone ("
+
+
+def at_work(doing: str, script: str) -> list[subprocess.Popen[str]]:
+    """Two processes that met, and run `script`."""
+    processes = start(["-c", AT_WORK + script, doing])
+    for process in processes:
+        assert process.stdout is not None
+        while line := process.stdout.readline():
+            if line == "at work\n":
+                break
+    return processes
+
+
+@pytest.mark.parametrize("doing", ["together", "apart"])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_that_is_killed_ends_the_other_in_one_line(victim: int, doing: str) -> None:
+    processes = at_work(doing, "work(300)")
+    processes[victim].kill()
+    began = time.monotonic()
+    code, _, error = finish(processes)[1 - victim]
+    assert code == 1
+    assert error.startswith(GONE)
+    assert error.count("\n") == 1, error
+    assert time.monotonic() - began < 60
+
+
+def test_an_error_of_one_process_ends_the_other() -> None:
+    processes = at_work("together", "work(300) if index else work(0, leave_with=2)")
+    first, second = finish(processes)
+    assert first[0] == 2
+    assert first[2] == "0 leaves\n"
+    assert second[0] == 1
+    assert second[2].startswith(GONE)
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_the_same_end_is_waited_for(code: int) -> None:
+    script = f"work(2 * index, leave_with={code})"  # the first, which JAX's service is in, is early
+    for index, (found, _, error) in enumerate(finish(at_work("apart", script))):
+        assert found == code, error
+        assert error == f"{index} leaves\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_stops_both_and_both_go_on(victim: int, tmp_path: Path) -> None:
+    command = train_command(tmp_path / "killed", epochs=40)
+    processes = start(command)
+    metrics = tmp_path / "killed/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes[victim].kill()
+    code, _, error = finish(processes)[1 - victim]
+    assert code == 1
+    assert error.startswith(GONE)
+    assert error.count("\n") == 1, error
+    for folder in ("killed", "whole"):
+        for code, _, error in finish(start(train_command(tmp_path / folder, epochs=40))):
+            assert code == 0, error
+    results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("killed", "whole")]
+    assert results[0]["params_sha256"] == results[1]["params_sha256"]

@@ -317,9 +317,9 @@ class Checkpoints:
 
     def _orbax_folder(self) -> Path:
         """The folder under a name that orbax takes as it is, where its own has what is a pattern
-        or another file system to it."""
+        or another file system to it, or no UTF-8."""
         folder = self._folder.absolute()
-        if not re.search(r"[*?\[\]:]", str(folder)):
+        if not re.search(r"[*?\[\]:\udc80-\udcff]", str(folder)):
             return folder
         if self._link is None:
             self._link = tempfile.TemporaryDirectory(prefix="cifar-jax-")

@@ -28,7 +28,9 @@ class Display:
     def showing(self, log: Path, title: str, epochs: int, steps_per_epoch: int) -> Iterator[None]:
         """While inside, lines are also appended to `log`, and the bar is shown on a terminal."""
         with ExitStack() as stack:
-            self._log = stack.enter_context(log.open("a", encoding="utf-8", buffering=1))
+            self._log = stack.enter_context(
+                log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+            )
             if self._console.is_terminal:
                 self._progress = stack.enter_context(_progress(self._console))
                 self._task = self._progress.add_task(
