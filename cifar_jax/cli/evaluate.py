@@ -8,23 +8,25 @@ from pathlib import Path
 import click
 
 from cifar_jax import process
-from cifar_jax.cli.output import AS_JSON
+from cifar_jax.cli.output import AS_JSON, DEVICE
 
 
 @click.command(short_help="Loss and accuracy of a run over a split.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@DEVICE
 @AS_JSON
-def evaluate(run: Path, split: str, best: bool, as_json: bool) -> None:
+def evaluate(run: Path, split: str, best: bool, device: str | None, as_json: bool) -> None:
     """Loss and accuracy of RUN over a whole split.
 
     RUN is a run's folder; or a file that `cifar-jax export` made, or the name of an experiment
     whose weights come with the package: these on the test images.
     """
+    process.set_up()
+    process.require(device)
     from cifar_jax.inference.evaluate import evaluate
 
-    process.set_up()
     found = evaluate(run, split, best)
     if as_json:
         click.echo(json.dumps(found, indent=2))

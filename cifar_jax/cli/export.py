@@ -28,6 +28,7 @@ def export(run: Path, kind: str, output: Path | None, best: bool, force: bool) -
     Its answers are compared with the run's own before the file is there.
     """
     process.set_up()
+    process.require()
 
     from cifar_jax.inference import exports
     from cifar_jax.inference.load import load

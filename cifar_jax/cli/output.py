@@ -1,4 +1,4 @@
-"""How the verbs print."""
+"""What the verbs share: options, and how they print."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from collections.abc import Sequence
 import click
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+DEVICE = click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu", "tpu"]),
+    help="Refuse to compute on anything else.  [what JAX finds]",
+)
 
 
 def count(value: int | None) -> str:

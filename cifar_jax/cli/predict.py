@@ -44,6 +44,7 @@ def predict(
     if as_json and as_csv:
         raise UserError("--json or --csv, not both")
     process.set_up()
+    process.require()
 
     from cifar_jax.inference.images import find
     from cifar_jax.inference.load import load
