@@ -295,7 +295,7 @@ def test_the_same_end_is_waited_for(code: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_stops_both_and_both_go_on(victim: int, tmp_path: Path) -> None:
-    command = train_command(tmp_path / "killed", epochs=40)
+    command = train_command(tmp_path / "killed", epochs=12)
     processes = start(command)
     metrics = tmp_path / "killed/metrics.jsonl"
     deadline = time.monotonic() + 120
@@ -307,7 +307,7 @@ def test_a_killed_process_stops_both_and_both_go_on(victim: int, tmp_path: Path)
     assert error.startswith(GONE)
     assert error.count("\n") == 1, error
     for folder in ("killed", "whole"):
-        for code, _, error in finish(start(train_command(tmp_path / folder, epochs=40))):
+        for code, _, error in finish(start(train_command(tmp_path / folder, epochs=12))):
             assert code == 0, error
     results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("killed", "whole")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
