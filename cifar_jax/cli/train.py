@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from cifar_jax import process
+from cifar_jax.cli.output import DEVICE
 from cifar_jax.errors import UserError
 
 RUNS = Path("runs")
@@ -33,6 +34,7 @@ RUNS = Path("runs")
     is_flag=True,
     help="Be one of several processes, as JAX_COORDINATOR_ADDRESS, SLURM or a TPU slice say.",
 )
+@DEVICE
 def train(
     experiments: Sequence[str],
     paper: bool,
@@ -42,6 +44,7 @@ def train(
     settings: Sequence[str],
     fresh: bool,
     distributed: bool,
+    device: str | None,
 ) -> None:
     """Train each EXPERIMENT, a name or a config file; go on where an earlier start stopped.
 
@@ -61,15 +64,17 @@ def train(
         found = [experiment for experiment in found if experiment.config.paper]
     asked = [(experiment, config.override(experiment.config, settings)) for experiment in found]
 
+    process.set_up()
+
     from cifar_jax import processes
     from cifar_jax.cli.several import train_each
     from cifar_jax.runs.folder import folder_name
     from cifar_jax.training.display import Display
     from cifar_jax.training.fit import Run, fit
 
-    process.set_up()
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes.initialize_distributed()
+    process.require(device)
     display = Display(quiet=not processes.is_first())
     runs = []
     for experiment, overridden in asked:

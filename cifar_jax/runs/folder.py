@@ -102,8 +102,13 @@ class Workdir:
 
     def append_epoch(self, row: Mapping[str, Any]) -> None:
         """Add the metrics of an epoch."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            error.filename = error.filename or str(path)  # which a write that fails does not know
+            raise
 
     def rewind(self, epoch: int) -> tuple[list[dict[str, Any]], int]:
         """Drop the metrics after `epoch`, which a resumed run is about to make again.

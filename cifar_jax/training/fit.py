@@ -96,12 +96,14 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     display.line(text)
                 earlier = rows[-1]["wall_seconds"] if rows else 0.0
                 progress = Progress.saved(meta.extra if meta else {}, began, earlier)
-                state, compile_seconds = Trainer(
+                trainer = Trainer(
                     *(run.config, run.seed, setup, workdir, checkpoints, display, received),
                     *(progress, rows, run.initial),
-                ).train(state)
-                checkpoints.wait()
-                with received.at_once():
+                )
+                with processes.together():
+                    state, compile_seconds = trainer.train(state)
+                    checkpoints.wait()
+                with received.at_once(), processes.together():
                     result, logits = _result(run, setup, state, rows, checkpoints, display)
             starts = processes.from_first(workdir.starts)
             result |= {
@@ -305,8 +307,16 @@ def _headline(run: Run, setup: Setup, meta: Meta | None) -> str:
         f"{run.experiment} seed {run.seed} {begun}: "
         f"{run.config.epochs} epochs of {setup.steps_per_epoch} steps on {setup.dataset.name}, "
         f"{len(setup.train.labels)} training and {len(setup.validation.labels)} validation images, "
-        f"on {device['count']} × {device['kind']}; {run.workdir}"
+        f"on {device['count']} × {device['kind']}{_arithmetic(run, device)}; {run.workdir}"
     )
+
+
+def _arithmetic(run: Run, device: Mapping[str, Any]) -> str:
+    """On an accelerator, which may compute in less than what its arrays hold."""
+    if device["platform"] == "cpu":
+        return ""
+    precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore[reportAttributeAccessIssue]
+    return f" in {run.config.train.precision}, products in {precision} precision"
 
 
 def _device(setup: Setup) -> dict[str, Any]:
