@@ -139,5 +139,5 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=120)
+        console = Console(highlight=False, width=10_000)  # nothing is folded
     console.print(table)
