@@ -81,8 +81,7 @@ def configure_jax() -> None:
     """Set what JAX decides when it first uses a device or compiles.
 
     Compiled programs are kept in the user's cache folder, where JAX was not given another. On the
-    CPU a call runs in the thread that makes it: the main thread's memory is the only one that glibc
-    keeps in large pieces, and the call before has given back its own by then.
+    CPU a call runs in the thread that makes it: the call before has given back its memory by then.
 
     Raises:
       UserError: JAX's own settings have a value that it does not know, or one that trainings
