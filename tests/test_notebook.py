@@ -165,6 +165,7 @@ def test_it_says_what_is_so(notebook: Any) -> None:
 def check(printed: str, kept: Path, folder: Path, name: str) -> None:
     """What is to be there when the notebook was executed, on whatever machine."""
     assert "cifar-jax: " not in printed  # one line for each error of the commands
+    assert "Traceback" not in printed
     assert "[CpuDevice(id=0)]" in printed
     assert "test accuracy" in printed or "is finished" in printed
     assert "# Paper against measured" in printed
