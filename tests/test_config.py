@@ -25,10 +25,11 @@ from cifar_jax.errors import UserError
 
 # Of runs that commit 97d1dfc made.
 STORED = sorted((Path(__file__).parent / "fixtures/configs_97d1dfc").glob("*.json"))
-EXECUTION = [
-    *("train.steps_per_call", "train.eval_batch_size", "train.log_every"),
-    *("train.keep_checkpoints", "train.devices"),
-]
+EXECUTION = {
+    **{"train.steps_per_call": 3, "train.eval_batch_size": 3, "train.log_every": 3},
+    **{"train.keep_checkpoints": 3, "train.checkpoint_minutes": 3.0, "train.on_nan": "restore"},
+    "train.devices": 3,
+}
 CONFIG = Config(model=Model(name="net"), epochs=1, batch_size=8, optimizer=Optimizer())
 
 # Tables 1–25 and section 3.5: tables, model, epochs, lr, batch, optimizer, weight decay, schedule,
@@ -235,9 +236,9 @@ def test_a_run_of_an_earlier_version_is_the_experiments_own(path: Path) -> None:
 
 
 def test_how_a_run_is_carried_out_is_not_what_it_is() -> None:
-    elsewhere = override(CONFIG, [f"{name}=3" for name in EXECUTION])
+    elsewhere = override(CONFIG, [f"{name}={value}" for name, value in EXECUTION.items()])
     assert differences(identity(CONFIG), identity(elsewhere)) == {}
-    assert execution(elsewhere) == dict.fromkeys(EXECUTION, 3)
+    assert execution(elsewhere) == EXECUTION
     assert identity(CONFIG) | execution(CONFIG) == flatten(CONFIG)
     assert "train.precision" in identity(CONFIG)
 
