@@ -18,8 +18,11 @@ def write_json(path: Path, value: Any) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, which appears whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(path)
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # on a full disk it would be left half written
 
 
 def read_json(path: Path) -> Any:
@@ -39,6 +42,9 @@ def read_json(path: Path) -> Any:
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write `array` to `path` (`.npy`), which appears whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
-        np.save(file, array, allow_pickle=False)
-    beside.replace(path)
+    try:
+        with beside.open("wb") as file:
+            np.save(file, array, allow_pickle=False)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
