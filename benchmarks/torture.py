@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import functools
 import json
+import logging
 import mmap
 import multiprocessing
 import os
@@ -346,6 +347,7 @@ def differences(folder: Path, reference: Path, lost: Sequence[int] = ()) -> list
 
 
 def _compare(folder: Path, reference: Path, lost: Sequence[int], sink: Any) -> None:
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     sink.send(differences(folder, reference, lost))
 
 
@@ -765,7 +767,7 @@ def _part(bench: Bench, name: str, do: Callable[..., None], *arguments: Any) -> 
     bench = replace(bench, part=name, events=[], skipped=[])
     try:
         do(bench, *arguments)
-    except Fault as error:
+    except (Fault, KeyError) as error:
         bench.add(Event(name, "prepared", "", "", wrong=str(error)))
     return bench
 
