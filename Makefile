@@ -26,8 +26,8 @@ LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo bench tpu-check test test-oldest test-slow lint format data paper report \
-        weights readme constraints clean
+.PHONY: help setup demo bench tpu-check test test-oldest test-slow torture lint format data paper \
+        report weights readme constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ tpu-check: setup ## Compile every train step for TPUs, without one (EXTRA=tpu)
 
 test: $(TEST_SETUP) ## The tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+
+torture: setup ## Kill, stop, damage and starve runs, and hold them to undisturbed ones
+	$(BIN)/python -m benchmarks.torture $(ARGS)
 
 test-oldest: ## The same on the oldest versions that are allowed (PYTHON=python3.13)
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt

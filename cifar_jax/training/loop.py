@@ -2,8 +2,10 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -97,11 +99,7 @@ class Trainer:
             return state, 0.0
         with self.signals.at_once():
             training, validate, compile_seconds = self._compile(state)
-        with SummaryWriter(
-            str(self.workdir.tensorboard),
-            purge_step=epoch_of(self.setup, state) + 1,
-            write_to_disk=processes.is_first(),
-        ) as board:
+        with _board(self.workdir.tensorboard, epoch_of(self.setup, state) + 1) as board:
             while (epoch := epoch_of(self.setup, state)) < self.config.epochs:
                 try:
                     state = self._epoch(state, epoch, training, validate, board)
@@ -261,6 +259,24 @@ class Trainer:
         """Of the last update."""
         rate = np.asarray(self.setup.schedule(max(int(state.step) - 1, 0)))
         return float(rate) * float(state.plateau.scale)
+
+
+@contextmanager
+def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's events, from `epoch` on, of the first process."""
+    # Unbounded, since its thread ends on a full disk, and a full queue would then block.
+    board = SummaryWriter(
+        str(folder), purge_step=epoch, max_queue=0, write_to_disk=processes.is_first()
+    )
+    try:
+        yield board
+    finally:
+        try:
+            board.close()
+        except OSError:  # a thread that is left would die with a traceback
+            if worker := board.file_writer.event_writer._worker:  # pyright: ignore
+                worker.stop()
+            raise
 
 
 def epoch_of(setup: Setup, state: TrainState) -> int:

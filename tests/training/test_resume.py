@@ -1,5 +1,6 @@
 """No interruption shows in a run: it goes on where it stopped, bit for bit."""
 
+import errno
 import json
 import os
 import shutil
@@ -29,6 +30,7 @@ from cifar_jax.config import Config, override
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import Workdir
 from cifar_jax.training import fit, loop, programs
 from cifar_jax.training.signals import Stopped
 
@@ -215,6 +217,21 @@ def test_weights_that_are_not_finite_are_never_saved(
     with pytest.raises(UserError, match="the weights are not finite after step 16"):
         train(make_config(), tmp_path)
     assert evaluate(tmp_path)["step"] == 8
+
+
+@pytest.mark.parametrize("write", ["record_start", "append_epoch", "write_result"])
+def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Workdir, write, full)
+        with pytest.raises(UserError, match=r"\(No space left on device\): make room there"):
+            train(config, tmp_path / "run")
+    train(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished)
 
 
 @pytest.mark.parametrize("damaged", [1, 2])
