@@ -148,6 +148,27 @@ def test_scanty_runs_are_drawn(make_run: MakeRun, experiment: str, options: dict
     assert tuple(bytes.fromhex(plots.TRAIN[1:])) in colours
 
 
+def test_the_paper_is_drawn_against_what_was_measured(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One point a mark: the paper's accuracy across, or each experiment's, and no other's."""
+    runs = [make_run("basic", test=63.0), make_run("net", test=75.0), make_run("basic", 1, test=61)]
+    drawn = []
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
+    groups = report.collect(report.read_runs(runs))
+    figures = plots.draw(groups)
+    (place,) = (i for i, figure in enumerate(figures) if "paper" in figure.name)
+    (axes,) = drawn[place].axes
+    texts = " ".join(text.get_text() for text in [*axes.texts, *axes.get_yticklabels()])
+    values = {round(float(x), 2) for line in axes.lines for x in np.ravel(line.get_xdata())} | {
+        round(float(x), 2) for dots in axes.collections for x in dots.get_offsets()[:, 0]
+    }
+    for group in groups:
+        assert group.paper is not None
+        assert {group.paper.test_accuracy, sum(group.measured()) / len(group.measured())} <= values
+        assert group.experiment in texts
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_is_not_finite_leaves_a_gap(make_run: MakeRun) -> None:
     path = make_run("basic", test=None, done=4)
