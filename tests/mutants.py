@@ -1,4 +1,4 @@
-"""`make mutants`: puts small faults into the code, one at a time, and counts those that tests notice.
+"""`make mutants`: small faults in the code, one at a time, and how many the tests notice.
 
     make mutants ARGS="cifar_jax/runs/folder.py --sample 40"
 

@@ -22,6 +22,8 @@ from cifar_jax.training.signals import Stopped
 
 DATASET = by_hand.images()
 STEPS = 3
+# Orbax's, where it is not told on which devices to restore.
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 
 
 @pytest.fixture(scope="module", autouse=True)
