@@ -75,9 +75,8 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
     config = make_config(**{**TINY, **settings})
     setup, state, training = compiled(config, seed=3)
     hand = by_hand.Hand(config, DATASET, seed=3)
-    rounding = 1e-5 if config.train.precision == "float32" else 2e-2
+    rtol, atol = (5e-4, 1e-4) if config.train.precision == "float32" else (5e-2, 1e-2)
     assert setup.steps_per_epoch == hand.steps_per_epoch
-    close = {"rtol": 50 * rounding, "atol": 10 * rounding}
     for epoch in range(config.epochs):
         np.testing.assert_array_equal(training.order(epoch), hand.order(epoch))
         for calls in (1, setup.steps_per_epoch - 1):
@@ -86,11 +85,11 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
             for _ in range(calls):
                 hand.update()
             moved = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
-            assert moved > 20 * rounding or config.schedule.name == "cosine"
-            chex.assert_trees_all_close(state.params, hand.params, **close)
-            chex.assert_trees_all_close(state.batch_stats, hand.batch_stats, **close)
+            assert moved > 2 * atol or config.schedule.name == "cosine"
+            chex.assert_trees_all_close(state.params, hand.params, rtol=rtol, atol=atol)
+            chex.assert_trees_all_close(state.batch_stats, hand.batch_stats, rtol=rtol, atol=atol)
         assert int(state.metrics.images) == hand.images
-        np.testing.assert_allclose(state.metrics.loss, hand.loss, rtol=50 * rounding)
+        np.testing.assert_allclose(state.metrics.loss, hand.loss, rtol=rtol)
         if config.train.precision == "float32":
             assert int(state.metrics.correct) == hand.correct
         state = training.end_epoch(state, OBSERVED[epoch])
