@@ -13,9 +13,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cosmic_ray.work_db import use_db
-from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
-
 ROOT = Path(__file__).parents[1]
 TREE = ROOT / "build/mutants/tree"
 ROOMS = {
@@ -45,6 +42,10 @@ def main() -> None:
 
 def mutate(module: str, tests: str, sample: int | None, seed: int, timeout: float) -> str:
     """Put faults into `module`, and tell how many were noticed and which were not."""
+    # Here, since only `make mutants` installs it, and pytest looks into every file for doctests.
+    from cosmic_ray.work_db import use_db
+    from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+
     shutil.rmtree(TREE, ignore_errors=True)
     listed = ["git", "ls-files", "-co", "--exclude-standard"]
     for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
