@@ -26,8 +26,8 @@ LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo bench tpu-check test test-oldest test-slow torture lint format data paper \
-        report weights readme constraints clean
+.PHONY: help setup demo bench tpu-check test test-oldest test-slow torture mutants lint format data \
+        paper report weights readme constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -89,6 +89,10 @@ test-oldest: ## The same on the oldest versions that are allowed (PYTHON=python3
 
 test-slow: $(TEST_SETUP) ## The tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
+
+mutants: $(TEST_SETUP) ## Faults in the code that the tests notice: hours; ARGS="MODULE --sample 40"
+	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.7"
+	$(BIN)/python tests/mutants.py $(ARGS)
 
 lint: $(LINT_SETUP) ## Style, types and import rules
 	$(BIN)/ruff check .

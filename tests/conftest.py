@@ -10,13 +10,14 @@ import signal
 import tempfile
 
 if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all this
-    _scratch = tempfile.TemporaryDirectory(prefix="cifar-jax-tests-")  # goes when the process does
+    _own = tempfile.TemporaryDirectory(prefix="cifar-jax-tests-")  # goes when the process does
+    _scratch = os.environ.get("CIFAR_JAX_TESTS_SCRATCH", _own.name)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",
-        "JAX_COMPILATION_CACHE_DIR": f"{_scratch.name}/xla",
+        "JAX_COMPILATION_CACHE_DIR": f"{_scratch}/xla",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "CIFAR_JAX_CACHE": f"{_scratch.name}/data",
+        "CIFAR_JAX_CACHE": f"{_scratch}/data",
     }
 
 from collections.abc import Callable, Iterator

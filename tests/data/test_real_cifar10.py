@@ -1,14 +1,13 @@
 """The real CIFAR-10, where it is prepared; decoded once, into the cache of the whole suite."""
 
 import os
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cifar_jax import data
-from cifar_jax.data import cifar10
+from cifar_jax.data import cache, cifar10
 from cifar_jax.data.dataset import content_digest
 
 # Read before this folder's fixtures change them.
@@ -36,7 +35,10 @@ def test_counts_and_statistics(data_dir: Path) -> None:
     assert dataset.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.train.labels).tolist() == [5_000] * 10
     assert np.bincount(dataset.test.labels).tolist() == [1_000] * 10
-    assert dataset.classes == cifar10.CLASSES
+    # As in the published batches.meta, and in the label file of stock tfds.
+    assert " ".join(dataset.classes) == (
+        "airplane automobile bird cat deer dog frog horse ship truck"
+    )
     assert [round(x, 4) for x in dataset.mean] == [0.4914, 0.4822, 0.4465]
     assert [round(x, 4) for x in dataset.std] == [0.2470, 0.2435, 0.2616]
 
@@ -61,11 +63,7 @@ def test_first_images_are_those_of_stock_tfds(data_dir: Path) -> None:
             assert split.labels[index] == stock[index]["label"]
 
 
-def test_cached_load_takes_under_half_a_second(data_dir: Path) -> None:
-    data.load("cifar10", data_dir=data_dir)
-    seconds = []
-    for _ in range(3):  # the best of three, for other work on the machine
-        start = time.perf_counter()
-        data.load("cifar10", data_dir=data_dir)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
+def test_a_second_load_decodes_nothing(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = data.load("cifar10", data_dir=data_dir)
+    monkeypatch.setattr(cache, "summarise", None)  # what is decoded goes through it
+    assert data.load("cifar10", data_dir=data_dir).fingerprint == first.fingerprint

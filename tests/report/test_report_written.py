@@ -2,6 +2,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 from run_folders import MakeRun, outputs
 
-from cifar_jax import report
+from cifar_jax import catalog, report
 from cifar_jax.errors import UserError
 from cifar_jax.report import plots, predictions
 from cifar_jax.runs import records
@@ -146,6 +147,31 @@ def test_scanty_runs_are_drawn(make_run: MakeRun, experiment: str, options: dict
     with Image.open(io.BytesIO(figure.png)) as image:
         colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 24)}
     assert tuple(bytes.fromhex(plots.TRAIN[1:])) in colours
+
+
+def test_the_paper_is_drawn_against_what_was_measured(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row an experiment, named; its mark is the mean of its seeds less the paper's accuracy."""
+    runs = [make_run("basic", test=63.0), make_run("basic", 1, test=61.5), make_run("net", test=75)]
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
+    figures = plots.draw(report.collect(report.read_runs(runs)))
+    assert figures[0].name == "paper-and-measured.png"
+    (axes,) = drawn[0].axes
+    named = {
+        int(y): text.get_text()
+        for y, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=False)
+    }
+    left, right = axes.get_xlim()
+    for name, measured in (("basic", 62.25), ("net", 75.0)):
+        paper = catalog.load(name).config.paper
+        assert paper is not None
+        label = f"{name}   {paper.test_accuracy:.2f} → {measured:.2f}"
+        (row,) = (y for y, text in named.items() if text == label)
+        marks = [float(line.get_xdata()[0]) for line in axes.lines if line.get_ydata()[0] == row]
+        assert measured - paper.test_accuracy in [pytest.approx(mark) for mark in marks]
+        assert left < measured - paper.test_accuracy < right
 
 
 @pytest.mark.filterwarnings("error")

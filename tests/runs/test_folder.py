@@ -307,3 +307,22 @@ def test_what_bits_depend_on_is_told_where_it_differs() -> None:
         f"CPU features {before} → avx2 avx512f",
         f"XLA_FLAGS {start['xla_flags'] or 'none'} → --xla_x",
     ]
+
+
+@pytest.mark.parametrize("lost", ["experiment", "seed", "config", "model.name", "epochs"])
+def test_a_config_that_has_lost_something_is_not_taken_for_a_runs(
+    tmp_path: Path, lost: str
+) -> None:
+    """Not for reading, and with `fresh` least of all: nothing of a stranger's is deleted."""
+    known = make(tmp_path / "run") / "config.json"
+    there = json.loads(known.read_text())
+    (there["config"] if lost in there["config"] else there).pop(lost)
+    known.write_text(json.dumps(there))
+    before = files(known.parent)
+    for fresh in (False, True):
+        with (
+            pytest.raises(UserError, match=r"config\.json is damaged, or not a run's"),
+            workdir.open_workdir(known.parent, IDENTITY, fresh=fresh),
+        ):
+            pass
+    assert files(known.parent) == before

@@ -1,0 +1,252 @@
+"""What a config becomes: each setting at its place, and a compiled run beside one by hand."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import by_hand
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cifar_jax import config as configs
+from cifar_jax import models
+from cifar_jax.config import Config
+from cifar_jax.training import programs
+from cifar_jax.training.programs import Programs, Setup
+from cifar_jax.training.step import TrainState
+
+Make = Callable[..., Config]
+
+DATASET = by_hand.images()
+TINY = {
+    **{"model__name": "tiny", "epochs": 3, "batch_size": 8},
+    **{"data__validation": 0.2, "data__train_images": "none"},
+}
+
+
+@pytest.fixture(autouse=True)
+def tiny() -> Iterator[None]:
+    """A network with BatchNorm and dropout, and no time spent on making its programs fast."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def compiled(config: Config, seed: int = 0, **options: Any) -> tuple[Setup, TrainState, Programs]:
+    setup = programs.setup(config, dataset=DATASET)
+    state = programs.init_state(setup, seed)
+    data = programs.train_data(setup)
+    return setup, state, programs.compile_training(setup, seed, state, data)
+
+
+OBSERVED = (1.0, 0.9, 0.95, 0.5)
+RUNS: dict[str, dict[str, Any]] = {
+    "sgd, by steps": {
+        **{"optimizer__momentum": 0, "schedule__name": "step", "schedule__factor": 0.3},
+        **{"schedule__step_epochs": 1, "data__flip": True, "model__dropout": 0},
+    },
+    "adam, cosine": {
+        **{"optimizer__name": "adam", "optimizer__lr": 0.01, "optimizer__weight_decay": 0.3},
+        **{"optimizer__beta1": 0.8, "optimizer__beta2": 0.9, "optimizer__eps": 1e-3},
+        **{"schedule__name": "cosine", "data__crop_padding": 3, "data__last_batch": "wrap"},
+    },
+    "adamw, one-cycle": {
+        **{"optimizer__name": "adamw", "optimizer__lr": 0.01, "optimizer__weight_decay": 0.5},
+        **{"schedule__name": "one-cycle", "schedule__warmup": 0.5, "model__dropout": 0.2},
+        **{"data__crop_padding": 2, "data__flip": True, "data__train_images": 17},
+        "model__pooling": "average",
+    },
+    "sgd, plateau": {
+        **{"optimizer__momentum": 0.7, "optimizer__weight_decay": 0.1, "epochs": 4},
+        **{"schedule__name": "plateau", "schedule__factor": 0.3, "schedule__patience": 1},
+        **{"schedule__threshold": 0.2},
+    },
+    "bfloat16": {"train__precision": "bfloat16"},
+}
+
+
+@pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
+def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
+    config = make_config(**{**TINY, **settings})
+    setup, state, training = compiled(config, seed=3)
+    hand = by_hand.Hand(config, DATASET, seed=3)
+    rtol, atol = (5e-4, 1e-4) if config.train.precision == "float32" else (5e-2, 1e-2)
+    assert setup.steps_per_epoch == hand.steps_per_epoch
+    for epoch in range(config.epochs):
+        np.testing.assert_array_equal(training.order(epoch), hand.order(epoch))
+        for calls in (1, setup.steps_per_epoch - 1):
+            before = state.params["fc"]["kernel"] + 0  # the state is donated
+            state = training.train(state, training.order(epoch), calls)
+            for _ in range(calls):
+                hand.update()
+            moved = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
+            assert moved > 2 * atol or config.schedule.name == "cosine"
+            chex.assert_trees_all_close(state.params, hand.params, rtol=rtol, atol=atol)
+            chex.assert_trees_all_close(state.batch_stats, hand.batch_stats, rtol=rtol, atol=atol)
+        assert int(state.metrics.images) == hand.images
+        np.testing.assert_allclose(state.metrics.loss, hand.loss, rtol=rtol)
+        if config.train.precision == "float32":
+            assert int(state.metrics.correct) == hand.correct
+        state = training.end_epoch(state, OBSERVED[epoch])
+        hand.end_epoch(OBSERVED[epoch])
+        assert int(state.step) == hand.step == (epoch + 1) * setup.steps_per_epoch
+        np.testing.assert_allclose(state.plateau.scale, hand.plateau.scale, rtol=1e-6)
+        assert int(state.plateau.bad_epochs) == hand.plateau.bad
+    if config.schedule.name == "plateau":
+        assert float(state.plateau.scale) == pytest.approx(0.3)
+        assert float(state.plateau.best) == 0.5
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
+    """Of forward and backward pass; what is kept is float32 either way."""
+    setup = programs.setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
+    arguments = programs.train_arguments(setup)
+    text = programs.train_function(setup).lower(*arguments).as_text()
+    operations = [
+        line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)
+    ]
+    products = [line for line in operations if "stablehlo.convert" not in line]
+    assert len(products) >= 5
+    kinds = {kind for line in products for kind in re.findall(r"tensor<[\dx]*x(\w+)>", line)}
+    assert kinds == ({"f32"} if precision == "float32" else {"bf16"})
+    kept = arguments[0]
+    assert {x.dtype for x in jax.tree.leaves((kept.params, kept.batch_stats))} == {
+        jnp.dtype("float32")
+    }
+
+
+# Each setting by itself
+
+
+def noticed(config: Config) -> dict[str, Any]:
+    """What can be seen of a setup from outside, by what it concerns."""
+    setup = programs.setup(config, dataset=DATASET)
+    model: Any = setup.model
+    gradient = {"w": jnp.float32([1e-3, 2.0])}
+    params, moments = {"w": jnp.float32([0.5, -0.25])}, None
+    for _ in range(3):
+        moments = moments or setup.tx.init(params)
+        change, moments = setup.tx.update(gradient, moments, params)
+        params = jax.tree.map(jnp.add, params, change)
+    steps = 6 * config.epochs
+    images, _ = programs.make_batch(
+        *(setup, programs.train_data(setup), jnp.arange(8).reshape(1, 8)),
+        *(jax.random.key(0), jnp.int32(0)),
+    )
+    return {
+        "rates": [float(np.asarray(setup.schedule(jnp.int32(step)))) for step in range(steps)],
+        "update": np.asarray(params["w"]).tolist(),
+        "model": (type(model), model.dropout, model.pooling, model.num_classes),
+        "type": (model.dtype, images.dtype),
+        "images": np.asarray(images, np.float32).tolist(),
+        "train": len(setup.train.labels),
+        "validation": len(setup.validation.labels),
+        "steps": setup.steps_per_epoch,
+    }
+
+
+BATCHES = {"rates", "update", "steps"}
+"""All that depends on how many steps there are, under a schedule that does."""
+SETTINGS: dict[str, tuple[Any, set[str]]] = {
+    "model.name": ("other", {"model"}),
+    "model.dropout": (0.25, {"model"}),
+    "model.pooling": ("average", {"model"}),
+    "epochs": (5, {"rates", "update"}),
+    "batch_size": (4, BATCHES),
+    "optimizer.name": ("sgd", {"update"}),
+    "optimizer.lr": (0.1, {"rates", "update"}),
+    "optimizer.weight_decay": (0.1, {"update"}),
+    "optimizer.beta1": (0.5, {"update"}),
+    "optimizer.beta2": (0.5, {"update"}),
+    "optimizer.eps": (0.1, {"update"}),
+    "schedule.name": ("cosine", {"rates", "update"}),
+    "schedule.warmup": (0.6, {"rates", "update"}),
+    "data.validation": (14, {"validation", "train", *BATCHES}),
+    "data.train_images": (17, {"train", *BATCHES}),
+    "data.crop_padding": (2, {"images"}),
+    "data.flip": (True, {"images"}),
+    "data.last_batch": ("wrap", BATCHES),
+    "train.precision": ("bfloat16", {"type", "images"}),
+}
+ELSEWHERE = {
+    "optimizer.momentum": "sgd, plateau",
+    "schedule.step_epochs": "sgd, by steps",
+    "schedule.factor": "sgd, plateau",
+    "schedule.patience": "sgd, plateau",
+    "schedule.threshold": "sgd, plateau",
+}
+"""Settings that concern but one rule, by the run by hand that has them other than by default."""
+
+
+USUAL = TINY | {
+    **{"data__validation": 5, "optimizer__name": "adam", "optimizer__lr": 0.05},
+    "schedule__name": "one-cycle",
+}
+
+
+@pytest.fixture(scope="module")
+def usual(make_config: Make) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
+        return noticed(make_config(**USUAL))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_reaches_what_it_is_for_and_nothing_else(
+    make_config: Make, usual: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    value, concerned = SETTINGS[name]
+    other = type("Other", (by_hand.Tiny,), {})
+    monkeypatch.setitem(models.MODELS, "other", other)
+    settings = USUAL | {name.replace(".", "__"): value}
+    found = noticed(make_config(**settings))
+    assert {key for key in usual if found[key] != usual[key]} == concerned
+
+
+OF_THEIR_OWN = {"data.dataset", "train.init_from"}
+"""Settings of what a run begins with, which have tests of their own."""
+
+
+def test_every_setting_of_a_run_has_such_a_test(make_config: Make) -> None:
+    named = {name for name, run in ELSEWHERE.items() if name.replace(".", "__") in RUNS[run]}
+    assert SETTINGS.keys() | named | OF_THEIR_OWN == configs.identity(make_config()).keys()
+
+
+# Seeds
+
+
+def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> None:
+    config = make_config(**TINY, data__flip=True)
+    (setup, first, training), (other, second, differently) = (
+        compiled(config, seed) for seed in (1, 2)
+    )
+    for name, kind in (("conv", "kernel"), ("fc", "kernel"), ("fc", "bias")):
+        pair = [np.asarray(state.params[name][kind]) for state in (first, second)]
+        assert np.isclose(*pair).mean() < 0.01
+    alike = [
+        (state.params["bn"], state.batch_stats, state.opt_state, state.plateau, state.metrics)
+        for state in (first, second)
+    ]
+    chex.assert_trees_all_equal(*alike)
+    for ours, theirs in ((setup.train, other.train), (setup.validation, other.validation)):
+        np.testing.assert_array_equal(ours.images, theirs.images)
+    orders = [np.asarray(programs.order(0)) for programs in (training, differently)]
+    assert (orders[0] != orders[1]).any()
+    # From the same weights in the same order, steps differ by crops, flips and dropout alone.
+    copy = jax.tree.map(jnp.copy, first)
+    order = training.order(0)
+    ways = (training.train(first, order, 1), differently.train(copy, order, 1))
+    assert not np.allclose(*(way.params["fc"]["kernel"] for way in ways))
+
+
+def test_two_seeds_do_the_same_where_nothing_is_random(make_config: Make) -> None:
+    config = make_config(**TINY, model__dropout=0)
+    (_, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
+    copy, order = jax.tree.map(jnp.copy, state), training.order(0)
+    chex.assert_trees_all_equal(training.train(state, order, 2), differently.train(copy, order, 2))
