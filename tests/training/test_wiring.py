@@ -210,7 +210,7 @@ def test_a_setting_reaches_what_it_is_for_and_nothing_else(
 
 
 OF_THEIR_OWN = {"data.dataset", "train.init_from"}
-"""Settings of what a run begins with, which have tests of their own."""
+"""Settings of what a run begins with, which `setup` is handed or does not see."""
 
 
 def test_every_setting_of_a_run_has_such_a_test(make_config: Make) -> None:
