@@ -68,7 +68,7 @@ PHASES = (
     "writing the result",
 )
 WRITING = "writing a checkpoint"  # in the background, of whatever else
-CLOCKS = ("wall_seconds", "compile_seconds", "images_per_second", "started", "starts")
+CLOCKS = ("git_commit", "wall_seconds", "compile_seconds", "images_per_second", "started", "starts")
 PATIENCE = 600  # seconds for what takes some; more is a hang
 PER_RUN = 8  # kills, or signals, of one run
 
@@ -742,7 +742,7 @@ def table(bench: Bench, took: float, where: dict[str, Any]) -> str:
         *(f"\nNot tried: {text}." for text in bench.skipped),
         *(
             f"\nWrong: {e.fault} while {e.at} ({e.subject}, `{e.seed}`): "
-            f"{' '.join(e.wrong.split())[:300]}"
+            f"{e.wrong.strip().splitlines()[-1][:300]}"
             for e in bench.events
             if e.wrong
         ),

@@ -80,9 +80,9 @@ def exchange(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [value]
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    sizes = np.asarray(multihost_utils.process_allgather(np.int32(own.size)))
+    sizes = _gather(np.int32(own.size))
     padded = np.pad(own, (0, sizes.max() - own.size))
-    rows = np.asarray(multihost_utils.process_allgather(padded))
+    rows = _gather(padded)
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
@@ -90,8 +90,19 @@ def greatest(*values: float) -> list[float]:
     """Of each of the `values` the greatest that any process has. All must call it."""
     if jax.process_count() == 1:
         return list(values)
-    rows = multihost_utils.process_allgather(np.asarray(values, np.float32))
-    return [float(value) for value in np.asarray(rows).max(0)]
+    rows = _gather(np.asarray(values, np.float32))
+    return [float(value) for value in rows.max(0)]
+
+
+def _gather(array: Any) -> np.ndarray:
+    """The `array` of every process."""
+    try:
+        return np.asarray(multihost_utils.process_allgather(array))
+    except (ValueError, RuntimeError) as error:  # whatever carries it says it in its own way
+        raise UserError(
+            f"another process of the run cannot be reached ({str(error).splitlines()[0]}): "
+            "start all of them again; the run goes on from its last checkpoint"
+        ) from error
 
 
 def from_all(function: Callable[[], T]) -> T:
