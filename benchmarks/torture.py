@@ -157,7 +157,6 @@ def mark_phases() -> None:
         (loop.Trainer, "_train_epoch", "training"),
         (Checkpoints, "save", "saving"),
         (fit, "_result", "testing"),
-        (fit, "write_array", "writing the result"),
         (Workdir, "write_result", "writing the result"),
     ):
         setattr(owner, name, _marked(getattr(owner, name), phase))
