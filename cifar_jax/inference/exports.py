@@ -175,9 +175,11 @@ def _from_stablehlo(content: bytes, name: str) -> Classifier:
 
 def _onnx(network: TrainedNetwork) -> bytes:
     try:
-        import onnx
-        import onnxruntime  # noqa: F401  # without it the export could not be checked
-        from jax2onnx import to_onnx
+        import onnx  # pyright: ignore[reportMissingImports]
+
+        # Without the runtime the export could not be checked.
+        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"the package {error.name} is missing: pip install 'cifar-jax[export]'"
@@ -206,7 +208,7 @@ def _onnx(network: TrainedNetwork) -> bytes:
 
 
 def _ask_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
-    import onnxruntime
+    import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])
