@@ -265,7 +265,7 @@ def test_data_import_and_status(run, tmp_path: Path) -> None:
         (["train", "basic", "--seed", "1", "--seeds", "2"], "exclude each other"),
         (["train", "basic", "--seed", "-1"], "--seed"),
         (["summary", "resnet19"], "did you mean resnet1"),
-        (["evaluate", "runs/none"], "no folder runs/none"),
+        (["evaluate", "runs/none"], "no run or export runs/none"),
         (["report", "runs/none"], "runs/none"),
         (["data", "import", "none.tar.gz"], "none.tar.gz"),
         (["trian"], "No such command"),

@@ -129,8 +129,8 @@ def _full_disk_told(folder: Path) -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"{folder} cannot be written to ({error.strerror}): make room there, and start again: "
-            "the run goes on from its last checkpoint"
+            f"{error.filename or folder} cannot be written ({error.strerror}): make room there, "
+            "and start again: the run goes on from its last checkpoint"
         ) from error
 
 
