@@ -140,7 +140,9 @@ def end_if_alone(error: BaseException) -> None:
     """End this process where `error` comes of another one's end; else return."""
     cause: BaseException | None = error
     while _watch and cause:
-        if isinstance(cause, jax.errors.JaxRuntimeError) and _OF_ANOTHER.search(str(cause)):
+        if isinstance(cause, (jax.errors.JaxRuntimeError, ValueError)) and _OF_ANOTHER.search(
+            str(cause)
+        ):
             _watch.end(str(cause))
         cause = cause.__cause__ or cause.__context__
 

@@ -60,6 +60,7 @@ def main() -> NoReturn:
     # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _ready_streams()
+    sys.unraisablehook = _unraisable
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where its failure can still be told
@@ -142,6 +143,19 @@ def _end_if_alone(error: Exception) -> None:
         from cifar_jax import processes
 
         processes.end_if_alone(error)
+
+
+def _unraisable(failure: sys.UnraisableHookArgs) -> None:
+    """What is raised where nothing can catch it, but for what says nothing to a person.
+
+    A signal may come in a callback, which its exception cannot leave: the run ends soon after.
+    orbax's threads meet a closed loop when a checkpoint cannot be read or written, which is told.
+    """
+    closed = isinstance(failure.exc_value, RuntimeError) and "loop is closed" in str(
+        failure.exc_value
+    )
+    if not closed and not isinstance(failure.exc_value, Stopped):
+        sys.__unraisablehook__(failure)
 
 
 def _ready_streams() -> None:
