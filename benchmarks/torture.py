@@ -171,6 +171,7 @@ def _child(words: Sequence[str], output: Path, cache: Path | None, surroundings:
     os.environ |= surroundings
     if cache:
         jax.config.update("jax_compilation_cache_dir", str(cache))
+    sys.unraisablehook = cli.unraisable  # as the command has it
     sys.exit(cli.run(words))
 
 

@@ -60,7 +60,7 @@ def main() -> NoReturn:
     # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _ready_streams()
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = unraisable
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where its failure can still be told
@@ -145,7 +145,7 @@ def _end_if_alone(error: Exception) -> None:
         processes.end_if_alone(error)
 
 
-def _unraisable(failure: sys.UnraisableHookArgs) -> None:
+def unraisable(failure: sys.UnraisableHookArgs) -> None:
     """What is raised where nothing can catch it, but for what says nothing to a person.
 
     A signal may come in a callback, which its exception cannot leave: the run ends soon after.
@@ -155,7 +155,7 @@ def _unraisable(failure: sys.UnraisableHookArgs) -> None:
         failure.exc_value
     )
     if not closed and not isinstance(failure.exc_value, Stopped):
-        sys.__unraisablehook__(failure)
+        sys._unraisablehook__(failure)
 
 
 def _ready_streams() -> None:
