@@ -155,7 +155,7 @@ def unraisable(failure: sys.UnraisableHookArgs) -> None:
         failure.exc_value
     )
     if not closed and not isinstance(failure.exc_value, Stopped):
-        sys._unraisablehook__(failure)
+        sys.__unraisablehook__(failure)
 
 
 def _ready_streams() -> None:
