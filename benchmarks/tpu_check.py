@@ -145,7 +145,9 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     )
     began = time.perf_counter()
     try:
-        lowered = programs.train_function(setup).lower(*programs.train_arguments(setup))
+        stage = setup.plan.stages[-1]
+        arguments = programs.train_arguments(setup, stage)
+        lowered = programs.train_function(setup, stage).lower(*arguments)
         compiled = lowered.compile()
     except JaxRuntimeError as error:  # also raised where the program does not fit the chip
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}

@@ -95,11 +95,13 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     state = programs.init_state(setup, seed=0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
-    order = training.order(0)
+    epoch = setup.plan.epochs[0]
+    order = training.order(epoch)
+    take_steps = training.begin(epoch, order, setup.plan.steps)
     pace = programs.Pace(config.train.steps_per_call)
     while not pace.settled:
         began = time.perf_counter()
-        state = jax.block_until_ready(training.train(state, order, pace.steps))
+        state = jax.block_until_ready(take_steps(state, pace.steps))
         pace.observe(pace.steps, time.perf_counter() - began)
 
     def in_calls(count: int, call: Callable[[int], None]) -> None:
@@ -109,7 +111,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     def whole(count: int) -> None:
         def call(count: int) -> None:
             nonlocal state
-            state = training.train(state, order, count)
+            state = take_steps(state, count)
 
         in_calls(count, call)
         jax.block_until_ready(state.step)
@@ -119,7 +121,8 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         total: jax.Array, data: programs.TrainData, order: jax.Array, count: jax.Array
     ) -> jax.Array:
         def one(step: jax.Array, total: jax.Array) -> jax.Array:
-            images, labels = programs.make_batch(setup, data, order, jax.random.key(0), step)
+            key = jax.random.fold_in(jax.random.key(0), step)
+            images, labels = programs.make_batch(setup, data, order[step % len(order)], key)
             return total + images.sum() + labels.sum()
 
         return jax.lax.fori_loop(0, count, one, total)

@@ -74,9 +74,10 @@ def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[s
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
     images, labels = setup.validation
     evaluate = programs.compile_evaluation(setup, state, images)
-    order = training.order(0)
+    epoch = setup.plan.epochs[0]
+    take_steps = training.begin(epoch, training.order(epoch), setup.plan.steps)
     for _ in range(STEPS):
-        state = training.train(state, order, 1)
+        state = take_steps(state, 1)
     return state, measure(evaluate(state.variables), labels)
 
 

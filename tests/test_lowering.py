@@ -33,11 +33,12 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
     """What `ops` does for the CPU's sake (patches, tiles, shifts: products, loops and barriers)
     must not reach a GPU or TPU, and neither may anything that calls the host."""
     made = setup(name)
-    arguments = programs.train_arguments(made)
+    (stage,) = made.plan.stages
+    arguments = programs.train_arguments(made, stage)
     paths = jax.tree_util.tree_leaves_with_path(arguments[0].params)
     axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
     attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
-    traced = programs.train_function(made).trace(*arguments)
+    traced = programs.train_function(made, stage).trace(*arguments)
     for platform in ("cuda", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         # Forward, and the gradients of kernel and input; images need none.
@@ -51,8 +52,9 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
 
 def test_the_step_can_be_exported() -> None:
     made = setup("basic")
-    arguments = programs.train_arguments(made)
-    function = programs.train_function(made)
+    (stage,) = made.plan.stages
+    arguments = programs.train_arguments(made, stage)
+    function = programs.train_function(made, stage)
     exported = export.export(function, platforms=("cuda", "tpu"))(*arguments)
     assert exported.nr_devices == made.mesh.size
     state = jax.tree.unflatten(jax.tree.structure(arguments[0]), exported.out_avals)

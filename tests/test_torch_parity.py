@@ -18,7 +18,9 @@ from fixtures import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import config, models
-from cifar_jax.training.optim import make_optimizer, make_schedule, plateau_init
+from cifar_jax.training import schedules
+from cifar_jax.training.optim import make_optimizer, plateau_init
+from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import Metrics, TrainState, train_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -80,9 +82,15 @@ def _torch_name(path: tuple[str, ...]) -> str:
     return ".".join([*path[:-1], KINDS.get(path[-1], path[-1])])
 
 
-def optimizer(fields: dict[str, Any]) -> optax.GradientTransformation:
+def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+    """The rule at its own learning rate, whatever it is given."""
     settings = config.Optimizer(**fields)
-    return make_optimizer(settings, settings.lr)
+    rule = make_optimizer(settings)
+
+    def update(grads: Any, state: Any, params: Any = None, **others: Any) -> Any:
+        return rule.update(grads, state, params, rate=jnp.float32(settings.lr))
+
+    return optax.GradientTransformationExtraArgs(rule.init, update)
 
 
 def any_of(rules: list[optax.GradientTransformation]) -> optax.GradientTransformation:
@@ -91,7 +99,7 @@ def any_of(rules: list[optax.GradientTransformation]) -> optax.GradientTransform
     def init(params: Any) -> Any:
         return jnp.int32(0), [rule.init(params) for rule in rules]
 
-    def update(grads: Any, state: Any, params: Any = None) -> Any:
+    def update(grads: Any, state: Any, params: Any = None, **others: Any) -> Any:
         chosen, states = state
 
         def branch(i: int) -> Any:
@@ -102,7 +110,7 @@ def any_of(rules: list[optax.GradientTransformation]) -> optax.GradientTransform
         return updates, (chosen, states)
 
     # All parameters as one vector: four rules on 62 arrays each would take longest to compile.
-    return optax.flatten(optax.GradientTransformation(init, update))
+    return optax.flatten(optax.GradientTransformationExtraArgs(init, update))
 
 
 # These tests spend their time compiling, so the compiler is asked for less.
@@ -133,13 +141,15 @@ def test_train_step(form: None, name: str):
         opt_state=None,
         plateau=plateau_init(),
         metrics=Metrics.zero(),
+        lr=jnp.float32(1),
     )
+    key, rate = jax.random.key(0), jnp.float32(1)  # the rules have rates of their own
     params = network.by_torch_name(start.params)
     statistics = network.by_torch_name(start.batch_stats)
     for i, (optimizer_name, expected) in enumerate(record["optimizers"].items()):
         state = start._replace(opt_state=(jnp.int32(i), rule_states))
-        first = step(state, network.images, network.labels, jax.random.key(0))
-        second = step(first, network.images, network.labels, jax.random.key(0))
+        first = step(state, network.images, network.labels, key, rate)
+        second = step(first, network.images, network.labels, key, rate)
 
         loss = float(first.metrics.loss) / len(network.labels)
         assert loss == pytest.approx(record["loss"], abs=2e-5)
@@ -194,5 +204,6 @@ def test_optimizer(name: str):
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedule(name: Any):
     schedule = config.Schedule(name=name, step_epochs=2)
-    rate = make_schedule(schedule, lr=0.1, steps_per_epoch=5, epochs=4)
-    np.testing.assert_allclose([rate(i) for i in range(20)], SCHEDULES[name], rtol=1e-5)
+    shape = schedules.make(schedule)
+    rates = [0.1 * shape(Moment(step, step // 5, 20)) for step in range(20)]
+    np.testing.assert_allclose(rates, SCHEDULES[name], rtol=1e-5)

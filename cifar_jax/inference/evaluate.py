@@ -82,7 +82,7 @@ def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
     return Evaluated(
         experiment=identity["experiment"],
         seed=identity["seed"],
-        epoch=step // setup.steps_per_epoch,
+        epoch=setup.plan.epochs_before(step),
         step=step,
         logits=evaluated,
         labels=images.labels,

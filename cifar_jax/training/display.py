@@ -25,7 +25,7 @@ class Display:
         return self._progress is not None
 
     @contextmanager
-    def showing(self, log: Path, title: str, epochs: int, steps_per_epoch: int) -> Iterator[None]:
+    def showing(self, log: Path, title: str, epochs: int, steps: int) -> Iterator[None]:
         """While inside, lines are also appended to `log`, and the bar is shown on a terminal."""
         with ExitStack() as stack:
             self._log = stack.enter_context(
@@ -35,13 +35,12 @@ class Display:
                 self._progress = stack.enter_context(_progress(self._console))
                 self._task = self._progress.add_task(
                     title,
-                    total=epochs * steps_per_epoch,
+                    total=steps,
                     epochs=epochs,
                     epoch=1,
                     figures="",
                     speed="",
                 )
-                self._steps_per_epoch = steps_per_epoch
             try:
                 yield
             finally:
@@ -58,13 +57,15 @@ class Display:
         if not (detail and self._progress):
             self._console.print(text, markup=False)
 
-    def update(self, step: int, images_per_second: float, loss: float, accuracy: float) -> None:
+    def update(
+        self, step: int, epoch: int, images_per_second: float, loss: float, accuracy: float
+    ) -> None:
         """Move the bar to `step`, which counts from the run's beginning; accuracy is in percent."""
         if self._progress:
             self._progress.update(
                 self._task,
                 completed=step,
-                epoch=max(0, step - 1) // self._steps_per_epoch + 1,
+                epoch=epoch,
                 speed=f"{images_per_second:,.0f} images/s",
                 figures=f"loss {loss:.3f}  acc {accuracy:.1f} %",
             )

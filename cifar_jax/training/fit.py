@@ -24,7 +24,7 @@ from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
 from cifar_jax.training import programs, signals
 from cifar_jax.training.display import Display
-from cifar_jax.training.loop import Progress, Trainer, epoch_of
+from cifar_jax.training.loop import Progress, Trainer, epochs_over
 from cifar_jax.training.programs import Setup
 from cifar_jax.training.step import TrainState
 
@@ -82,10 +82,10 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 beginning = programs.init_state(setup, run.seed, run.initial)
                 state, meta, damaged = checkpoints.restore_newest(beginning)
                 # An epoch may have been written down whose checkpoint was not finished.
-                epoch = epoch_of(setup, state)
+                epoch = epochs_over(setup.plan, state)
                 rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
             log = workdir.log if processes.is_first() else Path(os.devnull)
-            with display.showing(log, run.experiment, run.config.epochs, setup.steps_per_epoch):
+            with display.showing(log, run.experiment, len(setup.plan.epochs), setup.plan.steps):
                 for found in damaged:
                     told.append(
                         f"the checkpoint of step {found.step} is damaged ({found.reason}): "
@@ -263,7 +263,7 @@ def _result(
         if meta.step != int(state.step):
             test = measure(evaluate(best_state.variables), labels)
         result |= {
-            "best_validation_epoch": meta.step // setup.steps_per_epoch,
+            "best_validation_epoch": setup.plan.epochs_before(meta.step),
             "best_validation_accuracy": meta.validation_accuracy,
             "best_validation_test_accuracy": test["accuracy"],
         }
@@ -318,9 +318,11 @@ def _headline(run: Run, setup: Setup, meta: Meta | None) -> str:
     begun = "begins" + (f" with the weights of {source}" if source else "")
     if meta:
         begun = f"goes on from step {meta.step}"
+    epochs = setup.plan.epochs
+    steps = " or ".join(map(str, sorted({epoch.steps for epoch in epochs})))
     return (
         f"{run.experiment} seed {run.seed} {begun}: "
-        f"{run.config.epochs} epochs of {setup.steps_per_epoch} steps on {setup.dataset.name}, "
+        f"{len(epochs)} epochs of {steps} steps on {setup.dataset.name}, "
         f"{len(setup.train.labels)} training and {len(setup.validation.labels)} validation images, "
         f"on {device['count']} × {device['kind']}{_arithmetic(run, device)}; {run.workdir}"
     )

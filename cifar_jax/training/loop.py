@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tensorboardX import SummaryWriter
 
 from cifar_jax import processes
@@ -20,7 +19,9 @@ from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
 from cifar_jax.training import programs
 from cifar_jax.training.display import Display
+from cifar_jax.training.plan import Epoch, Plan
 from cifar_jax.training.programs import Pace, Programs, Setup
+from cifar_jax.training.schedules import Moment
 from cifar_jax.training.signals import Signals, Stopped
 from cifar_jax.training.step import TrainState
 
@@ -88,6 +89,11 @@ class Trainer:
         self.pace = Pace(self.config.train.steps_per_call)
         self.saved = time.perf_counter()
 
+    @property
+    def plan(self) -> Plan:
+        """What happens when."""
+        return self.setup.plan
+
     def train(self, state: TrainState) -> tuple[TrainState, float]:
         """Go on from `state` to the last epoch; also gives the seconds that compiling took.
 
@@ -95,16 +101,17 @@ class Trainer:
           Stopped: a signal asked for it; the run is saved.
           UserError: the loss is no longer finite.
         """
-        if epoch_of(self.setup, state) == self.config.epochs:
+        if epochs_over(self.plan, state) == len(self.plan.epochs):
             return state, 0.0
         with self.signals.at_once():
             training, validate, compile_seconds = self._compile(state)
-        with _board(self.workdir.tensorboard, epoch_of(self.setup, state) + 1) as board:
-            while (epoch := epoch_of(self.setup, state)) < self.config.epochs:
+        with _board(self.workdir.tensorboard, epochs_over(self.plan, state) + 1) as board:
+            while (number := epochs_over(self.plan, state)) < len(self.plan.epochs):
                 try:
+                    epoch = self.plan.epochs[number]
                     state = self._epoch(state, epoch, training, validate, board)
                 except Diverged as error:
-                    state = self._go_back(epoch, error)
+                    state = self._go_back(error)
         return state, compile_seconds
 
     def _compile(
@@ -128,7 +135,7 @@ class Trainer:
     def _epoch(
         self,
         state: TrainState,
-        epoch: int,
+        epoch: Epoch,
         training: Programs,
         validate: Callable[[TrainState], dict[str, float]] | None,
         board: SummaryWriter,
@@ -144,7 +151,7 @@ class Trainer:
         row["learning_rate"] = self._learning_rate(state)
         observed = row["validation_loss" if validate else "train_loss"]
         if not math.isfinite(observed):
-            raise Diverged(f"the validation loss is not finite after epoch {epoch + 1}")
+            raise Diverged(f"the validation loss is not finite after epoch {epoch.number + 1}")
         state = training.end_epoch(state, observed)
         self.progress.line = (0.0, 0)
         row["wall_seconds"] = round(self.progress.elapsed(), 1)
@@ -155,45 +162,43 @@ class Trainer:
             if name not in ("epoch", "step"):
                 split, _, metric = name.partition("_")
                 tag = f"{split}/{metric}" if split in ("train", "validation") else name
-                board.add_scalar(tag, value, epoch + 1)
+                board.add_scalar(tag, value, epoch.number + 1)
         self._save(state, row.get("validation_accuracy"))
-        self.display.line(_epoch_line(row, self.config.epochs))
+        self.display.line(_epoch_line(row, len(self.plan.epochs)))
         (signum,) = processes.greatest(self.signals.received or 0)
         if signum:
             raise Stopped(int(signum), saved=True)
         return state
 
     def _train_epoch(
-        self, state: TrainState, epoch: int, training: Programs
+        self, state: TrainState, epoch: Epoch, training: Programs
     ) -> tuple[TrainState, dict[str, Any]]:
         """From wherever in `epoch` the state is to its last step, with the metrics of training."""
-        config, setup, display = self.config, self.setup, self.display
-        every = config.train.log_every
-        first = epoch * setup.steps_per_epoch
+        display, every = self.display, self.config.train.log_every
+        take_steps = training.begin(epoch, training.order(epoch), self.plan.steps)
         begun_at = step = int(state.step)
-        end = first + setup.steps_per_epoch
-        order = training.order(epoch)
         began = updated = time.perf_counter()
-        while step < end:
-            next_line = first + (step - first) // every * every + every
-            take = min(self.pace.steps, end - step, next_line - step)
+        while step < epoch.end:
+            next_line = epoch.begin + (step - epoch.begin) // every * every + every
+            take = min(self.pace.steps, epoch.end - step, next_line - step)
             called = time.perf_counter()
-            state = training.train(state, order, take)
+            state = take_steps(state, take)
             step += take
             sums = loss_sums(state)  # waits for it
             now = time.perf_counter()
             if not math.isfinite(sums[0]):
-                raise Diverged(f"the loss is not finite in epoch {epoch + 1}, by step {step}")
+                place = f"in epoch {epoch.number + 1}, by step {step}"
+                raise Diverged(f"the loss is not finite {place}")
             if step == next_line:
                 loss, images = self.progress.line
                 mean = (sums[0] - loss) / (sums[1] - images)
                 self.progress.line = sums
-                iteration = f"[EPOCH {epoch + 1:03d} | IT {step - first:05d}]"
+                iteration = f"[EPOCH {epoch.number + 1:03d} | IT {step - epoch.begin:05d}]"
                 display.line(f"{iteration} LOSS: {mean:.3f}", detail=True)
             if display.live and now - updated > SECONDS_BETWEEN_UPDATES:
                 updated = now
-                speed = (step - begun_at) * config.batch_size / (now - began)
-                display.update(step, speed, **programs.means(state.metrics))
+                speed = (step - begun_at) * epoch.stage.batch_size / (now - began)
+                display.update(step, epoch.number + 1, speed, **programs.means(state.metrics))
             # All processes must make the same calls, and stop and save after the same one.
             seconds, signum, due = processes.greatest(
                 now - called, self.signals.received or 0, self._is_due(now)
@@ -205,9 +210,9 @@ class Trainer:
             if due:
                 self._save(state, whole=False)
         seconds = time.perf_counter() - began
-        speed = (end - begun_at) * config.batch_size / seconds if end > begun_at else 0.0
+        speed = (step - begun_at) * epoch.stage.batch_size / seconds if step > begun_at else 0.0
         return state, {
-            "epoch": epoch + 1,
+            "epoch": epoch.number + 1,
             "step": step,
             **{f"train_{name}": value for name, value in programs.means(state.metrics).items()},
             "images_per_second": round(speed, 1),
@@ -225,7 +230,7 @@ class Trainer:
         self.checkpoints.save(state, validation_accuracy, whole=whole, extra=self.progress.extra())
         self.saved = time.perf_counter()
 
-    def _go_back(self, epoch: int, error: Diverged) -> TrainState:
+    def _go_back(self, error: Diverged) -> TrainState:
         """The last checkpoint, or the beginning, with half the learning rate.
 
         Raises:
@@ -247,7 +252,7 @@ class Trainer:
         self.progress.line = tuple(meta.extra.get("line", (0.0, 0))) if meta else (0.0, 0)
         factor = 0.5 ** (self.progress.halvings - before)
         state = programs.with_lower_rate(self.setup, state, factor)
-        epochs = epoch_of(self.setup, state)
+        epochs = epochs_over(self.plan, state)
         self.rows[:] = processes.from_first(lambda: self.workdir.rewind(epochs)[0])
         self.display.line(
             f"{error}: back to step {int(state.step)} with half the learning rate, "
@@ -257,8 +262,10 @@ class Trainer:
 
     def _learning_rate(self, state: TrainState) -> float:
         """Of the last update."""
-        rate = np.asarray(self.setup.schedule(max(int(state.step) - 1, 0)))
-        return float(rate) * float(state.plateau.scale)
+        step = max(int(state.step) - 1, 0)
+        moment = Moment(step, self.plan.epochs_before(step), self.plan.steps)
+        shape, scale = float(self.setup.schedule(moment)), float(state.plateau.scale)
+        return self.config.optimizer.lr * shape * scale
 
 
 @contextmanager
@@ -279,10 +286,11 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
             raise
 
 
-def epoch_of(setup: Setup, state: TrainState) -> int:
-    """The epoch that `state` is in, from 0. It is over once it was validated, not before."""
-    epoch, steps = divmod(int(state.step), setup.steps_per_epoch)
-    return epoch - (steps == 0 and int(state.metrics.images) > 0)
+def epochs_over(plan: Plan, state: TrainState) -> int:
+    """How many epochs are over: one is once it was validated, not before."""
+    step = int(state.step)
+    ended = int(state.metrics.images) == 0
+    return plan.epochs_before(step if ended else step - 1)
 
 
 def loss_sums(state: TrainState) -> tuple[float, int]:

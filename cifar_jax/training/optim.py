@@ -1,44 +1,25 @@
-"""Optimisation with optax in PyTorch's semantics: chains, schedules and the plateau rule."""
+"""Update rules with optax in PyTorch's semantics, by groups of parameters, and the plateau rule.
 
-from typing import NamedTuple
+Learning rates are no part of a rule: they are given to each update, so that another rate compiles
+nothing anew.
+"""
+
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.config import Optimizer, Schedule
+from cifar_jax.config import Optimizer
 
 
-def make_schedule(
-    schedule: Schedule, lr: float, steps_per_epoch: int, epochs: int
-) -> optax.Schedule:
-    """Learning rate by step (the number of updates made so far).
-
-    `plateau` is constant here: what it takes off is a factor in the train state, applied to the
-    finished update, so that it neither recompiles nor depends on the optimizer.
-    """
-    steps = steps_per_epoch * epochs
-    match schedule.name:
-        case "constant" | "plateau":
-            return optax.constant_schedule(lr)
-        case "step":
-            # In whole numbers: optax's `exponential_decay(staircase=True)` divides in floating
-            # point, where jit may round to just below the boundary and be a step late.
-            period, factor = schedule.step_epochs * steps_per_epoch, schedule.factor
-            return lambda step: lr * factor ** jnp.floor_divide(step, period).astype(float)
-        case "cosine":
-            return optax.cosine_decay_schedule(lr, steps)
-        case "one-cycle":
-            if int(schedule.warmup * steps) == 0:
-                # No step to warm up in, which optax 0.2.6 divides by. Its own last rate.
-                return optax.cosine_decay_schedule(lr, steps, alpha=1 / (25 * 1e4))
-            return optax.cosine_onecycle_schedule(steps, lr, schedule.warmup)
+def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArgs:
+    """The update rule. Its `update` takes the learning rate, a float32 scalar, as `rate`."""
+    return optax.chain(_rule(optimizer), _scale_by_rate())
 
 
-def make_optimizer(
-    optimizer: Optimizer, learning_rate: optax.ScalarOrSchedule
-) -> optax.GradientTransformation:
-    """The update rule, in PyTorch's order of operations.
+def _rule(optimizer: Optimizer) -> optax.GradientTransformation:
+    """The direction of an update, in PyTorch's order of operations.
 
     `weight_decay` of sgd and adam is coupled L2 (`torch.optim.SGD(weight_decay=)`): added to the
     gradient before momentum or moments see it. That of adamw is decoupled. Every parameter decays,
@@ -53,12 +34,33 @@ def make_optimizer(
     match optimizer.name:
         case "sgd":
             momentum = optax.trace(optimizer.momentum) if optimizer.momentum else optax.identity()
-            rule = optax.chain(decay, momentum)
+            return optax.chain(decay, momentum)
         case "adam":
-            rule = optax.chain(decay, adam)
+            return optax.chain(decay, adam)
         case "adamw":
-            rule = optax.chain(adam, decay)
-    return optax.chain(rule, optax.scale_by_learning_rate(learning_rate))
+            return optax.chain(adam, decay)
+
+
+def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
+    """Multiply updates by minus the learning rate that they are given."""
+
+    def init(params: optax.Params) -> optax.ScaleByScheduleState:
+        del params
+        # Runs of before had the schedule here, and its count of updates in their checkpoints.
+        return optax.ScaleByScheduleState(jnp.int32(0))
+
+    def update(
+        updates: optax.Updates,
+        state: optax.OptState,
+        params: optax.Params | None = None,
+        **given: Any,
+    ) -> tuple[optax.Updates, optax.OptState]:
+        del params
+        rate, count = given["rate"], cast(optax.ScaleByScheduleState, state).count
+        scaled = jax.tree.map(lambda u: u * jnp.asarray(-rate, u.dtype), updates)
+        return scaled, optax.ScaleByScheduleState(optax.safe_increment(count))
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 class PlateauState(NamedTuple):

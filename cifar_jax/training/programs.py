@@ -17,8 +17,10 @@ from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import LogitsFn, compile_logits
-from cifar_jax.training import optim
+from cifar_jax.training import optim, plan, schedules
 from cifar_jax.training import step as steps
+from cifar_jax.training.plan import Epoch, Plan, Stage
+from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import Metrics, TrainState
 
 
@@ -29,10 +31,10 @@ class Setup(NamedTuple):
     dataset: Dataset
     train: Split
     validation: Split
-    steps_per_epoch: int
+    plan: Plan
     model: nn.Module
-    schedule: optax.Schedule
-    tx: optax.GradientTransformation
+    schedule: schedules.Shape
+    tx: optax.GradientTransformationExtraArgs
     mesh: Mesh
 
 
@@ -47,13 +49,17 @@ class TrainData(NamedTuple):
     labels: jax.Array  # int32 [N]
 
 
+StepsFn = Callable[[TrainState, int], TrainState]
+
+
 class Programs(NamedTuple):
     """The compiled programs of a training run. Being compiled, they cannot recompile."""
 
-    order: Callable[[int], jax.Array]
-    """Epoch to int32 `[steps, batch]`."""
-    train: Callable[[TrainState, jax.Array, int], TrainState]
-    """State, the epoch's order and a number of steps to the next state; donates the state.
+    order: Callable[[Epoch], jax.Array]
+    """Which images each step of an epoch takes: int32 `[steps, batch]`."""
+    begin: Callable[[Epoch, jax.Array, int], StepsFn]
+    """From an epoch, its order, and how many updates the whole run makes to a function that takes
+    steps of it: from a state, which it donates, and a number of steps to the state after them.
     What comes out does not depend on how steps are divided into calls."""
     end_epoch: Callable[[TrainState, float], TrainState]
     """State and the observed loss to the state that begins the next epoch."""
@@ -94,18 +100,12 @@ def setup(
         raise UserError(
             f"batch_size {config.batch_size} is larger than the {len(train.labels)} training images"
         )
-    steps_per_epoch = pipeline.steps_per_epoch(
-        len(train.labels), config.batch_size, settings.last_batch
-    )
-    schedule = optim.make_schedule(
-        config.schedule, config.optimizer.lr, steps_per_epoch, config.epochs
-    )
     return Setup(
         config=config,
         dataset=dataset,
         train=train,
         validation=validation,
-        steps_per_epoch=steps_per_epoch,
+        plan=plan.make(config.epochs, len(train.labels), config.batch_size, settings.last_batch),
         model=models.create(
             config.model.name,
             dropout=config.model.dropout,
@@ -113,8 +113,8 @@ def setup(
             num_classes=len(dataset.classes),
             dtype=jnp.dtype(config.train.precision),
         ),
-        schedule=schedule,
-        tx=optim.make_optimizer(config.optimizer, schedule),
+        schedule=schedules.make(config.schedule),
+        tx=optim.make_optimizer(config.optimizer),
         mesh=mesh,
     )
 
@@ -146,18 +146,10 @@ def train_data(setup: Setup) -> TrainData:
 
 def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
     """Compile what a training run calls. `state` is for its shapes and stays valid."""
-    config, settings = setup.config, setup.config.data
+    config = setup.config
     began = time.perf_counter()
     replicated = devices.replicated(setup.mesh)
     _, order_key, step_key = _keys(seed)
-
-    def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
-        return pipeline.epoch_order(
-            jax.random.fold_in(key, epoch),
-            len(setup.train.labels),
-            config.batch_size,
-            settings.last_batch,
-        )
 
     def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
         plateau = state.plateau
@@ -172,52 +164,90 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
             )
         return state._replace(plateau=plateau, metrics=Metrics.zero())
 
-    order_jit = jax.jit(order, out_shardings=devices.batch_sharding(setup.mesh, axis=1))
-    order_program = order_jit.lower(order_key, np.int32(0)).compile()
-    train_program = (
-        train_function(setup)
-        .lower(state, data, order_program(order_key, np.int32(0)), np.int32(0), step_key)
-        .compile()
-    )
-    end_epoch_program = (
+    ordering, training = {}, {}
+    for stage in setup.plan.stages:
+        ordering[stage] = order_function(setup, stage).lower(order_key, np.int32(0)).compile()
+        order = ordering[stage](order_key, np.int32(0))
+        training[stage] = (
+            train_function(setup, stage)
+            .lower(state, data, order, np.int32(0), step_key, _moment(0, 0, 1))
+            .compile()
+        )
+    ending = (
         jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)
         .lower(state, np.float32(0))
         .compile()
     )
+
+    def order_of(epoch: Epoch) -> jax.Array:
+        return ordering[epoch.stage](order_key, np.int32(epoch.number))
+
+    def begin(epoch: Epoch, order: jax.Array, run_steps: int) -> StepsFn:
+        program = training[epoch.stage]
+        first = _moment(epoch.begin, epoch.number, run_steps)
+        return lambda state, count: program(state, data, order, np.int32(count), step_key, first)
+
     return Programs(
-        order=lambda epoch: order_program(order_key, np.int32(epoch)),
-        train=lambda state, order, count: train_program(
-            state, data, order, np.int32(count), step_key
-        ),
-        end_epoch=lambda state, observed: end_epoch_program(state, np.float32(observed)),
+        order=order_of,
+        begin=begin,
+        end_epoch=lambda state, observed: ending(state, np.float32(observed)),
         compile_seconds=time.perf_counter() - began,
     )
 
 
-def train_function(setup: Setup) -> jax.stages.Wrapped:
-    """What `Programs.train` calls, not yet compiled.
+def order_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
+    """What `Programs.order` calls, not yet compiled: of a key and an epoch's number."""
+
+    def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
+        return pipeline.epoch_order(
+            jax.random.fold_in(key, epoch),
+            len(setup.train.labels),
+            stage.batch_size,
+            setup.config.data.last_batch,
+        )
+
+    return jax.jit(order, out_shardings=devices.batch_sharding(setup.mesh, axis=1))
+
+
+def train_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
+    """What takes the steps of a stage, not yet compiled.
 
     It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
-    and the key of what is random in a step; `train_arguments` gives their types.
+    the key of what is random in a step, and the moment at which the epoch began; `train_arguments`
+    gives their types.
     """
+    del stage
 
     def train(
-        state: TrainState, data: TrainData, order: jax.Array, count: jax.Array, key: jax.Array
+        state: TrainState,
+        data: TrainData,
+        order: jax.Array,
+        count: jax.Array,
+        key: jax.Array,
+        first: Moment,
     ) -> TrainState:
         augment_key, dropout_key = jax.random.split(key)
-        batch = partial(make_batch, setup, data, order, augment_key)
-        return steps.train_steps(state, count, dropout_key, batch, model=setup.model, tx=setup.tx)
+
+        def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
+            key = jax.random.fold_in(augment_key, step)
+            return make_batch(setup, data, order[step - first.step], key)
+
+        return steps.train_steps(
+            *(state, count, dropout_key, batch, lambda step: first._replace(step=step)),
+            model=setup.model,
+            tx=setup.tx,
+            schedule=setup.schedule,
+        )
 
     return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(setup.mesh))
 
 
 def make_batch(
-    setup: Setup, data: TrainData, order: jax.Array, key: jax.Array, step: jax.Array
+    setup: Setup, data: TrainData, indices: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Images, augmented and normalised, and labels of a step, by its number in the run."""
-    indices = order[step % setup.steps_per_epoch]
+    """Images, augmented and normalised, and labels of a step: those that int32 `[N]` names."""
     images = pipeline.augment(
-        jax.random.fold_in(key, step),
+        key,
         pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE),
         setup.config.data.crop_padding,
         setup.config.data.flip,
@@ -255,7 +285,7 @@ class Pace:
             self.settled = True
 
 
-def train_arguments(setup: Setup) -> tuple[Any, ...]:
+def train_arguments(setup: Setup, stage: Stage) -> tuple[Any, ...]:
     """Shapes, types and shardings of `train_function`'s arguments; nothing is put anywhere.
 
     They suffice to compile it, also for devices that this machine does not have.
@@ -268,13 +298,16 @@ def train_arguments(setup: Setup) -> tuple[Any, ...]:
         )
 
     key = jax.eval_shape(jax.random.key, 0)
-    order = jax.ShapeDtypeStruct((setup.steps_per_epoch, setup.config.batch_size), jnp.int32)
+    epoch = next(epoch for epoch in setup.plan.epochs if epoch.stage == stage)
+    order = jax.ShapeDtypeStruct((epoch.steps, stage.batch_size), jnp.int32)
+    number = typed(jax.ShapeDtypeStruct((), jnp.int32), replicated)
     return (
         typed(jax.eval_shape(partial(_init_state, setup), key), replicated),
         TrainData(*typed(_rows(setup.train), replicated)),
         typed(order, devices.batch_sharding(setup.mesh, axis=1)),
-        typed(jax.ShapeDtypeStruct((), jnp.int32), replicated),
+        number,
         typed(key, replicated),
+        Moment(number, number, number),
     )
 
 
@@ -323,12 +356,17 @@ def means(metrics: Metrics) -> dict[str, float]:
     return {"loss": loss / max(images, 1), "accuracy": 100 * correct / max(images, 1)}
 
 
+def _moment(step: int, epoch: int, steps: int) -> Moment:
+    return Moment(np.int32(step), np.int32(epoch), np.int32(steps))
+
+
 def _rows(split: Split) -> tuple[np.ndarray, np.ndarray]:
     return split.images.reshape(len(split.images), -1), split.labels
 
 
 def _init_state(setup: Setup, key: jax.Array) -> TrainState:
-    return steps.init_state(models.init_variables(setup.model, key), setup.tx)
+    variables = models.init_variables(setup.model, key)
+    return steps.init_state(variables, setup.tx, setup.config.optimizer.lr)
 
 
 def _normalise(setup: Setup, images: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from cifar_jax.training.optim import PlateauState, plateau_init
+from cifar_jax.training.schedules import Moment, Shape
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -45,6 +46,8 @@ class TrainState(NamedTuple):
     plateau: PlateauState
     metrics: Metrics
     """Of the current epoch so far, in training mode."""
+    lr: jax.Array
+    """float32: the highest learning rate."""
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -52,8 +55,10 @@ class TrainState(NamedTuple):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def init_state(variables: Mapping[str, Any], tx: optax.GradientTransformation) -> TrainState:
-    """The state before the first step, of a model's fresh variables."""
+def init_state(
+    variables: Mapping[str, Any], tx: optax.GradientTransformation, lr: float
+) -> TrainState:
+    """The state before the first step, of a model's fresh variables and its learning rate."""
     params = variables["params"]
     return TrainState(
         step=jnp.int32(0),
@@ -62,6 +67,7 @@ def init_state(variables: Mapping[str, Any], tx: optax.GradientTransformation) -
         opt_state=tx.init(params),
         plateau=plateau_init(),
         metrics=Metrics.zero(),
+        lr=jnp.float32(lr),
     )
 
 
@@ -70,13 +76,21 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
+    rate: jax.Array,
     *,
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
 ) -> TrainState:
-    """One update on a batch: images float `[N, H, W, C]`, normalised; labels int32 `[N]`.
+    """One update on a batch.
 
-    `key` is the step's own: fold the step into it before.
+    Args:
+      state: before it.
+      images: float `[N, H, W, C]`, normalised.
+      labels: int32 `[N]`.
+      key: the step's own: fold the step into it before.
+      rate: float32, the learning rate.
+      model: the network.
+      tx: the update rule.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -91,43 +105,47 @@ def train_step(
         return losses.mean(), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params, rate=rate)
     # The learning rate multiplies the finished update, so scaling that is lowering it.
     updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
     batch = Metrics(loss * labels.size, (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
-    return TrainState(
+    return state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=batch_stats,
         opt_state=opt_state,
-        plateau=state.plateau,
         metrics=state.metrics.plus(batch),
     )
 
 
 def train_steps(
     state: TrainState,
-    steps: jax.Array,
+    count: jax.Array,
     key: jax.Array,
     batch: BatchFn,
+    moment: Callable[[jax.Array], Moment],
     *,
     model: nn.Module,
-    tx: optax.GradientTransformation,
+    tx: optax.GradientTransformationExtraArgs,
+    schedule: Shape,
 ) -> TrainState:
-    """`steps` (int32) updates in one call, equal bit for bit to as many calls with one.
+    """`count` (int32) updates in one call, equal bit for bit to as many calls with one.
 
     Args:
       state: the state to go on from.
-      steps: how many; its value may differ from call to call without recompiling.
+      count: how many; its value may differ from call to call without recompiling.
       key: the run's; each step folds its number into it.
       batch: images and labels of a step, by the step's number.
+      moment: where in the run a step is, by its number.
       model: the network.
       tx: the update rule.
+      schedule: the shape of the learning rate.
     """
 
     def one(state: TrainState) -> TrainState:
         images, labels = batch(state.step)
         step_key = jax.random.fold_in(key, state.step)
-        return train_step(state, images, labels, step_key, model=model, tx=tx)
+        rate = state.lr * schedule(moment(state.step))
+        return train_step(state, images, labels, step_key, rate, model=model, tx=tx)
 
-    return jax.lax.fori_loop(0, steps, lambda _, state: one(state), state)
+    return jax.lax.fori_loop(0, count, lambda _, state: one(state), state)

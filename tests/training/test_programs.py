@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,24 +19,26 @@ Make = Callable[..., Config]
 
 def test_an_epoch_takes_every_image(make_config: Make) -> None:
     """250 images in batches of 32 are 7 whole ones and one of 26, which is left out or filled."""
-    assert programs.setup(make_config(data__train_images=250)).steps_per_epoch == 7
+    assert programs.setup(make_config(data__train_images=250)).plan.epochs[0].steps == 7
     setup = programs.setup(make_config(data__train_images=250, data__last_batch="wrap"))
-    assert setup.steps_per_epoch == 8
+    epochs = setup.plan.epochs
+    assert [(epoch.begin, epoch.steps) for epoch in epochs] == [(0, 8), (8, 8)]
     state = programs.init_state(setup, 0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
-    first, second = (np.asarray(training.order(epoch)) for epoch in (0, 1))
+    first, second = (np.asarray(training.order(epoch)) for epoch in epochs)
     for order in (first, second):
         assert order.shape == (8, 32)
         assert set(order.ravel().tolist()) == set(range(250))
     assert (first != second).any()
-    np.testing.assert_array_equal(training.order(0), first)
-    for _ in range(setup.steps_per_epoch):
-        state = training.train(state, training.order(0), 1)
+    np.testing.assert_array_equal(training.order(epochs[0]), first)
+    take_steps = training.begin(epochs[0], jnp.asarray(first), setup.plan.steps)
+    for _ in range(8):
+        state = take_steps(state, 1)
     assert int(state.metrics.images) == first.size
     state = training.end_epoch(state, 1.0)
     assert [float(value) for value in state.metrics] == [0, 0, 0]
-    assert int(state.step) == setup.steps_per_epoch
+    assert int(state.step) == 8
 
 
 def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
@@ -46,7 +49,9 @@ def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
     assert (kernels[0] != kernels[2]).mean() > 0.99
     data = programs.train_data(setup)
     orders = [
-        np.asarray(programs.compile_training(setup, seed, states[0], data).order(0))
+        np.asarray(
+            programs.compile_training(setup, seed, states[0], data).order(setup.plan.epochs[0])
+        )
         for seed in (0, 1)
     ]
     assert (orders[0] != orders[1]).any()
@@ -56,7 +61,8 @@ def test_training_reuses_the_states_memory(make_config: Make) -> None:
     setup = programs.setup(make_config())
     state = programs.init_state(setup, 0)
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
-    following = training.train(state, training.order(0), 1)
+    epoch = setup.plan.epochs[0]
+    following = training.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.opt_state))
     chex.assert_tree_all_finite(following.params)

@@ -13,10 +13,11 @@ import pytest
 
 from cifar_jax import models
 from cifar_jax.training import step
+from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import Metrics, TrainState
 
 MODEL = models.create("basic")
-BATCH = 8
+BATCH, RATE = 8, jnp.float32(1)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,12 @@ def batches() -> tuple[jax.Array, jax.Array]:
 
 
 def fresh(tx: optax.GradientTransformation) -> TrainState:
-    return step.init_state(models.init_variables(MODEL, jax.random.key(0)), tx)
+    return step.init_state(models.init_variables(MODEL, jax.random.key(0)), tx, lr=1)
+
+
+def own_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """`tx`, which has its own learning rate, where a rule is given one."""
+    return optax.with_extra_args_support(tx)
 
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
@@ -51,13 +57,13 @@ def test_a_fresh_state_has_made_no_step() -> None:
 
 def test_one_batch_is_learned_by_heart(batches: tuple[jax.Array, jax.Array]) -> None:
     """All that 60 updates need is compiled once, though learning rate and metrics move."""
-    tx = optax.adam(3e-3)
+    tx = own_rate(optax.adam(3e-3))
     state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
     images, labels = batches[0][0], batches[1][0]
     for number in range(60):
         plateau = state.plateau._replace(scale=jnp.float32(0.99**number))
         state = state._replace(metrics=Metrics.zero(), plateau=plateau)
-        state = update(state, images, labels, jax.random.key(number))
+        state = update(state, images, labels, jax.random.key(number), RATE)
     assert int(state.step) == 60
     assert int(state.metrics.correct) == BATCH
     assert float(state.metrics.loss) / BATCH < 0.01
@@ -65,11 +71,11 @@ def test_one_batch_is_learned_by_heart(batches: tuple[jax.Array, jax.Array]) -> 
 
 
 def test_metrics_are_sums_over_the_images_seen(batches: tuple[jax.Array, jax.Array]) -> None:
-    tx = optax.sgd(0.0)  # the weights stay, so the logits can be computed from outside
+    tx = own_rate(optax.sgd(0.0))  # the weights stay, so the logits can be computed from outside
     state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
     logits = [np.asarray(MODEL.apply({"params": state.params}, images)) for images in batches[0]]
     for images, labels in zip(*batches, strict=True):
-        state = update(state, images, labels, jax.random.key(0))
+        state = update(state, images, labels, jax.random.key(0), RATE)
     logits, labels = np.concatenate(logits), np.asarray(batches[1]).ravel()
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     np.testing.assert_allclose(state.metrics.loss, losses.sum(), rtol=1e-5)
@@ -82,13 +88,13 @@ def test_the_plateaus_scale_multiplies_the_finished_update(
 ) -> None:
     """Halving it is halving the learning rate, of Adam as well as of SGD."""
     images, labels = batches[0][0], batches[1][0]
-    for tx in (optax.sgd(0.1, momentum=0.9), optax.adam(1e-3)):
+    for tx in map(own_rate, (optax.sgd(0.1, momentum=0.9), optax.adam(1e-3))):
         state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
         half = state._replace(plateau=state.plateau._replace(scale=jnp.float32(0.5)))
         whole_step, half_step = (
             jax.tree.map(
                 jnp.subtract,
-                update(s, images, labels, jax.random.key(0)).params,
+                update(s, images, labels, jax.random.key(0), RATE).params,
                 state.params,
             )
             for s in (state, half)
@@ -102,13 +108,20 @@ def test_the_plateaus_scale_multiplies_the_finished_update(
 def test_several_steps_in_a_call_are_so_many_single_ones(
     batches: tuple[jax.Array, jax.Array], per_call: int
 ) -> None:
-    tx, key = optax.sgd(0.05, momentum=0.9), jax.random.key(7)
+    tx, key = own_rate(optax.sgd(0.05, momentum=0.9)), jax.random.key(7)
 
     def batch(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(jax.random.fold_in(key, number), ())
         return batches[0][number % 4] + noise, batches[1][number % 4]
 
-    program = jit_once(step.train_steps, batch=batch, model=MODEL, tx=tx)
+    program = jit_once(
+        *(step.train_steps,),
+        batch=batch,
+        moment=lambda number: Moment(number, 0, 6),
+        model=MODEL,
+        tx=tx,
+        schedule=lambda moment: jnp.float32(1),
+    )
 
     def run(calls: list[int]) -> TrainState:
         state = fresh(tx)

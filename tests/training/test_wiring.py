@@ -16,6 +16,7 @@ from cifar_jax import models
 from cifar_jax.config import Config
 from cifar_jax.training import programs
 from cifar_jax.training.programs import Programs, Setup
+from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -76,12 +77,13 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
     setup, state, training = compiled(config, seed=3)
     hand = by_hand.Hand(config, DATASET, seed=3)
     rtol, atol = (5e-4, 1e-4) if config.train.precision == "float32" else (5e-2, 1e-2)
-    assert setup.steps_per_epoch == hand.steps_per_epoch
-    for epoch in range(config.epochs):
-        np.testing.assert_array_equal(training.order(epoch), hand.order(epoch))
-        for calls in (1, setup.steps_per_epoch - 1):
+    assert {epoch.steps for epoch in setup.plan.epochs} == {hand.steps_per_epoch}
+    for epoch in setup.plan.epochs:
+        order = training.order(epoch)
+        np.testing.assert_array_equal(order, hand.order(epoch.number))
+        for calls in (1, epoch.steps - 1):
             before = state.params["fc"]["kernel"] + 0  # the state is donated
-            state = training.train(state, training.order(epoch), calls)
+            state = training.begin(epoch, order, setup.plan.steps)(state, calls)
             for _ in range(calls):
                 hand.update()
             moved = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
@@ -92,9 +94,9 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
         np.testing.assert_allclose(state.metrics.loss, hand.loss, rtol=rtol)
         if config.train.precision == "float32":
             assert int(state.metrics.correct) == hand.correct
-        state = training.end_epoch(state, OBSERVED[epoch])
-        hand.end_epoch(OBSERVED[epoch])
-        assert int(state.step) == hand.step == (epoch + 1) * setup.steps_per_epoch
+        state = training.end_epoch(state, OBSERVED[epoch.number])
+        hand.end_epoch(OBSERVED[epoch.number])
+        assert int(state.step) == hand.step == epoch.end
         np.testing.assert_allclose(state.plateau.scale, hand.plateau.scale, rtol=1e-6)
         assert int(state.plateau.bad_epochs) == hand.plateau.bad
     if config.schedule.name == "plateau":
@@ -106,8 +108,9 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
 def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
     """Of forward and backward pass; what is kept is float32 either way."""
     setup = programs.setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
-    arguments = programs.train_arguments(setup)
-    text = programs.train_function(setup).lower(*arguments).as_text()
+    (stage,) = setup.plan.stages
+    arguments = programs.train_arguments(setup, stage)
+    text = programs.train_function(setup, stage).lower(*arguments).as_text()
     operations = [
         line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)
     ]
@@ -129,25 +132,26 @@ def noticed(config: Config) -> dict[str, Any]:
     setup = programs.setup(config, dataset=DATASET)
     model: Any = setup.model
     gradient = {"w": jnp.float32([1e-3, 2.0])}
+    plan = setup.plan
+    moments_of = (Moment(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
+    rates = [config.optimizer.lr * setup.schedule(moment) for moment in moments_of]
     params, moments = {"w": jnp.float32([0.5, -0.25])}, None
-    for _ in range(3):
+    for rate in rates[:3]:
         moments = moments or setup.tx.init(params)
-        change, moments = setup.tx.update(gradient, moments, params)
+        change, moments = setup.tx.update(gradient, moments, params, rate=rate)
         params = jax.tree.map(jnp.add, params, change)
-    steps = 6 * config.epochs
     images, _ = programs.make_batch(
-        *(setup, programs.train_data(setup), jnp.arange(8).reshape(1, 8)),
-        *(jax.random.key(0), jnp.int32(0)),
+        *(setup, programs.train_data(setup), jnp.arange(8), jax.random.key(0)),
     )
     return {
-        "rates": [float(np.asarray(setup.schedule(jnp.int32(step)))) for step in range(steps)],
+        "rates": [float(rate) for rate in rates],
         "update": np.asarray(params["w"]).tolist(),
         "model": (type(model), model.dropout, model.pooling, model.num_classes),
         "type": (model.dtype, images.dtype),
         "images": np.asarray(images, np.float32).tolist(),
         "train": len(setup.train.labels),
         "validation": len(setup.validation.labels),
-        "steps": setup.steps_per_epoch,
+        "steps": setup.plan.epochs[0].steps,
     }
 
 
@@ -236,17 +240,24 @@ def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> No
     chex.assert_trees_all_equal(*alike)
     for ours, theirs in ((setup.train, other.train), (setup.validation, other.validation)):
         np.testing.assert_array_equal(ours.images, theirs.images)
-    orders = [np.asarray(programs.order(0)) for programs in (training, differently)]
+    epoch = setup.plan.epochs[0]
+    orders = [np.asarray(programs.order(epoch)) for programs in (training, differently)]
     assert (orders[0] != orders[1]).any()
     # From the same weights in the same order, steps differ by crops, flips and dropout alone.
     copy = jax.tree.map(jnp.copy, first)
-    order = training.order(0)
-    ways = (training.train(first, order, 1), differently.train(copy, order, 1))
+    ways = [
+        programs.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
+        for programs, state in ((training, first), (differently, copy))
+    ]
     assert not np.allclose(*(way.params["fc"]["kernel"] for way in ways))
 
 
 def test_two_seeds_do_the_same_where_nothing_is_random(make_config: Make) -> None:
     config = make_config(**TINY, model__dropout=0)
-    (_, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
-    copy, order = jax.tree.map(jnp.copy, state), training.order(0)
-    chex.assert_trees_all_equal(training.train(state, order, 2), differently.train(copy, order, 2))
+    (setup, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
+    epoch, copy = setup.plan.epochs[0], jax.tree.map(jnp.copy, state)
+    ways = [
+        programs.begin(epoch, training.order(epoch), setup.plan.steps)(state, 2)
+        for programs, state in ((training, state), (differently, copy))
+    ]
+    chex.assert_trees_all_equal(*ways)

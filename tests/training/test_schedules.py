@@ -1,4 +1,4 @@
-"""Learning rates by step, in closed form. Updates and the plateau are compared with PyTorch's."""
+"""Learning rates by step, in closed form, and beside PyTorch's in test_torch_parity.py."""
 
 import math
 
@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from cifar_jax.config import Schedule
-from cifar_jax.training.optim import make_schedule
+from cifar_jax.training import schedules
+from cifar_jax.training.schedules import Moment
 
 LR, EPOCHS = 1e-3, 12
 
 
-def rates(schedule: Schedule, steps_per_epoch: int) -> np.ndarray:
+def rates(schedule: Schedule, steps_per_epoch: int, epochs: int = EPOCHS) -> np.ndarray:
     """The learning rate of each step of a run, as it is computed inside jit."""
-    by_step = make_schedule(schedule, LR, steps_per_epoch, EPOCHS)
-    steps = jnp.arange(steps_per_epoch * EPOCHS, dtype=jnp.int32)
-    return np.asarray(jax.jit(jax.vmap(lambda step: jnp.asarray(by_step(step))))(steps))
+    shape, count = schedules.make(schedule), steps_per_epoch * epochs
+    steps = jnp.arange(count, dtype=jnp.int32)
+    by_step = jax.vmap(lambda step: shape(Moment(step, step // steps_per_epoch, jnp.int32(count))))
+    return LR * np.asarray(jax.jit(by_step)(steps))
 
 
 @pytest.mark.parametrize("name", ["constant", "plateau"])
@@ -51,15 +53,13 @@ def test_one_cycle_peaks_after_its_warmup() -> None:
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_one_cycle_without_a_step_to_warm_up_begins_at_its_peak(steps: int) -> None:
-    by_step = make_schedule(Schedule(name="one-cycle", warmup=0.3), LR, steps, 1)
-    found = [float(by_step(step)) for step in range(steps + 1)]
-    expected = [LR * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps + 1)]
+    found = rates(Schedule(name="one-cycle", warmup=0.3), steps, epochs=1)
+    expected = [LR * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=LR * 1e-5)
 
 
 @pytest.mark.parametrize("name", ["constant", "step", "cosine", "one-cycle", "plateau"])
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs_have_finite_rates(name: str, steps: int) -> None:
-    by_step = make_schedule(Schedule(name=name), LR, steps, 1)  # pyright: ignore
-    found = [float(by_step(step)) for step in range(steps)]
+    found = rates(Schedule(name=name), steps, epochs=1)  # pyright: ignore
     assert all(0 < rate <= LR * 1.001 for rate in found)
