@@ -7,21 +7,30 @@ stays data.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from cifar_jax.errors import UserError
 from cifar_jax.settings import dotted
 from cifar_jax.settings.dotted import differences, flatten, override
 from cifar_jax.settings.groups import Execution, Settings
 
 __all__ = [
+    "Augmentation",
     "Config",
     "Data",
+    "Ema",
+    "Group",
+    "Initialisation",
+    "Lookahead",
+    "Loss",
     "Model",
     "Optimizer",
     "Paper",
+    "Phase",
     "Schedule",
+    "TestTime",
     "Train",
     "describe",
     "differences",
@@ -51,12 +60,15 @@ class Model(Settings):
 class Optimizer(Settings):
     """Update rule, in PyTorch's terms."""
 
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    """SGD with momentum, Adam, or Adam with decoupled weight decay."""
+    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
+    """SGD with momentum, Adam, Adam with decoupled weight decay, or Muon, which is for kernels:
+    give all else a group of its own."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate; the schedule moves it."""
     momentum: Decay = 0.9
-    """Of SGD; not used by the others."""
+    """Of SGD and Muon; not used by the others."""
+    nesterov: bool = False
+    """Of SGD and Muon: look ahead."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Coupled L2 on every parameter for sgd and adam (added to the gradient, as PyTorch's
     `weight_decay=` does); decoupled for adamw."""
@@ -66,14 +78,27 @@ class Optimizer(Settings):
     """Of Adam: decay of the mean of squared gradients."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
     """Of Adam: added to the root of the mean of squared gradients."""
+    newton_schulz_steps: Count = 3
+    """Of Muon: iterations that orthogonalise an update."""
+
+
+class Group(Settings):
+    """Parameters with an update rule of their own."""
+
+    parameters: str
+    """A pattern of their paths, such as `*/bias` or `fc3/*`; several, with commas between."""
+    optimizer: Optimizer
+    """Their update rule; the schedule moves its learning rate as that of the others."""
 
 
 class Schedule(Settings):
     """How the learning rate moves. `plateau` observes once an epoch, the others follow the step."""
 
-    name: Literal["constant", "step", "cosine", "one-cycle", "plateau"] = "constant"
-    """As it is, lower every few epochs, a cosine to zero, up and down once, or lower whenever the
-    validation loss stops falling."""
+    name: Literal["constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau"] = (
+        "constant"
+    )
+    """As it is, lower every few epochs, a cosine to zero, up and down once by cosines, straight
+    down, straight up and down, or lower whenever the validation loss stops falling."""
     factor: Share = 0.5
     """What `step` and `plateau` multiply the learning rate by."""
     patience: Annotated[int, Field(ge=0)] = 5
@@ -83,10 +108,108 @@ class Schedule(Settings):
     step_epochs: Count = 30
     """`step`: epochs between reductions."""
     warmup: Share = 0.3
-    """`one-cycle`: share of the run in which the learning rate rises to `optimizer.lr`."""
+    """`one-cycle`, `triangular`: share of the run in which it rises to `optimizer.lr`."""
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """`triangular`: share of `optimizer.lr` that it begins at."""
+    end: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """`linear`, `triangular`: share of `optimizer.lr` that it ends at."""
 
 
-class Data(Settings):
+class Loss(Settings):
+    """Cross-entropy."""
+
+    label_smoothing: Decay = 0.0
+    """Share of a label that is spread evenly over all classes."""
+
+
+class Ema(Settings):
+    """Evaluate an exponential moving average of the weights, beside which training goes on."""
+
+    name: Literal["ema"] = "ema"
+    """Which average."""
+    decay: Decay = 0.999
+    """What an update keeps of the average; less at first, as `min(decay, (1 + t) / (10 + t))`."""
+    every: Count = 1
+    """Steps from update to update."""
+
+
+class Lookahead(Settings):
+    """Evaluate slow weights, from which the fast ones go on after each of their updates."""
+
+    name: Literal["lookahead"] = "lookahead"
+    """Which average."""
+    decay: Decay = 0.5
+    """What an update keeps of the slow weights, at the end of training."""
+    every: Count = 5
+    """Steps from update to update."""
+    power: Annotated[float, Field(ge=0)] = 0.0
+    """Earlier it keeps `decay · progress**power`."""
+
+
+class Initialisation(Settings):
+    """What the weights begin with beside PyTorch's defaults."""
+
+    dirac: bool = False
+    """The first filters of each convolution 3×3 and larger pass their input on."""
+    whitening: bool = False
+    """The first convolution's first filters whiten patches of the training images, and its kernel
+    stays so."""
+
+
+class TestTime(Settings):
+    """Test-time augmentation: of which views of an image the logits are averaged."""
+
+    flip: bool = False
+    """Its mirror image as well."""
+    shift: Annotated[int, Field(ge=0, le=4)] = 0
+    """It moved by so many pixels as well, up and left, and down and right."""
+    unsure: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """Only for this share of the images, those that the plain view is the least sure of; none for
+    all."""
+
+
+class Augmentation(Settings):
+    """What is done to training images at random."""
+
+    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
+    """Pad the image by so many pixels on each side and crop at random; 0 for none."""
+    crop_fill: Literal["zeros", "reflect"] = "zeros"
+    """What the image is padded with: black, or its mirror image."""
+    flip: bool | Literal["alternating"] = False
+    """Mirror every other image at random; or each at random in the first epoch, and the other way
+    round in each that follows."""
+    cutout: Annotated[int, Field(ge=0, le=32)] = 0
+    """Side in pixels of a square that is blanked out; 0 for none."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Mix images and labels with another's, by a share from Beta(mixup, mixup); 0 for none."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Put a box of another image into each, its area from Beta(cutmix, cutmix); 0 for none."""
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    """Make each image brighter or darker by up to so many standard deviations."""
+    contrast: Decay = 0.0
+    """Raise or lower each image's contrast by up to this share."""
+
+    @model_validator(mode="after")
+    def _has_one_mixture(self) -> Self:
+        if self.mixup and self.cutmix:
+            raise UserError("mixup and cutmix exclude each other: set one of them to 0")
+        return self
+
+
+class Phase(Settings):
+    """A part of the training with other images than the rest, in whole epochs."""
+
+    until: Share
+    """Share of the epochs that are over when it ends; it begins where the one before ends."""
+    image_size: Annotated[int | None, Field(ge=8, le=32)] = None
+    """Pixels along a side that images are resized to; none for 32."""
+    batch_size: Annotated[int | None, Field(ge=1)] = None
+    """Images in a train step; none for the run's own."""
+    augmentation: Augmentation | None = None
+    """In place of that of `data`."""
+
+
+class Data(Augmentation):
     """Which images, how they are split, and what is done to them."""
 
     dataset: str = "cifar10"
@@ -96,23 +219,22 @@ class Data(Settings):
     """The last images of the training set, held out: below 1 a share, from 1 on a number."""
     train_images: Annotated[int | None, Field(ge=1)] = None
     """Train on the first so many of what is left only; none for all."""
-    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
-    """Pad the image by so many pixels on each side and crop at random; 0 for none."""
-    flip: bool = False
-    """Mirror every other image at random."""
     last_batch: Literal["drop", "wrap"] = "drop"
     """What becomes of an epoch's incomplete last batch: left out, or filled up from the
     epoch's beginning."""
 
 
 class Train(Settings):
-    """How the run is carried out. But for the first two, nothing here changes what is learned."""
+    """How the run is carried out. But for the first three, nothing here changes what is learned."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, statistics and logits are float32 either way."""
     init_from: str | None = None
     """Begin with the weights of another run, of an export, or of a packaged network by its name;
     the last layer begins anew where it has other classes. None for fresh ones."""
+    max_minutes: Annotated[float | None, Field(gt=0)] = None
+    """Train for so many minutes at most: where the epochs would take longer there are as many as
+    fit, and the schedule with them. None for all the epochs."""
     steps_per_call: Annotated[int | None, Field(ge=1), Execution()] = None
     """Train steps in one dispatch; none for as many as take about a fifth of a second."""
     eval_batch_size: Annotated[Count, Execution()] = 500
@@ -155,14 +277,45 @@ class Config(Settings):
     """Images in a train step, over all devices."""
     optimizer: Optimizer
     """Update rule."""
+    groups: Annotated[tuple[Group, ...], Field(strict=False)] = ()
+    """Parameters with an update rule of their own: of several groups the first that names them."""
     schedule: Schedule = Schedule()
     """How the learning rate moves."""
+    loss: Loss = Loss()
+    """What is minimised."""
+    averaging: Annotated[Ema | Lookahead | None, Field(discriminator="name")] = None
+    """Which weights are evaluated: an average; none for those that are trained."""
+    init: Initialisation = Initialisation()
+    """What the weights begin with."""
+    phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+    """Parts of the training before the rest, in which images differ."""
     data: Data = Data()
     """Which images."""
+    test_time: TestTime = TestTime()
+    """How images are looked at in evaluation."""
     train: Train = Train()
     """How the run is carried out."""
     paper: Annotated[Paper | None, Field(exclude=True)] = None
     """What the paper reports, if it is of the paper. No setting."""
+
+    @model_validator(mode="after")
+    def _parts_fit_each_other(self) -> Self:
+        ends = [phase.until for phase in self.phases]
+        if ends != sorted(set(ends)):
+            raise UserError(
+                f"phases end at {ends} of the epochs: let each end after the one before"
+            )
+        if self.train.max_minutes and self.schedule.name in ("constant", "step", "plateau"):
+            raise UserError(
+                f"the schedule {self.schedule.name} has no end to fit into train.max_minutes: "
+                "choose linear, triangular, cosine or one-cycle, or unset train.max_minutes"
+            )
+        if self.init.whitening and self.train.init_from:
+            raise UserError(
+                "init.whitening makes the first layer of the training images, and "
+                "train.init_from brings another: leave one of them out"
+            )
+        return self
 
 
 def from_flat(stored: Mapping[str, Any]) -> Config:
