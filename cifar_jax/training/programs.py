@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from cifar_jax import devices, models
 from cifar_jax.config import Config
-from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
+from cifar_jax.data import Dataset, Split, augment, load, pipeline, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import LogitsFn, compile_logits
 from cifar_jax.training import optim, plan, schedules
@@ -246,7 +246,7 @@ def make_batch(
     setup: Setup, data: TrainData, indices: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Images, augmented and normalised, and labels of a step: those that int32 `[N]` names."""
-    images = pipeline.augment(
+    images = augment.augment(
         key,
         pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE),
         setup.config.data.crop_padding,

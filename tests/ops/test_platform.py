@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import ops
-from cifar_jax.data import pipeline
+from cifar_jax.data import augment, pipeline
 
 IMAGES = jnp.ones((8, 16, 16, 16))
 KERNEL = jnp.ones((3, 3, 16, 16))
@@ -40,7 +40,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         " max ",  # no variance is negative
     ),
     "take": (pipeline.take, (BYTES.reshape(4, -1), PLACES), "scan"),
-    "crop": (pipeline.crop, (BYTES, PLACES, PLACES), "dot_general"),
+    "crop": (augment.crop, (BYTES, PLACES, PLACES), "dot_general"),
 }
 
 
