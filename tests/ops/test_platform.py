@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
         " max ",  # no variance is negative
     ),
     "take": (pipeline.take, (BYTES.reshape(4, -1), PLACES), "scan"),
-    "crop": (augment.crop, (BYTES, PLACES, PLACES), "dot_general"),
+    "crop": (partial(augment.crop, largest=4), (BYTES, PLACES, PLACES), "dot_general"),
 }
 
 
