@@ -1,0 +1,83 @@
+"""Losses, against their definitions in plain NumPy."""
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cifar_jax.training.losses import correct, cross_entropy
+
+
+@pytest.fixture
+def logits() -> np.ndarray:
+    return 5 * np.random.default_rng(0).normal(size=(16, 10)).astype(np.float32)
+
+
+@pytest.fixture
+def hard() -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 10, 16, np.int32)
+
+
+@pytest.fixture
+def soft() -> np.ndarray:
+    return np.random.default_rng(2).dirichlet(np.ones(10), 16).astype(np.float32)
+
+
+def by_hand(logits: np.ndarray, probabilities: np.ndarray, smoothing: float) -> np.ndarray:
+    """As PyTorch's documentation has it: the target is mixed with the uniform distribution."""
+    logs = logits.astype(float) - np.log(np.exp(logits.astype(float)).sum(1, keepdims=True))
+    target = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
+    return -(target * logs).sum(1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.2, 1.0])
+def test_cross_entropy_of_hard_and_soft_labels(
+    logits: np.ndarray, hard: np.ndarray, soft: np.ndarray, smoothing: float
+) -> None:
+    for labels, probabilities in ((hard, np.eye(10)[hard]), (soft, soft)):
+        losses = cross_entropy(jnp.asarray(logits), jnp.asarray(labels), smoothing)
+        chex.assert_type(losses, jnp.float32)
+        expected = by_hand(logits, probabilities, smoothing)
+        np.testing.assert_allclose(losses, expected, rtol=1e-5)
+
+
+def test_of_the_paper_loss_and_gradient_are_optaxs_bit_for_bit(
+    logits: np.ndarray, hard: np.ndarray
+) -> None:
+    def of(loss: Callable[..., jax.Array]) -> Any:
+        mean = jax.jit(jax.value_and_grad(lambda *arguments: loss(*arguments).mean()))
+        return loss(logits, jnp.asarray(hard)), mean(logits, hard)
+
+    known = optax.softmax_cross_entropy_with_integer_labels
+    chex.assert_trees_all_equal(of(cross_entropy), of(known))
+
+
+def test_large_logits_overflow_nothing() -> None:
+    logits, labels = jnp.array([[1e4, 0.0, -1e4]]), jnp.array([[0.5, 0.5, 0.0]])
+    np.testing.assert_allclose(cross_entropy(logits, labels), [5e3])
+    smooth = cross_entropy(logits, jnp.array([1]), 0.3)
+    np.testing.assert_allclose(smooth, 0.8 * 1e4 + 0.1 * 2e4)
+
+
+def test_an_image_is_correct_if_its_most_probable_class_is_found(
+    logits: np.ndarray, hard: np.ndarray, soft: np.ndarray
+) -> None:
+    found = logits.argmax(1)
+    hard = np.where(np.arange(16) < 8, found, hard)
+    x = jnp.asarray(logits)
+    np.testing.assert_array_equal(correct(x, jnp.asarray(hard)), found == hard)
+    np.testing.assert_array_equal(correct(x, jnp.asarray(soft)), found == soft.argmax(1))
+    np.testing.assert_array_equal(correct(x, jnp.asarray(np.eye(10)[hard])), found == hard)
+
+
+@pytest.mark.parametrize("labels", [jnp.zeros((16, 10), jnp.int32), jnp.zeros(16)])
+def test_labels_of_another_form_do_not_pass_for_these(
+    logits: np.ndarray, labels: jax.Array
+) -> None:
+    with pytest.raises(AssertionError):
+        cross_entropy(jnp.asarray(logits), labels)
