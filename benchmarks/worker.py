@@ -89,7 +89,8 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     import jax.numpy as jnp
 
     from cifar_jax import models
-    from cifar_jax.training import programs
+    from cifar_jax.training import batches, programs
+    from cifar_jax.training.schedules import Moment
 
     setup = programs.setup(config, dataset=made_images())
     state = programs.init_state(setup, seed=0)
@@ -117,22 +118,23 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         jax.block_until_ready(state.step)
 
     @jax.jit
-    def batches(
-        total: jax.Array, data: programs.TrainData, order: jax.Array, count: jax.Array
+    def summed(
+        total: jax.Array, data: batches.TrainData, order: jax.Array, count: jax.Array
     ) -> jax.Array:
         def one(step: jax.Array, total: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.key(0), step)
-            images, labels = programs.make_batch(setup, data, order[step % len(order)], key)
+            indices, moment = order[step % len(order)], Moment(step, 0, setup.plan.steps)
+            images, labels = make(data, indices, jax.random.key(0), moment)
             return total + images.sum() + labels.sum()
 
         return jax.lax.fori_loop(0, count, one, total)
 
+    make = partial(batches.make_batch, setup.dataset, epoch.stage, config.train.precision)
     total = jnp.float32(0)
 
     def outside(count: int) -> None:
         def call(count: int) -> None:
             nonlocal total
-            total = batches(total, data, order, jnp.int32(count))
+            total = summed(total, data, order, jnp.int32(count))
 
         in_calls(count, call)
         jax.block_until_ready(total)

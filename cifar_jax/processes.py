@@ -123,6 +123,13 @@ def from_first(function: Callable[[], T]) -> T:
     return exchange(from_all(lambda: function() if is_first() else None))[0]
 
 
+def arrays_from_first(tree: Any) -> Any:
+    """A tree of NumPy arrays, those of the first process in every one. All must call it."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda array: _gather(array)[0], tree)
+
+
 @contextmanager
 def together() -> Iterator[None]:
     """While inside, an error that comes of another process's end ends this one: in one line.

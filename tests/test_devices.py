@@ -69,7 +69,7 @@ class Small(nn.Module):
 def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[str, float]]:
     """The state after a few steps, and what evaluation says of it."""
     setup = programs.setup(config)
-    setup = setup._replace(model=model or setup.model)
+    setup = setup._replace(recipe=setup.recipe._replace(model=model or setup.recipe.model))
     state = programs.init_state(setup, seed=0)
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
     images, labels = setup.validation

@@ -21,7 +21,7 @@ from cifar_jax import config, models
 from cifar_jax.training import schedules
 from cifar_jax.training.optim import make_optimizer, plateau_init
 from cifar_jax.training.schedules import Moment
-from cifar_jax.training.step import Metrics, TrainState, train_step
+from cifar_jax.training.step import Metrics, Recipe, TrainState, train_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())
@@ -88,7 +88,7 @@ def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
     rule = make_optimizer(settings)
 
     def update(grads: Any, state: Any, params: Any = None, **others: Any) -> Any:
-        return rule.update(grads, state, params, rate=jnp.float32(settings.lr))
+        return rule.update(grads, state, params, rates=jnp.float32([settings.lr]))
 
     return optax.GradientTransformationExtraArgs(rule.init, update)
 
@@ -132,7 +132,7 @@ def steps() -> Iterator[Any]:
 def test_train_step(form: None, name: str):
     network, record = Network(name), RECORD["train_steps"][name]
     tx = any_of([optimizer(fields) for fields in RECORD["model_optimizers"].values()])
-    step = quick_jit(partial(train_step, model=network.model, tx=tx))
+    step = quick_jit(partial(train_step, recipe=Recipe(network.model, tx)))
     _, rule_states = tx.init(network.params)
     start = TrainState(
         step=jnp.int32(0),
@@ -141,15 +141,16 @@ def test_train_step(form: None, name: str):
         opt_state=None,
         plateau=plateau_init(),
         metrics=Metrics.zero(),
-        lr=jnp.float32(1),
+        lr=jnp.float32([1]),
+        averaged={},
     )
-    key, rate = jax.random.key(0), jnp.float32(1)  # the rules have rates of their own
+    key, moment = jax.random.key(0), Moment(0, 0, 1)
     params = network.by_torch_name(start.params)
     statistics = network.by_torch_name(start.batch_stats)
     for i, (optimizer_name, expected) in enumerate(record["optimizers"].items()):
         state = start._replace(opt_state=(jnp.int32(i), rule_states))
-        first = step(state, network.images, network.labels, key, rate)
-        second = step(first, network.images, network.labels, key, rate)
+        first = step(state, network.images, network.labels, key, moment)
+        second = step(first, network.images, network.labels, key, moment)
 
         loss = float(first.metrics.loss) / len(network.labels)
         assert loss == pytest.approx(record["loss"], abs=2e-5)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.errors import FlaxError
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax.errors import UserError
@@ -71,6 +72,17 @@ def variable_shapes(model: nn.Module) -> Any:
     """Shapes and types of the model's variables, without computing any."""
     images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)
+
+
+def takes(model: nn.Module, image_size: int) -> bool:
+    """Whether the network, with its variables for `IMAGE_SHAPE`, also takes square images of so
+    many pixels along a side."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
+    try:
+        jax.eval_shape(model.apply, variable_shapes(model), images)
+    except (TypeError, ValueError, FlaxError):
+        return False
+    return True
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:

@@ -231,14 +231,16 @@ class Checkpoints:
         return like, None, []
 
     def weights(self, step: int) -> dict[str, Any]:
-        """The variables of that step as NumPy arrays: `params`, and `batch_stats` where there are.
+        """The variables of that step as NumPy arrays, `params` and `batch_stats`: their average
+        where one was kept, since that is what is evaluated.
 
         Nothing else of the state is read, so this needs to know neither optimizer nor network.
 
         Raises:
           DamagedError: it cannot be read, or not to its digests.
         """
-        return {"batch_stats": {}} | self._read(step, _WEIGHTS, None)
+        averaged = self._read(step, ("averaged",), None).get("averaged")
+        return {"batch_stats": {}} | (averaged or self._read(step, _WEIGHTS, None))
 
     def set_aside(self, step: int) -> None:
         """Rename a checkpoint so that it is none any more."""

@@ -225,12 +225,12 @@ def _result(
     everything is decided."""
     images, labels = setup.dataset.test
     evaluate = programs.compile_evaluation(setup, state, images)
-    logits = evaluate(state.variables)
+    logits = evaluate(state.evaluated)
     test = measure(logits, labels)
     if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
         raise UserError("the loss on the test images is not finite: lower optimizer.lr")
     paper = run.config.paper
-    last = rows[-1] if rows and rows[-1]["epoch"] == run.config.epochs else {}
+    last = rows[-1] if rows and rows[-1]["epoch"] == len(setup.plan.epochs) else {}
     speeds = [row["images_per_second"] for row in rows]
     result: dict[str, Any] = {
         "experiment": run.experiment,
@@ -240,7 +240,7 @@ def _result(
         "overrides": dict(run.overrides),
         "settings": flatten(run.config),
         "parameters": models.count_parameters(state.params),
-        "epochs": run.config.epochs,
+        "epochs": len(setup.plan.epochs),
         "steps": int(state.step),
         "train_loss": last.get("train_loss"),
         "train_accuracy": last.get("train_accuracy"),
@@ -252,7 +252,7 @@ def _result(
         "best_validation_accuracy": None,
         "best_validation_test_accuracy": None,
         "images_per_second": round(float(np.median(speeds)), 1) if speeds else None,
-        "params_sha256": params_sha256(state.params),
+        "params_sha256": params_sha256(state.evaluated["params"]),
         "data_sha256": setup.dataset.fingerprint,
         "data_content": setup.dataset.content,
         "data_official": setup.dataset.official,
@@ -261,7 +261,7 @@ def _result(
     if (best := _restore_best(state, checkpoints, display)) is not None:
         meta, best_state = best
         if meta.step != int(state.step):
-            test = measure(evaluate(best_state.variables), labels)
+            test = measure(evaluate(best_state.evaluated), labels)
         result |= {
             "best_validation_epoch": setup.plan.epochs_before(meta.step),
             "best_validation_accuracy": meta.validation_accuracy,

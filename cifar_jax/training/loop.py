@@ -130,7 +130,7 @@ class Trainer:
             setup, state, images, self.signals.check if alone else lambda: None
         )
         seconds = training.compile_seconds + time.perf_counter() - began
-        return training, lambda state: measure(logits(state.variables), labels), seconds
+        return training, lambda state: measure(logits(state.evaluated), labels), seconds
 
     def _epoch(
         self,
@@ -264,7 +264,7 @@ class Trainer:
         """Of the last update."""
         step = max(int(state.step) - 1, 0)
         moment = Moment(step, self.plan.epochs_before(step), self.plan.steps)
-        shape, scale = float(self.setup.schedule(moment)), float(state.plateau.scale)
+        shape, scale = float(self.setup.recipe.schedule(moment)), float(state.plateau.scale)
         return self.config.optimizer.lr * shape * scale
 
 

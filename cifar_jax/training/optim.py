@@ -4,26 +4,100 @@ Learning rates are no part of a rule: they are given to each update, so that ano
 nothing anew.
 """
 
+from collections.abc import Callable, Collection, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.config import Optimizer
+from cifar_jax.config import Group, Optimizer
+from cifar_jax.errors import UserError
+from cifar_jax.training import muon
+
+_FROZEN = "frozen"
+"""The label of parameters that are not trained; all others have their group's number."""
 
 
-def make_optimizer(optimizer: Optimizer) -> optax.GradientTransformationExtraArgs:
-    """The update rule. Its `update` takes the learning rate, a float32 scalar, as `rate`."""
-    return optax.chain(_rule(optimizer), _scale_by_rate())
+def make_optimizer(
+    optimizer: Optimizer, groups: Sequence[Group] = (), frozen: Collection[str] = ()
+) -> optax.GradientTransformationExtraArgs:
+    """The update rule of all parameters.
+
+    Its `update` takes learning rates as `rates`, float32 `[1 + groups]`: that of `optimizer`, then
+    of each group.
+
+    Args:
+      optimizer: the rule of what is in no group.
+      groups: rules of their own; of several that name a parameter the first counts.
+      frozen: paths of parameters that stay as they are.
+    """
+    rules = [optimizer, *(group.optimizer for group in groups)]
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: _label(jax.tree_util.keystr(path, simple=True, separator="/")), params
+        )
+
+    def _label(path: str) -> str:
+        if path in frozen:
+            return _FROZEN
+        named = (i for i, group in enumerate(groups, 1) if _names(group, path))
+        return str(next(named, 0))
+
+    if not groups and not frozen:
+        rule = _rule(optimizer)
+    else:
+        inner = {str(i): _rule(rule) for i, rule in enumerate(rules)}
+        rule = optax.partition({**inner, _FROZEN: optax.set_to_zero()}, labels)
+    scaled = optax.chain(rule, _scale_by_rates(labels))
+    orthogonal = {str(i) for i, rule in enumerate(rules) if rule.name == "muon"}
+    return optax.chain(scaled, _normalise(labels, orthogonal)) if orthogonal else scaled
+
+
+def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
+    """See that every group names parameters, and that Muon has kernels alone.
+
+    Args:
+      params: a tree of arrays or shapes.
+      optimizer: as of `make_optimizer`.
+      groups: likewise.
+
+    Raises:
+      UserError: it is not so.
+    """
+    leaves = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    rest = dict(leaves)
+    for group in [*groups, Group(parameters="*", optimizer=optimizer)]:
+        named = [path for path in leaves if _names(group, path)]
+        if not named:
+            raise UserError(
+                f"groups: no parameter is called {group.parameters!r}; there are "
+                f"{', '.join(list(leaves)[:4])}, …"
+            )
+        for path in named:
+            leaf = rest.pop(path, None)
+            if leaf is not None and group.optimizer.name == "muon" and leaf.ndim < 2:
+                raise UserError(
+                    f"muon is for kernels, and {path} is none: give it a group of its own, such as "
+                    '{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.1}}'
+                )
+
+
+def _names(group: Group, path: str) -> bool:
+    return any(fnmatchcase(path, name.strip()) for name in group.parameters.split(","))
 
 
 def _rule(optimizer: Optimizer) -> optax.GradientTransformation:
     """The direction of an update, in PyTorch's order of operations.
 
-    `weight_decay` of sgd and adam is coupled L2 (`torch.optim.SGD(weight_decay=)`): added to the
-    gradient before momentum or moments see it. That of adamw is decoupled. Every parameter decays,
-    biases and BatchNorm's included, as PyTorch's do.
+    `weight_decay` of sgd, adam and muon is coupled L2 (`torch.optim.SGD(weight_decay=)`): added to
+    the gradient before momentum or moments see it. That of adamw is decoupled. Every parameter
+    decays, biases and BatchNorm's included, as PyTorch's do.
     """
     decay = (
         optax.add_decayed_weights(optimizer.weight_decay)
@@ -33,16 +107,27 @@ def _rule(optimizer: Optimizer) -> optax.GradientTransformation:
     adam = optax.scale_by_adam(optimizer.beta1, optimizer.beta2, optimizer.eps)
     match optimizer.name:
         case "sgd":
-            momentum = optax.trace(optimizer.momentum) if optimizer.momentum else optax.identity()
+            momentum = (
+                optax.trace(optimizer.momentum, optimizer.nesterov)
+                if optimizer.momentum
+                else optax.identity()
+            )
             return optax.chain(decay, momentum)
         case "adam":
             return optax.chain(decay, adam)
         case "adamw":
             return optax.chain(adam, decay)
+        case "muon":
+            orthogonal = muon.scale_by_muon(
+                optimizer.momentum,
+                nesterov=optimizer.nesterov,
+                steps=optimizer.newton_schulz_steps,
+            )
+            return optax.chain(decay, orthogonal)
 
 
-def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
-    """Multiply updates by minus the learning rate that they are given."""
+def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
+    """Multiply updates by minus the learning rate of their group."""
 
     def init(params: optax.Params) -> optax.ScaleByScheduleState:
         del params
@@ -56,11 +141,30 @@ def _scale_by_rate() -> optax.GradientTransformationExtraArgs:
         **given: Any,
     ) -> tuple[optax.Updates, optax.OptState]:
         del params
-        rate, count = given["rate"], cast(optax.ScaleByScheduleState, state).count
-        scaled = jax.tree.map(lambda u: u * jnp.asarray(-rate, u.dtype), updates)
-        return scaled, optax.ScaleByScheduleState(optax.safe_increment(count))
+        rates, count = given["rates"], cast(optax.ScaleByScheduleState, state).count
+
+        def scaled(update: jax.Array, label: str) -> jax.Array:
+            return update if label == _FROZEN else update * -rates[int(label)]
+
+        scaled_updates = jax.tree.map(scaled, updates, labels(updates))
+        return scaled_updates, optax.ScaleByScheduleState(optax.safe_increment(count))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _normalise(
+    labels: Callable[[Any], Any], orthogonal: Collection[str]
+) -> optax.GradientTransformation:
+    """Updates that first bring Muon's kernels to their norm: see `muon.normalised`."""
+
+    def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
+        chosen = jax.tree.map(lambda label: label in orthogonal, labels(params))
+        normal = muon.normalised(params, chosen)
+        return jax.tree.map(
+            lambda u, p, n, yes: (n - p) + u if yes else u, updates, params, normal, chosen
+        )
+
+    return optax.stateless(update)
 
 
 class PlateauState(NamedTuple):

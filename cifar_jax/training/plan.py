@@ -4,15 +4,19 @@ Pure data. Nothing else knows how steps and epochs hang together.
 """
 
 from bisect import bisect_right
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
+from cifar_jax.config import Augmentation, Config
 from cifar_jax.data import pipeline
 
 
 class Stage(NamedTuple):
     """What is the same in some epochs and may differ in others: each has a program of its own."""
 
+    image_size: int
+    """Pixels along a side."""
     batch_size: int
+    augmentation: Augmentation
 
 
 class Epoch(NamedTuple):
@@ -52,22 +56,25 @@ class Plan(NamedTuple):
         return bisect_right([epoch.end for epoch in self.epochs], step)
 
 
-def make(
-    epochs: int, images: int, batch_size: int, last_batch: Literal["drop", "wrap"] = "drop"
-) -> Plan:
-    """The plan of a run.
-
-    Args:
-      epochs: how many there are.
-      images: how many are trained on.
-      batch_size: images in a step.
-      last_batch: what becomes of an epoch's incomplete last batch.
-    """
-    stage = Stage(batch_size)
+def make(config: Config, images: int, image_size: int) -> Plan:
+    """The plan of a run on so many training images, of so many pixels along a side."""
     planned: list[Epoch] = []
     begin = 0
-    for number in range(epochs):
-        steps = pipeline.steps_per_epoch(images, stage.batch_size, last_batch)
+    for number in range(config.epochs):
+        stage = _stage(config, number, image_size)
+        steps = pipeline.steps_per_epoch(images, stage.batch_size, config.data.last_batch)
         planned.append(Epoch(number, stage, begin, steps))
         begin += steps
     return Plan(tuple(planned))
+
+
+def _stage(config: Config, number: int, image_size: int) -> Stage:
+    usual = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
+    for phase in config.phases:
+        if number < round(phase.until * config.epochs):
+            return Stage(
+                phase.image_size or image_size,
+                phase.batch_size or config.batch_size,
+                phase.augmentation or usual,
+            )
+    return Stage(image_size, config.batch_size, usual)

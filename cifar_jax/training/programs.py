@@ -8,20 +8,22 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
-from cifar_jax import devices, models
+from cifar_jax import config as configs
+from cifar_jax import devices, models, processes
 from cifar_jax.config import Config
-from cifar_jax.data import Dataset, Split, augment, load, pipeline, split_validation
+from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import LogitsFn, compile_logits
-from cifar_jax.training import optim, plan, schedules
+from cifar_jax.models import initialisation
+from cifar_jax.training import averaging, batches, losses, optim, plan, schedules
 from cifar_jax.training import step as steps
+from cifar_jax.training.batches import TrainData
 from cifar_jax.training.plan import Epoch, Plan, Stage
 from cifar_jax.training.schedules import Moment
-from cifar_jax.training.step import Metrics, TrainState
+from cifar_jax.training.step import Metrics, Recipe, TrainState
 
 
 class Setup(NamedTuple):
@@ -32,22 +34,12 @@ class Setup(NamedTuple):
     train: Split
     validation: Split
     plan: Plan
-    model: nn.Module
-    schedule: schedules.Shape
-    tx: optax.GradientTransformationExtraArgs
+    recipe: Recipe
     mesh: Mesh
 
 
-class TrainData(NamedTuple):
-    """The training images, whole on every device.
-
-    Each is a row: a TPU pads the last axis to 128, and would copy all the images into a layout
-    that it can gather from, four times their size, in each call.
-    """
-
-    images: jax.Array  # uint8 [N, 32 · 32 · 3]
-    labels: jax.Array  # int32 [N]
-
+WHITENING_IMAGES = 5000
+"""As airbench has it."""
 
 StepsFn = Callable[[TrainState, int], TrainState]
 
@@ -96,27 +88,64 @@ def setup(
                 f"{len(train.labels)} training images beside the validation images"
             )
         train = Split(*(array[: settings.train_images] for array in train))
-    if config.batch_size > len(train.labels):
-        raise UserError(
-            f"batch_size {config.batch_size} is larger than the {len(train.labels)} training images"
-        )
+    model = models.create(
+        config.model.name,
+        dropout=config.model.dropout,
+        pooling=config.model.pooling,
+        num_classes=len(dataset.classes),
+        dtype=jnp.dtype(config.train.precision),
+    )
+    planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
+    for stage in planned.stages:
+        _check_stage(stage, model, mesh, len(train.labels))
+    shapes = models.variable_shapes(model)
+    optim.check(shapes["params"], config.optimizer, config.groups)
     return Setup(
         config=config,
         dataset=dataset,
         train=train,
         validation=validation,
-        plan=plan.make(config.epochs, len(train.labels), config.batch_size, settings.last_batch),
-        model=models.create(
-            config.model.name,
-            dropout=config.model.dropout,
-            pooling=config.model.pooling,
-            num_classes=len(dataset.classes),
-            dtype=jnp.dtype(config.train.precision),
-        ),
-        schedule=schedules.make(config.schedule),
-        tx=optim.make_optimizer(config.optimizer),
+        plan=planned,
+        recipe=_recipe(config, model, shapes),
         mesh=mesh,
     )
+
+
+def _recipe(config: Config, model: nn.Module, shapes: Mapping[str, Any]) -> Recipe:
+    frozen = []
+    if config.init.whitening:
+        frozen.append("/".join(initialisation.first_convolution(shapes)))
+    rule = None
+    match config.averaging:
+        case configs.Ema(decay=decay, every=every):
+            rule = averaging.Ema(decay, every)
+        case configs.Lookahead(decay=decay, every=every, power=power):
+            rule = averaging.Lookahead(decay, every, power)
+    return Recipe(
+        model=model,
+        tx=optim.make_optimizer(config.optimizer, config.groups, frozen),
+        schedule=schedules.make(config.schedule),
+        loss=partial(losses.cross_entropy, smoothing=config.loss.label_smoothing),
+        averaging=rule,
+    )
+
+
+def _check_stage(stage: Stage, model: nn.Module, mesh: Mesh, images: int) -> None:
+    """See that the network takes its images, and that devices and data have its batches.
+
+    Raises:
+      UserError: it is not so.
+    """
+    size, batch = stage.image_size, stage.batch_size
+    if batch > images:
+        raise UserError(f"batch_size {batch} is larger than the {images} training images")
+    if batch % mesh.size:
+        raise UserError(f"a batch of {batch} cannot be divided over {mesh.size} devices")
+    if size != models.IMAGE_SHAPE[0] and not models.takes(model, size):
+        raise UserError(
+            f"the network takes images of {models.IMAGE_SHAPE[0]} pixels only, and a phase has "
+            f"{size}: leave image_size out, or choose a network with global average pooling"
+        )
 
 
 def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:
@@ -132,16 +161,29 @@ def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None
     """
     key, _, _ = _keys(seed)
     replicated = devices.replicated(setup.mesh)
-    state = jax.jit(partial(_init_state, setup), out_shardings=replicated)(key)
-    if initial is None:
+    init, settings = partial(_init_state, setup), setup.config.init
+    state = jax.jit(init, out_shardings=replicated)(key)
+    if initial is not None:
+        variables = models.taken_over(state.variables, initial)
+    elif settings.dirac or settings.whitening:
+        variables = jax.device_get(state.variables)
+        if settings.dirac:
+            variables = initialisation.dirac(variables)
+        if settings.whitening:
+            images = batches.normalise(setup.train.images[:WHITENING_IMAGES], setup.dataset)
+            variables = initialisation.whitened(variables, images)
+        # One process's arithmetic for all, which may have other processors.
+        variables = processes.arrays_from_first(variables)
+    else:
         return state
-    taken = models.taken_over(state.variables, initial)
-    return state._replace(**devices.put(taken, replicated))
+    placed = devices.put(variables, replicated)
+    averaged = averaging.init(placed) if setup.recipe.averaging else {}
+    return state._replace(**placed, averaged=averaged)
 
 
 def train_data(setup: Setup) -> TrainData:
     """Put the training images on the devices."""
-    return TrainData(*devices.put(_rows(setup.train), devices.replicated(setup.mesh)))
+    return TrainData(*devices.put(batches.rows(setup.train), devices.replicated(setup.mesh)))
 
 
 def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
@@ -216,7 +258,6 @@ def train_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
     the key of what is random in a step, and the moment at which the epoch began; `train_arguments`
     gives their types.
     """
-    del stage
 
     def train(
         state: TrainState,
@@ -227,32 +268,17 @@ def train_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
         first: Moment,
     ) -> TrainState:
         augment_key, dropout_key = jax.random.split(key)
+        make = partial(batches.make_batch, setup.dataset, stage, setup.config.train.precision)
+
+        def moment(step: jax.Array) -> Moment:
+            return first._replace(step=step)
 
         def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-            key = jax.random.fold_in(augment_key, step)
-            return make_batch(setup, data, order[step - first.step], key)
+            return make(data, order[step - first.step], augment_key, moment(step))
 
-        return steps.train_steps(
-            *(state, count, dropout_key, batch, lambda step: first._replace(step=step)),
-            model=setup.model,
-            tx=setup.tx,
-            schedule=setup.schedule,
-        )
+        return steps.train_steps(state, count, dropout_key, batch, moment, recipe=setup.recipe)
 
     return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(setup.mesh))
-
-
-def make_batch(
-    setup: Setup, data: TrainData, indices: jax.Array, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Images, augmented and normalised, and labels of a step: those that int32 `[N]` names."""
-    images = augment.augment(
-        key,
-        pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE),
-        setup.config.data.crop_padding,
-        setup.config.data.flip,
-    )
-    return _normalise(setup, images), data.labels[indices]
 
 
 class Pace:
@@ -303,7 +329,7 @@ def train_arguments(setup: Setup, stage: Stage) -> tuple[Any, ...]:
     number = typed(jax.ShapeDtypeStruct((), jnp.int32), replicated)
     return (
         typed(jax.eval_shape(partial(_init_state, setup), key), replicated),
-        TrainData(*typed(_rows(setup.train), replicated)),
+        TrainData(*typed(batches.rows(setup.train), replicated)),
         typed(order, devices.batch_sharding(setup.mesh, axis=1)),
         number,
         typed(key, replicated),
@@ -321,11 +347,12 @@ def compile_evaluation(
 
     `state` is for its shapes and stays valid; `after_batch` is as for `compile_logits`.
     """
+    precision = setup.config.train.precision
     return compile_logits(
-        setup.model,
+        setup.recipe.model,
         state.variables,
         images,
-        normalise=partial(_normalise, setup),
+        normalise=partial(batches.normalise, dataset=setup.dataset, precision=precision),
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
         after_batch=after_batch,
@@ -334,7 +361,7 @@ def compile_evaluation(
 
 def is_finite(state: TrainState) -> bool:
     """Whether all weights, statistics and moments are; waits for the devices."""
-    return bool(_all_finite((state.params, state.batch_stats, state.opt_state)))
+    return bool(_all_finite((state.variables, state.opt_state, state.averaged)))
 
 
 @jax.jit
@@ -360,18 +387,11 @@ def _moment(step: int, epoch: int, steps: int) -> Moment:
     return Moment(np.int32(step), np.int32(epoch), np.int32(steps))
 
 
-def _rows(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    return split.images.reshape(len(split.images), -1), split.labels
-
-
 def _init_state(setup: Setup, key: jax.Array) -> TrainState:
-    variables = models.init_variables(setup.model, key)
-    return steps.init_state(variables, setup.tx, setup.config.optimizer.lr)
-
-
-def _normalise(setup: Setup, images: jax.Array) -> jax.Array:
-    dtype = jnp.dtype(setup.config.train.precision)
-    return pipeline.normalise(images, setup.dataset.mean, setup.dataset.std, dtype)
+    config = setup.config
+    variables = models.init_variables(setup.recipe.model, key)
+    rates = [config.optimizer.lr, *(group.optimizer.lr for group in config.groups)]
+    return steps.init_state(variables, setup.recipe, rates)
 
 
 def _keys(seed: int) -> tuple[jax.Array, ...]:

@@ -48,20 +48,40 @@ def make(schedule: Schedule) -> Shape:
             return lambda moment: _cosine(1, 0, _share(0, moment.step, moment.steps))
         case "one-cycle":
             return lambda moment: _one_cycle(schedule.warmup, moment)
+        case "linear":
+            return lambda moment: _line(1, schedule.end, _share(0, moment.step, moment.steps))
+        case "triangular":
+            return lambda moment: _triangular(schedule, moment)
 
 
 def _one_cycle(warmup: float, moment: Moment) -> jax.Array:
-    # The thousandth is for products such as 0.7 · 10, which must not round to below 7.
-    top = jnp.floor(jnp.float32(warmup) * moment.steps + 1e-3)
+    top = _top(warmup, moment)
     rising = _cosine(START, 1, _share(0, moment.step, top))
     falling = _cosine(1, END, _share(top, moment.step, moment.steps))
     return jnp.where(moment.step < top, rising, falling)
+
+
+def _triangular(schedule: Schedule, moment: Moment) -> jax.Array:
+    top = _top(schedule.warmup, moment)
+    rising = _line(schedule.start, 1, _share(0, moment.step, top))
+    falling = _line(1, schedule.end, _share(top, moment.step, moment.steps))
+    return jnp.where(moment.step < top, rising, falling)
+
+
+def _top(warmup: float, moment: Moment) -> jax.Array:
+    """The step of the highest rate."""
+    # The thousandth is for products such as 0.7 · 10, which must not round to below 7.
+    return jnp.floor(jnp.float32(warmup) * moment.steps + 1e-3)
 
 
 def _share(begin: Any, step: Any, end: Any) -> jax.Array:
     """How much of the way from `begin` to `end` the step has gone, from 0 to 1."""
     way = jnp.maximum(jnp.asarray(end - begin, jnp.float32), 1)
     return jnp.clip((step - begin) / way, 0, 1)
+
+
+def _line(start: float, end: float, share: jax.Array) -> jax.Array:
+    return start + (end - start) * share
 
 
 def _cosine(start: float, end: float, share: jax.Array) -> jax.Array:

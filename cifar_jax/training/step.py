@@ -1,6 +1,6 @@
 """What training does to the weights: pure functions of arrays. No config, no devices, no files."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -8,17 +8,33 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from cifar_jax.training import averaging, losses
+from cifar_jax.training.averaging import Ema, Lookahead
 from cifar_jax.training.optim import PlateauState, plateau_init
 from cifar_jax.training.schedules import Moment, Shape
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
+class Recipe(NamedTuple):
+    """What a step is made of."""
+
+    model: nn.Module
+    tx: optax.GradientTransformationExtraArgs
+    """The update rule; its `update` takes learning rates as `rates`."""
+    schedule: Shape = lambda moment: jnp.float32(1)
+    """The share of them by the moment."""
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy
+    """From logits `[N, K]` and labels to the loss of each image, `[N]`."""
+    averaging: Ema | Lookahead | None = None
+    """Which weights are evaluated, if not those that are trained."""
+
+
 class Metrics(NamedTuple):
     """Sums over images; divide by `images` only when writing them down."""
 
     loss: jax.Array
-    """float32: sum of cross-entropies, in nats."""
+    """float32: sum of losses, in nats."""
     correct: jax.Array
     """int32: images whose largest logit is their label's."""
     images: jax.Array
@@ -47,27 +63,35 @@ class TrainState(NamedTuple):
     metrics: Metrics
     """Of the current epoch so far, in training mode."""
     lr: jax.Array
-    """float32: the highest learning rate."""
+    """float32 `[groups]`: the highest learning rate of each."""
+    averaged: Any
+    """The average of `variables`, where one is kept; else empty."""
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What the model is applied with."""
+        """What is trained."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """What the model is evaluated with."""
+        return self.averaged or self.variables
 
-def init_state(
-    variables: Mapping[str, Any], tx: optax.GradientTransformation, lr: float
-) -> TrainState:
-    """The state before the first step, of a model's fresh variables and its learning rate."""
+
+def init_state(variables: Mapping[str, Any], recipe: Recipe, lr: Sequence[float]) -> TrainState:
+    """The state before the first step, of a model's fresh variables and the learning rates."""
     params = variables["params"]
+    batch_stats = variables.get("batch_stats", {})
+    kept = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.int32(0),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
-        opt_state=tx.init(params),
+        batch_stats=batch_stats,
+        opt_state=recipe.tx.init(params),
         plateau=plateau_init(),
         metrics=Metrics.zero(),
-        lr=jnp.float32(lr),
+        lr=jnp.asarray(lr, jnp.float32),
+        averaged=averaging.init(kept) if recipe.averaging else {},
     )
 
 
@@ -76,45 +100,54 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
-    rate: jax.Array,
+    moment: Moment,
     *,
-    model: nn.Module,
-    tx: optax.GradientTransformationExtraArgs,
+    recipe: Recipe,
 ) -> TrainState:
     """One update on a batch.
 
     Args:
       state: before it.
       images: float `[N, H, W, C]`, normalised.
-      labels: int32 `[N]`.
+      labels: int32 `[N]`, or probabilities of classes, float32 `[N, K]`.
       key: the step's own: fold the step into it before.
-      rate: float32, the learning rate.
-      model: the network.
-      tx: the update rule.
+      moment: where in the run it is.
+      recipe: what it is made of.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        logits, updated = model.apply(
+        logits, updated = recipe.model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), (logits, updated.get("batch_stats", {}))
+        return recipe.loss(logits, labels).mean(), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, rate=rate)
-    # The learning rate multiplies the finished update, so scaling that is lowering it.
-    updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
-    batch = Metrics(loss * labels.size, (logits.argmax(-1) == labels).sum(), jnp.int32(labels.size))
+    rates = state.lr * recipe.schedule(moment) * state.plateau.scale
+    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, rates=rates)
+    params, averaged = optax.apply_updates(state.params, updates), state.averaged
+    if recipe.averaging:
+        done = state.step + 1
+        averaged, variables = averaging.update(
+            recipe.averaging,
+            averaged,
+            {"params": params, "batch_stats": batch_stats},
+            step=done,
+            progress=done / jnp.float32(moment.steps),
+        )
+        params, batch_stats = variables["params"], variables["batch_stats"]
+    count = len(images)
+    correct = losses.correct(logits, labels).sum()
     return state._replace(
         step=state.step + 1,
-        params=optax.apply_updates(state.params, updates),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
-        metrics=state.metrics.plus(batch),
+        metrics=state.metrics.plus(Metrics(loss * count, correct, jnp.int32(count))),
+        averaged=averaged,
     )
 
 
@@ -125,9 +158,7 @@ def train_steps(
     batch: BatchFn,
     moment: Callable[[jax.Array], Moment],
     *,
-    model: nn.Module,
-    tx: optax.GradientTransformationExtraArgs,
-    schedule: Shape,
+    recipe: Recipe,
 ) -> TrainState:
     """`count` (int32) updates in one call, equal bit for bit to as many calls with one.
 
@@ -137,15 +168,12 @@ def train_steps(
       key: the run's; each step folds its number into it.
       batch: images and labels of a step, by the step's number.
       moment: where in the run a step is, by its number.
-      model: the network.
-      tx: the update rule.
-      schedule: the shape of the learning rate.
+      recipe: what a step is made of.
     """
 
     def one(state: TrainState) -> TrainState:
         images, labels = batch(state.step)
         step_key = jax.random.fold_in(key, state.step)
-        rate = state.lr * schedule(moment(state.step))
-        return train_step(state, images, labels, step_key, rate, model=model, tx=tx)
+        return train_step(state, images, labels, step_key, moment(state.step), recipe=recipe)
 
     return jax.lax.fori_loop(0, count, lambda _, state: one(state), state)

@@ -94,6 +94,11 @@ def rate(config: Config, step: int, steps_per_epoch: int) -> float:
             if step < top:
                 return between(lr / 25, lr, step / top)
             return between(lr, lr / 25e4, (step - top) / (steps - top))
+        case "linear":
+            return lr + (schedule.end * lr - lr) * step / steps
+        case "triangular":
+            points = (0, int(schedule.warmup * steps), steps)
+            return float(np.interp(step, points, (schedule.start * lr, lr, schedule.end * lr)))
     return lr
 
 
@@ -161,7 +166,8 @@ class Hand:
         inputs = self.normalised(self.augmented(self.train.images[chosen]))
         key = jax.random.fold_in(self.dropout_key, self.step)
         params = jax.tree.map(np.float32, self.params)
-        (loss, (logits, self.batch_stats)), gradient = _gradient(self.model)(
+        smoothing = self.config.loss.label_smoothing
+        (loss, (logits, self.batch_stats)), gradient = _gradient(self.model, smoothing)(
             params, self.batch_stats, inputs, labels, key
         )
         self.loss += float(loss) * len(labels)
@@ -175,6 +181,10 @@ class Hand:
         if optimizer.name == "sgd":
             self.first = jax.tree.map(lambda m, g: optimizer.momentum * m + g, self.first, gradient)
             direction = self.first
+            if optimizer.nesterov:
+                direction = jax.tree.map(
+                    lambda m, g: g + optimizer.momentum * m, self.first, gradient
+                )
         else:
             b1, b2, eps = optimizer.beta1, optimizer.beta2, optimizer.eps
             self.first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, self.first, gradient)
@@ -215,7 +225,7 @@ def measured(
 
 
 @lru_cache
-def _gradient(model: nn.Module) -> Callable[..., Any]:
+def _gradient(model: nn.Module, smoothing: float) -> Callable[..., Any]:
     def loss(
         params: Any, batch_stats: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
@@ -226,7 +236,9 @@ def _gradient(model: nn.Module) -> Callable[..., Any]:
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        picked = jnp.take_along_axis(nn.log_softmax(logits), labels[:, None], 1)
-        return -picked.mean(), (logits, updated["batch_stats"])
+        logs = nn.log_softmax(logits)
+        picked = jnp.take_along_axis(logs, labels[:, None], 1)
+        losses = (1 - smoothing) * picked + smoothing * logs.mean(1, keepdims=True)
+        return -losses.mean(), (logits, updated["batch_stats"])
 
     return jax.jit(jax.value_and_grad(loss, has_aux=True))

@@ -8,16 +8,17 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from cifar_jax import models
+from cifar_jax.config import Optimizer
 from cifar_jax.training import step
+from cifar_jax.training.optim import make_optimizer
 from cifar_jax.training.schedules import Moment
-from cifar_jax.training.step import Metrics, TrainState
+from cifar_jax.training.step import Metrics, Recipe, TrainState
 
 MODEL = models.create("basic")
-BATCH, RATE = 8, jnp.float32(1)
+BATCH, MOMENT = 8, Moment(0, 0, 60)
 
 
 @pytest.fixture(scope="module")
@@ -28,13 +29,10 @@ def batches() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(images), jnp.asarray(random.integers(0, 10, (4, BATCH), np.int32))
 
 
-def fresh(tx: optax.GradientTransformation) -> TrainState:
-    return step.init_state(models.init_variables(MODEL, jax.random.key(0)), tx, lr=1)
-
-
-def own_rate(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """`tx`, which has its own learning rate, where a rule is given one."""
-    return optax.with_extra_args_support(tx)
+def made_of(name: str, lr: float, **options: Any) -> tuple[Recipe, TrainState]:
+    """An update rule, and a fresh state for it."""
+    recipe = Recipe(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
+    return recipe, step.init_state(models.init_variables(MODEL, jax.random.key(0)), recipe, [lr])
 
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
@@ -46,7 +44,7 @@ def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
 
 
 def test_a_fresh_state_has_made_no_step() -> None:
-    state = fresh(optax.sgd(0.1, momentum=0.9))
+    _, state = made_of("sgd", 0.1)
     assert int(state.step) == 0
     assert state.batch_stats == {}
     assert [float(value) for value in state.metrics] == [0, 0, 0]
@@ -57,13 +55,13 @@ def test_a_fresh_state_has_made_no_step() -> None:
 
 def test_one_batch_is_learned_by_heart(batches: tuple[jax.Array, jax.Array]) -> None:
     """All that 60 updates need is compiled once, though learning rate and metrics move."""
-    tx = own_rate(optax.adam(3e-3))
-    state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
+    recipe, state = made_of("adam", 3e-3)
+    update = jit_once(step.train_step, recipe=recipe)
     images, labels = batches[0][0], batches[1][0]
     for number in range(60):
         plateau = state.plateau._replace(scale=jnp.float32(0.99**number))
         state = state._replace(metrics=Metrics.zero(), plateau=plateau)
-        state = update(state, images, labels, jax.random.key(number), RATE)
+        state = update(state, images, labels, jax.random.key(number), MOMENT)
     assert int(state.step) == 60
     assert int(state.metrics.correct) == BATCH
     assert float(state.metrics.loss) / BATCH < 0.01
@@ -71,11 +69,12 @@ def test_one_batch_is_learned_by_heart(batches: tuple[jax.Array, jax.Array]) -> 
 
 
 def test_metrics_are_sums_over_the_images_seen(batches: tuple[jax.Array, jax.Array]) -> None:
-    tx = own_rate(optax.sgd(0.0))  # the weights stay, so the logits can be computed from outside
-    state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
+    # The weights stay, so the logits can be computed from outside.
+    recipe, state = made_of("sgd", 0.0)
+    update = jit_once(step.train_step, recipe=recipe)
     logits = [np.asarray(MODEL.apply({"params": state.params}, images)) for images in batches[0]]
     for images, labels in zip(*batches, strict=True):
-        state = update(state, images, labels, jax.random.key(0), RATE)
+        state = update(state, images, labels, jax.random.key(0), MOMENT)
     logits, labels = np.concatenate(logits), np.asarray(batches[1]).ravel()
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     np.testing.assert_allclose(state.metrics.loss, losses.sum(), rtol=1e-5)
@@ -88,13 +87,13 @@ def test_the_plateaus_scale_multiplies_the_finished_update(
 ) -> None:
     """Halving it is halving the learning rate, of Adam as well as of SGD."""
     images, labels = batches[0][0], batches[1][0]
-    for tx in map(own_rate, (optax.sgd(0.1, momentum=0.9), optax.adam(1e-3))):
-        state, update = fresh(tx), jit_once(step.train_step, model=MODEL, tx=tx)
+    for recipe, state in (made_of("sgd", 0.1), made_of("adam", 1e-3)):
+        update = jit_once(step.train_step, recipe=recipe)
         half = state._replace(plateau=state.plateau._replace(scale=jnp.float32(0.5)))
         whole_step, half_step = (
             jax.tree.map(
                 jnp.subtract,
-                update(s, images, labels, jax.random.key(0), RATE).params,
+                update(s, images, labels, jax.random.key(0), MOMENT).params,
                 state.params,
             )
             for s in (state, half)
@@ -108,7 +107,8 @@ def test_the_plateaus_scale_multiplies_the_finished_update(
 def test_several_steps_in_a_call_are_so_many_single_ones(
     batches: tuple[jax.Array, jax.Array], per_call: int
 ) -> None:
-    tx, key = own_rate(optax.sgd(0.05, momentum=0.9)), jax.random.key(7)
+    key = jax.random.key(7)
+    recipe, _ = made_of("sgd", 0.05)
 
     def batch(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(jax.random.fold_in(key, number), ())
@@ -118,13 +118,11 @@ def test_several_steps_in_a_call_are_so_many_single_ones(
         *(step.train_steps,),
         batch=batch,
         moment=lambda number: Moment(number, 0, 6),
-        model=MODEL,
-        tx=tx,
-        schedule=lambda moment: jnp.float32(1),
+        recipe=recipe,
     )
 
     def run(calls: list[int]) -> TrainState:
-        state = fresh(tx)
+        _, state = made_of("sgd", 0.05)
         for count in calls:
             state = program(state, jnp.int32(count), key)
         return state

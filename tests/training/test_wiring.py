@@ -14,7 +14,7 @@ import pytest
 from cifar_jax import config as configs
 from cifar_jax import models
 from cifar_jax.config import Config
-from cifar_jax.training import programs
+from cifar_jax.training import batches, programs
 from cifar_jax.training.programs import Programs, Setup
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import TrainState
@@ -67,6 +67,11 @@ RUNS: dict[str, dict[str, Any]] = {
         **{"schedule__name": "plateau", "schedule__factor": 0.3, "schedule__patience": 1},
         **{"schedule__threshold": 0.2},
     },
+    "nesterov, triangular": {
+        **{"optimizer__nesterov": True, "schedule__name": "triangular", "schedule__warmup": 0.4},
+        **{"schedule__start": 0.2, "schedule__end": 0.1, "loss__label_smoothing": 0.2},
+    },
+    "linear": {"schedule__name": "linear", "schedule__end": 0.2},
     "bfloat16": {"train__precision": "bfloat16"},
 }
 
@@ -130,18 +135,20 @@ def test_precision_is_that_of_every_product(make_config: Make, precision: str) -
 def noticed(config: Config) -> dict[str, Any]:
     """What can be seen of a setup from outside, by what it concerns."""
     setup = programs.setup(config, dataset=DATASET)
-    model: Any = setup.model
+    recipe, plan = setup.recipe, setup.plan
+    model: Any = recipe.model
     gradient = {"w": jnp.float32([1e-3, 2.0])}
-    plan = setup.plan
     moments_of = (Moment(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
-    rates = [config.optimizer.lr * setup.schedule(moment) for moment in moments_of]
+    rates = [config.optimizer.lr * recipe.schedule(moment) for moment in moments_of]
     params, moments = {"w": jnp.float32([0.5, -0.25])}, None
     for rate in rates[:3]:
-        moments = moments or setup.tx.init(params)
-        change, moments = setup.tx.update(gradient, moments, params, rate=rate)
+        moments = moments or recipe.tx.init(params)
+        rates_now = jnp.float32([rate, *(group.optimizer.lr for group in config.groups)])
+        change, moments = recipe.tx.update(gradient, moments, params, rates=rates_now)
         params = jax.tree.map(jnp.add, params, change)
-    images, _ = programs.make_batch(
-        *(setup, programs.train_data(setup), jnp.arange(8), jax.random.key(0)),
+    images, labels = batches.make_batch(
+        *(setup.dataset, plan.stages[0], config.train.precision, programs.train_data(setup)),
+        *(jnp.arange(8), jax.random.key(0), Moment(1, 1, plan.steps)),
     )
     return {
         "rates": [float(rate) for rate in rates],
@@ -149,6 +156,8 @@ def noticed(config: Config) -> dict[str, Any]:
         "model": (type(model), model.dropout, model.pooling, model.num_classes),
         "type": (model.dtype, images.dtype),
         "images": np.asarray(images, np.float32).tolist(),
+        "labels": np.asarray(labels).tolist(),
+        "loss": recipe.loss(jnp.eye(5), jnp.arange(5)).tolist(),
         "train": len(setup.train.labels),
         "validation": len(setup.validation.labels),
         "steps": setup.plan.epochs[0].steps,
@@ -173,13 +182,22 @@ SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "schedule.warmup": (0.6, {"rates", "update"}),
     "data.validation": (14, {"validation", "train", *BATCHES}),
     "data.train_images": (17, {"train", *BATCHES}),
+    "loss.label_smoothing": (0.2, {"loss"}),
     "data.crop_padding": (2, {"images"}),
-    "data.flip": (True, {"images"}),
+    "data.flip": ("alternating", {"images"}),
+    "data.cutout": (7, {"images"}),
+    "data.mixup": (0.5, {"images", "labels"}),
+    "data.cutmix": (1.0, {"images", "labels"}),
+    "data.brightness": (0.3, {"images"}),
+    "data.contrast": (0.3, {"images"}),
     "data.last_batch": ("wrap", BATCHES),
     "train.precision": ("bfloat16", {"type", "images"}),
 }
 ELSEWHERE = {
     "optimizer.momentum": "sgd, plateau",
+    "optimizer.nesterov": "nesterov, triangular",
+    "schedule.start": "nesterov, triangular",
+    "schedule.end": "nesterov, triangular",
     "schedule.step_epochs": "sgd, by steps",
     "schedule.factor": "sgd, plateau",
     "schedule.patience": "sgd, plateau",
@@ -213,8 +231,13 @@ def test_a_setting_reaches_what_it_is_for_and_nothing_else(
     assert {key for key in usual if found[key] != usual[key]} == concerned
 
 
-OF_THEIR_OWN = {"data.dataset", "train.init_from"}
-"""Settings of what a run begins with, which `setup` is handed or does not see."""
+OF_THEIR_OWN = {
+    *("data.dataset", "data.crop_fill", "train.init_from", "train.max_minutes"),
+    *("optimizer.newton_schulz_steps", "groups", "averaging", "phases"),
+    *("init.dirac", "init.whitening", "test_time.flip", "test_time.shift", "test_time.unsure"),
+}
+"""Settings of what a run begins with, which `setup` is handed or does not see, and of parts that
+have tests of their own in test_recipes.py."""
 
 
 def test_every_setting_of_a_run_has_such_a_test(make_config: Make) -> None:
