@@ -10,7 +10,7 @@ import numpy as np
 from cifar_jax import data
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import compile_logits, measure
+from cifar_jax.evaluation import Views, compile_logits, measure
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.runs.folder import existing_workdir
@@ -35,13 +35,17 @@ class Evaluated(NamedTuple):
     """Of the images, as in a result."""
 
 
-def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, Any]:
+def evaluate(
+    path: Path, split: str = "test", best: bool = False, views: Views | None = None
+) -> dict[str, Any]:
     """Loss and accuracy of a run's last checkpoint, or its best on validation, over a whole split.
+
+    `views` is what is seen of an image, by default itself.
 
     Raises:
       UserError: no run or no checkpoint in the folder, or a split that is empty.
     """
-    found = logits(path, split, best)
+    found = logits(path, split, best, views)
     return {
         "experiment": found.experiment,
         "seed": found.seed,
@@ -53,14 +57,18 @@ def evaluate(path: Path, split: str = "test", best: bool = False) -> dict[str, A
     }
 
 
-def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
+def logits(
+    path: Path, split: str = "test", best: bool = False, views: Views | None = None
+) -> Evaluated:
     """What a run's last checkpoint, or its best on validation, says of every image of a split.
+
+    `views` is what is seen of an image, by default itself.
 
     Raises:
       UserError: as `evaluate`.
     """
     if not path.is_dir():
-        return _of_a_file(path, split, best)
+        return _of_a_file(path, split, best, views)
     workdir, identity = existing_workdir(path)
     setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
@@ -77,6 +85,7 @@ def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
         normalise=network.normalise,
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
+        views=views,
     )(network.variables)
     step = network.card["step"]
     return Evaluated(
@@ -91,7 +100,7 @@ def logits(path: Path, split: str = "test", best: bool = False) -> Evaluated:
     )
 
 
-def _of_a_file(path: Path, split: str, best: bool) -> Evaluated:
+def _of_a_file(path: Path, split: str, best: bool, views: Views | None) -> Evaluated:
     """Of an export, or of weights that come with the package: on the test images alone, since it
     does not say which were held out."""
     network = load(path, best=best)
@@ -107,7 +116,7 @@ def _of_a_file(path: Path, split: str, best: bool) -> Evaluated:
         seed=network.card["seed"],
         epoch=network.card.get("epoch") or 0,
         step=network.card.get("step") or 0,
-        logits=network.logits(images),
+        logits=network.logits(images, views),
         labels=labels,
         params_sha256=params_sha256(network.variables["params"]) if known else "",
         data_sha256=dataset.fingerprint,

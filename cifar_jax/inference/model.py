@@ -17,6 +17,7 @@ from cifar_jax import models
 from cifar_jax.data import pipeline
 from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import Views, over_views
 from cifar_jax.inference import card as cards
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
@@ -43,20 +44,25 @@ class Classifier:
         """Names, in the order of the logits."""
         return tuple(self.card["classes"])
 
-    def predict(self, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
+    def predict(
+        self, images: np.ndarray | Sequence[str | Path], views: Views | None = None
+    ) -> np.ndarray:
         """Probabilities `[N, classes]`, float32, each row of sum one.
 
         Args:
           images: uint8 `[N, 32, 32, 3]`, or files of any size and common format.
+          views: what else is looked at of them; by default nothing.
 
         Raises:
           UserError: an array of another shape or type, or a file that is no image.
         """
-        logits = self.logits(images).astype(np.float64)
+        logits = self.logits(images, views).astype(np.float64)
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
 
-    def logits(self, images: np.ndarray | Sequence[str | Path]) -> np.ndarray:
+    def logits(
+        self, images: np.ndarray | Sequence[str | Path], views: Views | None = None
+    ) -> np.ndarray:
         """Logits `[N, classes]`, float32; arguments and errors are those of `predict`."""
         if not hasattr(images, "dtype"):
             files = [read_image(Path(file)) for file in images]
@@ -66,7 +72,12 @@ class Classifier:
             raise UserError(
                 f"images are to be uint8 [N, 32, 32, 3], not {images.dtype} {list(images.shape)}"
             )
-        found = [np.zeros((0, len(self.classes)), np.float32)]
+        if not len(images):
+            return np.zeros((0, len(self.classes)), np.float32)
+        return over_views(self._logits_of, images, views)
+
+    def _logits_of(self, images: np.ndarray) -> np.ndarray:
+        found = []
         for start in range(0, len(images), self.largest_batch):
             batch = images[start : start + self.largest_batch]
             # Each size is compiled by itself: so there are few, the next power of two.

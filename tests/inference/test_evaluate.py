@@ -4,12 +4,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from short_runs import files
 
+from cifar_jax import data
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.evaluation import Views, measure
+from cifar_jax.inference.evaluate import evaluate, logits
+from cifar_jax.inference.model import load_run
 from cifar_jax.runs import folder as workdir
 from cifar_jax.training.fit import Run
 
@@ -25,6 +29,16 @@ def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
     assert best["accuracy"] == result["best_validation_accuracy"]
     assert best["images"] == 144
     assert files(finished) == before
+
+
+def test_more_views_are_those_of_the_loaded_network(finished: Path) -> None:
+    views = Views(flip=True, shift=1)
+    images, labels = data.load("digits").test
+    found = logits(finished, views=views).logits
+    np.testing.assert_allclose(found, load_run(finished).logits(images, views), atol=1e-4)
+    measured = evaluate(finished, views=views)
+    assert measured["loss"] == measure(found, labels)["loss"]
+    assert measured["loss"] != evaluate(finished)["loss"]
 
 
 def test_evaluate_takes_a_run_of_more_devices_than_there_are(

@@ -18,6 +18,7 @@ from cifar_jax import data, models
 from cifar_jax.data import images as pictures
 from cifar_jax.data.cifar10 import facts
 from cifar_jax.errors import UserError
+from cifar_jax.evaluation import Views
 from cifar_jax.inference import card as cards
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -49,6 +50,18 @@ def test_the_number_of_images_does_not_matter(basic: Path) -> None:
     np.testing.assert_allclose(model.logits(RANDOM), by_hand(basic, RANDOM, 7), atol=1e-5)
     assert model.predict(RANDOM[:0]).shape == (0, 10)
     assert model.predict([]).shape == (0, 10)
+
+
+def test_more_views_of_an_image_are_averaged(basic: Path) -> None:
+    model = cifar_jax.load(basic)
+    model.largest_batch = 2
+    found = model.logits(RANDOM, Views(flip=True))
+    mirrored = RANDOM[:, :, ::-1]
+    expected = (by_hand(basic, RANDOM, 7) + by_hand(basic, mirrored, 7)) / 2
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    odds = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
+    np.testing.assert_allclose(model.predict(RANDOM, Views(flip=True)), odds, atol=1e-5)
+    assert model.predict(RANDOM[:0], Views(flip=True)).shape == (0, 10)
 
 
 def test_files_are_read_as_arrays_are(basic: Path, tmp_path: Path) -> None:
