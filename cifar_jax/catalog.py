@@ -19,7 +19,7 @@ class Experiment(NamedTuple):
     """An experiment file, read."""
 
     name: str
-    """The file's name with dashes, or its path from `experiments/` (`fast/resnet18`)."""
+    """The file's name, with dashes."""
     config: Config
     description: str
     """The first line of the file's docstring."""
@@ -34,7 +34,8 @@ def experiments_folder() -> Path:
 
 
 def names() -> list[str]:
-    """Names of the experiments that come with this package, in the paper's order."""
+    """Names of the experiments that come with this package: the paper's in its order, and then
+    the others."""
     return sorted(_files(), key=lambda name: (_first_table(load(name).config), name))
 
 
@@ -48,7 +49,7 @@ def load(name_or_path: str) -> Experiment:
         path = Path(name_or_path)
         if not path.is_file():
             raise UserError(f"no experiment file {path}")
-        return _read(path, path.stem.replace("_", "-"))
+        return _read(path, _name(path))
     known = _files()
     if name_or_path not in known:
         close = difflib.get_close_matches(name_or_path, known, n=1)
@@ -59,12 +60,12 @@ def load(name_or_path: str) -> Experiment:
 
 def _files() -> dict[str, Path]:
     """Experiment files by name; `resnet18_adam_lr1e_4.py` is `resnet18-adam-lr1e-4`."""
-    folder = experiments_folder()
-    files = (path for path in folder.rglob("*.py") if path.name != "__init__.py")
-    return {
-        path.relative_to(folder).with_suffix("").as_posix().replace("_", "-"): path
-        for path in files
-    }
+    files = experiments_folder().rglob("*.py")
+    return {_name(path): path for path in files if path.name != "__init__.py"}
+
+
+def _name(path: Path) -> str:
+    return path.stem.replace("_", "-")
 
 
 def _read(path: Path, name: str) -> Experiment:

@@ -16,7 +16,7 @@ from cifar_jax import devices, models, processes
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import LogitsFn, compile_logits
+from cifar_jax.evaluation import LogitsFn, Views, compile_logits
 from cifar_jax.models import initialisation
 from cifar_jax.training import averaging, batches, losses, optim, plan, schedules
 from cifar_jax.training import step as steps
@@ -347,7 +347,7 @@ def compile_evaluation(
 
     `state` is for its shapes and stays valid; `after_batch` is as for `compile_logits`.
     """
-    precision = setup.config.train.precision
+    precision, seen = setup.config.train.precision, setup.config.test_time
     return compile_logits(
         setup.recipe.model,
         state.variables,
@@ -356,6 +356,7 @@ def compile_evaluation(
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
         after_batch=after_batch,
+        views=Views(seen.flip, seen.shift, seen.unsure),
     )
 
 
