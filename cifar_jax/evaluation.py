@@ -67,7 +67,7 @@ def compile_logits(
     def logits(variables: Mapping[str, Any], images: jax.Array) -> Any:
         return model.apply(variables, normalise(images), train=False)
 
-    kept = batches(images)
+    kept = batches(images)  # on the devices from evaluation to evaluation; other views are not
     program = (
         jax.jit(logits, out_shardings=devices.replicated(mesh)).lower(variables, kept[0]).compile()
     )
