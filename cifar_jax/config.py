@@ -310,6 +310,11 @@ class Config(Settings):
                 f"the schedule {self.schedule.name} has no end to fit into train.max_minutes: "
                 "choose linear, triangular, cosine or one-cycle, or unset train.max_minutes"
             )
+        if self.test_time.unsure and not (self.test_time.flip or self.test_time.shift):
+            raise UserError(
+                "test_time.unsure is a share of the images that are looked at again: set "
+                "test_time.flip or test_time.shift too"
+            )
         if self.init.whitening and self.train.init_from:
             raise UserError(
                 "init.whitening makes the first layer of the training images, and "

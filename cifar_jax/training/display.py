@@ -57,6 +57,11 @@ class Display:
         if not (detail and self._progress):
             self._console.print(text, markup=False)
 
+    def replan(self, epochs: int, steps: int) -> None:
+        """Show that the run now has so many epochs and steps."""
+        if self._progress:
+            self._progress.update(self._task, total=steps, epochs=epochs)
+
     def update(
         self, step: int, epoch: int, images_per_second: float, loss: float, accuracy: float
     ) -> None:

@@ -24,7 +24,8 @@ from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
 from cifar_jax.training import programs, signals
 from cifar_jax.training.display import Display
-from cifar_jax.training.loop import Progress, Trainer, epochs_over
+from cifar_jax.training.loop import Progress, Trainer, epochs_over, planned
+from cifar_jax.training.plan import Plan
 from cifar_jax.training.programs import Setup
 from cifar_jax.training.step import TrainState
 
@@ -81,11 +82,13 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 told = processes.from_first(lambda: _begin(run, setup, workdir))
                 beginning = programs.init_state(setup, run.seed, run.initial)
                 state, meta, damaged = checkpoints.restore_newest(beginning)
+                extra = meta.extra if meta else {}
+                plan = planned(setup, extra.get("epochs"))
                 # An epoch may have been written down whose checkpoint was not finished.
-                epoch = epochs_over(setup.plan, state)
+                epoch = epochs_over(plan, state)
                 rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
             log = workdir.log if processes.is_first() else Path(os.devnull)
-            with display.showing(log, run.experiment, len(setup.plan.epochs), setup.plan.steps):
+            with display.showing(log, run.experiment, len(plan.epochs), plan.steps):
                 for found in damaged:
                     told.append(
                         f"the checkpoint of step {found.step} is damaged ({found.reason}): "
@@ -93,10 +96,10 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     )
                 if lost or len(rows) != epoch:
                     told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
-                for text in [_headline(run, setup, meta), *told]:
+                for text in [_headline(run, setup, plan, meta), *told]:
                     display.line(text)
                 earlier = rows[-1]["wall_seconds"] if rows else 0.0
-                progress = Progress.saved(meta.extra if meta else {}, began, earlier)
+                progress = Progress.saved(extra, began, earlier)
                 trainer = Trainer(
                     *(run.config, run.seed, setup, workdir, checkpoints, display, received),
                     *(progress, rows, run.initial),
@@ -105,7 +108,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     state, compile_seconds = trainer.train(state)
                     checkpoints.wait()
                 with received.at_once(), processes.together():
-                    result, logits = _result(run, setup, state, rows, checkpoints, display)
+                    done = setup._replace(plan=trainer.plan)
+                    result, logits = _result(run, done, state, rows, checkpoints, display)
             starts = processes.from_first(workdir.starts)
             result |= {
                 "wall_seconds": round(progress.elapsed(), 1),
@@ -312,17 +316,16 @@ def params_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def _headline(run: Run, setup: Setup, meta: Meta | None) -> str:
+def _headline(run: Run, setup: Setup, plan: Plan, meta: Meta | None) -> str:
     device = _device(setup)
     source = run.config.train.init_from
     begun = "begins" + (f" with the weights of {source}" if source else "")
     if meta:
         begun = f"goes on from step {meta.step}"
-    epochs = setup.plan.epochs
-    steps = " or ".join(map(str, sorted({epoch.steps for epoch in epochs})))
+    steps = " or ".join(map(str, sorted({epoch.steps for epoch in plan.epochs})))
     return (
         f"{run.experiment} seed {run.seed} {begun}: "
-        f"{len(epochs)} epochs of {steps} steps on {setup.dataset.name}, "
+        f"{len(plan.epochs)} epochs of {steps} steps on {setup.dataset.name}, "
         f"{len(setup.train.labels)} training and {len(setup.validation.labels)} validation images, "
         f"on {device['count']} × {device['kind']}{_arithmetic(run, device)}; {run.workdir}"
     )

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from cifar_jax import processes
+from cifar_jax import models, processes
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import programs
+from cifar_jax.training import plan, programs
 from cifar_jax.training.display import Display
 from cifar_jax.training.plan import Epoch, Plan
 from cifar_jax.training.programs import Pace, Programs, Setup
@@ -27,6 +27,8 @@ from cifar_jax.training.step import TrainState
 
 SECONDS_BETWEEN_UPDATES = 0.5
 MAX_HALVINGS = 3
+FITTED_EVERY = 0.01
+"""Share of `train.max_minutes`: so often that the learning rate moves evenly."""
 
 
 class Diverged(Exception):
@@ -43,6 +45,8 @@ class Progress:
     """The epoch's sum of losses at its last log line, and over how many images."""
     halvings: int = 0
     """How often the learning rate was halved because the loss was not finite."""
+    epochs: list[list[int]] | None = None
+    """The plan, as `plan.as_json` has it, where `train.max_minutes` makes it."""
 
     @classmethod
     def saved(cls, extra: Mapping[str, Any], began: float, elapsed: float) -> "Progress":
@@ -50,7 +54,8 @@ class Progress:
         ones took, where it was not saved."""
         loss, images = extra.get("line", (0.0, 0))
         seconds = extra.get("elapsed_seconds", elapsed)
-        return cls(began - seconds, (loss, images), extra.get("halvings", 0))
+        halvings, epochs = extra.get("halvings", 0), extra.get("epochs")
+        return cls(began - seconds, (loss, images), halvings, epochs)
 
     def elapsed(self) -> float:
         """Seconds that the run has taken, over all its starts."""
@@ -62,6 +67,7 @@ class Progress:
             "elapsed_seconds": round(self.elapsed(), 3),
             "line": list(self.line),
             "halvings": self.halvings,
+            "epochs": self.epochs,
         }
 
 
@@ -81,18 +87,20 @@ class Trainer:
     """Metrics of the epochs so far."""
     initial: Mapping[str, Any] | None = None
     """Variables to begin with, instead of fresh ones."""
+    plan: Plan = field(init=False)
+    """What happens when: the setup's, but where `train.max_minutes` makes it shorter."""
+    origin: tuple[float, int] = field(init=False)
+    """Seconds that the run had taken when this start began to train, and the plan's pixels."""
+    fitted_at: float = field(init=False)
+    """Seconds that it had taken when the plan was last fitted into its minutes."""
     pace: Pace = field(init=False)
     saved: float = field(init=False)
     """When it was saved last, on `perf_counter`'s clock."""
 
     def __post_init__(self) -> None:
+        self.plan = planned(self.setup, self.progress.epochs)
         self.pace = Pace(self.config.train.steps_per_call)
         self.saved = time.perf_counter()
-
-    @property
-    def plan(self) -> Plan:
-        """What happens when."""
-        return self.setup.plan
 
     def train(self, state: TrainState) -> tuple[TrainState, float]:
         """Go on from `state` to the last epoch; also gives the seconds that compiling took.
@@ -105,6 +113,9 @@ class Trainer:
             return state, 0.0
         with self.signals.at_once():
             training, validate, compile_seconds = self._compile(state)
+        (elapsed,) = processes.greatest(self.progress.elapsed())
+        self.origin = (elapsed, self.plan.pixels_before(int(state.step)))
+        self.fitted_at = elapsed
         with _board(self.workdir.tensorboard, epochs_over(self.plan, state) + 1) as board:
             while (number := epochs_over(self.plan, state)) < len(self.plan.epochs):
                 try:
@@ -175,7 +186,8 @@ class Trainer:
     ) -> tuple[TrainState, dict[str, Any]]:
         """From wherever in `epoch` the state is to its last step, with the metrics of training."""
         display, every = self.display, self.config.train.log_every
-        take_steps = training.begin(epoch, training.order(epoch), self.plan.steps)
+        order = training.order(epoch)
+        take_steps = training.begin(epoch, order, self.plan.steps)
         begun_at = step = int(state.step)
         began = updated = time.perf_counter()
         while step < epoch.end:
@@ -200,9 +212,13 @@ class Trainer:
                 speed = (step - begun_at) * epoch.stage.batch_size / (now - began)
                 display.update(step, epoch.number + 1, speed, **programs.means(state.metrics))
             # All processes must make the same calls, and stop and save after the same one.
-            seconds, signum, due = processes.greatest(
-                now - called, self.signals.received or 0, self._is_due(now)
+            seconds, signum, due, elapsed = processes.greatest(
+                now - called, self.signals.received or 0, self._is_due(now), self.progress.elapsed()
             )
+            if self._refit(epoch, step, elapsed):
+                epoch = self.plan.epochs[epoch.number]
+                take_steps = training.begin(epoch, order, self.plan.steps)
+                display.replan(len(self.plan.epochs), self.plan.steps)
             self.pace.observe(take, seconds)
             if signum:
                 self._save(state, whole=False)
@@ -217,6 +233,26 @@ class Trainer:
             **{f"train_{name}": value for name, value in programs.means(state.metrics).items()},
             "images_per_second": round(speed, 1),
         }
+
+    def _refit(self, epoch: Epoch, step: int, elapsed: float) -> bool:
+        """Whether there is another plan, since the one before would not end in time.
+
+        Of several processes all know the same.
+        """
+        minutes = self.config.train.max_minutes
+        if minutes is None or elapsed - self.fitted_at < minutes * 60 * FITTED_EVERY:
+            return False
+        self.fitted_at = elapsed
+        done = self.plan.pixels_before(step)
+        began, before = self.origin
+        left = (60 * minutes - elapsed) * (done - before) / (elapsed - began)
+        begun, size = self.plan.epochs[: epoch.number + 1], models.IMAGE_SHAPE[0]
+        images = len(self.setup.train.labels)
+        fitted = plan.fitted(self.config, images, size, begun, done + max(left, 0.0))
+        changed = fitted != self.plan
+        self.plan = fitted
+        self.progress.epochs = plan.as_json(fitted, self.setup.plan.stages)
+        return changed
 
     def _is_due(self, now: float) -> bool:
         minutes = self.config.train.checkpoint_minutes
@@ -250,6 +286,8 @@ class Trainer:
         before = meta.extra.get("halvings", 0) if meta else 0
         self.progress.halvings += 1
         self.progress.line = tuple(meta.extra.get("line", (0.0, 0))) if meta else (0.0, 0)
+        self.progress.epochs = meta.extra.get("epochs") if meta else None
+        self.plan = planned(self.setup, self.progress.epochs)
         factor = 0.5 ** (self.progress.halvings - before)
         state = programs.with_lower_rate(self.setup, state, factor)
         epochs = epochs_over(self.plan, state)
@@ -284,6 +322,11 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
             if worker := board.file_writer.event_writer._worker:  # pyright: ignore
                 worker.stop()
             raise
+
+
+def planned(setup: Setup, epochs: list[list[int]] | None) -> Plan:
+    """What happens when, in a run whose progress has these `epochs`."""
+    return setup.plan if epochs is None else plan.from_json(epochs, setup.plan.stages)
 
 
 def epochs_over(plan: Plan, state: TrainState) -> int:

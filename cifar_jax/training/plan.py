@@ -4,6 +4,8 @@ Pure data. Nothing else knows how steps and epochs hang together.
 """
 
 from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from cifar_jax.config import Augmentation, Config
@@ -35,6 +37,11 @@ class Epoch(NamedTuple):
         """Updates made after it."""
         return self.begin + self.steps
 
+    @property
+    def step_pixels(self) -> int:
+        """Pixels in a step: what its time goes by, of one network."""
+        return self.stage.batch_size * self.stage.image_size**2
+
 
 class Plan(NamedTuple):
     """The epochs of a run, in their order."""
@@ -55,23 +62,84 @@ class Plan(NamedTuple):
         """How many epochs are over after so many updates, or the place of the one that goes on."""
         return bisect_right([epoch.end for epoch in self.epochs], step)
 
+    def pixels_before(self, step: int) -> int:
+        """Pixels in the steps of so many updates."""
+        return sum(
+            epoch.step_pixels * max(0, min(step, epoch.end) - epoch.begin) for epoch in self.epochs
+        )
+
+
+def as_json(plan: Plan, stages: Sequence[Stage]) -> list[list[int]]:
+    """Of each epoch the place of its stage among `stages`, and its steps."""
+    return [[stages.index(epoch.stage), epoch.steps] for epoch in plan.epochs]
+
+
+def from_json(epochs: Sequence[Sequence[int]], stages: Sequence[Stage]) -> Plan:
+    """The plan that `as_json` wrote down."""
+    ends = list(accumulate((steps for _, steps in epochs), initial=0))
+    return Plan(
+        tuple(
+            Epoch(number, stages[stage], begin, steps)
+            for number, ((stage, steps), begin) in enumerate(zip(epochs, ends, strict=False))
+        )
+    )
+
 
 def make(config: Config, images: int, image_size: int) -> Plan:
     """The plan of a run on so many training images, of so many pixels along a side."""
-    planned: list[Epoch] = []
-    begin = 0
-    for number in range(config.epochs):
-        stage = _stage(config, number, image_size)
+    return _laid_out(config, images, image_size, config.epochs, ())
+
+
+def fitted(
+    config: Config, images: int, image_size: int, begun: Sequence[Epoch], pixels: float
+) -> Plan:
+    """The longest plan within a number of pixels; its last epoch may be cut short.
+
+    Args:
+      config: as of `make`; there are never more epochs than it has.
+      images: likewise.
+      image_size: likewise.
+      begun: epochs that are over, and the one that goes on.
+      pixels: in the steps of the whole run.
+    """
+    *over, current = begun
+    steps = pipeline.steps_per_epoch(images, current.stage.batch_size, config.data.last_batch)
+    begun = (*over, current._replace(steps=steps))
+
+    def planned(epochs: int) -> Plan:
+        return _laid_out(config, images, image_size, epochs, begun)
+
+    def fits(plan: Plan) -> bool:
+        return plan.pixels_before(plan.steps) <= pixels
+
+    if fits(plan := planned(config.epochs)):
+        return plan
+    whole = max((n for n in range(len(begun), config.epochs) if fits(planned(n))), default=None)
+    plan = planned(len(begun) if whole is None else whole + 1)
+    *kept, last = plan.epochs
+    left = pixels - plan.pixels_before(last.begin)
+    steps = max(int(left // last.step_pixels), 0 if kept else 1)
+    return Plan((*kept, last._replace(steps=steps)) if steps else tuple(kept))
+
+
+def _laid_out(
+    config: Config, images: int, image_size: int, epochs: int, begun: Sequence[Epoch]
+) -> Plan:
+    """So many epochs, of which some have `begun`."""
+    planned = list(begun)
+    for number in range(len(begun), epochs):
+        stage = _stage(config, number / epochs, image_size)
         steps = pipeline.steps_per_epoch(images, stage.batch_size, config.data.last_batch)
+        begin = planned[-1].end if planned else 0
         planned.append(Epoch(number, stage, begin, steps))
-        begin += steps
     return Plan(tuple(planned))
 
 
-def _stage(config: Config, number: int, image_size: int) -> Stage:
+def _stage(config: Config, progress: float, image_size: int) -> Stage:
+    """Of the epoch before which that share of the run's epochs is over."""
     usual = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
     for phase in config.phases:
-        if number < round(phase.until * config.epochs):
+        if progress < phase.until:
             return Stage(
                 phase.image_size or image_size,
                 phase.batch_size or config.batch_size,

@@ -1,5 +1,6 @@
 """From a config to what runs on the devices: the data, the model, and the compiled programs."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -77,8 +78,9 @@ def setup(
     """
     settings = config.data
     # What needs no data is checked before the data is loaded, which may take a download.
-    models.create(config.model.name, dropout=config.model.dropout, pooling=config.model.pooling)
-    mesh = devices.make_mesh(config.batch_size, config.train.devices, available)
+    _check_network(config)
+    sizes = [phase.batch_size or config.batch_size for phase in config.phases]
+    mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
     dataset = load(settings.dataset) if dataset is None else dataset
     train, validation = split_validation(dataset.train, settings.validation)
     if settings.train_images is not None:
@@ -88,32 +90,58 @@ def setup(
                 f"{len(train.labels)} training images beside the validation images"
             )
         train = Split(*(array[: settings.train_images] for array in train))
-    model = models.create(
-        config.model.name,
-        dropout=config.model.dropout,
-        pooling=config.model.pooling,
-        num_classes=len(dataset.classes),
-        dtype=jnp.dtype(config.train.precision),
-    )
     planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
     for stage in planned.stages:
-        _check_stage(stage, model, mesh, len(train.labels))
-    shapes = models.variable_shapes(model)
-    optim.check(shapes["params"], config.optimizer, config.groups)
+        if stage.batch_size > len(train.labels):
+            raise UserError(
+                f"batch_size {stage.batch_size} is larger than the {len(train.labels)} training "
+                "images"
+            )
     return Setup(
         config=config,
         dataset=dataset,
         train=train,
         validation=validation,
         plan=planned,
-        recipe=_recipe(config, model, shapes),
+        recipe=_recipe(config, _network(config, num_classes=len(dataset.classes))),
         mesh=mesh,
     )
 
 
-def _recipe(config: Config, model: nn.Module, shapes: Mapping[str, Any]) -> Recipe:
+def _network(config: Config, **options: Any) -> nn.Module:
+    return models.create(
+        config.model.name,
+        dropout=config.model.dropout,
+        pooling=config.model.pooling,
+        dtype=jnp.dtype(config.train.precision),
+        **options,
+    )
+
+
+def _check_network(config: Config) -> None:
+    """See that the network has the parameters and takes the images that the recipe is for.
+
+    Raises:
+      UserError: it is not so.
+    """
+    model = _network(config)
+    params = models.variable_shapes(model)["params"]
+    optim.check(params, config.optimizer, config.groups)
+    if config.init.whitening:
+        initialisation.first_convolution({"params": params})
+    for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
+        if not models.takes(model, size):
+            raise UserError(
+                f"{config.model.name} takes images of {models.IMAGE_SHAPE[0]} pixels only, and a "
+                f"phase has {size}: leave image_size out, or choose a network with global average "
+                "pooling"
+            )
+
+
+def _recipe(config: Config, model: nn.Module) -> Recipe:
     frozen = []
     if config.init.whitening:
+        shapes = models.variable_shapes(model)
         frozen.append("/".join(initialisation.first_convolution(shapes)))
     rule = None
     match config.averaging:
@@ -128,24 +156,6 @@ def _recipe(config: Config, model: nn.Module, shapes: Mapping[str, Any]) -> Reci
         loss=partial(losses.cross_entropy, smoothing=config.loss.label_smoothing),
         averaging=rule,
     )
-
-
-def _check_stage(stage: Stage, model: nn.Module, mesh: Mesh, images: int) -> None:
-    """See that the network takes its images, and that devices and data have its batches.
-
-    Raises:
-      UserError: it is not so.
-    """
-    size, batch = stage.image_size, stage.batch_size
-    if batch > images:
-        raise UserError(f"batch_size {batch} is larger than the {images} training images")
-    if batch % mesh.size:
-        raise UserError(f"a batch of {batch} cannot be divided over {mesh.size} devices")
-    if size != models.IMAGE_SHAPE[0] and not models.takes(model, size):
-        raise UserError(
-            f"the network takes images of {models.IMAGE_SHAPE[0]} pixels only, and a phase has "
-            f"{size}: leave image_size out, or choose a network with global average pooling"
-        )
 
 
 def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:

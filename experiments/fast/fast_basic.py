@@ -8,8 +8,6 @@ The paper, after 20 epochs of SGD: 62.06 %.
 from cifar_jax.config import (
     Config,
     Data,
-    Ema,
-    Group,
     Model,
     Optimizer,
     Schedule,

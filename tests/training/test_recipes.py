@@ -1,0 +1,301 @@
+"""The parts of a recipe where they are wired: what a config that names them trains."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import by_hand
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from short_runs import Spy, assert_same_run, raise_it, rows_of, train
+
+from cifar_jax import models
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+from cifar_jax.evaluation import Views, over_views
+from cifar_jax.models import initialisation
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.training import batches, plan, programs
+from cifar_jax.training.programs import Setup
+from cifar_jax.training.step import TrainState
+
+Make = Callable[..., Config]
+
+DATASET = by_hand.images(train=40)
+TINY: dict[str, Any] = {
+    **{"model__name": "tiny", "epochs": 4, "batch_size": 8, "optimizer__lr": 0.05},
+    **{"data__validation": 8, "data__train_images": "none", "train__log_every": 1},
+}
+
+
+class Pooled(by_hand.Tiny):
+    """It takes images of any size; its first convolution has the name that the paper's has."""
+
+    @by_hand.nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = by_hand.nn.Conv(70, (3, 3), 2, name="conv1")(x)
+        x = by_hand.BatchNorm(name="bn1")(x, train=train).mean((1, 2))
+        return by_hand.nn.Dense(self.num_classes, name="fc")(x)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tiny() -> Iterator[None]:
+    """Networks and images so small that they take no time."""
+    setup = programs.setup
+    jax.config.update("jax_disable_most_optimizations", True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
+        patch.setitem(models.MODELS, "pooled", Pooled)
+        patch.setattr(
+            *(programs, "setup"),
+            lambda config, **options: setup(config, **{"dataset": DATASET, **options}),
+        )
+        yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def after_an_epoch(config: Config) -> tuple[Setup, TrainState, TrainState]:
+    """Its setup, and the states before and after the first epoch."""
+    setup = programs.setup(config)
+    state = programs.init_state(setup, 0)
+    before = jax.tree.map(jnp.copy, state)
+    training = programs.compile_training(setup, 0, state, programs.train_data(setup))
+    epoch = setup.plan.epochs[0]
+    begun = training.begin(epoch, training.order(epoch), setup.plan.steps)
+    return setup, before, begun(state, epoch.steps)
+
+
+# Groups
+
+
+def test_a_group_has_the_learning_rate_and_the_rule_of_its_own(make_config: Make) -> None:
+    """In one step, so that gradients are the same: only what it names is other than without."""
+    alone = make_config(**TINY | {"epochs": 1, "data__train_images": 8})
+    grouped = make_config(
+        **TINY | {"epochs": 1, "data__train_images": 8},
+        groups='[{"parameters": "*/bias, fc/*", "optimizer": {"name": "sgd", "lr": 0.1}}]',
+    )
+    _, start, plain = after_an_epoch(alone)
+    _, _, found = after_an_epoch(grouped)
+    for layer, name in (("conv", "kernel"), ("bn", "scale"), ("bn", "bias"), ("fc", "kernel")):
+        moved, usual = (
+            state.params[layer][name] - start.params[layer][name] for state in (found, plain)
+        )
+        factor = 2 if (layer, name) in (("bn", "bias"), ("fc", "kernel")) else 1
+        chex.assert_trees_all_close(moved, factor * usual, rtol=1e-4, atol=1e-7)
+        assert np.abs(usual).max() > 1e-5
+
+
+def test_muon_moves_kernels_by_orthogonal_matrices_at_their_norm(make_config: Make) -> None:
+    config = make_config(
+        **TINY | {"epochs": 1, "data__train_images": 8},
+        optimizer__name="muon",
+        optimizer__newton_schulz_steps=5,
+        groups='[{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.01}}]',
+    )
+    _, start, found = after_an_epoch(config)
+    kernel = np.asarray(start.params["fc"]["kernel"])
+    normal = kernel * np.sqrt(kernel.shape[1]) / np.linalg.norm(kernel)
+    update = (np.asarray(found.params["fc"]["kernel"]) - normal) / 0.05
+    *values, last = np.linalg.svd(update, compute_uv=False)
+    assert 0.5 < min(values) <= max(values) < 1.3
+    assert last < 0.01  # the gradients of the classes add up to zero
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"groups": '[{"parameters": "fc9/*", "optimizer": {}}]'}, "no parameter is called 'fc9/"),
+        ({"optimizer__name": "muon"}, "muon is for kernels, and bn/bias is none"),
+        ({"init__whitening": True}, "no convolution conv1 to whiten"),
+        (
+            {"phases": '[{"until": 0.5, "image_size": 24}]'},
+            "tiny takes images of 32 pixels only, and a phase has 24",
+        ),
+        ({"phases": '[{"until": 0.5, "batch_size": 64}]'}, "batch_size 64 is larger than the 32"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_computed(
+    make_config: Make, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        programs.setup(make_config(**TINY | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data__mixup": 1, "data__cutmix": 1}, "mixup and cutmix exclude each other"),
+        ({"phases": '[{"until": 0.5}, {"until": 0.4}]'}, "let each end after the one before"),
+        ({"phases": '[{"until": 0.5, "image_size": 40}]'}, "image_size must be in 8..32, not 40"),
+        ({"train__max_minutes": 1}, "the schedule constant has no end to fit into"),
+        ({"init__whitening": True, "train__init_from": "basic"}, "leave one of them out"),
+        ({"test_time__unsure": 0.5}, "test_time.unsure is a share of the images"),
+    ],
+)
+def test_parts_that_exclude_each_other_make_no_config(
+    make_config: Make, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        make_config(**settings)
+
+
+# Beginnings
+
+
+def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_config: Make) -> None:
+    config = make_config(**TINY | {"model__name": "pooled", "init__whitening": True})
+    setup, start, found = after_an_epoch(config)
+    images = np.asarray(batches.normalise(setup.train.images, DATASET))
+    kernel = np.asarray(start.params["conv1"]["kernel"])
+    expected = initialisation.whitening(images, kernel.shape)
+    np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(found.params["conv1"]["kernel"], kernel)
+    assert (found.params["conv1"]["bias"] != start.params["conv1"]["bias"]).any()
+    assert (found.params["fc"]["kernel"] != start.params["fc"]["kernel"]).any()
+
+
+def test_dirac_filters_pass_their_input_on(make_config: Make) -> None:
+    setup = programs.setup(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
+    kernel = np.asarray(programs.init_state(setup, 0).params["conv1"]["kernel"])
+    np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
+    assert (kernel[..., 3:] != 0).mean() > 0.99
+
+
+# Averages
+
+
+@pytest.mark.parametrize("name", ["ema", "lookahead"])
+def test_the_average_is_evaluated_saved_and_gone_on_from(
+    make_config: Make, tmp_path: Path, name: str
+) -> None:
+    config = make_config(**TINY, averaging__name=name, averaging__decay=0.5, averaging__every=2)
+    setup, _, state = after_an_epoch(config)
+    assert (state.params["fc"]["kernel"] != state.evaluated["params"]["fc"]["kernel"]).any() or (
+        name == "lookahead"  # which has just begun anew from it
+    )
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    result = train(config, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, resumed, Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt())))
+    train(config, resumed)
+    assert_same_run(resumed, whole)
+    with Checkpoints(whole / "checkpoints") as checkpoints:
+        weights = checkpoints.weights(result["steps"])
+        last = checkpoints.restore(result["steps"], state)
+    chex.assert_trees_all_equal(weights, jax.device_get(last.averaged))
+    images = batches.normalise(DATASET.test.images, DATASET)
+    logits = setup.recipe.model.apply(weights, images, train=False)
+    np.testing.assert_allclose(np.load(whole / "test_logits.npy"), logits, atol=5e-3)
+
+
+# Phases
+
+
+PHASES = (
+    '[{"until": 0.25, "image_size": 16, "batch_size": 16},'
+    ' {"until": 0.5, "image_size": 24, "augmentation": {"cutout": 5}}]'
+)
+
+
+def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(**TINY | {"model__name": "pooled"}, phases=PHASES, data__flip=True)
+    setup = programs.setup(config)
+    found = [
+        (e.stage.image_size, e.stage.batch_size, e.begin, e.steps, e.stage.augmentation.cutout)
+        for e in setup.plan.epochs
+    ]
+    assert found == [(16, 16, 0, 2, 0), (24, 8, 2, 4, 5), (32, 8, 6, 4, 0), (32, 8, 10, 4, 0)]
+    assert [e.stage.augmentation.flip for e in setup.plan.epochs] == [True, False, True, True]
+    sizes = [
+        batches.make_batch(
+            *(DATASET, stage, "float32", programs.train_data(setup), jnp.arange(8)),
+            *(jax.random.key(0), programs.Moment(0, 0, 14)),
+        )[0].shape
+        for stage in setup.plan.stages
+    ]
+    assert sizes == [(8, 16, 16, 3), (8, 24, 24, 3), (8, 32, 32, 3)]
+
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    result = train(config, whole)
+    assert result["steps"] == 14
+    assert [row["step"] for row in rows_of(whole)] == [2, 6, 10, 14]
+    with pytest.raises(KeyboardInterrupt):
+        train(config, resumed, Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt())))
+    train(config, resumed)
+    assert_same_run(resumed, whole)
+
+
+# Test time
+
+
+def test_a_run_is_measured_by_the_views_that_it_names(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(**TINY, test_time__flip=True, test_time__shift=2, test_time__unsure=0.5)
+    train(config, tmp_path / "run")
+    setup = programs.setup(config)
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        weights = checkpoints.weights(setup.plan.steps)
+
+    def logits_of(images: np.ndarray) -> np.ndarray:
+        normal = batches.normalise(images, DATASET)
+        return np.asarray(setup.recipe.model.apply(weights, normal, train=False))
+
+    expected = over_views(logits_of, DATASET.test.images, Views(True, 2, 0.5))
+    found = np.load(tmp_path / "run" / "test_logits.npy")
+    np.testing.assert_allclose(found, expected, atol=5e-3)
+    assert np.abs(found - logits_of(DATASET.test.images)).max() > 0.01
+
+
+# A time budget
+
+
+def fitted(config: Config, begun: int, pixels: float) -> list[tuple[int, int]]:
+    """Image size and steps of each epoch of what fits, when so many epochs have begun."""
+    full = plan.make(config, 32, 32)
+    found = plan.fitted(config, 32, 32, full.epochs[:begun], pixels)
+    assert [e.begin for e in found.epochs] == [0, *np.cumsum([e.steps for e in found.epochs])[:-1]]
+    assert plan.from_json(plan.as_json(found, full.stages), full.stages) == found
+    return [(e.stage.image_size, e.steps) for e in found.epochs]
+
+
+def test_a_plan_is_fitted_into_what_there_is_time_for(make_config: Make) -> None:
+    config = make_config(
+        **TINY | {"epochs": 8, "schedule__name": "linear"},
+        phases='[{"until": 0.5, "image_size": 16}]',
+    )
+    small, large = 8 * 16**2, 8 * 32**2
+    whole = 4 * 4 * (small + large)
+    assert fitted(config, 1, whole) == [(16, 4)] * 4 + [(32, 4)] * 4
+    assert fitted(config, 1, 10 * whole) == [(16, 4)] * 4 + [(32, 4)] * 4
+    # Half of it: more than half of the epochs are small, and the last is cut short.
+    assert fitted(config, 1, whole / 2) == [(16, 4)] * 3 + [(32, 4), (32, 3)]
+    assert fitted(config, 1, whole / 2 - 2.5 * large) == [(16, 4)] * 2 + [(32, 4), (32, 1)]
+    # Less than the first epoch: that is cut.
+    assert fitted(config, 1, 3 * small) == [(16, 3)]
+    # What has begun stays, whatever comes after.
+    assert fitted(config, 3, whole / 2)[:3] == [(16, 4)] * 3
+
+
+def test_a_run_ends_in_its_minutes_with_its_schedule_done(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which each look takes a second."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr("cifar_jax.training.loop.time.perf_counter", lambda: float(next(clock)))
+    config = make_config(
+        **TINY | {"epochs": 500, "schedule__name": "linear"},
+        train__max_minutes=5,
+        train__steps_per_call=1,
+    )
+    monkeypatch.setattr("cifar_jax.training.fit.time.perf_counter", lambda: float(next(clock)))
+    result = train(config, tmp_path / "run")
+    rows = rows_of(tmp_path / "run")
+    assert 4 < result["epochs"] == len(rows) < 40
+    assert rows[-1]["step"] == result["steps"]
+    assert rows[-1]["learning_rate"] < 0.05 * 0.1
+    assert 240 < result["wall_seconds"] < 330
+    again = train(config, tmp_path / "run")  # it is found finished
+    assert again["params_sha256"] == result["params_sha256"]
