@@ -2,101 +2,187 @@
 
     make mutants ARGS="cifar_jax/runs/folder.py --sample 40"
 
-Cosmic Ray makes the faults, in a copy of the tree in `build/mutants`. See docs/testing.md.
+Cosmic Ray makes the faults, in a copy of the tree in `build/mutants`. The tests run in a fork of a
+process that has imported what the code needs, and nothing of the code. See docs/testing.md.
 """
 
 import argparse
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 TREE = ROOT / "build/mutants/tree"
-ROOMS = {
-    "cifar_jax/training": "tests/training",
-    "cifar_jax/runs": "tests/runs tests/training/test_whole_runs.py tests/training/test_resume.py",
-    "cifar_jax/report": "tests/report",
+TESTS = {
+    "report/markdown.py": "report/test_report_written.py report/test_report_records.py",
+    "report/plots.py": "report/test_report_written.py report/test_report_records.py",
+    "report/predictions.py": "report/test_report_written.py",
+    "report/readme.py": "report/test_report_records.py",
+    "report/table.py": "report/test_report_table.py report/test_report_records.py "
+    "report/test_report_written.py",
+    "report/terminal.py": "report/test_report_written.py",
+    "runs/checkpoints.py": "runs/test_checkpoint.py runs/test_older_versions.py "
+    "training/test_resume.py",
+    "runs/environment.py": "runs/test_environment.py runs/test_folder.py",
+    "runs/files.py": "runs/test_folder.py report/test_report_records.py",
+    "runs/folder.py": "runs/test_folder.py training/test_resume.py",
+    "runs/reading.py": "report/test_report_reading.py report/test_report_table.py "
+    "report/test_report_records.py runs/test_older_versions.py",
+    "runs/records.py": "report/test_report_records.py report/test_report_reading.py",
+    "runs/run.py": "report/test_report_table.py report/test_report_records.py",
+    "runs/schema.py": "report/test_report_reading.py report/test_report_records.py",
 }
-NO_FAULTS = ("ReplaceBinaryOperator_BitOr",)
-"""Operators whose faults are in type annotations, where an import stumbles over them."""
+"""Of each module, the files of tests that are to notice: those that do at once first."""
+IMPORTED = (
+    *("jax", "flax.linen", "optax", "orbax.checkpoint", "pydantic", "PIL.Image", "rich.console"),
+    *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
+    *("tensorboardX", "filelock", "click", "tensorflow_datasets"),
+)
+"""Before the forks: no test is to import it again."""
+
+
+class Fault(NamedTuple):
+    """One fault in a module, and the line that it is in, before and after."""
+
+    code: str
+    line: int
+    before: str
+    after: str
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("modules", nargs="*", default=list(ROOMS), help="files or folders")
-    parser.add_argument("--sample", type=int, help="so many at random, instead of all")
+    parser.add_argument("modules", nargs="*", help="files; all that there are tests for")
+    parser.add_argument("--sample", type=int, help="so many faults of each at random, not all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
-    parser.add_argument("--tests", help="instead of those of the module's room")
-    parser.add_argument("--timeout", type=float, default=900, help="seconds a mutant")
+    parser.add_argument("--tests", help="instead of those in this file")
+    parser.add_argument("--timeout", type=float, default=300, help="seconds a fault")
     asked = parser.parse_args()
-    for module in asked.modules:
-        room = "/".join(Path(module).parts[:2])
-        tests = asked.tests or ROOMS.get(room)
-        if not tests or not (ROOT / module).exists():
-            parser.error(f"{module} is none of {', '.join(ROOMS)}, or in one of them")
-        print(mutate(module, tests, asked.sample, asked.seed, asked.timeout), flush=True)
+    modules = [name.removeprefix("cifar_jax/") for name in asked.modules] or list(TESTS)
+    for module in modules:
+        if not (asked.tests or module in TESTS) or not (ROOT / "cifar_jax" / module).is_file():
+            parser.error(f"{module}: there are tests for {', '.join(TESTS)}")
+    _copy_tree()
+    _import_ahead()
+    for module in modules:
+        tests = [f"tests/{name}" for name in (asked.tests or TESTS[module]).split()]
+        tests.insert(0, f"cifar_jax/{module}")  # its doctests
+        mutate(TREE / "cifar_jax" / module, tests, asked.sample, asked.seed, asked.timeout)
 
 
-def mutate(module: str, tests: str, sample: int | None, seed: int, timeout: float) -> str:
+def mutate(module: Path, tests: list[str], sample: int | None, seed: int, timeout: float) -> None:
     """Put faults into `module`, and tell how many were noticed and which were not."""
-    # Here, since only `make mutants` installs it, and pytest looks into every file for doctests.
-    from cosmic_ray.work_db import use_db
-    from cosmic_ray.work_item import TestOutcome, WorkerOutcome, WorkResult
+    code = module.read_text()
+    found = list(faults(code))
+    chosen = random.Random(seed).sample(found, sample) if sample and sample < len(found) else found
+    name = module.relative_to(TREE)
+    if not passes(tests, timeout, keep_bytecode=True):
+        sys.exit(f"{' '.join(tests)}: must pass where there is no fault\n{_output()[-4000:]}")
+    began, lived = time.monotonic(), 0
+    for fault in sorted(chosen, key=lambda fault: fault.line):
+        try:
+            module.write_text(fault.code)
+            if passes(tests, timeout):
+                lived += 1
+                print(f"  {name}:{fault.line}\n    - {fault.before}\n    + {fault.after}")
+        finally:
+            module.write_text(code)
+    seconds = time.monotonic() - began
+    print(
+        f"{name}: {len(chosen) - lived} of {len(chosen)} noticed, of {len(found)} in all, "
+        f"{seconds:.0f} s",
+        flush=True,
+    )
 
+
+def faults(code: str) -> Iterator[Fault]:
+    """Every fault that Cosmic Ray puts into `code`, but for those in `X | Y`: most are in
+    annotations, where an import stumbles over them or nothing reads them."""
+    # Here, since only `make mutants` installs it, and pytest looks into every file for doctests.
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    for name in operator_names():
+        kind = get_operator(name)
+        if kind.arguments() or "ReplaceBinaryOperator_BitOr" in name:
+            continue
+        operator = kind()
+        places = [p for node in ast_nodes(get_ast(code)) for p in operator.mutation_positions(node)]
+        for occurrence, ((line, _), _) in enumerate(places):
+            changed = mutate_code(code, operator, occurrence) or code
+            before, after = (text.splitlines() for text in (code, changed))
+            differing = (pair for pair in zip(before, after, strict=False) if pair[0] != pair[1])
+            yield Fault(changed, line, *(text.strip() for text in next(differing, ("", ""))))
+
+
+def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> bool:
+    """Whether `tests` pass with the code as it is now, within `timeout` seconds."""
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        os.setsid()
+        log = os.open(TREE.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        # A fault may be as long as the code, and made in the same second: its bytecode would be
+        # taken for that of the next.
+        sys.dont_write_bytecode = not keep_bytecode
+        import pytest
+
+        code = 1
+        try:
+            code = pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests])
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(int(code))
+    until = time.monotonic() + timeout
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < until:
+        time.sleep(0.02)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it has left running, too
+    if ended == (0, 0):
+        os.waitpid(child, 0)
+        return False
+    return os.waitstatus_to_exitcode(ended[1]) == 0
+
+
+def _copy_tree() -> None:
     shutil.rmtree(TREE, ignore_errors=True)
     listed = ["git", "ls-files", "-co", "--exclude-standard"]
     for name in subprocess.check_output(listed, cwd=ROOT, text=True).splitlines():
         if (ROOT / name).is_file():
             (TREE / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, TREE / name)
-    command = f"{sys.executable} -m pytest -x -q -m 'not slow' -p no:cacheprovider {tests}"
-    config, session = TREE.parent / "cosmic-ray.toml", TREE.parent / "session.sqlite"
-    config.write_text(
-        f'[cosmic-ray]\nmodule-path = "{module}"\ntimeout = {timeout}\nexcluded-modules = []\n'
-        f'test-command = "{command}"\n[cosmic-ray.distributor]\nname = "local"\n'
-    )
-    session.unlink(missing_ok=True)
-    # Compiled programs and decoded digits serve every mutant: neither depends on these rooms.
-    environment = os.environ | {"CIFAR_JAX_TESTS_SCRATCH": str(TREE.parent / "scratch")}
-    tool = Path(sys.executable).parent / "cosmic-ray"
-    tool = tool if tool.exists() else Path(str(shutil.which("cosmic-ray")))
 
-    def run(*words: str | Path) -> None:
-        subprocess.run([tool, *words], cwd=TREE, env=environment, check=True)
 
-    run("init", config, session)
-    with use_db(str(session)) as db:
-        items = sorted(
-            db.pending_work_items,
-            key=lambda item: (str(item.mutations[0].module_path), item.mutations[0].start_pos),
-        )
-        items = [
-            item
-            for item in items
-            if not any(name in item.mutations[0].operator_name for name in NO_FAULTS)
-        ]
-        chosen = {item.job_id for item in items}
-        if sample and sample < len(items):
-            chosen = {item.job_id for item in random.Random(seed).sample(items, sample)}
-        for item in list(db.pending_work_items):
-            if item.job_id not in chosen:
-                db.set_result(item.job_id, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-    run("baseline", config)  # the tests must pass where there is no fault
-    run("exec", config, session)
-    with use_db(str(session)) as db:
-        done = list(db.completed_work_items)
-    done = [(item, result) for item, result in done if item.job_id in chosen]
-    lived = [item for item, result in done if result.test_outcome == TestOutcome.SURVIVED]
-    lines = [f"{module}: {len(done) - len(lived)} of {len(done)} noticed, of {len(items)} in all"]
-    for item in lived:
-        fault = item.mutations[0]
-        line = (TREE / fault.module_path).read_text().splitlines()[fault.start_pos[0] - 1]
-        name = fault.operator_name.removeprefix("core/")
-        lines.append(f"  {fault.module_path}:{fault.start_pos[0]} {name}: {line.strip()}")
-    return "\n".join(lines)
+def _import_ahead() -> None:
+    """Everything but the code: what JAX has compiled of it would hide the fault."""
+    # Compiled programs on disk serve every fault: another program has another name there.
+    os.environ["CIFAR_JAX_TESTS_SCRATCH"] = str(TREE.parent / "scratch")
+    os.environ["PYTHONPATH"] = str(TREE)
+    os.chdir(TREE)
+    sys.path[:0] = [str(TREE), str(TREE / "tests")]
+    for name in ("surroundings", "pytest", *IMPORTED):
+        __import__(name)
+    loaded = [name for name in sys.modules if name.partition(".")[0] == "cifar_jax"]
+    assert not loaded, loaded
+
+
+def _output() -> str:
+    return (TREE.parent / "output.txt").read_text(errors="replace")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ print("lost"); print("lost", file=sys.stderr); sys.stderr.isatty()
 def test_a_full_disk(tmpfs: Tmpfs, capsys: pytest.CaptureFixture[str]) -> None:
     """At the start, and when the checkpoint is written."""
     for size, words in (
-        ("size=4k", "model.json cannot be written (No space left on device): make room"),
+        ("size=4k", "model.json: No space left on device: make room"),
         ("size=10m,nr_inodes=4", "json"),
         ("size=400k", "no checkpoint could be written"),
     ):

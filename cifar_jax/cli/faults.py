@@ -7,9 +7,10 @@ import os
 import sys
 from pathlib import Path
 
+_GOES_ON = "; a run goes on from its last checkpoint"
 _ADVICE = {
-    errno.ENOSPC: "make room there, or free inodes (df -h, df -i)",
-    errno.EDQUOT: "your share of the disk is used up: make room there",
+    errno.ENOSPC: "make room there, or free inodes (df -h, df -i)" + _GOES_ON,
+    errno.EDQUOT: "your share of the disk is used up: make room there" + _GOES_ON,
     errno.EFBIG: "files may not be that large here: raise the limit (ulimit -f)",
     errno.EROFS: "choose a place that can be written",
     errno.EACCES: "choose another place, or have yourself let in (ls -ld)",
@@ -44,8 +45,7 @@ def explain(error: Exception) -> str | None:
     if _is_of_jax(error) and "RESOURCE_EXHAUSTED" in str(error):
         return (
             f"the device is out of memory ({_first_line(error)}): end what else uses it, lower "
-            "train.eval_batch_size or batch_size, or use more devices; a run goes on from its last "
-            "checkpoint"
+            f"train.eval_batch_size or batch_size, or use more devices{_GOES_ON}"
         )
     return None
 

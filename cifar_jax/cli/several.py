@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from cifar_jax.cli import faults
 from cifar_jax.errors import UserError
 from cifar_jax.training.signals import Stopped
 
@@ -45,7 +46,9 @@ def train_each(
             line = f"{name}: failed: {error}"
         except Exception as error:
             fault = fault or error
-            line = f"{name}: failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            text = faults.explain(error)
+            text = text or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            line = f"{name}: failed: {text}"
         lines.append(line)
         say(line)
     say(f"\n{finished} of {len(runs)} are finished:")

@@ -1,8 +1,9 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and errors that name the file."""
 
 import json
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,23 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write `content` to `path`, which appears whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
-    except OSError as error:
+        with naming(path):
+            beside.write_bytes(content)
+            beside.replace(path)
+    except OSError:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # which a write that fails does not know
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """While inside, an error of the system names `path`, where it names none: a write that fails
+    knows no path."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
         raise
 
 

@@ -29,7 +29,7 @@ import filelock
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment
-from cifar_jax.runs.files import read_json, write_json
+from cifar_jax.runs.files import naming, read_json, write_bytes, write_json
 
 _OWN_FILES = (
     *("result.json", "test_logits.npy", "model.json", "env.json", "log.txt", "metrics.jsonl"),
@@ -103,12 +103,8 @@ class Workdir:
     def append_epoch(self, row: Mapping[str, Any]) -> None:
         """Add the metrics of an epoch."""
         path = self.path / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            error.filename = error.filename or str(path)  # which a write that fails does not know
-            raise
+        with naming(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
     def rewind(self, epoch: int) -> tuple[list[dict[str, Any]], int]:
         """Drop the metrics after `epoch`, which a resumed run is about to make again.
@@ -118,9 +114,8 @@ class Workdir:
         """
         rows, lost = self.epochs()
         rows = [row for row in rows if row["epoch"] <= epoch]
-        beside = self.path / ".metrics.jsonl"
-        beside.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        beside.replace(self.path / "metrics.jsonl")
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_bytes(self.path / "metrics.jsonl", text.encode())
         return rows, lost
 
     def record_start(self, device: Mapping[str, Any], execution: Mapping[str, Any]) -> None:

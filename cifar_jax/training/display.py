@@ -10,6 +10,8 @@ from typing import IO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from cifar_jax.runs.files import naming
+
 
 class Display:
     """Lines to the console and the run's log, and a progress bar where there is a terminal."""
@@ -28,9 +30,7 @@ class Display:
     def showing(self, log: Path, title: str, epochs: int, steps: int) -> Iterator[None]:
         """While inside, lines are also appended to `log`, and the bar is shown on a terminal."""
         with ExitStack() as stack:
-            self._log = stack.enter_context(
-                log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
-            )
+            self._log = stack.enter_context(_appended(log))
             if self._console.is_terminal:
                 self._progress = stack.enter_context(_progress(self._console))
                 self._task = self._progress.add_task(
@@ -53,7 +53,8 @@ class Display:
     def line(self, text: str, *, detail: bool = False) -> None:
         """A line of the log. On a terminal a `detail` is not printed: the bar shows it."""
         if self._log:
-            self._log.write(text + "\n")
+            with naming(Path(self._log.name)):
+                self._log.write(text + "\n")
         if not (detail and self._progress):
             self._console.print(text, markup=False)
 
@@ -74,6 +75,16 @@ class Display:
                 speed=f"{images_per_second:,.0f} images/s",
                 figures=f"loss {loss:.3f}  acc {accuracy:.1f} %",
             )
+
+
+@contextmanager
+def _appended(log: Path) -> Iterator[IO[str]]:
+    file = log.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    try:
+        yield file
+    finally:
+        with naming(log):  # it tries again what it could not write
+            file.close()
 
 
 def _progress(console: Console) -> Progress:

@@ -1,6 +1,5 @@
 """Trains a run from its config to its result: the one place that wires all the rest together."""
 
-import errno
 import hashlib
 import io
 import math
@@ -64,11 +63,12 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
 
     Raises:
       UserError: settings that do not fit each other, the data or the folder, a loss that is
-        no longer finite, or a full disk. What stops one process so, stops all.
+        no longer finite. What stops one process so, stops all.
+      OSError: the system refuses something, such as room on the disk; it names the file.
       signals.Stopped: a signal asked for it; what there was to save is saved.
     """
     began = time.perf_counter()
-    with _full_disk_told(run.workdir), signals.remembered() as received:
+    with signals.remembered() as received:
         with received.at_once():
             if (finished := _finished(run)) is not None:
                 display.note(f"{run.workdir} is finished; --fresh would train it anew")
@@ -122,20 +122,6 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 workdir.write_result(result)
         received.check()
     return result
-
-
-@contextmanager
-def _full_disk_told(folder: Path) -> Iterator[None]:
-    """In one line, whatever it was that found no room."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{error.filename or folder} cannot be written ({error.strerror}): make room there, "
-            "and start again: the run goes on from its last checkpoint"
-        ) from error
 
 
 def _finished(run: Run) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.files import naming
 from cifar_jax.runs.folder import Workdir
 from cifar_jax.training import plan, programs
 from cifar_jax.training.display import Display
@@ -317,7 +318,8 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
         yield board
     finally:
         try:
-            board.close()
+            with naming(folder):
+                board.close()
         except OSError:  # a thread that is left would die with a traceback
             if worker := board.file_writer.event_writer._worker:  # pyright: ignore
                 worker.stop()

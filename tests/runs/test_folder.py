@@ -298,17 +298,6 @@ def test_every_start_is_recorded(tmp_path: Path) -> None:
     assert environment.differences(starts) == []
 
 
-def test_what_bits_depend_on_is_told_where_it_differs() -> None:
-    start = environment.describe() | {"device": {"kind": "cpu", "count": 1}}
-    machine = start["machine"] | {"features": ["avx2", "avx512f"], "system": "another"}
-    other = start | {"xla_flags": "--xla_x", "machine": machine}
-    before = " ".join(start["machine"]["features"]) or "none"
-    assert environment.differences([start, other]) == [
-        f"CPU features {before} → avx2 avx512f",
-        f"XLA_FLAGS {start['xla_flags'] or 'none'} → --xla_x",
-    ]
-
-
 @pytest.mark.parametrize("lost", ["experiment", "seed", "config", "model.name", "epochs"])
 def test_a_config_that_has_lost_something_is_not_taken_for_a_runs(
     tmp_path: Path, lost: str

@@ -26,6 +26,7 @@ from short_runs import (
     train,
 )
 
+from cifar_jax.cli import faults
 from cifar_jax.config import Config, override
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
@@ -228,8 +229,12 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
 
     with monkeypatch.context() as patch:
         patch.setattr(Workdir, write, full)
-        with pytest.raises(UserError, match=r"\(No space left on device\): make room there"):
+        with pytest.raises(OSError) as refused:
             train(config, tmp_path / "run")
+    told = faults.explain(refused.value)
+    assert told is not None
+    assert "No space left on device: make room there" in told
+    assert "\n" not in told
     train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", finished)
 
