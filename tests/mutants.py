@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 TREE = ROOT / "build/mutants/tree"
 TESTS = {
     "report/markdown.py": "report/test_report_written.py report/test_report_records.py",
-    "report/plots.py": "report/test_report_written.py report/test_report_records.py",
-    "report/predictions.py": "report/test_report_written.py",
+    "report/plots.py": "report/test_report_plots.py report/test_report_records.py",
+    "report/predictions.py": "report/test_report_predictions.py report/test_report_plots.py",
     "report/readme.py": "report/test_report_records.py",
-    "report/table.py": "report/test_report_table.py report/test_report_records.py "
-    "report/test_report_written.py",
+    "report/table.py": "report/test_report_table.py report/test_report_written.py "
+    "report/test_report_records.py",
     "report/terminal.py": "report/test_report_written.py",
     "runs/checkpoints.py": "runs/test_checkpoint.py runs/test_older_versions.py "
     "training/test_resume.py",

@@ -1,20 +1,17 @@
+"""The report as text: on a terminal, and as a page."""
+
 import io
-import json
 import re
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from rich.console import Console
-from run_folders import MakeRun, outputs
+from run_folders import MakeRun
 
-from cifar_jax import catalog, report
+from cifar_jax import report
 from cifar_jax.errors import UserError
-from cifar_jax.report import plots, predictions
-from cifar_jax.runs import records
-from cifar_jax.runs.reading import read_run
+from cifar_jax.report import plots
+from cifar_jax.report.style import Figure
 
 
 def printed(groups: list[report.Group], width: int | None = None) -> str:
@@ -33,6 +30,13 @@ def table_cells(markdown: str) -> list[list[list[str]]]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures take seconds, and are not drawn: test_report_plots.py does."""
+    figures = [Figure("a.png", "one", b"a"), Figure("b.png", "a | title\nof two", b"b")]
+    monkeypatch.setattr(plots, "draw", lambda groups: figures)
+
+
 def test_a_report_is_printed_and_written(make_run: MakeRun, tmp_path: Path) -> None:
     for seed in range(2):
         make_run("basic", seed, test=62.0 + seed)
@@ -44,6 +48,7 @@ def test_a_report_is_printed_and_written(make_run: MakeRun, tmp_path: Path) -> N
     text = page.read_text(encoding="utf-8")
 
     main, part, other = table_cells(text)
+    assert main[1] == ["---", *["---:"] * 7, "---"]
     assert all(len(cells) == len(main[0]) for cells in main)
     assert all(len(cells) == len(other[0]) for cells in other)
     assert len(main) == 2 + 10
@@ -52,17 +57,9 @@ def test_a_report_is_printed_and_written(make_run: MakeRun, tmp_path: Path) -> N
     assert part[2][2].startswith("epoch 12 of 135: validation ")
     assert other[2][:2] == ["basic", "`epochs=1`"]
     assert "62.50 ± 0.71" in file.getvalue()
-
-    pictures = re.findall(r"^!\[.+\]\((curves/.+\.png)\)$", text, re.MULTILINE)
-    assert len(pictures) == len(set(pictures)) == 4  # overview, two experiments, the short run
-    for name in pictures:
-        with Image.open(page.parent / name) as image:
-            image.load()
-            assert image.format == "PNG"
-            assert 600 <= image.width <= 2000
-            assert 300 <= image.height <= 1200
-    found = {p.relative_to(page.parent).as_posix() for p in (page.parent / "curves").iterdir()}
-    assert found == set(pictures)
+    assert text.count("\n\n![") == 2
+    assert text.endswith("\n\n![a \\| title of two](curves/b.png)\n")
+    assert (tmp_path / "runs/curves/b.png").read_bytes() == b"b"
 
 
 def test_without_a_run_the_report_says_how_to_make_one(
@@ -90,22 +87,6 @@ def test_runs_given_one_by_one_replace_no_report_of_all(
     assert report.report(console=Console(file=io.StringIO())) == Path("runs/report.md")
 
 
-def test_a_folder_of_records_is_reported_with_its_outputs(
-    make_run: MakeRun, tmp_path: Path
-) -> None:
-    results = tmp_path / "results"
-    records.record(read_run(make_run("basic", test=62.0)), results, outputs(62.0))
-    records.record(read_run(make_run("net", test=None, done=2)), results, None)
-    page = report.report([results], console=Console(file=io.StringIO()))
-    assert page == results / "report.md"
-    found = {p.name for p in (results / "curves").iterdir()}
-    assert found == {
-        *("overview.png", "basic.png", "net.png"),
-        "basic-seed0-outputs.png",
-    }
-    assert all(name in page.read_text() for name in found)
-
-
 @pytest.mark.parametrize("width", [80, 100, None])
 def test_the_terminals_table_fits_and_loses_nothing(
     make_run: MakeRun, tmp_path: Path, width: int | None
@@ -131,91 +112,3 @@ def test_a_folder_that_cannot_be_written_is_the_users_error(
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         report.write(groups, tmp_path / "file")
-
-
-@pytest.mark.parametrize(
-    ("experiment", "options"),
-    [
-        ("resnet10-plateau", {"overrides": {"data.validation": 0.0}}),
-        ("net", {"overrides": {"epochs": 1}}),
-        ("net", {"test": None, "done": 1}),
-    ],
-)
-def test_scanty_runs_are_drawn(make_run: MakeRun, experiment: str, options: dict) -> None:
-    groups = report.collect(report.read_runs([make_run(experiment, **options)]))
-    (figure,) = plots.draw(groups)
-    with Image.open(io.BytesIO(figure.png)) as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 24)}
-    assert tuple(bytes.fromhex(plots.TRAIN[1:])) in colours
-
-
-def test_the_paper_is_drawn_against_what_was_measured(
-    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A row an experiment, named; its mark is the mean of its seeds less the paper's accuracy."""
-    runs = [make_run("basic", test=63.0), make_run("basic", 1, test=61.5), make_run("net", test=75)]
-    drawn: list[Any] = []
-    monkeypatch.setattr(plots, "png", lambda figure: drawn.append(figure) or b"")
-    figures = plots.draw(report.collect(report.read_runs(runs)))
-    assert figures[0].name == "paper-and-measured.png"
-    (axes,) = drawn[0].axes
-    named = {
-        int(y): text.get_text()
-        for y, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=False)
-    }
-    left, right = axes.get_xlim()
-    for name, measured in (("basic", 62.25), ("net", 75.0)):
-        paper = catalog.load(name).config.paper
-        assert paper is not None
-        label = f"{name}   {paper.test_accuracy:.2f} → {measured:.2f}"
-        (row,) = (y for y, text in named.items() if text == label)
-        marks = [float(line.get_xdata()[0]) for line in axes.lines if line.get_ydata()[0] == row]
-        assert measured - paper.test_accuracy in [pytest.approx(mark) for mark in marks]
-        assert left < measured - paper.test_accuracy < right
-
-
-@pytest.mark.filterwarnings("error")
-def test_what_is_not_finite_leaves_a_gap(make_run: MakeRun) -> None:
-    path = make_run("basic", test=None, done=4)
-    rows = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    rows[1]["train_loss"] = float("nan")
-    rows[3] |= {"train_loss": float("inf"), "validation_loss": float("nan")}
-    (path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (figure,) = plots.draw(report.collect(report.read_runs([path])))
-    assert figure.png.startswith(b"\x89PNG")
-
-
-def test_learning_rate_reductions_are_those_of_the_plateau(make_run: MakeRun) -> None:
-    plateau = make_run("net-attention")
-    constant = make_run("basic")
-    (run,) = report.read_runs([plateau])
-    rates = [row["learning_rate"] for row in run.rows]
-    epochs = plots.reductions(run)
-    assert len(epochs) == 3
-    for epoch in epochs:
-        assert rates[epoch] == rates[epoch - 1] / 2
-    assert plots.reductions(*report.read_runs([constant])) == []
-
-
-def test_a_confusion_matrix_counts_what_was_taken_for_what() -> None:
-    logits = np.eye(3, dtype=np.float16)[[0, 1, 1, 2, 2, 2]]
-    counts = predictions.confusion(records.Outputs(logits, np.array([0, 0, 1, 2, 2, 0], np.uint8)))
-    assert counts.tolist() == [[1, 1, 1], [0, 1, 0], [0, 0, 2]]
-
-
-def test_calibration_is_confidence_against_accuracy_in_bins() -> None:
-    """Two bins: 0.55 of whom half are right, and 0.9 of whom three of four are."""
-    confidence = np.array([0.55, 0.55, 0.9, 0.9, 0.9, 0.9])
-    logits = np.log(np.stack([confidence, 1 - confidence], 1))
-    found = predictions.calibration(records.Outputs(logits, np.array([0, 1, 0, 0, 0, 1], np.uint8)))
-    assert found.confidence == pytest.approx([0.55, 0.9])
-    assert found.accuracy == pytest.approx([0.5, 0.75])
-    assert found.images.tolist() == [2, 4]
-    assert found.error == pytest.approx((2 * 0.05 + 4 * 0.15) / 6)
-
-
-def test_certainty_falls_into_the_last_bin() -> None:
-    sure = records.Outputs(np.array([[100, -100], [0, 0]], np.float16), np.zeros(2, np.uint8))
-    found = predictions.calibration(sure)
-    assert found.confidence == pytest.approx([0.5, 1])
-    assert found.error == pytest.approx(0.25)
