@@ -11,9 +11,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
 # Trainable parameters that the paper prints: Tables 3, 6, 9, 12, 14, 20 and 25.
 PAPER_PARAMETERS = {

@@ -154,8 +154,8 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     """Steps as a PyTorch user writes them, over batches that are ready: no loader, no crops."""
     import numpy as np
-    import torch
-    from torch.nn.functional import cross_entropy
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
 
     from benchmarks import torch_models
 

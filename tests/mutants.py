@@ -60,7 +60,7 @@ class Fault(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description="Small faults, and whether the tests notice.")
     parser.add_argument("modules", nargs="*", help="files; all that there are tests for")
     parser.add_argument("--sample", type=int, help="so many faults of each at random, not all")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
@@ -88,7 +88,8 @@ def mutate(module: Path, tests: list[str], sample: int | None, seed: int, timeou
     if not passes(tests, timeout, keep_bytecode=True):
         sys.exit(f"{' '.join(tests)}: must pass where there is no fault\n{_output()[-4000:]}")
     began, lived = time.monotonic(), 0
-    for fault in sorted(chosen, key=lambda fault: fault.line):
+    for number, fault in enumerate(sorted(chosen, key=lambda fault: fault.line)):
+        print(f"{name}: {number} of {len(chosen)}", end="\r", file=sys.stderr, flush=True)
         try:
             module.write_text(fault.code)
             if passes(tests, timeout):
