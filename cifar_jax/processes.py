@@ -106,13 +106,17 @@ def _gather(array: Any) -> np.ndarray:
 
 
 def from_all(function: Callable[[], T]) -> T:
-    """Call `function` in every process; what a `UserError` stops one at stops all."""
-    result, message = None, None
+    """Call `function` in every process; what stops one stops all: a `UserError`, or the system,
+    whose `OSError` is the others' `UserError`."""
+    result, failure = None, None
     try:
         result = function()
-    except UserError as error:
-        message = str(error)
-    for index, text in enumerate(exchange(message)):
+    except (UserError, OSError) as error:
+        failure = error
+    told = exchange(None if failure is None else str(failure))
+    if isinstance(failure, OSError):
+        raise failure
+    for index, text in enumerate(told):
         if text is not None:
             raise UserError(f"process {index}: {text}" if jax.process_count() > 1 else text)
     return result  # pyright: ignore[reportReturnType]

@@ -33,7 +33,7 @@ TESTS = {
     "runs/checkpoints.py": "runs/test_checkpoint.py runs/test_older_versions.py "
     "training/test_resume.py",
     "runs/environment.py": "runs/test_environment.py runs/test_folder.py",
-    "runs/files.py": "runs/test_folder.py report/test_report_records.py",
+    "runs/files.py": "runs/test_files.py runs/test_folder.py report/test_report_records.py",
     "runs/folder.py": "runs/test_folder.py training/test_resume.py",
     "runs/reading.py": "report/test_report_reading.py report/test_report_table.py "
     "report/test_report_records.py runs/test_older_versions.py",

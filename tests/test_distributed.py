@@ -167,6 +167,9 @@ def only_here():
     if index:
         raise UserError("no data on this machine")
     return "fine"
+def no_room():
+    if index:
+        raise OSError(28, "No space left on device", "result.json")
 said = {
     "exchanged": processes.exchange({"index": "ä" * index}),
     "first": processes.from_first(lambda: index),
@@ -176,14 +179,21 @@ try:
 except UserError as error:
     said["error"] = str(error)
 try:
+    processes.from_all(no_room)
+except (OSError, UserError) as error:
+    said["full"] = str(error)
+try:
     devices.make_mesh(6)
 except UserError as error:
     said["mesh"] = str(error)
 print(json.dumps(said))
 """
-    for code, output, error in finish(start(["-c", script])):
+    full = "[Errno 28] No space left on device: 'result.json'"
+    told = (f"process 1: {full}", full)
+    for index, (code, output, error) in enumerate(finish(start(["-c", script]))):
         assert code == 0, error
         assert json.loads(output.splitlines()[-1]) == {
+            "full": told[index],
             "exchanged": [{"index": ""}, {"index": "ä"}],
             "first": 0,
             "error": "process 1: no data on this machine",

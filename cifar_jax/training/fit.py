@@ -117,9 +117,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 **{key: starts[-1][key] for key in ("git_commit", "versions", "device", "machine")},
                 "starts": starts,
             }
-            if processes.is_first():
-                write_bytes(workdir.path / "test_logits.npy", _npy(logits.astype(np.float16)))
-                workdir.write_result(result)
+            processes.from_first(lambda: _finish(workdir, result, logits))
         received.check()
     return result
 
@@ -258,6 +256,11 @@ def _result(
             "best_validation_test_accuracy": test["accuracy"],
         }
     return result, logits
+
+
+def _finish(workdir: Workdir, result: Mapping[str, Any], logits: np.ndarray) -> None:
+    write_bytes(workdir.path / "test_logits.npy", _npy(logits.astype(np.float16)))
+    workdir.write_result(result)
 
 
 def _restore_best(

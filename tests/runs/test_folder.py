@@ -12,7 +12,7 @@ from cifar_jax.config import Config, Model, Optimizer, flatten, override
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment
 from cifar_jax.runs import folder as workdir
-from cifar_jax.runs.files import read_json, write_json
+from cifar_jax.runs.files import read_json
 
 CONFIG = Config(model=Model(name="basic"), epochs=2, batch_size=8, optimizer=Optimizer(lr=0.1))
 
@@ -241,15 +241,6 @@ def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
     folder.append_epoch({"epoch": 3, "step": 30})
     folder.append_epoch({"epoch": 2, "step": 21})  # written down twice: the later counts
     assert folder.epochs() == ([{"epoch": 2, "step": 21}, {"epoch": 3, "step": 30}], 0)
-
-
-def test_json_that_cannot_be_written_leaves_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    write_json(path, {"a": 1})
-    with pytest.raises(TypeError):
-        write_json(path, {"a": object()})
-    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-    assert read_json(path) == {"a": 1}
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1', "\xff"])
