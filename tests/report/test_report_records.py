@@ -125,6 +125,22 @@ def test_a_record_has_the_metrics_of_every_epoch(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("epochs", [19, 21])
+def test_a_record_has_as_many_epochs_as_were_asked_for(
+    make_run: MakeRun, tmp_path: Path, epochs: int
+) -> None:
+    """Also where the result is of the last that is there."""
+    folder = make_run("basic")
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [*rows, rows[-1] | {"epoch": 21}][:epochs]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = json.loads((folder / "result.json").read_text())
+    result |= {name: rows[-1][name] for name in ("train_loss", "validation_loss")}
+    (folder / "result.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match=r"lacks epochs|\(epochs: 19 in metrics\.jsonl\)"):
+        record(folder, tmp_path / "results")
+
+
 def test_outputs_must_give_the_accuracy_of_the_result(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("basic", test=62.0)
     with pytest.raises(UserError, match=r"give 61\.80 %, its result\.json says 62\.00 %"):
@@ -174,7 +190,9 @@ def test_a_record_without_its_files_is_told(make_run: MakeRun, tmp_path: Path, s
         report.read_runs([tmp_path / "results"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "npy", "other"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "flipped", "empty", "npy", "fewer labels", "more labels", "none", "1-D"]
+)
 def test_damaged_outputs_are_told(make_run: MakeRun, tmp_path: Path, damage: str) -> None:
     record(make_run("basic"), tmp_path / "results")
     (run,) = report.read_runs([tmp_path / "results"])
@@ -188,7 +206,10 @@ def test_damaged_outputs_are_told(make_run: MakeRun, tmp_path: Path, damage: str
             if damage == "npy":
                 np.save(file, np.zeros(3))
             else:
-                np.savez(file, logits=np.zeros((3, 10)), labels=np.zeros(2))
+                sizes = {"fewer labels": 2, "more labels": 4, "1-D": 3, "none": 0}
+                logits = np.zeros((0 if damage == "none" else 3, 10))
+                logits = logits[:, 0] if damage == "1-D" else logits
+                np.savez(file, logits=logits, labels=np.zeros(sizes[damage]))
     with pytest.raises(UserError, match=r"outputs\.npz (cannot be read|does not hold)") as error:
         records.read_outputs(run.outputs)
     assert "\n" not in str(error.value)

@@ -101,6 +101,20 @@ def test_versions_are_those_that_are_installed() -> None:
     assert {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= found.keys()
 
 
+def test_a_package_that_is_not_there_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = environment.versions()
+
+    def version(package: str) -> str:
+        if package == "tensorflow-datasets":
+            raise environment.metadata.PackageNotFoundError(package)
+        return there[package]
+
+    monkeypatch.setattr(environment.metadata, "version", version)
+    assert environment.versions() == {
+        name: text for name, text in there.items() if name != "tensorflow-datasets"
+    }
+
+
 def test_flags_that_change_the_arithmetic_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_x")
     monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
