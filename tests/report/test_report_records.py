@@ -289,8 +289,13 @@ def test_the_readme_follows_the_records(make_run: MakeRun, tmp_path: Path, readm
 
     assert report.readme_is_current(readme, results)
     assert report.update_readme(readme, results) == (False, [])
-    record(make_run("net", test=77.0), results)
-    assert not report.readme_is_current(readme, results)
+    for test in (77.0, 76.0, 78.0):
+        record(make_run("net", test=test, folder=f"net{test}"), results)
+        assert not report.readme_is_current(readme, results)
+        assert report.update_readme(readme, results) == (True, [])
+        assert f"**{test:.2f}**" in readme.read_text()
+    readme.write_text(readme.read_text().replace("**78.00**", "**98.00**"))
+    assert not report.readme_is_current(readme, results)  # though the figure is
 
 
 def test_the_readmes_figure_is_of_the_records(

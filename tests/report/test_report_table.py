@@ -100,6 +100,7 @@ def test_runs_of_an_experiment_elsewhere_are_told_apart_by_their_settings(
         identity = json.loads((path / "config.json").read_text()) | {"experiment": "mine"}
         identity["config"]["optimizer.lr"] = rate
         (path / "config.json").write_text(json.dumps(identity))
+    make_run("net", test=75.0)  # from which they differ in more, which is not told
     good, bad = rows(tmp_path)[-2:]
     assert [bad.changes, bad.measured] == [("optimizer.lr=0.1",), "11.00 ± 1.41"]
     assert [good.changes, good.measured] == [("optimizer.lr=0.001",), "60.00"]
