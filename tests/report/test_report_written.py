@@ -87,6 +87,75 @@ def test_runs_given_one_by_one_replace_no_report_of_all(
     assert report.report(console=Console(file=io.StringIO())) == Path("runs/report.md")
 
 
+NARROW = """\
+Paper against measured
+                         para-                     differ-    at
+experiment              meters paper      measured    ence  best epochs   time
+──────────────────────────────────────────────────────────────────────────────
+basic                   62,006 62.06  61.75 ± 1.06   −0.31 62.00     20 62 min
+                                         (2 seeds)
+net                  2,348,030 77.91  epoch 12/100                  100
+                                        validation
+                                            44.6 %
+net-attention          521,646 81.77       not run                   50
+resnet10             4,903,242 90.03         93.25   +3.22 93.50    135 62 min
+
+With other settings or images
+                                     at
+experiment               measured  best epochs   time
+─────────────────────────────────────────────────────
+basic                       50.00 50.25      3 62 min
+epochs=3
+
+Accuracy on the test images in percent, after the last epoch: mean ± standard
+deviation over seeds. “At best” is after the epoch with the best validation
+accuracy. Time is a run's. Device: AMD EPYC 7B13, 2 cores; NVIDIA L4.
+"""
+WIDE = """\
+basic                   62,006 62.06  61.75 ± 1.06   −0.31 62.00     20 62 min AMD EPYC 7B13, 2
+                                         (2 seeds)                             cores
+net                  2,348,030 77.91  epoch 12/100                  100
+                                        validation
+                                            44.6 %
+net-attention          521,646 81.77       not run                   50
+resnet10             4,903,242 90.03         93.25   +3.22 93.50    135 62 min NVIDIA L4
+"""
+ONE_DEVICE = """\
+basic                    62,006  62.06       61.75 ± 1.06    −0.31  62.00      20  62 min
+                                                (2 seeds)
+net                   2,348,030  77.91       epoch 12/100                     100
+                                        validation 44.6 %
+"""
+
+
+def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
+    """As wide as the terminal is: with the device of each row where there are several, and room."""
+    gpu = {"platform": "gpu", "kind": "NVIDIA L4", "count": 1}
+    for seed, test in enumerate((61.0, 62.5)):
+        make_run("basic", seed, test=test)
+    make_run("net", test=None, done=12)
+    make_run("resnet10", test=93.25, device=gpu)
+    make_run("basic", overrides={"epochs": 3}, folder="short", test=50.0)
+    shown = [
+        group
+        for group in report.collect(report.read_runs([tmp_path]))
+        if group.runs or group.experiment == "net-attention"
+    ]
+
+    def lines(groups: list[report.Group], width: int) -> str:
+        return "".join(f"{line.rstrip()}\n" for line in printed(groups, width).splitlines())
+
+    assert lines(shown, 80).rstrip() + "\n" == NARROW
+    assert WIDE in lines(shown, 100)
+    assert "Device: " not in lines(shown, 100)
+    assert ONE_DEVICE in lines(shown[:2], 100)
+    assert "Time is a run's. Device: AMD EPYC 7B13, 2 cores.\n" in lines(shown[:2], 250)
+    coloured = io.StringIO()
+    report.show(shown, Console(file=coloured, force_terminal=True, color_system="standard"))
+    assert "\x1b[33m−0.31\x1b[0m" in coloured.getvalue()  # yellow
+    assert "\x1b[32m+3.22\x1b[0m" in coloured.getvalue()  # green
+
+
 @pytest.mark.parametrize("width", [80, 100, None])
 def test_the_terminals_table_fits_and_loses_nothing(
     make_run: MakeRun, tmp_path: Path, width: int | None
