@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from flax import linen as nn
+
     from cifar_jax.inference.model import Classifier
 
 __all__ = ["load"]
 
 
-def load(path: str | Path, *, best: bool = False) -> Classifier:
+def load(
+    path: str | Path, *, best: bool = False, model: nn.Module | type[nn.Module] | None = None
+) -> Classifier:
     """The trained model in `path`, a run's folder or a file of `cifar-jax export`.
 
     `predict` of it takes uint8 images `[N, 32, 32, 3]`, or files, and gives probabilities
@@ -22,11 +26,15 @@ def load(path: str | Path, *, best: bool = False) -> Classifier:
     Args:
       path: the folder or file.
       best: of a run, take the checkpoint of the best validation accuracy instead of the last.
+      model: the module, its class or an instance, where it is none of this package's. The copy of
+        its code that a run's folder holds is never executed.
 
     Raises:
-      cifar_jax.errors.UserError: there is nothing of the kind, or it is damaged.
+      cifar_jax.errors.UserError: there is nothing of the kind, it is damaged, or `model` is missing
+        or another.
     """
     # Here, so that importing the package stays light.
     from cifar_jax.inference.load import load
+    from cifar_jax.models.own import Own
 
-    return load(path, best=best)
+    return load(path, best=best, own=None if model is None else Own(model))

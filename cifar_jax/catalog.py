@@ -1,11 +1,16 @@
-"""Finds experiment files by name or path. An experiment is a Python file with a `CONFIG`."""
+"""Finds experiment files by name or path.
+
+An experiment is a Python file with a `CONFIG`, and a `MODEL` if its network is not of the package.
+"""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import runpy
+import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
@@ -23,6 +28,9 @@ class Experiment(NamedTuple):
     config: Config
     description: str
     """The first line of the file's docstring."""
+    path: Path
+    model: Any = None
+    """The file's `MODEL`, if it has one, as it stands there."""
 
 
 def experiments_folder() -> Path:
@@ -58,6 +66,33 @@ def load(name_or_path: str) -> Experiment:
     return _read(known[name_or_path], name_or_path)
 
 
+def same_model(source: bytes, other: bytes) -> bool:
+    """Whether two files say the same but for `CONFIG`, docstrings, comments and layout.
+
+    Nothing of them is executed.
+    """
+    return _code(source) == _code(other)
+
+
+def _code(source: bytes) -> str | bytes:
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return source
+    tree.body = [node for node in tree.body if not _is_config(node)]
+    for node in ast.walk(tree):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        if documented and ast.get_docstring(node, clean=False) is not None:
+            del node.body[0]
+    return ast.dump(tree)
+
+
+def _is_config(node: ast.stmt) -> bool:
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return any(isinstance(target, ast.Name) and target.id == "CONFIG" for target in targets)
+
+
 def _files() -> dict[str, Path]:
     """Experiment files by name; `resnet18_adam_lr1e_4.py` is `resnet18-adam-lr1e-4`."""
     files = experiments_folder().rglob("*.py")
@@ -80,7 +115,7 @@ def _read(path: Path, name: str) -> Experiment:
     if not isinstance(config, Config):
         raise UserError(f"{path} defines no CONFIG of type cifar_jax.config.Config")
     description = (module.get("__doc__") or "").strip().partition("\n")[0]
-    return Experiment(name, config, description)
+    return Experiment(name, config, description, path, module.get("MODEL"))
 
 
 def _first_table(config: Config) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from cifar_jax import process
+from cifar_jax.cli.code import CODE, named_code
 from cifar_jax.cli.output import AS_JSON, DEVICE
 
 
@@ -15,9 +16,12 @@ from cifar_jax.cli.output import AS_JSON, DEVICE
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
 @click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@CODE
 @DEVICE
 @AS_JSON
-def evaluate(run: Path, split: str, best: bool, device: str | None, as_json: bool) -> None:
+def evaluate(
+    run: Path, split: str, best: bool, code: Path | None, device: str | None, as_json: bool
+) -> None:
     """Loss and accuracy of RUN over a whole split.
 
     RUN is a run's folder; or a file that `cifar-jax export` made, or the name of an experiment
@@ -27,7 +31,7 @@ def evaluate(run: Path, split: str, best: bool, device: str | None, as_json: boo
     process.require(device)
     from cifar_jax.inference.evaluate import evaluate
 
-    found = evaluate(run, split, best)
+    found = evaluate(run, split, best, named_code(code, run))
     if as_json:
         click.echo(json.dumps(found, indent=2))
     else:

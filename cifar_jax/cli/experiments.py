@@ -18,7 +18,7 @@ def experiments(as_json: bool) -> None:
     found = [catalog.load(name) for name in catalog.names()]
     if as_json:
         rows = []
-        for name, settings, description in found:
+        for name, settings, description, *_ in found:
             paper = settings.paper
             rows.append(
                 {
@@ -34,7 +34,7 @@ def experiments(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     cells = []
-    for name, settings, _ in found:
+    for name, settings, *_ in found:
         optimizer, paper = settings.optimizer, settings.paper
         plateau = ", plateau" if settings.schedule.name == "plateau" else ""
         cells.append(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cifar_jax import process
+from cifar_jax.cli.code import CODE, named_code
 
 
 @click.command(short_help="A trained model as one file: StableHLO, ONNX or safetensors.")
@@ -21,8 +22,11 @@ from cifar_jax import process
 )
 @click.option("--output", type=click.Path(path_type=Path), help="The file.  [EXPERIMENT-seedN.TO]")
 @click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@CODE
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
-def export(run: Path, kind: str, output: Path | None, best: bool, force: bool) -> None:
+def export(
+    run: Path, kind: str, output: Path | None, best: bool, code: Path | None, force: bool
+) -> None:
     """Write the model of the run in folder RUN, or of a safetensors file, to one file.
 
     Its answers are compared with the run's own before the file is there.
@@ -33,7 +37,7 @@ def export(run: Path, kind: str, output: Path | None, best: bool, force: bool) -
     from cifar_jax.inference import exports
     from cifar_jax.inference.load import load
 
-    model = load(run, best=best)
+    model = load(run, best=best, own=named_code(code, run))
     if output is None:
         output = Path(f"{model.card['experiment']}-seed{model.card['seed']}.{kind}")
     difference = exports.export(model, kind, output, force=force)

@@ -6,6 +6,7 @@ import json
 
 import click
 
+from cifar_jax.cli.code import own_model
 from cifar_jax.cli.output import AS_JSON, count, print_table
 
 
@@ -34,11 +35,20 @@ def models(as_json: bool) -> None:
 @click.argument("model")
 @AS_JSON
 def summary(model: str, as_json: bool) -> None:
-    """The layers of MODEL, in the columns of the paper's tables."""
-    from cifar_jax import models
+    """The layers of MODEL, in the columns of the paper's tables.
+
+    MODEL is a name of `cifar-jax models`, or a config file, whose model it then is.
+    """
+    from cifar_jax import catalog, models
     from cifar_jax.models.summary import summarise
 
-    layers = summarise(models.create(model))
+    if model.endswith(".py"):
+        experiment = catalog.load(model)
+        options = experiment.config.model.model_dump()
+        network = models.create(options.pop("name"), own_model(experiment), **options)
+    else:
+        network = models.create(model)
+    layers = summarise(network)
     if as_json:
         click.echo(json.dumps([layer._asdict() for layer in layers], indent=2))
         return

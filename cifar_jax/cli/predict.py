@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cifar_jax import process
+from cifar_jax.cli.code import CODE, named_code
 from cifar_jax.cli.output import AS_JSON
 from cifar_jax.errors import UserError
 
@@ -31,8 +32,15 @@ _BATCH = 256
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@CODE
 def predict(
-    run: Path, images: tuple[str, ...], top: int, as_json: bool, as_csv: bool, best: bool
+    run: Path,
+    images: tuple[str, ...],
+    top: int,
+    as_json: bool,
+    as_csv: bool,
+    best: bool,
+    code: Path | None,
 ) -> None:
     """The classes that the model in RUN sees in each IMAGE, with their probabilities.
 
@@ -49,7 +57,7 @@ def predict(
     from cifar_jax.inference.images import find
     from cifar_jax.inference.load import load
 
-    model = load(run, best=best)
+    model = load(run, best=best, own=named_code(code, run))
     names = find(images)
     rows = []
     bad = 0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 from cifar_jax import process
+from cifar_jax.cli.code import own_model
 from cifar_jax.cli.output import DEVICE
 from cifar_jax.errors import UserError
 
@@ -68,6 +69,7 @@ def train(
 
     from cifar_jax import processes
     from cifar_jax.cli.several import train_each
+    from cifar_jax.inference.load import weights
     from cifar_jax.runs.folder import folder_name
     from cifar_jax.training.display import Display
     from cifar_jax.training.fit import Run, fit
@@ -94,29 +96,20 @@ def train(
                 overrides=changes,
                 fresh=fresh,
                 extend=workdir is not None,
+                # Unless --set model.name asks for another.
+                own=own_model(experiment) if "model.name" not in changes else None,
             )
             runs.append(run)
 
     def train_one(run: Run) -> str:
         if (source := run.config.train.init_from) is not None:
-            run = run._replace(initial=_weights(source))
+            run = run._replace(initial=weights(source))
         return _result_line(fit(run, display))
 
     if len(runs) == 1:
         display.note(train_one(runs[0]))
     else:
         train_each(runs, train_one, say=display.note)
-
-
-def _weights(source: str) -> Mapping[str, Any]:
-    """The variables that `train.init_from` names."""
-    from cifar_jax.inference.load import load
-    from cifar_jax.inference.model import TrainedNetwork
-
-    network = load(source)
-    if not isinstance(network, TrainedNetwork):
-        raise UserError(f"train.init_from={source}: a StableHLO file has no weights to begin with")
-    return network.variables
 
 
 def _result_line(result: dict[str, Any]) -> str:

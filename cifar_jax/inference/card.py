@@ -10,6 +10,7 @@ Run folders hold it as `model.json`, exports carry it inside. It is JSON:
     input_shape         [32, 32, 3]: uint8 images, red, green, blue
     data                what it was trained on: name, and digests where they are known
     mean, std           a channel, of 0..1: the network takes (image / 255 - mean) / std
+    test_time           how images were looked at when they were tested: flip, shift, unsure
     step, epoch         of the weights
     test_accuracy       in percent, where these weights were measured, else null
     git_commit          of the run's code, where it is known

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cifar_jax import data
+from cifar_jax import data, models
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import Views, compile_logits, measure
+from cifar_jax.evaluation import compile_logits, measure
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.runs.folder import existing_workdir
@@ -36,16 +36,17 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    path: Path, split: str = "test", best: bool = False, views: Views | None = None
+    path: Path, split: str = "test", best: bool = False, own: models.Own | None = None
 ) -> dict[str, Any]:
     """Loss and accuracy of a run's last checkpoint, or its best on validation, over a whole split.
 
-    `views` is what is seen of an image, by default itself.
+    Images are looked at as the run looked at its test images.
 
     Raises:
-      UserError: no run or no checkpoint in the folder, or a split that is empty.
+      UserError: no run or no checkpoint in the folder, a split that is empty, or `own` missing or
+        another where the model is none of the package's.
     """
-    found = logits(path, split, best, views)
+    found = logits(path, split, best, own)
     return {
         "experiment": found.experiment,
         "seed": found.seed,
@@ -58,26 +59,26 @@ def evaluate(
 
 
 def logits(
-    path: Path, split: str = "test", best: bool = False, views: Views | None = None
+    path: Path, split: str = "test", best: bool = False, own: models.Own | None = None
 ) -> Evaluated:
     """What a run's last checkpoint, or its best on validation, says of every image of a split.
 
-    `views` is what is seen of an image, by default itself.
+    Images are looked at as the run looked at its test images.
 
     Raises:
       UserError: as `evaluate`.
     """
     if not path.is_dir():
-        return _of_a_file(path, split, best, views)
+        return _of_a_file(path, split, best, own)
+    network = load_run(path, best=best, own=own)
     workdir, identity = existing_workdir(path)
-    setup = programs.setup(_on_this_machine(from_flat(identity["config"])))
+    setup = programs.setup(_on_this_machine(from_flat(identity["config"])), own=own)
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
         split
     ]
     if not len(images.labels):
         raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
     _hold_to_its_images(path, workdir.card(), setup, split)
-    network = load_run(path, best=best)
     evaluated = compile_logits(
         network.module,
         network.variables,
@@ -85,7 +86,7 @@ def logits(
         normalise=network.normalise,
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
-        views=views,
+        views=network.views,
     )(network.variables)
     step = network.card["step"]
     return Evaluated(
@@ -100,10 +101,10 @@ def logits(
     )
 
 
-def _of_a_file(path: Path, split: str, best: bool, views: Views | None) -> Evaluated:
+def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Evaluated:
     """Of an export, or of weights that come with the package: on the test images alone, since it
     does not say which were held out."""
-    network = load(path, best=best)
+    network = load(path, best=best, own=own)
     if split != "test":
         raise UserError(f"{path} is no run's folder: only --split test is known of it")
     dataset = data.load(network.card.get("data", {}).get("name", "cifar10"))
@@ -116,7 +117,7 @@ def _of_a_file(path: Path, split: str, best: bool, views: Views | None) -> Evalu
         seed=network.card["seed"],
         epoch=network.card.get("epoch") or 0,
         step=network.card.get("step") or 0,
-        logits=network.logits(images, views),
+        logits=network.logits(images, network.views),
         labels=labels,
         params_sha256=params_sha256(network.variables["params"]) if known else "",
         data_sha256=dataset.fingerprint,

@@ -25,7 +25,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 
-from cifar_jax import ops
+from cifar_jax import models, ops
 from cifar_jax.errors import UserError
 from cifar_jax.inference import card as cards
 from cifar_jax.inference.model import Classifier, TrainedNetwork
@@ -65,7 +65,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
     if output.exists() and not force:
         raise UserError(f"{output} exists: choose another --output, or --force")
     made = {"safetensors": _safetensors, "stablehlo": _stablehlo, "onnx": _onnx}[kind](network)
-    difference = _difference(network, _ANSWERS[kind](made))
+    difference = _difference(network, _ANSWERS[kind](made, network.own))
     if not difference <= TOLERANCE:
         raise UserError(
             f"the {kind} export's logits differ from the run's by {difference:.1e} of the largest, "
@@ -81,24 +81,46 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
     return difference
 
 
-def load(path: Path) -> Classifier:
+def load(path: Path, own: models.Own | None = None) -> Classifier:
     """The model in a safetensors or StableHLO file.
 
+    Args:
+      path: the file.
+      own: the model of a safetensors file, where it is none of the package's.
+
     Raises:
-      UserError: it is neither, or it is damaged.
+      UserError: it is neither, or it is damaged; or `own` is missing or of another model.
     """
-    name = str(path)
+    content = _read(path)
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        return _from_stablehlo(content, str(path))
+    return _from_safetensors(content, str(path), own)
+
+
+def weights(path: Path) -> dict[str, Any]:
+    """The variables in a safetensors file, whatever the network.
+
+    Raises:
+      UserError: it is none, or it is damaged.
+    """
+    content = _read(path)
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        raise UserError(f"{path} is a StableHLO file, which has no weights to begin with")
+    return _read_safetensors(content, str(path))[1]
+
+
+def _read(path: Path) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     if path.suffix == ".onnx":
         raise UserError(f"{path} is an ONNX model: ask it by onnxruntime, or export to stablehlo")
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        return _from_stablehlo(content, name)
-    if content[8:9] == b"{":
-        return _from_safetensors(content, name)
-    raise UserError(f"{path} is no run's folder, and neither a safetensors nor a StableHLO export")
+    if content[8:9] != b"{" and not zipfile.is_zipfile(io.BytesIO(content)):
+        raise UserError(
+            f"{path} is no run's folder, and neither a safetensors nor a StableHLO export"
+        )
+    return content
 
 
 def _safetensors(network: TrainedNetwork) -> bytes:
@@ -109,7 +131,12 @@ def _safetensors(network: TrainedNetwork) -> bytes:
     return save(tensors, {"format": "cifar-jax", "card": json.dumps(card)})
 
 
-def _from_safetensors(content: bytes, name: str) -> TrainedNetwork:
+def _from_safetensors(content: bytes, name: str, own: models.Own | None = None) -> TrainedNetwork:
+    return TrainedNetwork(*_read_safetensors(content, name), name, own)
+
+
+def _read_safetensors(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The card and the variables."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -123,8 +150,7 @@ def _from_safetensors(content: bytes, name: str) -> TrainedNetwork:
     card = cards.checked(card, name)
     if card.get("sha256") != _digest(tensors):
         raise UserError(f"{name} is damaged: its weights are not those of its digest")
-    variables = unflatten_dict({tuple(key.split("/")): array for key, array in tensors.items()})
-    return TrainedNetwork(card, variables, name)
+    return card, unflatten_dict({tuple(key.split("/")): array for key, array in tensors.items()})
 
 
 def _tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -215,10 +241,10 @@ def _ask_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
 
 
 # From what was made to a function from images to logits.
-_ANSWERS: dict[str, Callable[[bytes], Callable[[np.ndarray], np.ndarray]]] = {
-    "safetensors": lambda content: _from_safetensors(content, "the export").logits,
-    "stablehlo": lambda content: _from_stablehlo(content, "the export").logits,
-    "onnx": _ask_onnx,
+_ANSWERS: dict[str, Callable[[bytes, Any], Callable[[np.ndarray], np.ndarray]]] = {
+    "safetensors": lambda content, own: _from_safetensors(content, "the export", own).logits,
+    "stablehlo": lambda content, _: _from_stablehlo(content, "the export").logits,
+    "onnx": lambda content, _: _ask_onnx(content),
 }
 
 

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax.traverse_util import flatten_dict
 
 from cifar_jax import models
 from cifar_jax.data import pipeline
@@ -20,7 +19,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import Views, over_views
 from cifar_jax.inference import card as cards
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.runs.folder import existing_workdir
+from cifar_jax.runs.folder import Workdir, existing_workdir
 
 Variables = Mapping[str, Any]
 
@@ -43,6 +42,11 @@ class Classifier:
     def classes(self) -> tuple[str, ...]:
         """Names, in the order of the logits."""
         return tuple(self.card["classes"])
+
+    @property
+    def views(self) -> Views:
+        """What the run looked at of its test images, for `predict` and `logits`."""
+        return Views(**self.card.get("test_time", {}))
 
     def predict(
         self, images: np.ndarray | Sequence[str | Path], views: Views | None = None
@@ -98,18 +102,30 @@ class TrainedNetwork(Classifier):
       card: its card.
       variables: `params`, and `batch_stats` where the network has them, as arrays.
       name: what messages call it.
+      own: the module, where the card names none of the package's.
 
     Raises:
-      UserError: the weights are not those of the network that the card names.
+      UserError: the weights are not those of the network that the card names, or `own` is missing.
     """
 
-    def __init__(self, card: Mapping[str, Any], variables: Variables, name: str) -> None:
+    def __init__(
+        self,
+        card: Mapping[str, Any],
+        variables: Variables,
+        name: str,
+        own: models.Own | None = None,
+    ) -> None:
         super().__init__(card, self.apply)
         options = dict(card["model"])
+        model = options.pop("name")
+        if own is None and model not in models.MODELS and "code" in card:
+            raise UserError(_code_is_missing(card, name))
+        self.own = own
+        """The module as it was given, where it is none of the package's."""
         self.module: nn.Module = models.create(
-            options.pop("name"), **options, dtype=jnp.dtype(card["precision"])
+            model, own, **options, dtype=jnp.dtype(card["precision"])
         )
-        self.variables = _fitting(variables, models.variable_shapes(self.module), name)
+        self.variables = models.fitting(variables, models.variable_shapes(self.module), name)
 
     def normalise(self, images: jax.Array) -> jax.Array:
         """uint8 images to what the network takes."""
@@ -121,8 +137,19 @@ class TrainedNetwork(Classifier):
         return self.module.apply(self.variables, self.normalise(images), train=False)
 
 
-def load_run(path: Path, *, best: bool = False) -> TrainedNetwork:
+def load_run(path: Path, *, best: bool = False, own: models.Own | None = None) -> TrainedNetwork:
     """The network of the run in folder `path`, of its last checkpoint or its best on validation.
+
+    Raises:
+      UserError: it is no run's folder, has no checkpoint, is damaged, or is of a model that is none
+        of the package's, and not given.
+    """
+    card, variables = read_run(path, best=best)
+    return TrainedNetwork(card, variables, str(path), own)
+
+
+def read_run(path: Path, *, best: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The card and the variables of the run in folder `path`, whatever the network.
 
     Raises:
       UserError: it is no run's folder, has no checkpoint, or is damaged.
@@ -143,31 +170,25 @@ def load_run(path: Path, *, best: bool = False) -> TrainedNetwork:
     measured = result.get("test_accuracy") if own else None
     if best and result:
         measured = result.get("best_validation_test_accuracy")
-    return TrainedNetwork(
-        card
-        | {
-            "step": step,
-            "epoch": rows[-1].get("epoch") if rows else None,
-            "test_accuracy": measured,
-            "git_commit": result.get("git_commit"),
-        },
-        variables,
-        str(path),
+    told = {
+        "step": step,
+        "epoch": rows[-1].get("epoch") if rows else None,
+        "test_accuracy": measured,
+        "git_commit": result.get("git_commit"),
+    }
+    return card | told, variables
+
+
+def _code_is_missing(card: Mapping[str, Any], name: str) -> str:
+    """What to do about a model that is none of the package's.
+
+    A run's folder has a copy of its code, which is never run unasked: the folder may be a
+    stranger's.
+    """
+    code, copy = card["code"], Workdir(Path(name)).code
+    file = code.get("file") if isinstance(code, Mapping) else code
+    kept = f", or after reading it the copy there, --code {copy}" if copy.is_file() else ""
+    return (
+        f"{name} is of {card['model']['name']!r}, a model that a file defined ({file!r}), and runs "
+        f"no code unasked: name your file by --code FILE{kept}; in Python hand over the model"
     )
-
-
-def _fitting(variables: Variables, shapes: Variables, name: str) -> dict[str, Any]:
-    """The variables, if they are as many and as large as the network's."""
-    found: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
-    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
-    for path in sorted(found.keys() ^ wanted.keys()):
-        which = "has none of" if path in wanted else "has, and the network not,"
-        raise UserError(f"{name} {which} the weights {'/'.join(path)}: it is of another network")
-    for path, leaf in wanted.items():
-        array = found[path]
-        if array.shape != leaf.shape or array.dtype != leaf.dtype:
-            raise UserError(
-                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network as "
-                f"{leaf.dtype} {list(leaf.shape)}: it is of another network"
-            )
-    return {key: variables[key] for key in shapes}

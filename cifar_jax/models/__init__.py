@@ -1,4 +1,4 @@
-"""The paper's networks by name."""
+"""The paper's networks by name, and a person's own."""
 
 import difflib
 import itertools
@@ -17,7 +17,22 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cifar_jax.errors import UserError
 from cifar_jax.models.basic import Basic
 from cifar_jax.models.net import Net, NetBNGAP, NetInception
+from cifar_jax.models.own import IMAGE_SHAPE, Own
 from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
+
+__all__ = [
+    "IMAGE_SHAPE",
+    "MODELS",
+    "PAPER_PARAMETERS",
+    "Own",
+    "count_parameters",
+    "create",
+    "fitting",
+    "init_variables",
+    "taken_over",
+    "takes",
+    "variable_shapes",
+]
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "basic": Basic,
@@ -40,26 +55,30 @@ PAPER_PARAMETERS: dict[str, int] = {
     "resnet10-separable": 722_186,  # Table 25
 }
 
-IMAGE_SHAPE = (32, 32, 3)
 
-
-def create(name: str, **options: Any) -> nn.Module:
+def create(name: str, own: Own | None = None, **options: Any) -> nn.Module:
     """The network of that name. Options that are None keep the network's own default.
 
     Args:
-      name: a key of `MODELS`.
+      name: a key of `MODELS`, or what `own` is called.
+      own: a module of one's own, whose name is none of `MODELS`.
       **options: fields of the module, such as `num_classes`, `dropout`, `pooling`, `dtype`.
 
     Raises:
-      UserError: an unknown name (naming the nearest), or an option that this network lacks.
+      UserError: an unknown name (naming the nearest), an option that this network lacks, or a
+        module of one's own that cannot be trained.
     """
+    given = {key: value for key, value in options.items() if value is not None}
+    if own:
+        if name in MODELS:
+            raise UserError(f"{name!r} is a network of the package's: {own} does not go with it")
+        return own.build(name, **given)
     if name not in MODELS:
         close = difflib.get_close_matches(name, MODELS, n=1)
         hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(MODELS)}"
         raise UserError(f"no model {name!r}{hint}")
     build = MODELS[name]
     module: Any = build.func if isinstance(build, partial) else build
-    given = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in module.__dataclass_fields__:
             raise UserError(
@@ -71,7 +90,7 @@ def create(name: str, **options: Any) -> nn.Module:
 def variable_shapes(model: nn.Module) -> Any:
     """Shapes and types of the model's variables, without computing any."""
     images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-    return jax.eval_shape(model.init, jax.random.key(0), images)
+    return nn.unbox(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
 
 
 def takes(model: nn.Module, image_size: int) -> bool:
@@ -79,20 +98,23 @@ def takes(model: nn.Module, image_size: int) -> bool:
     many pixels along a side."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
     try:
-        jax.eval_shape(model.apply, variable_shapes(model), images)
+        jax.eval_shape(partial(model.apply, train=False), variable_shapes(model), images)
     except (TypeError, ValueError, FlaxError):
         return False
     return True
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """Fresh variables in PyTorch's default initialisation.
+    """Fresh variables: of the paper's networks in PyTorch's default initialisation, of any other
+    module as its own initialisers say.
 
-    Kernels and the biases beside them are U(±1/√fan_in), which PyTorch's
+    PyTorch's: kernels and the biases beside them are U(±1/√fan_in), which PyTorch's
     `kaiming_uniform_(a=√5)` comes to; BatchNorm starts as the identity, running variances at one.
     All numbers come of one draw, cut up in the order of the layers' names: `model.init` would
     compile a generator for each parameter, which takes a laptop minutes for a ResNet18.
     """
+    if not _is_the_papers(model):
+        return nn.unbox(model.init(key, jnp.zeros((1, *IMAGE_SHAPE)), train=False))
     shapes: dict[tuple[str, ...], Any] = flatten_dict(variable_shapes(model))
     drawn = [path for path in sorted(shapes) if (*path[:-1], "kernel") in shapes]
     ends = list(itertools.accumulate(shapes[path].size for path in drawn))
@@ -105,6 +127,32 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
         fan_in = math.prod(shapes[(*path[:-1], "kernel")].shape[:-1])
         variables[path] = piece.reshape(shapes[path].shape) / math.sqrt(fan_in)
     return unflatten_dict(variables)
+
+
+def _is_the_papers(model: nn.Module) -> bool:
+    built = (build.func if isinstance(build, partial) else build for build in MODELS.values())
+    return type(model) in built
+
+
+def fitting(variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """`variables`, if they are as many, as large and of such types as `shapes`.
+
+    Raises:
+      UserError: they are not; `name` is what the message calls them.
+    """
+    found: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
+    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
+    for path in sorted(found.keys() ^ wanted.keys()):
+        which = "has none of" if path in wanted else "has, and the network not,"
+        raise UserError(f"{name} {which} the weights {'/'.join(path)}: it is of another network")
+    for path, leaf in wanted.items():
+        array = found[path]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise UserError(
+                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network as "
+                f"{leaf.dtype} {list(leaf.shape)}: it is of another network"
+            )
+    return {key: variables[key] for key in shapes}
 
 
 def taken_over(fresh: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
     config.json       experiment, seed, every setting by dotted name, and which were overridden
     model.json        what is needed to use the model anywhere: network, classes, mean, std, data
+    model.py          the experiment's file, where that defines the model: read it, and run it only
+                      when a person asks for it
     env.json          versions, device, machine, git commit, command line; one object a start
     log.txt           the lines of the training, in the paper's form
     metrics.jsonl     one object an epoch
@@ -32,7 +34,15 @@ from cifar_jax.runs import environment
 from cifar_jax.runs.files import naming, read_json, write_bytes, write_json
 
 _OWN_FILES = (
-    *("result.json", "test_logits.npy", "model.json", "env.json", "log.txt", "metrics.jsonl"),
+    *(
+        "result.json",
+        "test_logits.npy",
+        "model.json",
+        "model.py",
+        "env.json",
+        "log.txt",
+        "metrics.jsonl",
+    ),
 )
 _CHECKPOINT = re.compile(r"\d+|damaged-\d+|\.deleted-\d+|\d+\.orbax-checkpoint-tmp.*")
 _GROWING_SCHEDULES = ("constant", "plateau", "step")
@@ -77,6 +87,17 @@ class Workdir:
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Write the model card, from the run's first start on."""
         write_json(self.path / "model.json", card)
+
+    @property
+    def code(self) -> Path:
+        """A copy of the file that defines the model, where that is none of the package's."""
+        return self.path / "model.py"
+
+    def write_code(self, source: bytes, name: str) -> None:
+        """Keep what defines the model, and say in the card of which file it is."""
+        write_bytes(self.code, source)
+        digest = hashlib.sha256(source).hexdigest()
+        self.write_card((self.card() or {}) | {"code": {"file": name, "sha256": digest}})
 
     def starts(self) -> list[dict[str, Any]]:
         """Where and when the run was started, the first first."""

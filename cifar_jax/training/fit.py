@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cifar_jax import models, processes
+from cifar_jax import catalog, models, processes
 from cifar_jax.config import Config, execution, flatten
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
@@ -44,6 +44,8 @@ class Run(NamedTuple):
     """Variables that `train.init_from` names, to begin with."""
     extend: bool = False
     """Let a run that is in the folder have more epochs than it was made with."""
+    own: models.Own | None = None
+    """The model, where the config names none of the package's."""
 
     def identity(self) -> dict[str, Any]:
         """What config.json holds; a folder that holds another is refused."""
@@ -73,9 +75,10 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if (finished := _finished(run)) is not None:
                 display.note(f"{run.workdir} is finished; --fresh would train it anew")
                 return finished
-            setup = processes.from_all(lambda: programs.setup(run.config))
+            setup = processes.from_all(lambda: programs.setup(run.config, own=run.own))
             if len(set(processes.exchange(setup.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {setup.dataset.name}")
+            processes.from_all(lambda: _hold_to_the_weights(run, setup))
         keep = run.config.train.keep_checkpoints
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
@@ -87,6 +90,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 # An epoch may have been written down whose checkpoint was not finished.
                 epoch = epochs_over(plan, state)
                 rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
+                told += processes.from_first(lambda: _keep_code(run, workdir))
             log = workdir.log if processes.is_first() else Path(os.devnull)
             with display.showing(log, run.experiment, len(plan.epochs), plan.steps):
                 for found in damaged:
@@ -170,6 +174,43 @@ def _begin(run: Run, setup: Setup, workdir: Workdir) -> list[str]:
     if not differing:
         return []
     return [f"not bit for bit what one start would come to: {', '.join(differing)}"]
+
+
+def _hold_to_the_weights(run: Run, setup: Setup) -> None:
+    """See that a model that is now defined otherwise fits what was trained, before it is touched.
+
+    Raises:
+      UserError: it does not.
+    """
+    workdir = Workdir(run.workdir)
+    told = None if run.fresh else _changed_code(run, workdir)
+    if told and workdir.checkpoints.is_dir():
+        with Checkpoints(workdir.checkpoints) as checkpoints:
+            step = checkpoints.latest()
+            try:
+                weights = checkpoints.weights(step) if step is not None else None
+            except DamagedError:
+                weights = None  # what there is to be told of it, is told where it is restored
+        if weights:
+            shapes = models.variable_shapes(setup.model)
+            models.fitting(weights, shapes, f"{told}, and its checkpoint")
+
+
+def _keep_code(run: Run, workdir: Workdir) -> list[str]:
+    """Keep what defines a model of one's own beside its weights; returns what is to be told."""
+    told = _changed_code(run, workdir)
+    if run.own and run.own.file:
+        workdir.write_code(run.own.source, run.own.file.name)
+    return [f"{told}; model.py in its folder is renewed"] if told else []
+
+
+def _changed_code(run: Run, workdir: Workdir) -> str | None:
+    """In words, that the model is defined otherwise than when the run was last started."""
+    if not run.own or not workdir.code.exists():
+        return None
+    if catalog.same_model(workdir.code.read_bytes(), run.own.source):
+        return None
+    return f"{run.own.file} defines the model otherwise than when {workdir.path} was last started"
 
 
 def model_card(run: Run, setup: Setup) -> dict[str, Any]:

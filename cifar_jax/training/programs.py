@@ -62,6 +62,7 @@ class Programs(NamedTuple):
 def setup(
     config: Config,
     *,
+    own: models.Own | None = None,
     dataset: Dataset | None = None,
     available: Sequence[Any] | None = None,
 ) -> Setup:
@@ -69,6 +70,7 @@ def setup(
 
     Args:
       config: what the run is.
+      own: the model, where the config names none of the package's.
       dataset: instead of the one that the config names.
       available: devices to choose from, instead of all that there are.
 
@@ -78,7 +80,7 @@ def setup(
     """
     settings = config.data
     # What needs no data is checked before the data is loaded, which may take a download.
-    _check_network(config)
+    _check_network(config, own)
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
     dataset = load(settings.dataset) if dataset is None else dataset
@@ -103,28 +105,24 @@ def setup(
         train=train,
         validation=validation,
         plan=planned,
-        recipe=_recipe(config, _network(config, num_classes=len(dataset.classes))),
+        recipe=_recipe(config, _network(config, own, num_classes=len(dataset.classes))),
         mesh=mesh,
     )
 
 
-def _network(config: Config, **options: Any) -> nn.Module:
-    return models.create(
-        config.model.name,
-        dropout=config.model.dropout,
-        pooling=config.model.pooling,
-        dtype=jnp.dtype(config.train.precision),
-        **options,
-    )
+def _network(config: Config, own: models.Own | None, **options: Any) -> nn.Module:
+    model, dtype = config.model, jnp.dtype(config.train.precision)
+    options |= {"dropout": model.dropout, "pooling": model.pooling}
+    return models.create(model.name, own, dtype=dtype, **options)
 
 
-def _check_network(config: Config) -> None:
+def _check_network(config: Config, own: models.Own | None) -> None:
     """See that the network has the parameters and takes the images that the recipe is for.
 
     Raises:
       UserError: it is not so.
     """
-    model = _network(config)
+    model = _network(config, own)
     params = models.variable_shapes(model)["params"]
     optim.check(params, config.optimizer, config.groups)
     if config.init.whitening:
