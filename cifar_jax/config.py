@@ -50,7 +50,7 @@ class Model(Settings):
     """Which network, and the options that the paper varies. None keeps the network's default."""
 
     name: str
-    """A name of `cifar-jax models`."""
+    """A name of `cifar-jax models`, or what the file that defines a `MODEL` of its own calls it."""
     dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
     """Rate of the dropout layer. The paper names 0.5 and no other."""
     pooling: Literal["max", "average", "strided-conv"] | None = None

@@ -28,6 +28,7 @@ QUICK = (
 
 TINY = '''
 """A convolution with BatchNorm, and a dense layer."""
+from __future__ import annotations
 from flax import linen as nn
 from cifar_jax.config import Config, Model, Optimizer
 
@@ -145,7 +146,7 @@ def test_a_folders_code_is_never_run_unasked(run: Any, there: Path) -> None:
     copy = there / "run" / "model.py"
     assert copy.read_bytes() == (there / "tiny.py").read_bytes()
     trap = there / "trapped"
-    copy.write_text(f"import pathlib; pathlib.Path({str(trap)!r}).touch()\n{copy.read_text()}")
+    copy.write_text(f"{copy.read_text()}\nimport pathlib; pathlib.Path({str(trap)!r}).touch()")
     Image.new("RGB", (32, 32)).save(there / "black.png")
     for verb in (
         ["evaluate", "run"],
@@ -298,12 +299,18 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
         (SIGNATURE, "def __call__(self, x):", "takes no train"),
         (SIGNATURE, "def call(self, x, *, train=False):", "cannot be called"),
         ("num_classes: int = 10", "num_classes: int\n    depth: int", "argument: 'depth'"),
-        ("self.width,", "self.height,", 'no attribute "height" (line 12)'),
+        ("self.width,", "self.height,", 'no attribute "height" (line 13)'),
         (LAST, "return x", "gives float32 [2, 256] of 2 images"),
         (LAST, "return (x, x)", "gives a tuple"),
         (LAST, f"{LAST}.astype('bfloat16')", "gives bfloat16 [2, 10]"),
         (LAST, f"{LAST}[0]", "gives float32 [10]"),
         (LAST, "self.variable('cache', 'x', lambda: x); " + LAST, "has variables in 'cache'"),
+        ("(4, 4), strides", "(4, 4), param_dtype='bfloat16', strides", "params/conv/bias in bf"),
+        (
+            "x = nn.relu",
+            "self.variable('batch_stats', 'n', lambda: x.sum()) if train else 0; x = nn.relu",
+            "has other batch_stats with train=True",
+        ),
         ("epochs=1", "epochs=1, train=Train(precision='bfloat16')", "has no dtype"),
         ('name="tiny"', 'name="tiny", dropout=0.5', "has no dropout"),
     ],

@@ -107,21 +107,30 @@ class Own:
                     )
             if not jax.tree.leaves(variables.get("params")):
                 raise UserError(f"{self} has no parameters: there is nothing to train")
+            for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+                if leaf.dtype != jnp.float32:
+                    name = jax.tree_util.keystr(path, simple=True, separator="/")
+                    raise UserError(
+                        f"{self} has {name} in {leaf.dtype}: all that is kept is to be float32; "
+                        "dtype is the type to compute in"
+                    )
 
             def train(variables: Any, x: jax.Array) -> Any:
                 return model.apply(
                     variables, x, train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-                )[0]
+                )
 
-            outputs = [
-                jax.eval_shape(lambda v, x: model.apply(v, x, train=False), variables, images),
-                jax.eval_shape(train, variables, images),
-            ]
+            evaluated = jax.eval_shape(
+                lambda v, x: model.apply(v, x, train=False), variables, images
+            )
+            trained, updated = jax.eval_shape(train, variables, images)
+            if updated.get("batch_stats", {}) != variables.get("batch_stats", {}):
+                raise UserError(f"{self} has other batch_stats with train=True than without")
         except UserError:
             raise
         except Exception as error:  # whatever a person's code runs into
             raise UserError(f"{self} cannot be called: {self._told(error)}") from error
-        for found in outputs:
+        for found in (evaluated, trained):
             if getattr(found, "shape", None) != (2, classes) or found.dtype != jnp.float32:
                 raise UserError(
                     f"{self} gives {_described(found)} of 2 images; logits are to be "

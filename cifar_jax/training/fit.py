@@ -206,7 +206,7 @@ def _keep_code(run: Run, workdir: Workdir) -> list[str]:
 
 def _changed_code(run: Run, workdir: Workdir) -> str | None:
     """In words, that the model is defined otherwise than when the run was last started."""
-    if not run.own or not workdir.code.exists():
+    if not run.own or not run.own.file or not workdir.code.exists():
         return None
     if catalog.same_model(workdir.code.read_bytes(), run.own.source):
         return None

@@ -84,7 +84,7 @@ def test_an_export_that_disagrees_is_not_written(
 ) -> None:
     right = network(basic).logits
     wrong = SimpleNamespace(logits=lambda images: right(images) * np.float32(1.001))
-    monkeypatch.setattr(exports, f"_from_{kind}", lambda content, name: wrong)
+    monkeypatch.setattr(exports, f"_from_{kind}", lambda *_: wrong)
     with pytest.raises(UserError, match="differ from the run's"):
         exports.export(network(basic), kind, tmp_path / "model")
     assert not list(tmp_path.iterdir())
