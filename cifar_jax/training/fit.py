@@ -192,7 +192,7 @@ def _hold_to_the_weights(run: Run, setup: Setup) -> None:
             except DamagedError:
                 weights = None  # what there is to be told of it, is told where it is restored
         if weights:
-            shapes = models.variable_shapes(setup.model)
+            shapes = models.variable_shapes(setup.recipe.model)
             models.fitting(weights, shapes, f"{told}, and its checkpoint")
 
 
@@ -230,6 +230,7 @@ def model_card(run: Run, setup: Setup) -> dict[str, Any]:
         "input_shape": list(models.IMAGE_SHAPE),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
+        "test_time": run.config.test_time.model_dump(),
         "data": {
             "name": dataset.name,
             "sha256": dataset.fingerprint,
