@@ -9,11 +9,16 @@ from cifar_jax.errors import UserError
 
 
 def test_names_are_the_papers_ten_in_its_order() -> None:
-    assert [name for name in catalog.names() if "/" not in name] == [
+    assert [name for name in catalog.names() if catalog.load(name).config.paper] == [
         *("basic", "net", "net-bn-gap", "net-attention"),
         *("resnet18-sgd", "resnet18-adam", "resnet18-adam-lr1e-4"),
         *("resnet10", "resnet10-plateau", "resnet10-separable"),
     ]
+
+
+def test_the_better_recipes_come_after_the_papers() -> None:
+    assert catalog.names().index("fast-basic") >= 10
+    assert catalog.load("fast-basic").config.model.name == "basic"
 
 
 def test_every_experiment_says_what_it_is() -> None:
