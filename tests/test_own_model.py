@@ -202,7 +202,7 @@ def test_weights_that_no_longer_fit_are_refused(run: Any, there: Path, old: str,
     assert done.code == 2
     assert done.err.count("\n") == 1
     assert "tiny.py defines the model otherwise" in done.err
-    assert "of another network" in done.err
+    assert "of another network; choose another --workdir" in done.err
     assert files(there / "run") == before
     done = run("evaluate", "run", "--code", "tiny.py")
     assert done.code == 2

@@ -193,7 +193,10 @@ def _hold_to_the_weights(run: Run, setup: Setup) -> None:
                 weights = None  # what there is to be told of it, is told where it is restored
         if weights:
             shapes = models.variable_shapes(setup.recipe.model)
-            models.fitting(weights, shapes, f"{told}, and its checkpoint")
+            try:
+                models.fitting(weights, shapes, "its checkpoint")
+            except UserError as error:
+                raise UserError(f"{told}: {error}; choose another --workdir, or --fresh") from None
 
 
 def _keep_code(run: Run, workdir: Workdir) -> list[str]:
