@@ -239,7 +239,9 @@ class Checkpoints:
         Raises:
           DamagedError: it cannot be read, or not to its digests.
         """
-        averaged = self._read(step, ("averaged",), None).get("averaged")
+        averaged = None
+        if "averaged" in (self._meta(step).digests or {}):  # not in those of before
+            averaged = self._read(step, ("averaged",), None)["averaged"]
         return {"batch_stats": {}} | (averaged or self._read(step, _WEIGHTS, None))
 
     def set_aside(self, step: int) -> None:

@@ -31,12 +31,16 @@ def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
     assert files(finished) == before
 
 
-def test_more_views_are_those_of_the_loaded_network(finished: Path) -> None:
+def test_images_are_looked_at_as_the_run_looked_at_them(finished: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    card = json.loads((folder / "model.json").read_text())
+    card["test_time"] = {"flip": True, "shift": 1, "unsure": None}
+    (folder / "model.json").write_text(json.dumps(card))
     views = Views(flip=True, shift=1)
     images, labels = data.load("digits").test
-    found = logits(finished, views=views).logits
+    found = logits(folder).logits
     np.testing.assert_allclose(found, load_run(finished).logits(images, views), atol=1e-4)
-    measured = evaluate(finished, views=views)
+    measured = evaluate(folder)
     assert measured["loss"] == measure(found, labels)["loss"]
     assert measured["loss"] != evaluate(finished)["loss"]
 

@@ -18,7 +18,10 @@ Damage = Callable[[Path], object]
 
 def state(step: int) -> TrainState:
     params = {"w": jnp.full(3000, step, jnp.float32)}
-    return TrainState(jnp.int32(step), params, {}, (), plateau_init(), Metrics.zero())
+    rates = jnp.zeros(1)
+    return TrainState(
+        jnp.int32(step), params, {}, (), plateau_init(), Metrics.zero(), rates, averaged={}
+    )
 
 
 def saved(folder: Path, accuracies: dict[int, float | None], keep: int = 3) -> Path:

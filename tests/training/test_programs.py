@@ -74,7 +74,7 @@ def whole_split(setup: Setup, seed: int) -> tuple[float, float]:
     mean, std = (np.asarray(s, np.float32) for s in (setup.dataset.mean, setup.dataset.std))
     images = (np.float32(test.images) / 255 - mean) / std
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = np.asarray(setup.model.apply(variables, images, train=False), np.float64)
+    logits = np.asarray(setup.recipe.model.apply(variables, images, train=False), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), test.labels]
     return losses.mean(), 100 * (logits.argmax(1) == test.labels).mean()
 

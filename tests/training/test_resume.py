@@ -356,8 +356,8 @@ def test_a_run_is_held_to_its_images(
         train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
     setup = programs.setup
 
-    def other(config: Config) -> Any:
-        made = setup(config)
+    def other(config: Config, **options: Any) -> Any:
+        made = setup(config, **options)
         return made._replace(dataset=made.dataset._replace(fingerprint="0" * 64))
 
     before = files(tmp_path)

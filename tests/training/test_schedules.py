@@ -58,7 +58,9 @@ def test_one_cycle_without_a_step_to_warm_up_begins_at_its_peak(steps: int) -> N
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=LR * 1e-5)
 
 
-@pytest.mark.parametrize("name", ["constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau"])
+@pytest.mark.parametrize(
+    "name", ["constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau"]
+)
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_the_shortest_runs_have_finite_rates(name: str, steps: int) -> None:
     found = rates(Schedule(name=name), steps, epochs=1)  # pyright: ignore

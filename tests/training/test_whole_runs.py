@@ -33,7 +33,9 @@ def tiny() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
-        patch.setattr(programs, "setup", lambda config: setup(config, dataset=DATASET))
+        patch.setattr(
+            programs, "setup", lambda config, **options: setup(config, dataset=DATASET, **options)
+        )
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
@@ -114,7 +116,7 @@ def test_a_stopped_run_saves_what_the_whole_one_does(
     ours, theirs = saved(tmp_path), saved(whole)
     chex.assert_trees_all_equal(ours, theirs)
     assert ours.keys() == {
-        *("step", "params", "batch_stats", "opt_state", "plateau", "metrics"),
+        *("step", "params", "batch_stats", "opt_state", "plateau", "metrics", "lr", "averaged"),
     }
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours["batch_stats"]))
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(ours["opt_state"]))
