@@ -1,4 +1,4 @@
-"""Records: runs at the paper's very settings, as they are committed in `results/`.
+"""Records: runs of the experiments at their very settings, as they are committed in `results/`.
 
     NAME-seedN.json             a finished run's result, with its settings and its starts
     NAME-seedN.metrics.jsonl    its metrics, one line an epoch
@@ -83,7 +83,8 @@ def check(run: Run, results: Path) -> None:
         if full.exists() and not read_record(full).changes:
             raise UserError(f"{path} is not finished, and {full} is of a run that is")
         return
-    told = {"experiment": run.experiment, "seed": run.seed, "epochs": run.epochs}
+    epochs = min(run.epochs, run.settings["epochs"])
+    told = {"experiment": run.experiment, "seed": run.seed, "epochs": epochs}
     told |= {k: v for k, v in run.rows[-1].items() if k in ("train_loss", "validation_loss")}
     differing = [name for name, value in told.items() if result.get(name) != value]
     if differing or len(done) < run.epochs:

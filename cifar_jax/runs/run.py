@@ -46,7 +46,10 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        """As many as were asked for."""
+        """As many as were asked for; as many as it had, where it is finished and was to fit into
+        `train.max_minutes`."""
+        if self.result and self.settings.get("train.max_minutes"):
+            return self.result["epochs"]
         return self.settings["epochs"]
 
     @cached_property

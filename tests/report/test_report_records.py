@@ -7,14 +7,27 @@ import numpy as np
 import pytest
 from run_folders import OFFICIAL, MakeRun, outputs
 
-from cifar_jax import cli, report
+from cifar_jax import cli, config, report
 from cifar_jax.errors import UserError
 from cifar_jax.report import plots
+from cifar_jax.report.table import row
 from cifar_jax.runs import records
+from cifar_jax.runs import run as runs
 from cifar_jax.runs.reading import read_run
 
 README = "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\nafter\n"
 CLEAN, DIRTY = "0123456789abcdef0123456789abcdef01234567", "89abcdef-dirty"
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An experiment `timed`: `basic`, to be fitted into three minutes."""
+    known = runs.experiments()
+    changes = ["train.max_minutes=3.0", "schedule.name=linear"]
+    timed = config.override(known["basic"], changes).model_copy(update={"paper": None})
+    monkeypatch.setattr(runs, "experiments", lambda: known | {"timed": timed})
+    for module in (records, report.table):
+        monkeypatch.setattr(module, "experiments", runs.experiments)
 
 
 @pytest.fixture
@@ -139,6 +152,41 @@ def test_a_record_has_as_many_epochs_as_were_asked_for(
     (folder / "result.json").write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"lacks epochs|\(epochs: 19 in metrics\.jsonl\)"):
         record(folder, tmp_path / "results")
+
+
+@pytest.mark.usefixtures("timed")
+@pytest.mark.parametrize(("epochs", "kept"), [(14, 14), (20, 20), (14, 13), (14, 15), (21, 21)])
+def test_a_run_that_was_fitted_into_its_minutes_has_the_epochs_that_it_had(
+    make_run: MakeRun, tmp_path: Path, epochs: int, kept: int
+) -> None:
+    """As its result tells them: no more than were asked for, and each with its metrics."""
+    folder = make_run("basic")
+    told = json.loads((folder / "config.json").read_text())
+    told["config"] |= {"train.max_minutes": 3.0, "schedule.name": "linear"}
+    (folder / "config.json").write_text(json.dumps(told | {"experiment": "timed"}))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [*rows, rows[-1] | {"epoch": 21}][:kept]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    losses = {name: rows[-1][name] for name in ("train_loss", "validation_loss")}
+    result = json.loads((folder / "result.json").read_text())
+    result |= losses | {"experiment": "timed", "epochs": epochs}
+    (folder / "result.json").write_text(json.dumps(result))
+    if (epochs, kept) not in [(14, 14), (20, 20)]:
+        with pytest.raises(UserError, match=r"lacks epochs|is not of the run"):
+            record(folder, tmp_path / "results")
+        return
+    (run,) = report.read_runs([record(folder, tmp_path / "results")])
+    assert run.epochs == epochs == len(run.rows)
+    (group,) = (group for group in report.collect([run]) if group.runs)
+    assert row(group).epochs == str(epochs)
+
+
+def test_a_run_without_validation_images_is_recorded(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("fast-basic", test=68.0, best_validation_test_accuracy=None)
+    (run,) = report.read_runs([record(folder, tmp_path / "results")])
+    (group,) = (group for group in report.collect([run]) if group.runs)
+    assert group.changes == {}
+    assert (row(group).measured, row(group).best) == ("68.00", "")
 
 
 def test_outputs_must_give_the_accuracy_of_the_result(make_run: MakeRun, tmp_path: Path) -> None:
