@@ -23,12 +23,15 @@ ROOT = Path(__file__).parents[1]
 TREE = ROOT / "build/mutants/tree"
 TESTS = {
     "report/markdown.py": "report/test_report_written.py report/test_report_records.py",
+    "report/groups.py": "report/test_report_table.py report/test_report_records.py",
     "report/plots.py": "report/test_report_plots.py report/test_report_records.py",
     "report/predictions.py": "report/test_report_predictions.py report/test_report_plots.py",
     "report/readme.py": "report/test_report_records.py",
+    "report/recipes.py": "report/test_report_records.py report/test_report_wall_time.py",
     "report/table.py": "report/test_report_table.py report/test_report_written.py "
     "report/test_report_records.py",
     "report/terminal.py": "report/test_report_written.py",
+    "report/wall_time.py": "report/test_report_wall_time.py",
     "runs/checkpoints.py": "runs/test_checkpoint.py runs/test_older_versions.py "
     "training/test_resume.py",
     "runs/environment.py": "runs/test_environment.py runs/test_folder.py",

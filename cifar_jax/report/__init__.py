@@ -1,12 +1,15 @@
 """Run folders and records in, tables and figures out. No JAX is imported; matplotlib only to draw.
 
-table.py         groups runs over seeds and words the cells of a row
+groups.py        groups runs over seeds
+recipes.py       better recipes beside the paper's own, and what others reach
+table.py         words the cells of a group's row
 terminal.py      the table on a console
 markdown.py      the tables in report.md and in the README
 plots.py         the figures of a report: curves, and the paper beside what was measured
+wall_time.py     the figure of accuracy against wall time
 predictions.py   confusion matrix and reliability diagram, where a record has outputs
 style.py         colours, and figures as files
-readme.py        the README's tables and figure, made of the records in results/
+readme.py        the README's tables and figures, made of the records in results/
 """
 
 from __future__ import annotations
@@ -16,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_jax.errors import UserError
+from cifar_jax.report.groups import Group, collect
 from cifar_jax.report.readme import readme_is_current, update_readme
-from cifar_jax.report.table import Group, collect
 from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.reading import RUNS, read_runs
 from cifar_jax.runs.run import Run

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from cifar_jax.report.table import Group, Part, Row, parts, row
+from cifar_jax import catalog
+from cifar_jax.report.groups import Group
+from cifar_jax.report.recipes import Pair, Peer
+from cifar_jax.report.table import Part, Row, parts, row
 
 if TYPE_CHECKING:
     from cifar_jax.report.plots import Figure
@@ -37,15 +40,23 @@ _README: Columns[Row] = {
     "experiment": lambda r: _linked(r.experiment),
     "parameters:": lambda r: r.parameters,
     "paper, %:": lambda r: r.paper,
-    "measured, %:": lambda r: (
-        " ".join(filter(None, (_bold(r.measured), r.seeds)))
-        or ("in part" if r.unfinished else "no record yet")
-    ),
+    "measured, %:": lambda r: _measured(r),
     "difference:": lambda r: r.difference,
     "epochs:": lambda r: r.epochs,
     "wall time, s:": lambda r: _seconds(r.seconds),
     "machine": lambda r: r.device,
     "commit": lambda r: _commits(r.commit),
+}
+_RECIPES: Columns[tuple[Row | None, Row]] = {
+    "network": lambda p: p[1].model,
+    "parameters:": lambda p: p[1].parameters,
+    "paper, %:": lambda p: p[1].paper or "–",
+    "the paper's recipe, %:": lambda p: _named(p[0]) if p[0] else "–",
+    "in minutes:": lambda p: _minutes(p[0].seconds) if p[0] else "–",
+    "better recipe, %:": lambda p: _named(p[1]),
+    "minutes:": lambda p: _minutes(p[1].seconds),
+    "machine": lambda p: p[1].device,
+    "commit": lambda p: _commits(p[1].commit),
 }
 _PARTS: Columns[Part] = {
     "experiment": lambda p: p.experiment,
@@ -59,7 +70,8 @@ _PARTS: Columns[Part] = {
 
 def page(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
     """What report.md holds: the tables, what they mean, and the figures."""
-    own = [group for group in groups if not group.changes]
+    own = [group for group in groups if not group.changes and not group.better]
+    better = [group for group in groups if group.better]
     other = [row(group) for group in groups if group.changes]
     blocks = [
         "# Paper against measured",
@@ -67,12 +79,18 @@ def page(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
         "Accuracy is on the test images. “Measured” is after the last epoch: the mean ± the sample "
         "standard deviation over the seeds. Beside it stands that after the epoch with the best "
         "validation accuracy. No epoch is chosen by the test images. Wall time is that of one run.",
-        *_in_part(own, "## Unfinished"),
+        *_in_part([*own, *better], "## Unfinished"),
     ]
+    if better:
+        blocks[3:3] = [
+            "## Better recipes",
+            "Beside each stands the paper's best accuracy with the same network.",
+            table([row(group) for group in better], _RESULTS),
+        ]
     if other:
         blocks += [
             "## With other settings or images than the experiment's",
-            "These are not the paper's experiments, and are not to be compared with its figures.",
+            "These are not the experiments, and are not to be compared with the paper's figures.",
             table(other, _OTHER),
         ]
     if figures:
@@ -88,6 +106,25 @@ def readme(groups: Sequence[Group], figure: str) -> list[str]:
         table([row(group) for group in groups], _README),
         *_in_part(groups, "Runs in part, of which nothing is a result yet:"),
         f"![Accuracy by epoch of each experiment, and the paper's]({figure})",
+    ]
+
+
+def recipes(pairs: Sequence[Pair], peers: Sequence[Peer], figure: str) -> list[str]:
+    """The README's blocks on the better recipes: the table, of those with a finished run, the runs
+    in part, which recipes have no record, what others reach, and all in the file `figure`."""
+    groups = [pair.better for pair in pairs]
+    rows = [(p.faithful and row(p.faithful), row(p.better)) for p in pairs if p.better.results]
+    absent = [_linked(group.experiment) for group in groups if not group.runs]
+    others = [
+        f"- {p.name}: {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine} ({p.source})"
+        for p in peers
+    ]
+    return [
+        *([table(rows, _RECIPES)] if rows else []),
+        *_in_part(groups, "Runs in part, of which nothing is a result yet:"),
+        *([f"No record yet of {', '.join(absent)}."] if absent else []),
+        *(["Measured beside them, of others' code:", "\n".join(others)] if others else []),
+        f"![Test accuracy against wall time, of the paper's recipes and better ones]({figure})",
     ]
 
 
@@ -110,12 +147,29 @@ def _bold(text: str) -> str:
     return f"**{text}**" if text else ""
 
 
+def _measured(r: Row) -> str:
+    measured = " ".join(filter(None, (_bold(r.measured), r.seeds)))
+    return measured or ("in part" if r.unfinished else "no record yet")
+
+
+def _named(r: Row) -> str:
+    return f"{_linked(r.experiment)} {_measured(r)}"
+
+
 def _linked(experiment: str) -> str:
-    return f"[{experiment}](experiments/{experiment.replace('-', '_')}.py)"
+    path = catalog.load(experiment).path.relative_to(catalog.experiments_folder())
+    return f"[{experiment}](experiments/{path.as_posix()})"
 
 
 def _seconds(seconds: float | None) -> str:
     return "" if seconds is None else f"{seconds:,.0f}"
+
+
+def _minutes(seconds: float | None) -> str:
+    """To a tenth where that is more than rounding."""
+    if seconds is None:
+        return ""
+    return f"{seconds / 60:.1f}" if seconds < 600 else f"{seconds / 60:,.0f}"
 
 
 def _commits(commits: str) -> str:

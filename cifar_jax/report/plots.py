@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from cifar_jax.report import predictions
+from cifar_jax.report import predictions, recipes, wall_time
+from cifar_jax.report.groups import Group, settings_text
 from cifar_jax.report.style import (
     DASHED,
     GREY,
@@ -28,7 +29,7 @@ from cifar_jax.report.style import (
     shortened,
     svg,
 )
-from cifar_jax.report.table import Group, mean_std, progress, settings_text
+from cifar_jax.report.table import mean_std, progress
 from cifar_jax.runs.run import Run
 
 _REDUCING = ("plateau", "step")
@@ -43,10 +44,12 @@ def draw(groups: Sequence[Group]) -> list[Figure]:
         comparable = [group for group in own if group.paper and group.results]
         if len(comparable) > 1:
             figures.append(_paper_against_measured(comparable))
-        with_curves = [group for group in own if _curves(group, "validation_accuracy")]
+        with_curves = [group for group in own if _curves(group, "train_accuracy")]
         if len(with_curves) > 1:
             title = "Accuracy of every experiment"
             figures.append(Figure("overview.png", title, png(_panels(with_curves))))
+        if len(points := recipes.points(own)) > 1:
+            figures.append(wall_time.figure(points))
         figures += [_group(group) for group in groups if any(run.rows for run in group.runs)]
         figures += [
             predictions.draw(run, f"{_name(group)}-seed{run.seed}-outputs.png")
@@ -111,9 +114,9 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
     for axes, group in zip(panels, groups, strict=False):
         for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
             _lines(axes, _curves(group, f"{split}_accuracy"), colour, width=1.2)
-        epochs = group.runs[0].epochs if group.runs else group.config.epochs if group.config else 1
-        if group.paper:
-            axes.axhline(group.paper.test_accuracy, color=INK, lw=0.9, ls=DASHED, zorder=1.5)
+        epochs = group.epochs or 1
+        if group.reference:
+            axes.axhline(group.reference.test_accuracy, color=INK, lw=0.9, ls=DASHED, zorder=1.5)
         if measured := group.measured():
             mean = statistics.fmean(measured)
             axes.plot(epochs, mean, marker="D", ms=4, color=INK, clip_on=False, zorder=5)
@@ -139,7 +142,7 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
 
 def _told(group: Group) -> str:
     """What came out, in a few words."""
-    paper = f"paper {group.paper.test_accuracy:.2f}" if group.paper else ""
+    paper = f"paper {group.reference.test_accuracy:.2f}" if group.reference else ""
     if measured := mean_std(group.measured()):
         return f"{paper} → {measured}" if paper else measured
     so_far = [progress(run).partition(":")[0] for run in group.unfinished[:1]] or ["no record yet"]
@@ -222,12 +225,12 @@ def reductions(run: Run) -> list[int]:
 def _references(axes: Axes, group: Group) -> None:
     """The paper's and the measured test accuracy, named in the margin where nothing is crossed."""
     named = []
-    if group.paper:
-        axes.axhline(group.paper.test_accuracy, color=INK, lw=1, ls=DASHED, zorder=1.5)
-        named.append((group.paper.test_accuracy, "paper"))
+    if group.reference:
+        axes.axhline(group.reference.test_accuracy, color=INK, lw=1, ls=DASHED, zorder=1.5)
+        named.append((group.reference.test_accuracy, "paper"))
     if measured := group.measured():
         mean = statistics.fmean(measured)
-        axes.plot(group.runs[0].epochs, mean, marker="D", ms=5, color=INK, clip_on=False, zorder=5)
+        axes.plot(group.epochs or 1, mean, marker="D", ms=5, color=INK, clip_on=False, zorder=5)
         named.append((mean, "test"))
     for (accuracy, name), side in zip(sorted(named), ("top", "bottom"), strict=False):
         axes.annotate(

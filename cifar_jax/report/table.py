@@ -1,69 +1,18 @@
-"""Groups runs over seeds, and words what the tables say of a group."""
+"""Words what the tables say of a group of runs."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from cifar_jax.config import Config, Paper
-from cifar_jax.runs.run import Run, experiments, key
+from cifar_jax.config import Paper
+from cifar_jax.report.groups import Group, settings_text
+from cifar_jax.runs.run import Run
 
 # Features of a processor, as Linux names them, and how people do.
 _VECTORS = (("avx512_bf16", "AVX-512 BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
-
-
-@dataclass(frozen=True)
-class Group:
-    """The runs of one experiment with the same settings and data, which differ in their seeds."""
-
-    experiment: str
-    changes: Mapping[str, Any]
-    """What differs from the experiment: settings, and the digest of images that are not the
-    official ones. Where there is something, the runs are not the paper's experiment, and stand
-    neither in its row nor beside its accuracy."""
-    runs: tuple[Run, ...]
-    """In the order of their seeds; none where the experiment was not run."""
-
-    @property
-    def config(self) -> Config | None:
-        """That of the experiment's file, where the experiment comes with this package."""
-        return experiments().get(self.experiment)
-
-    @property
-    def paper(self) -> Paper | None:
-        """What the paper reports for these very settings."""
-        return self.config.paper if self.config and not self.changes else None
-
-    @property
-    def finished(self) -> list[Run]:
-        """Runs with a result. Copies of a run, such as its folder and its record, count once."""
-        distinct: dict[Any, Run] = {}
-        for run in self.runs:
-            if run.result:
-                weights = run.result.get("params_sha256") or run.path
-                distinct.setdefault((run.seed, weights), run)
-        return list(distinct.values())
-
-    @property
-    def results(self) -> list[Mapping[str, Any]]:
-        """Of the finished runs."""
-        return [run.result for run in self.finished if run.result]
-
-    @property
-    def unfinished(self) -> list[Run]:
-        """Runs without a result so far, or for good."""
-        return [run for run in self.runs if not run.result]
-
-    def measured(self, name: str = "test_accuracy") -> list[float]:
-        """A number of each seed that has it: of several runs of a seed, their mean."""
-        seeds: dict[int, list[float]] = {}
-        for result in self.results:
-            if result[name] is not None:
-                seeds.setdefault(result["seed"], []).append(result[name])
-        return [statistics.fmean(values) for values in seeds.values()]
 
 
 class Row(NamedTuple):
@@ -76,7 +25,8 @@ class Row(NamedTuple):
     parameters: str
     """And `≠` the paper's, where it differs."""
     paper: str
-    """Test accuracy in percent, as are the next three."""
+    """Test accuracy in percent, as are the next three; of a better recipe the paper's best for the
+    same network."""
     measured: str
     """Of the last epoch: mean ± sample standard deviation over the seeds."""
     difference: str
@@ -110,65 +60,13 @@ class Part(NamedTuple):
     commit: str
 
 
-def collect(runs: Iterable[Run]) -> list[Group]:
-    """Runs of the same settings and data together: every experiment of the paper in its order, run
-    or not, then other experiments, then whatever ran with other settings or images."""
-    runs = list(runs)
-    found: dict[tuple[str, str], dict[str | None, list[Run]]] = {
-        (name, key({})): {None: []} for name, config in experiments().items() if config.paper
-    }
-    # An older run on its way does not tell its images: it joins those that do.
-    for run in sorted(runs, key=lambda run: not run.tells_its_images):
-        compared = run.changes if run.experiment in experiments() else run.identity
-        of_images = found.setdefault((run.experiment, key(compared)), {})
-        told = _images(run) if run.tells_its_images or not of_images else next(iter(of_images))
-        of_images.setdefault(told, []).append(run)
-    groups = [
-        Group(
-            name,
-            _changes(of[0], runs, told, len(of_images) > 1) if of else {},
-            tuple(sorted(of, key=lambda run: (run.seed, run.path))),
-        )
-        for (name, _), of_images in found.items()
-        for told, of in of_images.items()
-    ]
-    order = list(experiments())
-
-    def place(group: Group) -> tuple[bool, int, str, str]:
-        name = group.experiment
-        known = order.index(name) if name in order else len(order)
-        return bool(group.changes), known, name, " ".join(settings_text(group.changes))
-
-    return sorted(groups, key=place)
-
-
-def _images(run: Run) -> str | None:
-    """What tells its images from others; nothing where they are the official CIFAR-10."""
-    return None if run.official else run.data or "unknown"
-
-
-def _changes(run: Run, runs: Sequence[Run], images: str | None, several: bool) -> dict[str, Any]:
-    """What a table is to say of `run`, so that its row is not taken for another's."""
-    changes = dict(run.changes)
-    if run.experiment not in experiments():
-        # Its file may have changed from one run to the next.
-        for other in runs:
-            if other.experiment == run.experiment and other.changes == run.changes:
-                there = other.identity
-                changes |= {k: v for k, v in run.identity.items() if there.get(k) != v}
-    if images and (several or run.other_data):
-        changes["data_sha256"] = images[:8]
-    return changes
-
-
 def row(group: Group) -> Row:
     """What a table says of `group`."""
-    results, paper, config = group.results, group.paper, group.config
+    results, paper, config = group.results, group.reference, group.config
     test, best = group.measured(), group.measured("best_validation_test_accuracy")
     # Of an experiment that is not in this package, the results alone know the paper's accuracy.
     told = [r["paper_accuracy"] for r in results if r["paper_accuracy"] is not None]
     reference = None if group.changes else paper.test_accuracy if paper else (told or [None])[0]
-    epochs = group.runs[0].epochs if group.runs else config.epochs if config else None
     models = [r["model"] for r in results] or ([config.model.name] if config else [])
     # Without env.json there is what the result says of the last start.
     starts = [start for run in group.finished for start in run.starts or [run.result or {}]]
@@ -183,7 +81,7 @@ def row(group: Group) -> Row:
         best=f"{statistics.fmean(best):.2f}" if best else "",
         seeds=_seeds(len(test), len(results)),
         unfinished=tuple(progress(run) for run in group.unfinished),
-        epochs="" if epochs is None else str(epochs),
+        epochs=_range({run.epochs for run in group.finished} or {group.epochs}),
         seconds=statistics.fmean(group.measured("wall_seconds")) if results else None,
         device=_joined(device(start) for start in starts),
         commit=_joined(_short(start["git_commit"]) for start in starts),
@@ -245,11 +143,6 @@ def device(start: Mapping[str, Any]) -> str:
     return ", ".join(filter(None, parts))
 
 
-def settings_text(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Each setting as it is given to `--set`."""
-    return tuple(f"{name}={value}" for name, value in settings.items())
-
-
 def _parameters(counts: Sequence[int], paper: Paper | None) -> str:
     text = _joined(f"{count:,}" for count in counts)
     if paper is None:
@@ -281,6 +174,12 @@ def difference(measured: Sequence[float], paper: float | None) -> str:
     if not measured or paper is None:
         return ""
     return f"{statistics.fmean(measured) - paper:+.2f}".replace("-", "−")
+
+
+def _range(numbers: Collection[int | None]) -> str:
+    """Runs that are fitted into the same minutes may differ in their epochs."""
+    known = [number for number in numbers if number is not None]
+    return "–".join(map(str, sorted({min(known), max(known)}))) if known else ""
 
 
 def _short(commit: str | None) -> str:

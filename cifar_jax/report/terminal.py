@@ -9,27 +9,33 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cifar_jax.report.table import Group, Row, row
+from cifar_jax.report.groups import Group
+from cifar_jax.report.table import Row, row
 
 PLAIN_WIDTH = 100
 ROOMY_WIDTH = 92
+_PAPER = "Paper against measured"
+_BETTER = "Better recipes, and the paper's best with the same network"
+_OTHER = "With other settings or images"
 
 
 def show(groups: Sequence[Group], console: Console | None = None) -> None:
-    """Print the table of the paper's and other experiments, and one of runs with other settings."""
+    """Print the table of the paper's and others' experiments, and those of better recipes and of
+    runs with other settings, where there are some."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=PLAIN_WIDTH, highlight=False)
-    own = [row(group) for group in groups if not group.changes]
+    own = [row(group) for group in groups if not group.changes and not group.better]
+    better = [row(group) for group in groups if group.better]
     other = [row(group) for group in groups if group.changes]
     # One device is said once; a column of it would only take width.
-    devices = {r.device for r in [*own, *other] if r.device}
+    devices = {r.device for r in [*own, *better, *other] if r.device}
     each = len(devices) > 1 and console.width >= ROOMY_WIDTH
-    console.print(_table(own, console.width, paper=True, device=each))
-    console.print()
-    if other:
-        console.print(_table(other, console.width, paper=False, device=each))
-        console.print()
+    for title, rows in ((_PAPER, own), (_BETTER, better), (_OTHER, other)):
+        if rows:
+            paper = title != _OTHER
+            console.print(_table(title, rows, console.width, paper=paper, device=each))
+            console.print()
     if not any(group.runs for group in groups):
         console.print(
             "No runs yet: [bold]make exp-basic[/], or [bold]cifar-jax train basic[/], trains the "
@@ -45,9 +51,9 @@ def show(groups: Sequence[Group], console: Console | None = None) -> None:
     )
 
 
-def _table(rows: Sequence[Row], width: int, *, paper: bool, device: bool) -> Table:
+def _table(title: str, rows: Sequence[Row], width: int, *, paper: bool, device: bool) -> Table:
     table = Table(
-        title="Paper against measured" if paper else "With other settings or images",
+        title=title,
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,

@@ -9,13 +9,17 @@ from run_folders import OFFICIAL, MakeRun, outputs
 
 from cifar_jax import cli, config, report
 from cifar_jax.errors import UserError
-from cifar_jax.report import plots
+from cifar_jax.report import plots, wall_time
 from cifar_jax.report.table import row
 from cifar_jax.runs import records
 from cifar_jax.runs import run as runs
 from cifar_jax.runs.reading import read_run
+from cifar_jax.runs.run import experiments
 
-README = "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\nafter\n"
+README = (
+    "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\n"
+    "between\n\n<!-- recipes -->\nold\n<!-- /recipes -->\n\nafter\n"
+)
 CLEAN, DIRTY = "0123456789abcdef0123456789abcdef01234567", "89abcdef-dirty"
 
 
@@ -26,14 +30,15 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ["train.max_minutes=3.0", "schedule.name=linear"]
     timed = config.override(known["basic"], changes).model_copy(update={"paper": None})
     monkeypatch.setattr(runs, "experiments", lambda: known | {"timed": timed})
-    for module in (records, report.table):
+    for module in (records, report.groups):
         monkeypatch.setattr(module, "experiments", runs.experiments)
 
 
 @pytest.fixture
 def readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A README with a place for the table; its figure takes seconds, and is not drawn."""
+    """A README with places for the tables; its figures take seconds, and are not drawn."""
     monkeypatch.setattr(plots, "panels_svg", lambda groups, description: description.encode())
+    monkeypatch.setattr(wall_time, "svg", lambda points, description: description.encode())
     path = tmp_path / "README.md"
     path.write_text(README)
     return path
@@ -319,7 +324,8 @@ def test_the_readme_follows_the_records(make_run: MakeRun, tmp_path: Path, readm
     assert report.update_readme(readme, results) == (True, [])
     text = readme.read_text()
     assert text.startswith(README.partition("old")[0])
-    assert text.endswith("\n\n<!-- /results -->\n\nafter\n")
+    assert "\n\n<!-- /results -->\n\nbetween\n\n<!-- recipes -->\n\n" in text
+    assert text.endswith("\n\n<!-- /recipes -->\n\nafter\n")
     lines = [line for line in text.splitlines() if line.startswith("| [")]
     assert lines[0] == (
         "| [basic](experiments/basic.py) | 62,006 | 62.06 | **62.00 ± 1.41** (2 seeds) | −0.06 | "
@@ -364,11 +370,75 @@ def test_the_readmes_figure_is_of_the_records(
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert not report.readme_is_current(readme, results)  # the table alone has not changed
     monkeypatch.setattr(plots, "panels_svg", lambda groups, description: description.encode())
+    others = results / "recipes.svg"
+    of_times = others.stat().st_mtime_ns
     assert report.update_readme(readme, results)[0]
+    assert others.stat().st_mtime_ns == of_times  # it shows no curves
     assert figure.read_bytes() != first
     assert report.readme_is_current(readme, results)
     figure.unlink()
     assert not report.readme_is_current(readme, results)
+
+
+def test_the_readme_sets_better_recipes_beside_the_papers(
+    make_run: MakeRun, tmp_path: Path, readme: Path
+) -> None:
+    results = tmp_path / "results"
+    record(make_run("fast-basic", 0, test=68.0, wall_seconds=150.0), results)
+    record(make_run("fast-basic", 1, test=69.0, wall_seconds=160.0), results)
+    assert report.update_readme(readme, results) == (True, [])
+
+    def line() -> str:
+        (line,) = (x for x in readme.read_text().splitlines() if x.startswith("| basic |"))
+        return line
+
+    fast = "[fast-basic](experiments/fast/fast_basic.py) **68.50 ± 0.71** (2 seeds) | 2.6 |"
+    rest = f"{fast} AMD EPYC 7B13, 2 cores | `0123456` |"
+    paper = "| basic | 1 ≠ 62,006 | 62.06 | [basic](experiments/basic.py)"
+    assert line() == f"{paper} no record yet |  | {rest}"
+    assert "No record yet of [fast-basic]" not in readme.read_text()
+
+    record(make_run("basic", test=62.5, wall_seconds=75_000.0), results)
+    assert not report.readme_is_current(readme, results)
+    report.update_readme(readme, results)
+    assert line() == f"{paper} **62.50** | 1,250 | {rest}"
+
+    peer = {"name": "theirs", "accuracy": 92.5, "minutes": 27.8, "machine": "a Xeon"}
+    (results / "peers.json").write_text(json.dumps([peer | {"source": "their script"}]))
+    assert not report.readme_is_current(readme, results)
+    before = (results / "recipes.svg").read_bytes()
+    report.update_readme(readme, results)
+    assert "- theirs: 92.50 % in 27.8 min on a Xeon (their script)\n" in readme.read_text()
+    assert (results / "recipes.svg").read_bytes() != before
+    assert report.readme_is_current(readme, results)
+    text = readme.read_text()
+    for wrong in ([peer], {"name": 1}, [7]):
+        (results / "peers.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"peers\.json"):
+            report.update_readme(readme, results)
+    assert readme.read_text() == text
+
+
+def test_a_better_recipe_on_its_way_or_changed_is_no_result(
+    make_run: MakeRun, tmp_path: Path, readme: Path
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    report.update_readme(readme, results)
+    assert "\n\nNo record yet of [fast-basic](experiments/fast/" in readme.read_text()
+    record(make_run("fast-basic", test=None, done=3), results)
+    report.update_readme(readme, results)
+    text = readme.read_text().partition("between")[2]
+    assert "| fast-basic | 0 | epoch 3 of 20: train " in text
+    assert "better recipe, %" not in text
+    path = record(make_run("fast-basic", test=90.0, folder="done"), results)
+    told = json.loads(path.read_text())
+    path.write_text(json.dumps(told | {"settings": told["settings"] | {"optimizer.lr": 0.5}}))
+    _, lines = report.update_readme(readme, results)
+    assert lines == [
+        "`fast-basic-seed0.json` is not of fast-basic as it is today: " + "`optimizer.lr=0.5`"
+    ]
+    assert "90.00" not in readme.read_text()
 
 
 def test_a_record_of_what_the_experiment_is_no_more_leaves_the_table(
@@ -400,7 +470,7 @@ def test_the_readmes_links_lead_to_the_experiments(tmp_path: Path, readme: Path)
     report.update_readme(readme, tmp_path / "results")
     project = Path(__file__).parents[2]
     links = [part.partition(")")[0] for part in readme.read_text().split("](")[1:]]
-    assert len(links) == 11
+    assert len(links) == len(experiments()) + 2
     assert all((project / link).is_file() for link in links)
 
 
@@ -412,7 +482,8 @@ def test_a_wrong_record_or_readme_changes_nothing(tmp_path: Path, readme: Path) 
         report.update_readme(readme, results)
     assert readme.read_text() == README
     (results / "basic-seed0.json").unlink()
-    for text in ("no place", README + README):
+    once = README.partition("between")
+    for text in ("no place", README + README, once[0], once[2]):
         readme.write_text(text)
         with pytest.raises(UserError, match="no one place"):
             report.update_readme(readme, results)

@@ -8,7 +8,8 @@ import pytest
 from run_folders import MakeRun
 
 from cifar_jax import report
-from cifar_jax.report.table import Row, collect, duration, row
+from cifar_jax.report.groups import collect, papers_best
+from cifar_jax.report.table import Row, duration, row
 
 PAPER = [
     "basic",
@@ -173,6 +174,22 @@ def test_other_experiments_follow_the_papers(make_run: MakeRun, tmp_path: Path) 
     assert [r.experiment for r in table] == [*PAPER, "mine"]
     # An experiment of another's file, whose result tells what it is to be compared with.
     assert [table[-1].paper, table[-1].difference] == ["62.06", "+7.94"]
+
+
+def test_a_better_recipe_is_held_to_the_papers_best_with_its_network(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("fast-basic", 0, test=68.0, parameters=62_006)
+    make_run("fast-basic", 1, test=69.0, parameters=62_000)
+    make_run("fast-basic", 0, test=50.0, overrides={"epochs": 3}, folder="short")
+    table = rows(tmp_path)
+    assert [r.experiment for r in table] == [*PAPER, "fast-basic", "fast-basic"]
+    better, short = table[-2:]
+    assert (better.paper, better.measured, better.difference) == ("62.06", "68.50 ± 0.71", "+6.44")
+    assert better.parameters == "62,006 / 62,000 ≠ 62,006"
+    assert (short.paper, short.difference, short.changes) == ("", "", ("epochs=3",))
+    assert papers_best("resnet10") == "resnet10-plateau"
+    assert papers_best("of my own") is None
 
 
 @pytest.mark.parametrize(
