@@ -156,6 +156,27 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     assert "\x1b[32m+3.22\x1b[0m" in coloured.getvalue()  # green
 
 
+def test_better_recipes_have_a_table_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("basic", test=62.0)
+    make_run("fast-basic", test=68.0, parameters=62_006, best_validation_test_accuracy=None)
+    groups = report.collect(report.read_runs([tmp_path]))
+    paper, better = printed(groups, 80).split("Better recipes, and the paper's best with the same")
+    assert "fast-basic" not in paper
+    line = next(line for line in better.splitlines() if line.startswith("fast-basic"))
+    assert line.split() == ["fast-basic", "62,006", "62.06", "68.00", "+5.94", "20", "62", "min"]
+    page = report.write(groups, tmp_path / "out").read_text()
+    tables = table_cells(page)
+    assert len(tables) == 2
+    assert tables[1][2][:5] == ["fast-basic", "62,006", "62.06", "**68.00**", "+5.94"]
+    assert "## Better recipes" in page
+
+    make_run("fast-basic", 1, test=None, done=3)
+    groups = report.collect(report.read_runs([tmp_path]))
+    page = report.write(groups, tmp_path / "out").read_text()
+    assert table_cells(page)[2][2][:2] == ["fast-basic", "1"]
+    assert "Better recipes" not in printed(report.collect([]), 80)
+
+
 @pytest.mark.parametrize("width", [80, 100, None])
 def test_the_terminals_table_fits_and_loses_nothing(
     make_run: MakeRun, tmp_path: Path, width: int | None
