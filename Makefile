@@ -66,7 +66,7 @@ weights: setup ## Take a recorded run's weights into the package: make weights R
 	$(CLI) export $(RUN) --to safetensors --force \
 	  --output cifar_jax/weights/$(notdir $(patsubst %/,%,$(dir $(RUN)))).safetensors
 
-readme: setup ## Renew the README's table from results/
+readme: setup ## Renew the README's tables and figures from results/
 	$(CLI) report --readme README.md
 
 data: setup ## Download and prepare CIFAR-10

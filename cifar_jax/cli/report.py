@@ -30,7 +30,7 @@ from cifar_jax.errors import UserError
     "--readme",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Instead, renew the tables in FILE, and their figure, from results/ beside it.",
+    help="Instead, renew the tables in FILE, and their figures, from results/ beside it.",
 )
 def report(
     runs: Sequence[Path], output: Path | None, results: Path | None, readme: Path | None
