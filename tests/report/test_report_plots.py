@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def test_the_paper_is_drawn_against_what_was_measured(
         for y, text in zip(axes.get_yticks(), axes.get_yticklabels(), strict=False)
     }
     left, right = axes.get_xlim()
+    assert left == -right
     for name, measured in (("basic", 62.25), ("net", 75.0)):
         paper = catalog.load(name).config.paper
         assert paper is not None
@@ -96,6 +98,9 @@ def test_the_paper_is_drawn_against_what_was_measured(
         marks = [float(line.get_xdata()[0]) for line in axes.lines if line.get_ydata()[0] == row]
         assert measured - paper.test_accuracy in [pytest.approx(mark) for mark in marks]
         assert left < measured - paper.test_accuracy < right
+    (bar,) = (line for line in axes.collections if len(line.get_segments()) == 1)
+    ((low, _), (high, _)) = bar.get_segments()[0]
+    assert (high - low) / 2 == pytest.approx(statistics.stdev([63.0, 61.5]))
 
 
 @pytest.fixture
@@ -180,6 +185,11 @@ def test_a_run_of_a_few_epochs_is_points(make_run: MakeRun, drawn: list[Any]) ->
     assert not accuracy.texts  # of other settings the paper says nothing
     left, right = accuracy.get_xlim()
     assert left < 1 < 12 < right < 13
+
+
+def test_a_run_of_one_epoch_is_in_the_middle(make_run: MakeRun, drawn: list[Any]) -> None:
+    plots.draw(report.collect(report.read_runs([make_run("net", overrides={"epochs": 1})])))
+    assert [axes.get_xlim() for axes in drawn[0].axes] == [(0.5, 1.5)] * 2
 
 
 def test_the_mean_is_of_the_runs_that_got_furthest() -> None:

@@ -148,6 +148,7 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     assert lines(shown, 80).rstrip() + "\n" == NARROW
     assert WIDE in lines(shown, 100)
     assert "Device: " not in lines(shown, 100)
+    assert "device" not in lines(report.collect([]), 100)
     assert ONE_DEVICE in lines(shown[:2], 100)
     assert "Time is a run's. Device: AMD EPYC 7B13, 2 cores.\n" in lines(shown[:2], 250)
     coloured = io.StringIO()
