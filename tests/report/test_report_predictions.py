@@ -32,10 +32,12 @@ def test_calibration_is_confidence_against_accuracy_in_bins() -> None:
 
 
 def test_certainty_falls_into_the_last_bin() -> None:
-    sure = records.Outputs(np.array([[100, -100], [0, 0]], np.float16), np.zeros(2, np.uint8))
-    found = predictions.calibration(sure)
-    assert found.confidence == pytest.approx([0.5, 1])
-    assert found.error == pytest.approx(0.25)
+    """Alone: 0.92 is in the one before."""
+    logits = np.array([[100, -100], [0, 0], [np.log(0.92 / 0.08), 0]], np.float16)
+    found = predictions.calibration(records.Outputs(logits, np.zeros(3, np.uint8)))
+    assert found.confidence == pytest.approx([0.5, 0.92, 1], abs=1e-3)
+    assert found.accuracy.tolist() == [1, 1, 1]
+    assert found.error == pytest.approx((0.5 + 0.08) / 3, abs=1e-3)
 
 
 def test_classes_without_an_image_keep_their_place() -> None:
