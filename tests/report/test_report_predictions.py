@@ -54,9 +54,10 @@ def test_the_first_bin_is_one_of_many_classes() -> None:
 
 @pytest.fixture
 def drawn(tmp_path: Path, make_run: MakeRun, monkeypatch: pytest.MonkeyPatch) -> list[Axes]:
-    """The matrix and the reliability diagram of ten images of three classes, eight of them right:
-    two of the four of class 0 were taken for class 2, and all without any doubt."""
-    taken = [0, 0, 2, 2, 1, 1, 1, 1, 1, 2]
+    """The matrix and the reliability diagram of ten images of three classes, seven of them right:
+    two of the four of class 0 were taken for class 2, one of the five of class 1 for class 0, and
+    all without any doubt."""
+    taken = [0, 0, 2, 2, 1, 1, 1, 1, 0, 2]
     of = np.array([0, 0, 0, 0, 1, 1, 1, 1, 1, 2], np.uint8)
     file = tmp_path / "outputs.npz"
     np.savez(file, logits=100 * np.eye(3, dtype=np.float16)[taken], labels=of)
@@ -72,7 +73,7 @@ def test_the_matrix_drawn_has_the_shares_of_each_class(drawn: list[Axes]) -> Non
         (int(text.get_position()[1]), int(text.get_position()[0])): text for text in drawn[0].texts
     }
     assert {place: text.get_text() for place, text in cells.items() if text.get_text()} == {
-        **{(0, 0): "50", (0, 2): "50", (1, 1): "100", (2, 2): "100"},
+        **{(0, 0): "50", (0, 2): "50", (1, 0): "20", (1, 1): "80", (2, 2): "100"},
     }
     # On the dark ground of many mistakes; what is right has no ground, and stands out by itself.
     assert [place for place, text in cells.items() if text.get_color() == "white"] == [(0, 2)]
@@ -80,17 +81,18 @@ def test_the_matrix_drawn_has_the_shares_of_each_class(drawn: list[Axes]) -> Non
         *((0, 0), (1, 1), (2, 2)),
     ]
     shown = np.ma.filled(drawn[0].images[0].get_array(), np.nan)
-    np.testing.assert_array_equal(shown, [[np.nan, 0, 50], [0, np.nan, 0], [0, 0, np.nan]])
+    np.testing.assert_array_equal(shown, [[np.nan, 0, 50], [20, np.nan, 0], [0, 0, np.nan]])
+    assert drawn[0].images[0].get_clim() == (0, 50)
     assert [text.get_text() for text in drawn[0].get_xticklabels()] == ["0", "1", "2"]
 
 
 def test_the_diagram_drawn_is_the_calibration(drawn: list[Axes]) -> None:
     diagonal, accuracy = drawn[1].lines
     assert np.array(diagonal.get_xydata()).tolist() == [[0, 0], [100, 100]]
-    assert np.array(accuracy.get_xydata()).tolist() == [[100, 80]]
+    assert np.array(accuracy.get_xydata()).tolist() == [[100, 70]]
     (share,) = drawn[1].patches
     assert share.get_height() == 100
     assert share.get_center()[0] == 100
     (gap,) = drawn[1].collections[0].get_segments()
-    assert gap.tolist() == [[100, 100], [100, 80]]
-    assert [text.get_text() for text in drawn[1].texts] == ["expected calibration error 20.0 %"]
+    assert gap.tolist() == [[100, 100], [100, 70]]
+    assert [text.get_text() for text in drawn[1].texts] == ["expected calibration error 30.0 %"]
