@@ -10,7 +10,7 @@ from cifar_jax.config import Config, Data, Group, Model, Optimizer, Schedule, Te
 
 CONFIG = Config(
     model=Model(name="basic"),
-    epochs=9,
+    epochs=8,
     batch_size=250,
     optimizer=Optimizer(name="muon", lr=0.02, momentum=0.6, nesterov=True),
     groups=(Group(parameters="*/bias, fc3/*", optimizer=Optimizer(name="adamw", lr=6e-3)),),
