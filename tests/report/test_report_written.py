@@ -153,6 +153,8 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     assert "Time is a run's. Device: AMD EPYC 7B13, 2 cores.\n" in lines(shown[:2], 250)
     coloured = io.StringIO()
     report.show(shown, Console(file=coloured, force_terminal=True, color_system="standard"))
+    assert "\x1b[2mnet\x1b[0m" in coloured.getvalue()  # dim, where nothing is measured
+    assert "\x1b[2mbasic" not in coloured.getvalue()
     assert "\x1b[33m−0.31\x1b[0m" in coloured.getvalue()  # yellow
     assert "\x1b[32m+3.22\x1b[0m" in coloured.getvalue()  # green
 
