@@ -1,5 +1,8 @@
 import errno
 import json
+import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +10,11 @@ import numpy as np
 import pytest
 from run_folders import OFFICIAL, MakeRun, outputs
 
-from cifar_jax import cli, config, report
+from cifar_jax import catalog, cli, report
 from cifar_jax.errors import UserError
 from cifar_jax.report import plots, wall_time
 from cifar_jax.report.table import row
 from cifar_jax.runs import records
-from cifar_jax.runs import run as runs
 from cifar_jax.runs.reading import read_run
 from cifar_jax.runs.run import experiments
 
@@ -24,14 +26,20 @@ CLEAN, DIRTY = "0123456789abcdef0123456789abcdef01234567", "89abcdef-dirty"
 
 
 @pytest.fixture
-def timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An experiment `timed`: `basic`, to be fitted into three minutes."""
-    known = runs.experiments()
-    changes = ["train.max_minutes=3.0", "schedule.name=linear"]
-    timed = config.override(known["basic"], changes).model_copy(update={"paper": None})
-    monkeypatch.setattr(runs, "experiments", lambda: known | {"timed": timed})
-    for module in (records, report.groups):
-        monkeypatch.setattr(module, "experiments", runs.experiments)
+def more_experiments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`timed`, the paper's `basic` to be fitted into its minutes, and `speedrun-92`, of a network
+    that the paper does not have."""
+    folder = tmp_path / "experiments"
+    shutil.copytree(catalog.experiments_folder(), folder)
+    text = (folder / "basic.py").read_text()
+    timed = "schedule=Schedule(name='linear'), train=Train(max_minutes=3.0),"
+    without = re.sub("paper=.*", timed, text).replace("Paper", "Schedule, Train")
+    (folder / "fast" / "timed.py").write_text(without)
+    (folder / "fast" / "speedrun_92.py").write_text(without.replace('name="basic"', 'name="own"'))
+    monkeypatch.setattr(catalog, "_FOLDERS", (folder,))
+    experiments.cache_clear()
+    yield
+    experiments.cache_clear()
 
 
 @pytest.fixture
@@ -159,22 +167,18 @@ def test_a_record_has_as_many_epochs_as_were_asked_for(
         record(folder, tmp_path / "results")
 
 
-@pytest.mark.usefixtures("timed")
+@pytest.mark.usefixtures("more_experiments")
 @pytest.mark.parametrize(("epochs", "kept"), [(14, 14), (20, 20), (14, 13), (14, 15), (21, 21)])
 def test_a_run_that_was_fitted_into_its_minutes_has_the_epochs_that_it_had(
     make_run: MakeRun, tmp_path: Path, epochs: int, kept: int
 ) -> None:
     """As its result tells them: no more than were asked for, and each with its metrics."""
-    folder = make_run("basic")
-    told = json.loads((folder / "config.json").read_text())
-    told["config"] |= {"train.max_minutes": 3.0, "schedule.name": "linear"}
-    (folder / "config.json").write_text(json.dumps(told | {"experiment": "timed"}))
+    folder = make_run("timed", epochs=epochs)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [*rows, rows[-1] | {"epoch": 21}][:kept]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    losses = {name: rows[-1][name] for name in ("train_loss", "validation_loss")}
     result = json.loads((folder / "result.json").read_text())
-    result |= losses | {"experiment": "timed", "epochs": epochs}
+    result |= {name: rows[-1][name] for name in ("train_loss", "validation_loss")}
     (folder / "result.json").write_text(json.dumps(result))
     if (epochs, kept) not in [(14, 14), (20, 20)]:
         with pytest.raises(UserError, match=r"lacks epochs|is not of the run"):
@@ -182,8 +186,9 @@ def test_a_run_that_was_fitted_into_its_minutes_has_the_epochs_that_it_had(
         return
     (run,) = report.read_runs([record(folder, tmp_path / "results")])
     assert run.epochs == epochs == len(run.rows)
-    (group,) = (group for group in report.collect([run]) if group.runs)
-    assert row(group).epochs == str(epochs)
+    other = read_run(make_run("timed", 1, epochs=18))
+    (group,) = (group for group in report.collect([run, other]) if group.runs)
+    assert row(group).epochs == f"{min(epochs, 18)}–{max(epochs, 18)}"
 
 
 def test_a_run_without_validation_images_is_recorded(make_run: MakeRun, tmp_path: Path) -> None:
@@ -417,6 +422,26 @@ def test_the_readme_sets_better_recipes_beside_the_papers(
         with pytest.raises(UserError, match=r"peers\.json"):
             report.update_readme(readme, results)
     assert readme.read_text() == text
+
+
+@pytest.mark.usefixtures("more_experiments")
+def test_a_network_that_the_paper_does_not_have_stands_last_and_alone(
+    make_run: MakeRun, tmp_path: Path, readme: Path
+) -> None:
+    results = tmp_path / "results"
+    for name in ("speedrun-92", "timed", "net"):
+        record(make_run(name, test=92.5, wall_seconds=900.0), results)
+    report.update_readme(readme, results)
+    text = readme.read_text().partition("between")[2]
+    first, last = (
+        line for line in text.splitlines() if "experiments/fast/" in line and "|" in line
+    )
+    assert first.startswith(
+        "| basic | 1 ≠ 62,006 | 62.06 | [basic](experiments/basic.py) no record"
+    )
+    assert "[timed](experiments/fast/timed.py) **92.50** | 15 |" in first
+    speedrun = "[speedrun-92](experiments/fast/speedrun_92.py) **92.50** | 15 |"
+    assert last.startswith(f"| own | 1 | – | – | – | {speedrun}")
 
 
 def test_a_better_recipe_on_its_way_or_changed_is_no_result(
