@@ -18,6 +18,7 @@ from cifar_jax.cli.output import AS_JSON
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from cifar_jax.evaluation import Views
     from cifar_jax.inference.model import Classifier
 
 _BATCH = 256
@@ -32,6 +33,9 @@ _BATCH = 256
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@click.option(
+    "--views", is_flag=True, help="Average over the views of an image that the run was tested with."
+)
 @CODE
 def predict(
     run: Path,
@@ -40,6 +44,7 @@ def predict(
     as_json: bool,
     as_csv: bool,
     best: bool,
+    views: bool,
     code: Path | None,
 ) -> None:
     """The classes that the model in RUN sees in each IMAGE, with their probabilities.
@@ -58,10 +63,14 @@ def predict(
     from cifar_jax.inference.load import load
 
     model = load(run, best=best, own=named_code(code, run))
+    # Of the unsure images only would make an answer depend on what else is asked.
+    seen = model.views._replace(unsure=None) if views else None
+    if seen is not None and not (seen.flip or seen.shift):
+        raise UserError(f"{run} was tested with images as they are: leave --views out")
     names = find(images)
     rows = []
     bad = 0
-    for row in _answers(model, names, top):
+    for row in _answers(model, names, top, seen):
         rows.append(row)
         if "error" in row:
             bad += 1
@@ -76,7 +85,9 @@ def predict(
         raise UserError(f"{bad} of {len(rows)} could not be read")
 
 
-def _answers(model: Classifier, names: Any, top: int) -> Iterator[dict[str, Any]]:
+def _answers(
+    model: Classifier, names: Any, top: int, views: Views | None
+) -> Iterator[dict[str, Any]]:
     """An object for each image, in their order."""
     import numpy as np
 
@@ -87,7 +98,7 @@ def _answers(model: Classifier, names: Any, top: int) -> Iterator[dict[str, Any]
         images = read(names)
         while batch := list(itertools.islice(images, _BATCH)):
             good = [image.pixels for image in batch if image.pixels is not None]
-            found = iter(model.predict(np.stack(good)) if good else ())
+            found = iter(model.predict(np.stack(good), views) if good else ())
             for image in batch:
                 if image.pixels is None:
                     yield {"image": image.name, "error": image.error}

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from PIL import Image
 
 import cifar_jax
 from cifar_jax import cli
+from cifar_jax.evaluation import Views
 
 
 @pytest.fixture
@@ -38,6 +40,24 @@ def test_a_folder_stands_for_its_images(
     for row, odds in zip(rows, model.predict(files), strict=True):
         found = {answer["class"]: answer["probability"] for answer in row["top"]}
         assert list(found.values()) == sorted(found.values(), reverse=True)
+        np.testing.assert_allclose([found[name] for name in model.classes], odds, atol=1e-6)
+
+
+def test_views_are_those_that_the_run_was_tested_with(
+    basic: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each image by all of them, though the run had them of its unsure images only."""
+    assert cli.run(["predict", str(basic), str(pictures), "--views"]) == 2
+    assert "was tested with images as they are: leave --views out" in capsys.readouterr().err
+    run = shutil.copytree(basic, tmp_path / "run")
+    card = cifar_jax.load(basic).card | {"test_time": {"flip": True, "shift": 1, "unsure": 0.25}}
+    (run / "model.json").write_text(json.dumps(card))
+    assert cli.run(["predict", str(run), str(pictures), "--views", "--json", "--top", "10"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    model = cifar_jax.load(basic)
+    files = [pictures / name for name in ("a.PNG", "b.png", "more/c.bmp")]
+    for row, odds in zip(rows, model.predict(files, Views(flip=True, shift=1)), strict=True):
+        found = {answer["class"]: answer["probability"] for answer in row["top"]}
         np.testing.assert_allclose([found[name] for name in model.classes], odds, atol=1e-6)
 
 
