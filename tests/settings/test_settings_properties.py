@@ -159,7 +159,7 @@ configs = st.builds(
 def test_a_config_survives_its_storing_its_writing_and_its_setting(made: Config) -> None:
     flat = flatten(made)
     assert config.from_flat(json.loads(json.dumps(flat))) == made
-    assert eval(repr(made)) == made
+    assert eval(repr(made), dict(vars(config))) == made
     assert part(made, execution=True) | part(made, execution=False) == flat
     # Text is stripped of blanks around it, as a shell's words may have them.
     words = [f"{name}={value}" for name, value in flat.items()]

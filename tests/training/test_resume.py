@@ -181,7 +181,7 @@ def test_the_last_good_checkpoint_outlives_a_loss_that_diverges(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(loop, "loss_sums", diverging(at=STEPS + 3))
-        told = r"not finite in epoch 2, by step 4\d: .*the checkpoint of step 40 is kept"
+        told = r"not finite in epoch 2, by step [45]\d: .*the checkpoint of step 40 is kept"
         with pytest.raises(UserError, match=told):
             train(config, tmp_path)
     assert len(rows_of(tmp_path)) == 1
