@@ -103,15 +103,6 @@ def test_the_paper_is_drawn_against_what_was_measured(
     assert (high - low) / 2 == pytest.approx(statistics.stdev([63.0, 61.5]))
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that are drawn, in place of their files."""
-    figures: list[Any] = []
-    for kind in ("png", "svg"):
-        monkeypatch.setattr(plots, kind, lambda figure, *_: figures.append(figure) or b"")
-    return figures
-
-
 def curves(axes: Axes, colour: str, width: float) -> list[list[list[float]]]:
     """The points of the lines of that look."""
     return [

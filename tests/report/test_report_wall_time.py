@@ -29,15 +29,6 @@ CROWDED = [
 ]
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that are drawn, in place of their files."""
-    figures: list[Any] = []
-    for kind in ("png", "svg"):
-        monkeypatch.setattr(style, kind, lambda figure, *_: figures.append(figure) or b"")
-    return figures
-
-
 @pytest.mark.parametrize("points", [CROWDED, CROWDED[:1], [], CROWDED[-1:] * 3], ids=len)
 def test_every_point_is_seen_and_named(points: list[Point], drawn: list[Any]) -> None:
     wall_time.svg(points, "")
