@@ -13,9 +13,11 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import compile_logits, measure
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork, load_run
+from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import programs
 from cifar_jax.training.fit import params_sha256
+from cifar_jax.training.loop import planned
 
 
 class Evaluated(NamedTuple):
@@ -89,10 +91,12 @@ def logits(
         views=network.views,
     )(network.variables)
     step = network.card["step"]
+    with Checkpoints(workdir.checkpoints) as checkpoints:
+        extra = next(meta.extra for meta in checkpoints.all() if meta.step == step)
     return Evaluated(
         experiment=identity["experiment"],
         seed=identity["seed"],
-        epoch=setup.plan.epochs_before(step),
+        epoch=planned(setup, extra.get("epochs")).epochs_before(step),
         step=step,
         logits=evaluated,
         labels=images.labels,

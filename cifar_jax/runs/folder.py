@@ -279,6 +279,16 @@ def _read_identity(path: Path) -> dict[str, Any]:
     return identity
 
 
+def _made_for_its_epochs(config: Mapping[str, Any]) -> str:
+    """What would have been otherwise from the beginning, were there more epochs; else empty."""
+    schedule = config["schedule.name"]
+    if schedule not in _GROWING_SCHEDULES:
+        return f"{schedule} schedule is"
+    if config.get("phases"):
+        return "phases are"
+    return "lookahead's power is" if config.get("averaging.power") else ""
+
+
 def _check_identity(path: Path, wanted: Mapping[str, Any], *, extend: bool) -> bool:
     """Whether the run in `path` is the one that is wanted but for more epochs."""
     there = _read_identity(path)
@@ -296,11 +306,10 @@ def _check_identity(path: Path, wanted: Mapping[str, Any], *, extend: bool) -> b
     advice = "choose another --workdir, or --fresh"
     if differing.keys() == {"epochs"}:
         before, after = differing["epochs"]
-        schedule = wanted["config"]["schedule.name"]
         if after < before:
             advice = "it cannot have fewer; " + advice
-        elif schedule not in _GROWING_SCHEDULES:
-            advice = f"its {schedule} schedule is made for {before} epochs; " + advice
+        elif part := _made_for_its_epochs(wanted["config"]):
+            advice = f"its {part} made for {before} epochs; " + advice
         elif not extend:
             advice = f"name the folder by --workdir {path} to train it on; or " + advice
         else:

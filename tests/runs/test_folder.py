@@ -94,12 +94,22 @@ def test_a_finished_run_can_have_more_epochs_where_its_folder_is_named(tmp_path:
     assert read_json(tmp_path / "config.json") == more
 
 
-def test_a_schedule_that_knows_its_end_has_no_more_epochs(tmp_path: Path) -> None:
-    cosine = override(CONFIG, ["schedule.name=cosine"])
-    with workdir.open_workdir(tmp_path, identity(cosine), fresh=False):
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["schedule.name=cosine"], "its cosine schedule is made for 2 epochs"),
+        (['phases=[{"until": 0.5, "image_size": 24}]'], "its phases are made for 2 epochs"),
+        (["averaging.name=lookahead", "averaging.power=3"], "its lookahead's power is made for 2"),
+    ],
+)
+def test_what_knows_its_end_has_no_more_epochs(
+    tmp_path: Path, settings: list[str], message: str
+) -> None:
+    ending = override(CONFIG, settings)
+    with workdir.open_workdir(tmp_path, identity(ending), fresh=False):
         pass
-    more = identity(override(cosine, ["epochs=3"]))
-    with pytest.raises(UserError, match="its cosine schedule is made for 2 epochs"):
+    more = identity(override(ending, ["epochs=3"]))
+    with pytest.raises(UserError, match=message):
         workdir.finished_result(tmp_path, more, extend=True)
 
 

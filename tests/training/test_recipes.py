@@ -16,6 +16,7 @@ from cifar_jax import models
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import Views, over_views
+from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.models import initialisation
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import batches, plan, programs
@@ -297,5 +298,6 @@ def test_a_run_ends_in_its_minutes_with_its_schedule_done(
     assert rows[-1]["step"] == result["steps"]
     assert rows[-1]["learning_rate"] < 0.05 * 0.1
     assert 240 < result["wall_seconds"] < 330
+    assert evaluate(tmp_path / "run")["epoch"] == result["epochs"]
     again = train(config, tmp_path / "run")  # it is found finished
     assert again["params_sha256"] == result["params_sha256"]
