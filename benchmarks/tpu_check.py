@@ -134,11 +134,11 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    from cifar_jax.training import programs
+    from cifar_jax.training import prepare, programs
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    setup = programs.setup(
+    setup = prepare.setup(
         config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
         dataset=no_images(),
         available=described.devices[:count],

@@ -89,11 +89,11 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     import jax.numpy as jnp
 
     from cifar_jax import models
-    from cifar_jax.training import batches, programs
+    from cifar_jax.training import batches, prepare, programs
     from cifar_jax.training.schedules import Moment
 
-    setup = programs.setup(config, dataset=made_images())
-    state = programs.init_state(setup, seed=0)
+    setup = prepare.setup(config, dataset=made_images())
+    state = prepare.init_state(setup, seed=0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
     epoch = setup.plan.epochs[0]

@@ -52,6 +52,7 @@ TESTS = {
     "training/muon.py": "training/test_muon.py",
     "training/optim.py": "training/test_plateau.py training/test_muon.py training/test_wiring.py",
     "training/plan.py": "training/test_recipes.py training/test_wiring.py",
+    "training/prepare.py": "training/test_programs.py training/test_wiring.py",
     "training/programs.py": "training/test_programs.py training/test_wiring.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",
     "training/signals.py": "training/test_resume.py",

@@ -16,7 +16,7 @@ from cifar_jax.data import pipeline
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.models import layers
-from cifar_jax.training import programs
+from cifar_jax.training import prepare, programs
 from cifar_jax.training.step import TrainState
 
 STEPS = 3
@@ -68,9 +68,9 @@ class Small(nn.Module):
 
 def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[str, float]]:
     """The state after a few steps, and what evaluation says of it."""
-    setup = programs.setup(config)
+    setup = prepare.setup(config)
     setup = setup._replace(recipe=setup.recipe._replace(model=model or setup.recipe.model))
-    state = programs.init_state(setup, seed=0)
+    state = prepare.init_state(setup, seed=0)
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
     images, labels = setup.validation
     evaluate = programs.compile_evaluation(setup, state, images)
@@ -126,7 +126,7 @@ def test_each_device_works_on_its_share_of_the_batch(
         return result
 
     monkeypatch.setattr(pipeline, "normalise", spy)
-    setup = programs.setup(make_config(batch_size=16, data__flip=True, train__devices=8))
-    state = programs.init_state(setup, 0)
+    setup = prepare.setup(make_config(batch_size=16, data__flip=True, train__devices=8))
+    state = prepare.init_state(setup, 0)
     programs.compile_training(setup, 0, state, programs.train_data(setup))
     assert shares == [(2, 32, 32, 3)]

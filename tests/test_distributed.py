@@ -18,7 +18,7 @@ import pytest
 
 from cifar_jax import catalog, config
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import fit, programs
+from cifar_jax.training import fit, prepare
 from cifar_jax.training.display import Display
 
 EPOCHS, STEPS = 2, 8
@@ -93,7 +93,7 @@ def restored(folder: Path, devices: int) -> Any:
     with Checkpoints(folder / "checkpoints") as checkpoints:
         latest = checkpoints.latest()
         assert latest is not None
-        return checkpoints.restore(latest, programs.init_state(programs.setup(chosen), seed=0))
+        return checkpoints.restore(latest, prepare.init_state(prepare.setup(chosen), seed=0))
 
 
 def assert_same(result: dict[str, Any], other: dict[str, Any]) -> None:

@@ -16,8 +16,8 @@ from jax import export
 
 from benchmarks import tpu_check
 from cifar_jax import catalog, models, ops
-from cifar_jax.training import programs
-from cifar_jax.training.programs import Setup
+from cifar_jax.training import prepare, programs
+from cifar_jax.training.prepare import Setup
 
 CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
@@ -25,7 +25,7 @@ LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
 
 def setup(name: str) -> Setup:
     """An experiment at the size of CIFAR-10, without images."""
-    return programs.setup(catalog.load(name).config, dataset=tpu_check.no_images())
+    return prepare.setup(catalog.load(name).config, dataset=tpu_check.no_images())
 
 
 PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]

@@ -318,9 +318,9 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
 def test_a_model_that_cannot_be_trained_is_refused_before_all_else(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, words: str
 ) -> None:
-    from cifar_jax.training import programs
+    from cifar_jax.training import prepare
 
-    monkeypatch.setattr(programs, "load", lambda name: pytest.fail("data was loaded"))
+    monkeypatch.setattr(prepare, "load", lambda name: pytest.fail("data was loaded"))
     text = TINY.replace("import Config,", "import Config, Train,")
     assert old in text
     (tmp_path / "tiny.py").write_text(text.replace(old, new))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cifar_jax import catalog, config
-from cifar_jax.training import programs
+from cifar_jax.training import prepare
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
 SETTINGS = {setting["name"]: setting for setting in config.describe()}
@@ -18,7 +18,7 @@ def test_the_example_is_a_recipe_that_fits_its_network(tmp_path: Path) -> None:
     experiment = catalog.load(str(path))
     assert experiment.name == "my-recipe"
     quick = ["data.dataset=digits", "data.validation=0.1", "batch_size=64", "train.devices=1"]
-    setup = programs.setup(config.override(experiment.config, quick))
+    setup = prepare.setup(config.override(experiment.config, quick))
     assert {stage.image_size for stage in setup.plan.stages} == {24, 32}
 
 

@@ -26,7 +26,7 @@ from cifar_jax import catalog, cli, config, processes  # noqa: F401
 from cifar_jax.data import digits  # noqa: F401
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import fit, loop, programs
+from cifar_jax.training import fit, loop, prepare
 
 PHASES = (
     "starting",
@@ -119,7 +119,7 @@ def mark_phases() -> None:
 
     loop.Trainer._compile = compile_
     for owner, name, phase in (
-        (programs, "setup", "loading data"),
+        (prepare, "setup", "loading data"),
         (Checkpoints, "restore_newest", "restoring"),
         (loop.Trainer, "_train_epoch", "training"),
         (Checkpoints, "save", "saving"),

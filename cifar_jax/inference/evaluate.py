@@ -15,7 +15,7 @@ from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
-from cifar_jax.training import programs
+from cifar_jax.training import prepare
 from cifar_jax.training.fit import params_sha256
 from cifar_jax.training.loop import planned
 
@@ -74,7 +74,7 @@ def logits(
         return _of_a_file(path, split, best, own)
     network = load_run(path, best=best, own=own)
     workdir, identity = existing_workdir(path)
-    setup = programs.setup(_on_this_machine(from_flat(identity["config"])), own=own)
+    setup = prepare.setup(_on_this_machine(from_flat(identity["config"])), own=own)
     images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
         split
     ]
@@ -129,7 +129,7 @@ def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Ev
 
 
 def _hold_to_its_images(
-    path: Path, card: Mapping[str, Any] | None, setup: programs.Setup, split: str
+    path: Path, card: Mapping[str, Any] | None, setup: prepare.Setup, split: str
 ) -> None:
     """That the images are those that the run was trained on; the test images in any order."""
     if card is None:

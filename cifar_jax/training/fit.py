@@ -21,11 +21,11 @@ from cifar_jax.runs import environment
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
 from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
-from cifar_jax.training import programs, signals
+from cifar_jax.training import prepare, programs, signals
 from cifar_jax.training.display import Display
 from cifar_jax.training.loop import Progress, Trainer, epochs_over, planned
 from cifar_jax.training.plan import Plan
-from cifar_jax.training.programs import Setup
+from cifar_jax.training.prepare import Setup
 from cifar_jax.training.step import TrainState
 
 
@@ -75,7 +75,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if (finished := _finished(run)) is not None:
                 display.note(f"{run.workdir} is finished; --fresh would train it anew")
                 return finished
-            setup = processes.from_all(lambda: programs.setup(run.config, own=run.own))
+            setup = processes.from_all(lambda: prepare.setup(run.config, own=run.own))
             if len(set(processes.exchange(setup.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {setup.dataset.name}")
             processes.from_all(lambda: _hold_to_the_weights(run, setup))
@@ -83,7 +83,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
                 told = processes.from_first(lambda: _begin(run, setup, workdir))
-                beginning = programs.init_state(setup, run.seed, run.initial)
+                beginning = prepare.init_state(setup, run.seed, run.initial)
                 state, meta, damaged = checkpoints.restore_newest(beginning)
                 extra = meta.extra if meta else {}
                 plan = planned(setup, extra.get("epochs"))

@@ -18,10 +18,11 @@ from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.files import naming
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import plan, programs
+from cifar_jax.training import plan, prepare, programs
 from cifar_jax.training.display import Display
 from cifar_jax.training.plan import Epoch, Plan
-from cifar_jax.training.programs import Pace, Programs, Setup
+from cifar_jax.training.prepare import Setup
+from cifar_jax.training.programs import Pace, Programs
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.signals import Signals, Stopped
 from cifar_jax.training.step import TrainState
@@ -282,7 +283,7 @@ class Trainer:
                 f"{error}: lower optimizer.lr ({now}{often})"
                 + (f"; the checkpoint of step {kept} is kept" if kept else "")
             )
-        beginning = programs.init_state(self.setup, self.seed, self.initial)
+        beginning = prepare.init_state(self.setup, self.seed, self.initial)
         state, meta, _ = self.checkpoints.restore_newest(beginning)
         before = meta.extra.get("halvings", 0) if meta else 0
         self.progress.halvings += 1

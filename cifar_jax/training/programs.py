@@ -1,46 +1,25 @@
-"""From a config to what runs on the devices: the data, the model, and the compiled programs."""
+"""What runs on the devices: the compiled programs of a training run."""
 
-import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
-from cifar_jax import config as configs
-from cifar_jax import devices, models, processes
-from cifar_jax.config import Config
-from cifar_jax.data import Dataset, Split, load, pipeline, split_validation
-from cifar_jax.errors import UserError
+from cifar_jax import devices
+from cifar_jax.data import pipeline
 from cifar_jax.evaluation import LogitsFn, Views, compile_logits
-from cifar_jax.models import initialisation
-from cifar_jax.training import averaging, batches, losses, optim, plan, schedules
+from cifar_jax.training import batches, optim
 from cifar_jax.training import step as steps
 from cifar_jax.training.batches import TrainData
-from cifar_jax.training.plan import Epoch, Plan, Stage
+from cifar_jax.training.plan import Epoch, Stage
+from cifar_jax.training.prepare import Setup, fresh_state, random_keys
 from cifar_jax.training.schedules import Moment
-from cifar_jax.training.step import Metrics, Recipe, TrainState
-
-
-class Setup(NamedTuple):
-    """A config made concrete: checked against the data and the devices, nothing computed yet."""
-
-    config: Config
-    dataset: Dataset
-    train: Split
-    validation: Split
-    plan: Plan
-    recipe: Recipe
-    mesh: Mesh
-
-
-WHITENING_IMAGES = 5000
-"""As airbench has it."""
+from cifar_jax.training.step import Metrics, TrainState
 
 StepsFn = Callable[[TrainState, int], TrainState]
 
@@ -59,136 +38,6 @@ class Programs(NamedTuple):
     compile_seconds: float
 
 
-def setup(
-    config: Config,
-    *,
-    own: models.Own | None = None,
-    dataset: Dataset | None = None,
-    available: Sequence[Any] | None = None,
-) -> Setup:
-    """Load the data and check that the settings fit it and the devices.
-
-    Args:
-      config: what the run is.
-      own: the model, where the config names none of the package's.
-      dataset: instead of the one that the config names.
-      available: devices to choose from, instead of all that there are.
-
-    Raises:
-      UserError: unknown model or data set, data that is not there, a batch larger than the data, or
-        devices that do not divide it.
-    """
-    settings = config.data
-    # What needs no data is checked before the data is loaded, which may take a download.
-    _check_network(config, own)
-    sizes = [phase.batch_size or config.batch_size for phase in config.phases]
-    mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
-    dataset = load(settings.dataset) if dataset is None else dataset
-    train, validation = split_validation(dataset.train, settings.validation)
-    if settings.train_images is not None:
-        if settings.train_images > len(train.labels):
-            raise UserError(
-                f"data.train_images={settings.train_images}, but {settings.dataset} has "
-                f"{len(train.labels)} training images beside the validation images"
-            )
-        train = Split(*(array[: settings.train_images] for array in train))
-    planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
-    for stage in planned.stages:
-        if stage.batch_size > len(train.labels):
-            raise UserError(
-                f"batch_size {stage.batch_size} is larger than the {len(train.labels)} training "
-                "images"
-            )
-    return Setup(
-        config=config,
-        dataset=dataset,
-        train=train,
-        validation=validation,
-        plan=planned,
-        recipe=_recipe(config, _network(config, own, num_classes=len(dataset.classes))),
-        mesh=mesh,
-    )
-
-
-def _network(config: Config, own: models.Own | None, **options: Any) -> nn.Module:
-    model, dtype = config.model, jnp.dtype(config.train.precision)
-    options |= {"dropout": model.dropout, "pooling": model.pooling}
-    return models.create(model.name, own, dtype=dtype, **options)
-
-
-def _check_network(config: Config, own: models.Own | None) -> None:
-    """See that the network has the parameters and takes the images that the recipe is for.
-
-    Raises:
-      UserError: it is not so.
-    """
-    model = _network(config, own)
-    params = models.variable_shapes(model)["params"]
-    optim.check(params, config.optimizer, config.groups)
-    if config.init.whitening:
-        initialisation.first_convolution({"params": params})
-    for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
-        if not models.takes(model, size):
-            raise UserError(
-                f"{config.model.name} takes images of {models.IMAGE_SHAPE[0]} pixels only, and a "
-                f"phase has {size}: leave image_size out, or choose a network with global average "
-                "pooling"
-            )
-
-
-def _recipe(config: Config, model: nn.Module) -> Recipe:
-    frozen = []
-    if config.init.whitening:
-        shapes = models.variable_shapes(model)
-        frozen.append("/".join(initialisation.first_convolution(shapes)))
-    rule = None
-    match config.averaging:
-        case configs.Ema(decay=decay, every=every):
-            rule = averaging.Ema(decay, every)
-        case configs.Lookahead(decay=decay, every=every, power=power):
-            rule = averaging.Lookahead(decay, every, power)
-    return Recipe(
-        model=model,
-        tx=optim.make_optimizer(config.optimizer, config.groups, frozen),
-        schedule=schedules.make(config.schedule),
-        loss=partial(losses.cross_entropy, smoothing=config.loss.label_smoothing),
-        averaging=rule,
-    )
-
-
-def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:
-    """The state that a run of that seed begins with, on the devices.
-
-    Args:
-      setup: the run's.
-      seed: of the fresh variables.
-      initial: variables to begin with instead, but for a last layer of other classes.
-
-    Raises:
-      UserError: `initial` is of another network.
-    """
-    key, _, _ = _keys(seed)
-    replicated = devices.replicated(setup.mesh)
-    init, settings = partial(_init_state, setup), setup.config.init
-    state = jax.jit(init, out_shardings=replicated)(key)
-    if initial is not None:
-        variables = models.taken_over(state.variables, initial)
-    elif settings.dirac or settings.whitening:
-        variables = jax.device_get(state.variables)
-        if settings.dirac:
-            variables = initialisation.dirac(variables)
-        if settings.whitening:
-            images = batches.normalise(setup.train.images[:WHITENING_IMAGES], setup.dataset)
-            variables = initialisation.whitened(variables, images)
-        # One process's arithmetic for all, which may have other processors.
-        variables = processes.arrays_from_first(variables)
-    else:
-        return state
-    placed = devices.put(variables, replicated)
-    averaged = averaging.init(placed) if setup.recipe.averaging else {}
-    return state._replace(**placed, averaged=averaged)
-
-
 def train_data(setup: Setup) -> TrainData:
     """Put the training images on the devices."""
     return TrainData(*devices.put(batches.rows(setup.train), devices.replicated(setup.mesh)))
@@ -199,7 +48,7 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
     config = setup.config
     began = time.perf_counter()
     replicated = devices.replicated(setup.mesh)
-    _, order_key, step_key = _keys(seed)
+    _, order_key, step_key = random_keys(seed)
 
     def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
         plateau = state.plateau
@@ -336,7 +185,7 @@ def train_arguments(setup: Setup, stage: Stage) -> tuple[Any, ...]:
     order = jax.ShapeDtypeStruct((epoch.steps, stage.batch_size), jnp.int32)
     number = typed(jax.ShapeDtypeStruct((), jnp.int32), replicated)
     return (
-        typed(jax.eval_shape(partial(_init_state, setup), key), replicated),
+        typed(jax.eval_shape(partial(fresh_state, setup), key), replicated),
         TrainData(*typed(batches.rows(setup.train), replicated)),
         typed(order, devices.batch_sharding(setup.mesh, axis=1)),
         number,
@@ -394,15 +243,3 @@ def means(metrics: Metrics) -> dict[str, float]:
 
 def _moment(step: int, epoch: int, steps: int) -> Moment:
     return Moment(np.int32(step), np.int32(epoch), np.int32(steps))
-
-
-def _init_state(setup: Setup, key: jax.Array) -> TrainState:
-    config = setup.config
-    variables = models.init_variables(setup.recipe.model, key)
-    rates = [config.optimizer.lr, *(group.optimizer.lr for group in config.groups)]
-    return steps.init_state(variables, setup.recipe, rates)
-
-
-def _keys(seed: int) -> tuple[jax.Array, ...]:
-    """Of initialisation, of the epochs' orders, and of what is random in a step."""
-    return tuple(jax.random.split(jax.random.key(seed), 3))

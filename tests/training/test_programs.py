@@ -11,19 +11,19 @@ import pytest
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
-from cifar_jax.training import programs
-from cifar_jax.training.programs import Setup
+from cifar_jax.training import prepare, programs
+from cifar_jax.training.prepare import Setup
 
 Make = Callable[..., Config]
 
 
 def test_an_epoch_takes_every_image(make_config: Make) -> None:
     """250 images in batches of 32 are 7 whole ones and one of 26, which is left out or filled."""
-    assert programs.setup(make_config(data__train_images=250)).plan.epochs[0].steps == 7
-    setup = programs.setup(make_config(data__train_images=250, data__last_batch="wrap"))
+    assert prepare.setup(make_config(data__train_images=250)).plan.epochs[0].steps == 7
+    setup = prepare.setup(make_config(data__train_images=250, data__last_batch="wrap"))
     epochs = setup.plan.epochs
     assert [(epoch.begin, epoch.steps) for epoch in epochs] == [(0, 8), (8, 8)]
-    state = programs.init_state(setup, 0)
+    state = prepare.init_state(setup, 0)
     data = programs.train_data(setup)
     training = programs.compile_training(setup, 0, state, data)
     first, second = (np.asarray(training.order(epoch)) for epoch in epochs)
@@ -42,8 +42,8 @@ def test_an_epoch_takes_every_image(make_config: Make) -> None:
 
 
 def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
-    setup = programs.setup(make_config())
-    states = [programs.init_state(setup, seed) for seed in (0, 0, 1)]
+    setup = prepare.setup(make_config())
+    states = [prepare.init_state(setup, seed) for seed in (0, 0, 1)]
     chex.assert_trees_all_equal(states[0], states[1])
     kernels = [np.asarray(state.params["fc1"]["kernel"]) for state in states]
     assert (kernels[0] != kernels[2]).mean() > 0.99
@@ -58,8 +58,8 @@ def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
 
 
 def test_training_reuses_the_states_memory(make_config: Make) -> None:
-    setup = programs.setup(make_config())
-    state = programs.init_state(setup, 0)
+    setup = prepare.setup(make_config())
+    state = prepare.init_state(setup, 0)
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
     epoch = setup.plan.epochs[0]
     following = training.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
@@ -70,7 +70,7 @@ def test_training_reuses_the_states_memory(make_config: Make) -> None:
 
 def whole_split(setup: Setup, seed: int) -> tuple[float, float]:
     """Loss and accuracy in percent on the test images, in one piece and by NumPy."""
-    state, test = programs.init_state(setup, seed), setup.dataset.test
+    state, test = prepare.init_state(setup, seed), setup.dataset.test
     mean, std = (np.asarray(s, np.float32) for s in (setup.dataset.mean, setup.dataset.std))
     images = (np.float32(test.images) / 255 - mean) / std
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -84,11 +84,11 @@ def test_padding_changes_nothing_in_evaluation(
     make_config: Make, eval_batch_size: int, devices: int
 ) -> None:
     """360 images in batches of 77 are 4 whole ones and one of 52; of 80 on eight devices."""
-    setup = programs.setup(
+    setup = prepare.setup(
         make_config(train__eval_batch_size=eval_batch_size, train__devices=devices)
     )
     assert setup.mesh.size == devices
-    state = programs.init_state(setup, 3)
+    state = prepare.init_state(setup, 3)
     images, labels = setup.dataset.test
     logits = programs.compile_evaluation(setup, state, images)(state.variables)
     assert (logits.shape, logits.dtype) == ((360, 10), np.float32)
@@ -99,14 +99,14 @@ def test_padding_changes_nothing_in_evaluation(
 
 
 def test_splits_do_not_overlap(make_config: Make) -> None:
-    setup = programs.setup(make_config(data__train_images="none", data__validation=100))
+    setup = prepare.setup(make_config(data__train_images="none", data__validation=100))
     assert [len(s.labels) for s in (setup.train, setup.validation, setup.dataset.test)] == [
         *(1337, 100, 360)
     ]
     whole = setup.dataset.train.images
     np.testing.assert_array_equal(setup.train.images, whole[:1337])
     np.testing.assert_array_equal(setup.validation.images, whole[1337:])
-    limited = programs.setup(make_config(data__train_images=50, data__validation=100))
+    limited = prepare.setup(make_config(data__train_images=50, data__validation=100))
     np.testing.assert_array_equal(limited.train.images, whole[:50])
     np.testing.assert_array_equal(limited.validation.images, whole[1337:])
 
@@ -130,7 +130,7 @@ def test_splits_do_not_overlap(make_config: Make) -> None:
 )
 def test_settings_that_do_not_fit(make_config: Make, settings: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
-        programs.setup(make_config(**settings))
+        prepare.setup(make_config(**settings))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -19,8 +19,8 @@ from cifar_jax.evaluation import Views, over_views
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.models import initialisation
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import batches, plan, programs
-from cifar_jax.training.programs import Setup
+from cifar_jax.training import batches, plan, prepare, programs
+from cifar_jax.training.prepare import Setup
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -45,13 +45,13 @@ class Pooled(by_hand.Tiny):
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
     """Networks and images so small that they take no time."""
-    setup = programs.setup
+    setup = prepare.setup
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setitem(models.MODELS, "pooled", Pooled)
         patch.setattr(
-            *(programs, "setup"),
+            *(prepare, "setup"),
             lambda config, **options: setup(config, **{"dataset": DATASET, **options}),
         )
         yield
@@ -60,8 +60,8 @@ def tiny() -> Iterator[None]:
 
 def after_an_epoch(config: Config) -> tuple[Setup, TrainState, TrainState]:
     """Its setup, and the states before and after the first epoch."""
-    setup = programs.setup(config)
-    state = programs.init_state(setup, 0)
+    setup = prepare.setup(config)
+    state = prepare.init_state(setup, 0)
     before = jax.tree.map(jnp.copy, state)
     training = programs.compile_training(setup, 0, state, programs.train_data(setup))
     epoch = setup.plan.epochs[0]
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     make_config: Make, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        programs.setup(make_config(**TINY | settings))
+        prepare.setup(make_config(**TINY | settings))
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_co
 
 
 def test_dirac_filters_pass_their_input_on(make_config: Make) -> None:
-    setup = programs.setup(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
-    kernel = np.asarray(programs.init_state(setup, 0).params["conv1"]["kernel"])
+    setup = prepare.setup(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
+    kernel = np.asarray(prepare.init_state(setup, 0).params["conv1"]["kernel"])
     np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
     assert (kernel[..., 3:] != 0).mean() > 0.99
 
@@ -204,7 +204,7 @@ PHASES = (
 
 def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY | {"model__name": "pooled"}, phases=PHASES, data__flip=True)
-    setup = programs.setup(config)
+    setup = prepare.setup(config)
     found = [
         (e.stage.image_size, e.stage.batch_size, e.begin, e.steps, e.stage.augmentation.cutout)
         for e in setup.plan.epochs
@@ -236,7 +236,7 @@ def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path
 def test_a_run_is_measured_by_the_views_that_it_names(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY, test_time__flip=True, test_time__shift=2, test_time__unsure=0.5)
     train(config, tmp_path / "run")
-    setup = programs.setup(config)
+    setup = prepare.setup(config)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         weights = checkpoints.weights(setup.plan.steps)
 

@@ -32,7 +32,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import fit, loop, programs
+from cifar_jax.training import fit, loop, prepare, programs
 from cifar_jax.training.signals import Stopped
 
 Make = Callable[..., Config]
@@ -144,7 +144,7 @@ def test_an_ignored_interrupt_stays_ignored(make_config: Make, tmp_path: Path) -
 def test_a_finished_run_prints_its_result_and_is_left_alone(
     config: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "setup", raise_it(AssertionError("trained again")))
+    monkeypatch.setattr(prepare, "setup", raise_it(AssertionError("trained again")))
     before = files(finished)
     assert train(config, finished) == json.loads((finished / "result.json").read_text())
     assert files(finished) == before
@@ -354,7 +354,7 @@ def test_a_run_is_held_to_its_images(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
-    setup = programs.setup
+    setup = prepare.setup
 
     def other(config: Config, **options: Any) -> Any:
         made = setup(config, **options)
@@ -362,7 +362,7 @@ def test_a_run_is_held_to_its_images(
 
     before = files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "setup", other)
+        patch.setattr(prepare, "setup", other)
         with pytest.raises(UserError, match="digits that are in another order"):
             train(config, tmp_path)
     assert files(tmp_path) == before

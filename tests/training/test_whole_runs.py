@@ -17,7 +17,7 @@ from short_runs import Spy, assert_same_run, raise_it, rows_of, send, train
 
 from cifar_jax import models
 from cifar_jax.config import Config
-from cifar_jax.training import loop, programs
+from cifar_jax.training import loop, prepare
 from cifar_jax.training.signals import Stopped
 
 DATASET = by_hand.images()
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
     """The network and the images by hand, and no time spent on making programs fast."""
-    setup = programs.setup
+    setup = prepare.setup
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setattr(
-            programs, "setup", lambda config, **options: setup(config, dataset=DATASET, **options)
+            prepare, "setup", lambda config, **options: setup(config, dataset=DATASET, **options)
         )
         yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -14,8 +14,9 @@ import pytest
 from cifar_jax import config as configs
 from cifar_jax import models
 from cifar_jax.config import Config
-from cifar_jax.training import batches, programs
-from cifar_jax.training.programs import Programs, Setup
+from cifar_jax.training import batches, prepare, programs
+from cifar_jax.training.prepare import Setup
+from cifar_jax.training.programs import Programs
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import TrainState
 
@@ -39,8 +40,8 @@ def tiny() -> Iterator[None]:
 
 
 def compiled(config: Config, seed: int = 0, **options: Any) -> tuple[Setup, TrainState, Programs]:
-    setup = programs.setup(config, dataset=DATASET)
-    state = programs.init_state(setup, seed)
+    setup = prepare.setup(config, dataset=DATASET)
+    state = prepare.init_state(setup, seed)
     data = programs.train_data(setup)
     return setup, state, programs.compile_training(setup, seed, state, data)
 
@@ -112,7 +113,7 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
     """Of forward and backward pass; what is kept is float32 either way."""
-    setup = programs.setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
+    setup = prepare.setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (stage,) = setup.plan.stages
     arguments = programs.train_arguments(setup, stage)
     text = programs.train_function(setup, stage).lower(*arguments).as_text()
@@ -134,7 +135,7 @@ def test_precision_is_that_of_every_product(make_config: Make, precision: str) -
 
 def noticed(config: Config) -> dict[str, Any]:
     """What can be seen of a setup from outside, by what it concerns."""
-    setup = programs.setup(config, dataset=DATASET)
+    setup = prepare.setup(config, dataset=DATASET)
     recipe, plan = setup.recipe, setup.plan
     model: Any = recipe.model
     gradient = {"w": jnp.float32([1e-3, 2.0])}
