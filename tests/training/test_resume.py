@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -312,12 +313,18 @@ def test_a_signal_in_validation_is_heard(
     assert_same_run(tmp_path, finished)
 
 
-@pytest.mark.parametrize("where", ["setup", "compile_training", "measure"])
+@pytest.mark.parametrize(
+    ("module", "where"), [(prepare, "setup"), (programs, "compile_training"), (fit, "measure")]
+)
 def test_a_signal_where_there_is_nothing_to_save_ends_the_run_at_once(
-    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+    config: Config,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    module: ModuleType,
+    where: str,
 ) -> None:
     """While data is read, while programs are compiled, and in the evaluation on the test images."""
-    module = fit if where == "measure" else programs
     function = getattr(module, where)
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
