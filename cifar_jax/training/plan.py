@@ -109,13 +109,15 @@ def fitted(
     def planned(epochs: int) -> Plan:
         return _laid_out(config, images, image_size, epochs, begun)
 
-    def fits(plan: Plan) -> bool:
-        return plan.pixels_before(plan.steps) <= pixels
+    def pixels_of(epochs: int) -> int:
+        plan = planned(epochs)
+        return plan.pixels_before(plan.steps)
 
-    if fits(plan := planned(config.epochs)):
-        return plan
-    whole = max((n for n in range(len(begun), config.epochs) if fits(planned(n))), default=None)
-    plan = planned(len(begun) if whole is None else whole + 1)
+    # More epochs are more pixels, but for a step or two where a phase in the middle has the most.
+    whole = bisect_right(range(config.epochs + 1), pixels, lo=len(begun), key=pixels_of) - 1
+    if whole == config.epochs:
+        return planned(whole)
+    plan = planned(max(whole + 1, len(begun)))
     *kept, last = plan.epochs
     left = pixels - plan.pixels_before(last.begin)
     steps = max(int(left // last.step_pixels), 0 if kept else 1)
@@ -126,23 +128,30 @@ def _laid_out(
     config: Config, images: int, image_size: int, epochs: int, begun: Sequence[Epoch]
 ) -> Plan:
     """So many epochs, of which some have `begun`."""
+    stages = _stages(config, image_size)
     planned = list(begun)
     for number in range(len(begun), epochs):
-        stage = _stage(config, number / epochs, image_size)
+        stage = next(stage for until, stage in stages if number / epochs < until)
         steps = pipeline.steps_per_epoch(images, stage.batch_size, config.data.last_batch)
         begin = planned[-1].end if planned else 0
         planned.append(Epoch(number, stage, begin, steps))
     return Plan(tuple(planned))
 
 
-def _stage(config: Config, progress: float, image_size: int) -> Stage:
-    """Of the epoch before which that share of the run's epochs is over."""
+def _stages(config: Config, image_size: int) -> list[tuple[float, Stage]]:
+    """Each with the share of the epochs until which it lasts."""
     usual = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
-    for phase in config.phases:
-        if progress < phase.until:
-            return Stage(
-                phase.image_size or image_size,
-                phase.batch_size or config.batch_size,
-                phase.augmentation or usual,
+    return [
+        *(
+            (
+                phase.until,
+                Stage(
+                    phase.image_size or image_size,
+                    phase.batch_size or config.batch_size,
+                    phase.augmentation or usual,
+                ),
             )
-    return Stage(image_size, config.batch_size, usual)
+            for phase in config.phases
+        ),
+        (1.0, Stage(image_size, config.batch_size, usual)),
+    ]
