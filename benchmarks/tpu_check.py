@@ -138,16 +138,16 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    setup = prepare.setup(
+    workload = prepare.workload(
         config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
         dataset=no_images(),
         available=described.devices[:count],
     )
     began = time.perf_counter()
     try:
-        stage = setup.plan.stages[-1]
-        arguments = programs.train_arguments(setup, stage)
-        lowered = programs.train_function(setup, stage).lower(*arguments)
+        stage = workload.plan.stages[-1]
+        arguments = programs.train_arguments(workload, stage)
+        lowered = programs.train_function(workload, stage).lower(*arguments)
         compiled = lowered.compile()
     except JaxRuntimeError as error:  # also raised where the program does not fit the chip
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}

@@ -92,22 +92,22 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     from cifar_jax.training import batches, prepare, programs
     from cifar_jax.training.schedules import Moment
 
-    setup = prepare.setup(config, dataset=made_images())
-    state = prepare.init_state(setup, seed=0)
-    data = programs.train_data(setup)
-    training = programs.compile_training(setup, 0, state, data)
-    epoch = setup.plan.epochs[0]
+    workload = prepare.workload(config, dataset=made_images())
+    state = prepare.init_state(workload, seed=0)
+    data = programs.train_data(workload)
+    training = programs.compile_training(workload, 0, state, data)
+    epoch = workload.plan.epochs[0]
     order = training.order(epoch)
-    take_steps = training.begin(epoch, order, setup.plan.steps)
-    pace = programs.Pace(config.train.steps_per_call)
-    while not pace.settled:
+    take_steps = training.begin(epoch, order, workload.plan.steps)
+    tuner = programs.StepsPerCallTuner(config.train.steps_per_call)
+    while not tuner.settled:
         began = time.perf_counter()
-        state = jax.block_until_ready(take_steps(state, pace.steps))
-        pace.observe(pace.steps, time.perf_counter() - began)
+        state = jax.block_until_ready(take_steps(state, tuner.steps))
+        tuner.observe(tuner.steps, time.perf_counter() - began)
 
     def in_calls(count: int, call: Callable[[int], None]) -> None:
-        for done in range(0, count, pace.steps):
-            call(min(pace.steps, count - done))
+        for done in range(0, count, tuner.steps):
+            call(min(tuner.steps, count - done))
 
     def whole(count: int) -> None:
         def call(count: int) -> None:
@@ -122,13 +122,13 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         total: jax.Array, data: batches.TrainData, order: jax.Array, count: jax.Array
     ) -> jax.Array:
         def one(step: jax.Array, total: jax.Array) -> jax.Array:
-            indices, moment = order[step % len(order)], Moment(step, 0, setup.plan.steps)
+            indices, moment = order[step % len(order)], Moment(step, 0, workload.plan.steps)
             images, labels = make(data, indices, jax.random.key(0), moment)
             return total + images.sum() + labels.sum()
 
         return jax.lax.fori_loop(0, count, one, total)
 
-    make = partial(batches.make_batch, setup.dataset, epoch.stage, config.train.precision)
+    make = partial(batches.make_batch, workload.dataset, epoch.stage, config.train.precision)
     total = jnp.float32(0)
 
     def outside(count: int) -> None:
@@ -146,7 +146,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
             "version": jax.__version__,
             "parameters": models.count_parameters(state.params),
             "compile_seconds": round(training.compile_seconds, 2),
-            "steps_per_call": pace.steps,
+            "steps_per_call": tuner.steps,
         },
     )
 

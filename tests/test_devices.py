@@ -68,14 +68,16 @@ class Small(nn.Module):
 
 def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[str, float]]:
     """The state after a few steps, and what evaluation says of it."""
-    setup = prepare.setup(config)
-    setup = setup._replace(recipe=setup.recipe._replace(model=model or setup.recipe.model))
-    state = prepare.init_state(setup, seed=0)
-    training = programs.compile_training(setup, 0, state, programs.train_data(setup))
-    images, labels = setup.validation
-    evaluate = programs.compile_evaluation(setup, state, images)
-    epoch = setup.plan.epochs[0]
-    take_steps = training.begin(epoch, training.order(epoch), setup.plan.steps)
+    workload = prepare.workload(config)
+    workload = workload._replace(
+        recipe=workload.recipe._replace(model=model or workload.recipe.model)
+    )
+    state = prepare.init_state(workload, seed=0)
+    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    images, labels = workload.validation
+    evaluate = programs.compile_evaluation(workload, state, images)
+    epoch = workload.plan.epochs[0]
+    take_steps = training.begin(epoch, training.order(epoch), workload.plan.steps)
     for _ in range(STEPS):
         state = take_steps(state, 1)
     return state, measure(evaluate(state.variables), labels)
@@ -126,7 +128,7 @@ def test_each_device_works_on_its_share_of_the_batch(
         return result
 
     monkeypatch.setattr(pipeline, "normalise", spy)
-    setup = prepare.setup(make_config(batch_size=16, data__flip=True, train__devices=8))
-    state = prepare.init_state(setup, 0)
-    programs.compile_training(setup, 0, state, programs.train_data(setup))
+    workload = prepare.workload(make_config(batch_size=16, data__flip=True, train__devices=8))
+    state = prepare.init_state(workload, 0)
+    programs.compile_training(workload, 0, state, programs.train_data(workload))
     assert shares == [(2, 32, 32, 3)]

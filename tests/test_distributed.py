@@ -93,7 +93,7 @@ def restored(folder: Path, devices: int) -> Any:
     with Checkpoints(folder / "checkpoints") as checkpoints:
         latest = checkpoints.latest()
         assert latest is not None
-        return checkpoints.restore(latest, prepare.init_state(prepare.setup(chosen), seed=0))
+        return checkpoints.restore(latest, prepare.init_state(prepare.workload(chosen), seed=0))
 
 
 def assert_same(result: dict[str, Any], other: dict[str, Any]) -> None:

@@ -17,15 +17,15 @@ from jax import export
 from benchmarks import tpu_check
 from cifar_jax import catalog, models, ops
 from cifar_jax.training import prepare, programs
-from cifar_jax.training.prepare import Setup
+from cifar_jax.training.prepare import Workload
 
 CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
 
 
-def setup(name: str) -> Setup:
+def workload(name: str) -> Workload:
     """An experiment at the size of CIFAR-10, without images."""
-    return prepare.setup(catalog.load(name).config, dataset=tpu_check.no_images())
+    return prepare.workload(catalog.load(name).config, dataset=tpu_check.no_images())
 
 
 PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
@@ -35,7 +35,7 @@ PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
 def test_accelerators_get_plain_convolutions(name: str) -> None:
     """What `ops` does for the CPU's sake (patches, tiles, shifts: products, loops and barriers)
     must not reach a GPU or TPU, and neither may anything that calls the host."""
-    made = setup(name)
+    made = workload(name)
     (stage,) = made.plan.stages
     arguments = programs.train_arguments(made, stage)
     paths = jax.tree_util.tree_leaves_with_path(arguments[0].params)
@@ -54,7 +54,7 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
 
 
 def test_the_step_can_be_exported() -> None:
-    made = setup("basic")
+    made = workload("basic")
     (stage,) = made.plan.stages
     arguments = programs.train_arguments(made, stage)
     function = programs.train_function(made, stage)

@@ -18,8 +18,8 @@ def test_the_example_is_a_recipe_that_fits_its_network(tmp_path: Path) -> None:
     experiment = catalog.load(str(path))
     assert experiment.name == "my-recipe"
     quick = ["data.dataset=digits", "data.validation=0.1", "batch_size=64", "train.devices=1"]
-    setup = prepare.setup(config.override(experiment.config, quick))
-    assert {stage.image_size for stage in setup.plan.stages} == {24, 32}
+    workload = prepare.workload(config.override(experiment.config, quick))
+    assert {stage.image_size for stage in workload.plan.stages} == {24, 32}
 
 
 def test_its_settings_exist() -> None:

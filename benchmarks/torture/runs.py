@@ -119,7 +119,7 @@ def mark_phases() -> None:
 
     loop.Trainer._compile = compile_
     for owner, name, phase in (
-        (prepare, "setup", "loading data"),
+        (prepare, "workload", "loading data"),
         (Checkpoints, "restore_newest", "restoring"),
         (loop.Trainer, "_train_epoch", "training"),
         (Checkpoints, "save", "saving"),

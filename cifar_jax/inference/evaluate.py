@@ -74,20 +74,22 @@ def logits(
         return _of_a_file(path, split, best, own)
     network = load_run(path, best=best, own=own)
     workdir, identity = existing_workdir(path)
-    setup = prepare.setup(_on_this_machine(from_flat(identity["config"])), own=own)
-    images = {"train": setup.train, "validation": setup.validation, "test": setup.dataset.test}[
-        split
-    ]
+    workload = prepare.workload(_on_this_machine(from_flat(identity["config"])), own=own)
+    images = {
+        "train": workload.train,
+        "validation": workload.validation,
+        "test": workload.dataset.test,
+    }[split]
     if not len(images.labels):
         raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
-    _hold_to_its_images(path, workdir.card(), setup, split)
+    _hold_to_its_images(path, workdir.card(), workload, split)
     evaluated = compile_logits(
         network.module,
         network.variables,
         images.images,
         normalise=network.normalise,
-        batch_size=setup.config.train.eval_batch_size,
-        mesh=setup.mesh,
+        batch_size=workload.config.train.eval_batch_size,
+        mesh=workload.mesh,
         views=network.views,
     )(network.variables)
     step = network.card["step"]
@@ -96,12 +98,12 @@ def logits(
     return Evaluated(
         experiment=identity["experiment"],
         seed=identity["seed"],
-        epoch=planned(setup, extra.get("epochs")).epochs_before(step),
+        epoch=planned(workload, extra.get("epochs")).epochs_before(step),
         step=step,
         logits=evaluated,
         labels=images.labels,
         params_sha256=params_sha256(network.variables["params"]),
-        data_sha256=setup.dataset.fingerprint,
+        data_sha256=workload.dataset.fingerprint,
     )
 
 
@@ -129,12 +131,12 @@ def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Ev
 
 
 def _hold_to_its_images(
-    path: Path, card: Mapping[str, Any] | None, setup: prepare.Setup, split: str
+    path: Path, card: Mapping[str, Any] | None, workload: prepare.Workload, split: str
 ) -> None:
     """That the images are those that the run was trained on; the test images in any order."""
     if card is None:
         return  # made before there were any
-    trained, dataset = card["data"], setup.dataset
+    trained, dataset = card["data"], workload.dataset
     same = trained["content"] == dataset.content if split == "test" else False
     if not same and trained["sha256"] != dataset.fingerprint:
         raise UserError(

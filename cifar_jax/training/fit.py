@@ -25,7 +25,7 @@ from cifar_jax.training import prepare, programs, signals
 from cifar_jax.training.display import Display
 from cifar_jax.training.loop import Progress, Trainer, epochs_over, planned
 from cifar_jax.training.plan import Plan
-from cifar_jax.training.prepare import Setup
+from cifar_jax.training.prepare import Workload
 from cifar_jax.training.step import TrainState
 
 
@@ -75,18 +75,18 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if (finished := _finished(run)) is not None:
                 display.note(f"{run.workdir} is finished; --fresh would train it anew")
                 return finished
-            setup = processes.from_all(lambda: prepare.setup(run.config, own=run.own))
-            if len(set(processes.exchange(setup.dataset.fingerprint))) > 1:
-                raise UserError(f"the processes have different images of {setup.dataset.name}")
-            processes.from_all(lambda: _hold_to_the_weights(run, setup))
+            workload = processes.from_all(lambda: prepare.workload(run.config, own=run.own))
+            if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
+                raise UserError(f"the processes have different images of {workload.dataset.name}")
+            processes.from_all(lambda: _hold_to_the_weights(run, workload))
         keep = run.config.train.keep_checkpoints
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
-                told = processes.from_first(lambda: _begin(run, setup, workdir))
-                beginning = prepare.init_state(setup, run.seed, run.initial)
+                told = processes.from_first(lambda: _begin(run, workload, workdir))
+                beginning = prepare.init_state(workload, run.seed, run.initial)
                 state, meta, damaged = checkpoints.restore_newest(beginning)
                 extra = meta.extra if meta else {}
-                plan = planned(setup, extra.get("epochs"))
+                plan = planned(workload, extra.get("epochs"))
                 # An epoch may have been written down whose checkpoint was not finished.
                 epoch = epochs_over(plan, state)
                 rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
@@ -100,19 +100,19 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     )
                 if lost or len(rows) != epoch:
                     told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
-                for text in [_headline(run, setup, plan, meta), *told]:
+                for text in [_headline(run, workload, plan, meta), *told]:
                     display.line(text)
                 earlier = rows[-1]["wall_seconds"] if rows else 0.0
                 progress = Progress.saved(extra, began, earlier)
                 trainer = Trainer(
-                    *(run.config, run.seed, setup, workdir, checkpoints, display, received),
+                    *(run.config, run.seed, workload, workdir, checkpoints, display, received),
                     *(progress, rows, run.initial),
                 )
                 with processes.together():
                     state, compile_seconds = trainer.train(state)
                     checkpoints.wait()
                 with received.at_once(), processes.together():
-                    done = setup._replace(plan=trainer.plan)
+                    done = workload._replace(plan=trainer.plan)
                     result, logits = _result(run, done, state, rows, checkpoints, display)
             starts = processes.from_first(workdir.starts)
             result |= {
@@ -153,13 +153,13 @@ def _opened(run: Run) -> Iterator[Workdir]:
         yield Workdir(run.workdir)
 
 
-def _begin(run: Run, setup: Setup, workdir: Workdir) -> list[str]:
+def _begin(run: Run, workload: Workload, workdir: Workdir) -> list[str]:
     """Hold the data to the run's, and write down this start; returns what is to be told.
 
     Raises:
       UserError: the run was begun with other images, or in another order.
     """
-    card, now = workdir.card(), model_card(run, setup)
+    card, now = workdir.card(), model_card(run, workload)
     if card is None:
         workdir.write_card(now)
     elif card["data"]["sha256"] != now["data"]["sha256"]:
@@ -169,14 +169,14 @@ def _begin(run: Run, setup: Setup, workdir: Workdir) -> list[str]:
             f"{workdir.path} was begun with images of {card['data']['name']} that are {what}: "
             "set TFDS_DATA_DIR to the folder that it was begun with, or choose another --workdir"
         )
-    workdir.record_start(_device(setup), execution(run.config))
+    workdir.record_start(_device(workload), execution(run.config))
     differing = environment.differences(workdir.starts())
     if not differing:
         return []
     return [f"not bit for bit what one start would come to: {', '.join(differing)}"]
 
 
-def _hold_to_the_weights(run: Run, setup: Setup) -> None:
+def _hold_to_the_weights(run: Run, workload: Workload) -> None:
     """See that a model that is now defined otherwise fits what was trained, before it is touched.
 
     Raises:
@@ -192,7 +192,7 @@ def _hold_to_the_weights(run: Run, setup: Setup) -> None:
             except DamagedError:
                 weights = None  # what there is to be told of it, is told where it is restored
         if weights:
-            shapes = models.variable_shapes(setup.recipe.model)
+            shapes = models.variable_shapes(workload.recipe.model)
             try:
                 models.fitting(weights, shapes, "its checkpoint")
             except UserError as error:
@@ -216,9 +216,9 @@ def _changed_code(run: Run, workdir: Workdir) -> str | None:
     return f"{run.own.file} defines the model otherwise than when {workdir.path} was last started"
 
 
-def model_card(run: Run, setup: Setup) -> dict[str, Any]:
+def model_card(run: Run, workload: Workload) -> dict[str, Any]:
     """What is needed to use the model without the run: network, classes, inputs, data."""
-    dataset, model = setup.dataset, run.config.model
+    dataset, model = workload.dataset, run.config.model
     return {
         "version": 1,
         "experiment": run.experiment,
@@ -239,8 +239,8 @@ def model_card(run: Run, setup: Setup) -> dict[str, Any]:
             "sha256": dataset.fingerprint,
             "content": dataset.content,
             "official": dataset.official,
-            "train_images": len(setup.train.labels),
-            "validation_images": len(setup.validation.labels),
+            "train_images": len(workload.train.labels),
+            "validation_images": len(workload.validation.labels),
         },
         "paper_accuracy": run.config.paper.test_accuracy if run.config.paper else None,
     }
@@ -248,7 +248,7 @@ def model_card(run: Run, setup: Setup) -> dict[str, Any]:
 
 def _result(
     run: Run,
-    setup: Setup,
+    workload: Workload,
     state: TrainState,
     rows: list[dict[str, Any]],
     checkpoints: Checkpoints,
@@ -256,24 +256,24 @@ def _result(
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What came out, and the logits of the test images, which are read here, once, after
     everything is decided."""
-    images, labels = setup.dataset.test
-    evaluate = programs.compile_evaluation(setup, state, images)
+    images, labels = workload.dataset.test
+    evaluate = programs.compile_evaluation(workload, state, images)
     logits = evaluate(state.evaluated)
     test = measure(logits, labels)
     if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
         raise UserError("the loss on the test images is not finite: lower optimizer.lr")
     paper = run.config.paper
-    last = rows[-1] if rows and rows[-1]["epoch"] == len(setup.plan.epochs) else {}
+    last = rows[-1] if rows and rows[-1]["epoch"] == len(workload.plan.epochs) else {}
     speeds = [row["images_per_second"] for row in rows]
     result: dict[str, Any] = {
         "experiment": run.experiment,
         "model": run.config.model.name,
-        "dataset": setup.dataset.name,
+        "dataset": workload.dataset.name,
         "seed": run.seed,
         "overrides": dict(run.overrides),
         "settings": flatten(run.config),
         "parameters": models.count_parameters(state.params),
-        "epochs": len(setup.plan.epochs),
+        "epochs": len(workload.plan.epochs),
         "steps": int(state.step),
         "train_loss": last.get("train_loss"),
         "train_accuracy": last.get("train_accuracy"),
@@ -286,9 +286,9 @@ def _result(
         "best_validation_test_accuracy": None,
         "images_per_second": round(float(np.median(speeds)), 1) if speeds else None,
         "params_sha256": params_sha256(state.evaluated["params"]),
-        "data_sha256": setup.dataset.fingerprint,
-        "data_content": setup.dataset.content,
-        "data_official": setup.dataset.official,
+        "data_sha256": workload.dataset.fingerprint,
+        "data_content": workload.dataset.content,
+        "data_official": workload.dataset.official,
         "paper_accuracy": paper.test_accuracy if paper else None,
     }
     if (best := _restore_best(state, checkpoints, display)) is not None:
@@ -296,7 +296,7 @@ def _result(
         if meta.step != int(state.step):
             test = measure(evaluate(best_state.evaluated), labels)
         result |= {
-            "best_validation_epoch": setup.plan.epochs_before(meta.step),
+            "best_validation_epoch": workload.plan.epochs_before(meta.step),
             "best_validation_accuracy": meta.validation_accuracy,
             "best_validation_test_accuracy": test["accuracy"],
         }
@@ -350,8 +350,8 @@ def params_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def _headline(run: Run, setup: Setup, plan: Plan, meta: Meta | None) -> str:
-    device = _device(setup)
+def _headline(run: Run, workload: Workload, plan: Plan, meta: Meta | None) -> str:
+    device = _device(workload)
     source = run.config.train.init_from
     begun = "begins" + (f" with the weights of {source}" if source else "")
     if meta:
@@ -359,9 +359,9 @@ def _headline(run: Run, setup: Setup, plan: Plan, meta: Meta | None) -> str:
     steps = " or ".join(map(str, sorted({epoch.steps for epoch in plan.epochs})))
     return (
         f"{run.experiment} seed {run.seed} {begun}: "
-        f"{len(plan.epochs)} epochs of {steps} steps on {setup.dataset.name}, "
-        f"{len(setup.train.labels)} training and {len(setup.validation.labels)} validation images, "
-        f"on {device['count']} × {device['kind']}{_arithmetic(run, device)}; {run.workdir}"
+        f"{len(plan.epochs)} epochs of {steps} steps on {workload.dataset.name}, "
+        f"{len(workload.train.labels)} training and {len(workload.validation.labels)} validation "
+        f"images, on {device['count']} × {device['kind']}{_arithmetic(run, device)}; {run.workdir}"
     )
 
 
@@ -373,6 +373,6 @@ def _arithmetic(run: Run, device: Mapping[str, Any]) -> str:
     return f" in {run.config.train.precision}, products in {precision} precision"
 
 
-def _device(setup: Setup) -> dict[str, Any]:
-    device = setup.mesh.devices.flat[0]
-    return {"platform": device.platform, "kind": device.device_kind, "count": setup.mesh.size}
+def _device(workload: Workload) -> dict[str, Any]:
+    device = workload.mesh.devices.flat[0]
+    return {"platform": device.platform, "kind": device.device_kind, "count": workload.mesh.size}

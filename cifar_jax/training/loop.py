@@ -21,8 +21,8 @@ from cifar_jax.runs.folder import Workdir
 from cifar_jax.training import plan, prepare, programs
 from cifar_jax.training.display import Display
 from cifar_jax.training.plan import Epoch, Plan
-from cifar_jax.training.prepare import Setup
-from cifar_jax.training.programs import Pace, Programs
+from cifar_jax.training.prepare import Workload
+from cifar_jax.training.programs import Executables, StepsPerCallTuner
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.signals import Signals, Stopped
 from cifar_jax.training.step import TrainState
@@ -79,7 +79,7 @@ class Trainer:
 
     config: Config
     seed: int
-    setup: Setup
+    workload: Workload
     workdir: Workdir
     checkpoints: Checkpoints
     display: Display
@@ -90,18 +90,18 @@ class Trainer:
     initial: Mapping[str, Any] | None = None
     """Variables to begin with, instead of fresh ones."""
     plan: Plan = field(init=False)
-    """What happens when: the setup's, but where `train.max_minutes` makes it shorter."""
+    """What happens when: the workload's, but where `train.max_minutes` makes it shorter."""
     origin: tuple[float, int] = field(init=False)
     """Seconds that the run had taken when this start began to train, and the plan's pixels."""
     fitted_at: float = field(init=False)
     """Seconds that it had taken when the plan was last fitted into its minutes."""
-    pace: Pace = field(init=False)
+    tuner: StepsPerCallTuner = field(init=False)
     saved: float = field(init=False)
     """When it was saved last, on `perf_counter`'s clock."""
 
     def __post_init__(self) -> None:
-        self.plan = planned(self.setup, self.progress.epochs)
-        self.pace = Pace(self.config.train.steps_per_call)
+        self.plan = planned(self.workload, self.progress.epochs)
+        self.tuner = StepsPerCallTuner(self.config.train.steps_per_call)
         self.saved = time.perf_counter()
 
     def train(self, state: TrainState) -> tuple[TrainState, float]:
@@ -129,18 +129,18 @@ class Trainer:
 
     def _compile(
         self, state: TrainState
-    ) -> tuple[Programs, Callable[[TrainState], dict[str, float]] | None, float]:
-        setup = self.setup
-        data = programs.train_data(setup)
-        training = programs.compile_training(setup, self.seed, state, data)
-        images, labels = setup.validation
+    ) -> tuple[Executables, Callable[[TrainState], dict[str, float]] | None, float]:
+        workload = self.workload
+        data = programs.train_data(workload)
+        training = programs.compile_training(workload, self.seed, state, data)
+        images, labels = workload.validation
         if not len(labels):
             return training, None, training.compile_seconds
         began = time.perf_counter()
         # Of several processes one alone must not leave an evaluation.
         alone = jax.process_count() == 1
         logits = programs.compile_evaluation(
-            setup, state, images, self.signals.check if alone else lambda: None
+            workload, state, images, self.signals.check if alone else lambda: None
         )
         seconds = training.compile_seconds + time.perf_counter() - began
         return training, lambda state: measure(logits(state.evaluated), labels), seconds
@@ -149,7 +149,7 @@ class Trainer:
         self,
         state: TrainState,
         epoch: Epoch,
-        training: Programs,
+        training: Executables,
         validate: Callable[[TrainState], dict[str, float]] | None,
         board: SummaryWriter,
     ) -> TrainState:
@@ -184,7 +184,7 @@ class Trainer:
         return state
 
     def _train_epoch(
-        self, state: TrainState, epoch: Epoch, training: Programs
+        self, state: TrainState, epoch: Epoch, training: Executables
     ) -> tuple[TrainState, dict[str, Any]]:
         """From wherever in `epoch` the state is to its last step, with the metrics of training."""
         display, every = self.display, self.config.train.log_every
@@ -194,7 +194,7 @@ class Trainer:
         began = updated = time.perf_counter()
         while step < epoch.end:
             next_line = epoch.begin + (step - epoch.begin) // every * every + every
-            take = min(self.pace.steps, epoch.end - step, next_line - step)
+            take = min(self.tuner.steps, epoch.end - step, next_line - step)
             called = time.perf_counter()
             state = take_steps(state, take)
             step += take
@@ -221,7 +221,7 @@ class Trainer:
                 epoch = self.plan.epochs[epoch.number]
                 take_steps = training.begin(epoch, order, self.plan.steps)
                 display.replan(len(self.plan.epochs), self.plan.steps)
-            self.pace.observe(take, seconds)
+            self.tuner.observe(take, seconds)
             if signum:
                 self._save(state, whole=False)
                 raise Stopped(int(signum), saved=True)
@@ -249,11 +249,11 @@ class Trainer:
         began, before = self.origin
         left = (60 * minutes - elapsed) * (done - before) / (elapsed - began)
         begun, size = self.plan.epochs[: epoch.number + 1], models.IMAGE_SHAPE[0]
-        images = len(self.setup.train.labels)
+        images = len(self.workload.train.labels)
         fitted = plan.fitted(self.config, images, size, begun, done + max(left, 0.0))
         changed = fitted != self.plan
         self.plan = fitted
-        self.progress.epochs = plan.as_json(fitted, self.setup.plan.stages)
+        self.progress.epochs = plan.as_json(fitted, self.workload.plan.stages)
         return changed
 
     def _is_due(self, now: float) -> bool:
@@ -283,15 +283,15 @@ class Trainer:
                 f"{error}: lower optimizer.lr ({now}{often})"
                 + (f"; the checkpoint of step {kept} is kept" if kept else "")
             )
-        beginning = prepare.init_state(self.setup, self.seed, self.initial)
+        beginning = prepare.init_state(self.workload, self.seed, self.initial)
         state, meta, _ = self.checkpoints.restore_newest(beginning)
         before = meta.extra.get("halvings", 0) if meta else 0
         self.progress.halvings += 1
         self.progress.line = tuple(meta.extra.get("line", (0.0, 0))) if meta else (0.0, 0)
         self.progress.epochs = meta.extra.get("epochs") if meta else None
-        self.plan = planned(self.setup, self.progress.epochs)
+        self.plan = planned(self.workload, self.progress.epochs)
         factor = 0.5 ** (self.progress.halvings - before)
-        state = programs.with_lower_rate(self.setup, state, factor)
+        state = programs.with_lower_rate(self.workload, state, factor)
         epochs = epochs_over(self.plan, state)
         self.rows[:] = processes.from_first(lambda: self.workdir.rewind(epochs)[0])
         self.display.line(
@@ -304,7 +304,7 @@ class Trainer:
         """Of the last update."""
         step = max(int(state.step) - 1, 0)
         moment = Moment(step, self.plan.epochs_before(step), self.plan.steps)
-        shape, scale = float(self.setup.recipe.schedule(moment)), float(state.plateau.scale)
+        shape, scale = float(self.workload.recipe.schedule(moment)), float(state.plateau.scale)
         return self.config.optimizer.lr * shape * scale
 
 
@@ -327,9 +327,9 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
             raise
 
 
-def planned(setup: Setup, epochs: list[list[int]] | None) -> Plan:
+def planned(workload: Workload, epochs: list[list[int]] | None) -> Plan:
     """What happens when, in a run whose progress has these `epochs`."""
-    return setup.plan if epochs is None else plan.from_json(epochs, setup.plan.stages)
+    return workload.plan if epochs is None else plan.from_json(epochs, workload.plan.stages)
 
 
 def epochs_over(plan: Plan, state: TrainState) -> int:

@@ -25,7 +25,7 @@ WHITENING_IMAGES = 5000
 """As airbench has it."""
 
 
-class Setup(NamedTuple):
+class Workload(NamedTuple):
     """A config made concrete: checked against the data and the devices, nothing computed yet."""
 
     config: Config
@@ -37,13 +37,13 @@ class Setup(NamedTuple):
     mesh: Mesh
 
 
-def setup(
+def workload(
     config: Config,
     *,
     own: models.Own | None = None,
     dataset: Dataset | None = None,
     available: Sequence[Any] | None = None,
-) -> Setup:
+) -> Workload:
     """Load the data and check that the settings fit it and the devices.
 
     Args:
@@ -77,7 +77,7 @@ def setup(
                 f"batch_size {stage.batch_size} is larger than the {len(train.labels)} training "
                 "images"
             )
-    return Setup(
+    return Workload(
         config=config,
         dataset=dataset,
         train=train,
@@ -134,11 +134,13 @@ def _recipe(config: Config, model: nn.Module) -> Recipe:
     )
 
 
-def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:
+def init_state(
+    workload: Workload, seed: int, initial: Mapping[str, Any] | None = None
+) -> TrainState:
     """The state that a run of that seed begins with, on the devices.
 
     Args:
-      setup: the run's.
+      workload: the run's.
       seed: of the fresh variables.
       initial: variables to begin with instead, but for a last layer of other classes.
 
@@ -146,8 +148,8 @@ def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None
       UserError: `initial` is of another network.
     """
     key, _, _ = random_keys(seed)
-    replicated = devices.replicated(setup.mesh)
-    init, settings = partial(fresh_state, setup), setup.config.init
+    replicated = devices.replicated(workload.mesh)
+    init, settings = partial(fresh_state, workload), workload.config.init
     state = jax.jit(init, out_shardings=replicated)(key)
     if initial is not None:
         variables = models.taken_over(state.variables, initial)
@@ -156,23 +158,23 @@ def init_state(setup: Setup, seed: int, initial: Mapping[str, Any] | None = None
         if settings.dirac:
             variables = initialisation.dirac(variables)
         if settings.whitening:
-            images = batches.normalise(setup.train.images[:WHITENING_IMAGES], setup.dataset)
+            images = batches.normalise(workload.train.images[:WHITENING_IMAGES], workload.dataset)
             variables = initialisation.whitened(variables, images)
         # One process's arithmetic for all, which may have other processors.
         variables = processes.arrays_from_first(variables)
     else:
         return state
     placed = devices.put(variables, replicated)
-    averaged = averaging.init(placed) if setup.recipe.averaging else {}
+    averaged = averaging.init(placed) if workload.recipe.averaging else {}
     return state._replace(**placed, averaged=averaged)
 
 
-def fresh_state(setup: Setup, key: jax.Array) -> TrainState:
+def fresh_state(workload: Workload, key: jax.Array) -> TrainState:
     """The state before the first step, of the networks' own initialisation; for jit."""
-    config = setup.config
-    variables = models.init_variables(setup.recipe.model, key)
+    config = workload.config
+    variables = models.init_variables(workload.recipe.model, key)
     rates = [config.optimizer.lr, *(group.optimizer.lr for group in config.groups)]
-    return steps.init_state(variables, setup.recipe, rates)
+    return steps.init_state(variables, workload.recipe, rates)
 
 
 def random_keys(seed: int) -> tuple[jax.Array, ...]:

@@ -17,14 +17,14 @@ from cifar_jax.training import batches, optim
 from cifar_jax.training import step as steps
 from cifar_jax.training.batches import TrainData
 from cifar_jax.training.plan import Epoch, Stage
-from cifar_jax.training.prepare import Setup, fresh_state, random_keys
+from cifar_jax.training.prepare import Workload, fresh_state, random_keys
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import Metrics, TrainState
 
 StepsFn = Callable[[TrainState, int], TrainState]
 
 
-class Programs(NamedTuple):
+class Executables(NamedTuple):
     """The compiled programs of a training run. Being compiled, they cannot recompile."""
 
     order: Callable[[Epoch], jax.Array]
@@ -38,16 +38,18 @@ class Programs(NamedTuple):
     compile_seconds: float
 
 
-def train_data(setup: Setup) -> TrainData:
+def train_data(workload: Workload) -> TrainData:
     """Put the training images on the devices."""
-    return TrainData(*devices.put(batches.rows(setup.train), devices.replicated(setup.mesh)))
+    return TrainData(*devices.put(batches.rows(workload.train), devices.replicated(workload.mesh)))
 
 
-def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData) -> Programs:
+def compile_training(
+    workload: Workload, seed: int, state: TrainState, data: TrainData
+) -> Executables:
     """Compile what a training run calls. `state` is for its shapes and stays valid."""
-    config = setup.config
+    config = workload.config
     began = time.perf_counter()
-    replicated = devices.replicated(setup.mesh)
+    replicated = devices.replicated(workload.mesh)
     _, order_key, step_key = random_keys(seed)
 
     def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
@@ -64,11 +66,11 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
         return state._replace(plateau=plateau, metrics=Metrics.zero())
 
     ordering, training = {}, {}
-    for stage in setup.plan.stages:
-        ordering[stage] = order_function(setup, stage).lower(order_key, np.int32(0)).compile()
+    for stage in workload.plan.stages:
+        ordering[stage] = order_function(workload, stage).lower(order_key, np.int32(0)).compile()
         order = ordering[stage](order_key, np.int32(0))
         training[stage] = (
-            train_function(setup, stage)
+            train_function(workload, stage)
             .lower(state, data, order, np.int32(0), step_key, _moment(0, 0, 1))
             .compile()
         )
@@ -86,7 +88,7 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
         first = _moment(epoch.begin, epoch.number, run_steps)
         return lambda state, count: program(state, data, order, np.int32(count), step_key, first)
 
-    return Programs(
+    return Executables(
         order=order_of,
         begin=begin,
         end_epoch=lambda state, observed: ending(state, np.float32(observed)),
@@ -94,21 +96,21 @@ def compile_training(setup: Setup, seed: int, state: TrainState, data: TrainData
     )
 
 
-def order_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
-    """What `Programs.order` calls, not yet compiled: of a key and an epoch's number."""
+def order_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
+    """What `Executables.order` calls, not yet compiled: of a key and an epoch's number."""
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
         return pipeline.epoch_order(
             jax.random.fold_in(key, epoch),
-            len(setup.train.labels),
+            len(workload.train.labels),
             stage.batch_size,
-            setup.config.data.last_batch,
+            workload.config.data.last_batch,
         )
 
-    return jax.jit(order, out_shardings=devices.batch_sharding(setup.mesh, axis=1))
+    return jax.jit(order, out_shardings=devices.batch_sharding(workload.mesh, axis=1))
 
 
-def train_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
+def train_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
     """What takes the steps of a stage, not yet compiled.
 
     It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
@@ -125,7 +127,7 @@ def train_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
         first: Moment,
     ) -> TrainState:
         augment_key, dropout_key = jax.random.split(key)
-        make = partial(batches.make_batch, setup.dataset, stage, setup.config.train.precision)
+        make = partial(batches.make_batch, workload.dataset, stage, workload.config.train.precision)
 
         def moment(step: jax.Array) -> Moment:
             return first._replace(step=step)
@@ -133,12 +135,12 @@ def train_function(setup: Setup, stage: Stage) -> jax.stages.Wrapped:
         def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
             return make(data, order[step - first.step], augment_key, moment(step))
 
-        return steps.train_steps(state, count, dropout_key, batch, moment, recipe=setup.recipe)
+        return steps.train_steps(state, count, dropout_key, batch, moment, recipe=workload.recipe)
 
-    return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(setup.mesh))
+    return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(workload.mesh))
 
 
-class Pace:
+class StepsPerCallTuner:
     """How many steps to take in a call: what the settings say, or else about a fifth of a second's.
 
     A call costs as much as a step does at batch 8 on an accelerator; but a run shows itself, logs
@@ -168,12 +170,12 @@ class Pace:
             self.settled = True
 
 
-def train_arguments(setup: Setup, stage: Stage) -> tuple[Any, ...]:
+def train_arguments(workload: Workload, stage: Stage) -> tuple[Any, ...]:
     """Shapes, types and shardings of `train_function`'s arguments; nothing is put anywhere.
 
     They suffice to compile it, also for devices that this machine does not have.
     """
-    replicated = devices.replicated(setup.mesh)
+    replicated = devices.replicated(workload.mesh)
 
     def typed(tree: Any, sharding: NamedSharding) -> Any:
         return jax.tree.map(
@@ -181,13 +183,13 @@ def train_arguments(setup: Setup, stage: Stage) -> tuple[Any, ...]:
         )
 
     key = jax.eval_shape(jax.random.key, 0)
-    epoch = next(epoch for epoch in setup.plan.epochs if epoch.stage == stage)
+    epoch = next(epoch for epoch in workload.plan.epochs if epoch.stage == stage)
     order = jax.ShapeDtypeStruct((epoch.steps, stage.batch_size), jnp.int32)
     number = typed(jax.ShapeDtypeStruct((), jnp.int32), replicated)
     return (
-        typed(jax.eval_shape(partial(fresh_state, setup), key), replicated),
-        TrainData(*typed(batches.rows(setup.train), replicated)),
-        typed(order, devices.batch_sharding(setup.mesh, axis=1)),
+        typed(jax.eval_shape(partial(fresh_state, workload), key), replicated),
+        TrainData(*typed(batches.rows(workload.train), replicated)),
+        typed(order, devices.batch_sharding(workload.mesh, axis=1)),
         number,
         typed(key, replicated),
         Moment(number, number, number),
@@ -195,7 +197,7 @@ def train_arguments(setup: Setup, stage: Stage) -> tuple[Any, ...]:
 
 
 def compile_evaluation(
-    setup: Setup,
+    workload: Workload,
     state: TrainState,
     images: np.ndarray,
     after_batch: Callable[[], None] = lambda: None,
@@ -204,14 +206,14 @@ def compile_evaluation(
 
     `state` is for its shapes and stays valid; `after_batch` is as for `compile_logits`.
     """
-    precision, seen = setup.config.train.precision, setup.config.test_time
+    precision, seen = workload.config.train.precision, workload.config.test_time
     return compile_logits(
-        setup.recipe.model,
+        workload.recipe.model,
         state.variables,
         images,
-        normalise=partial(batches.normalise, dataset=setup.dataset, precision=precision),
-        batch_size=setup.config.train.eval_batch_size,
-        mesh=setup.mesh,
+        normalise=partial(batches.normalise, dataset=workload.dataset, precision=precision),
+        batch_size=workload.config.train.eval_batch_size,
+        mesh=workload.mesh,
         after_batch=after_batch,
         views=Views(seen.flip, seen.shift, seen.unsure),
     )
@@ -228,10 +230,10 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
-def with_lower_rate(setup: Setup, state: TrainState, factor: float) -> TrainState:
+def with_lower_rate(workload: Workload, state: TrainState, factor: float) -> TrainState:
     """`state`, whose updates are multiplied by `factor` from now on."""
     scale = np.float32(factor) * np.asarray(state.plateau.scale)
-    plateau = state.plateau._replace(scale=devices.put(scale, devices.replicated(setup.mesh)))
+    plateau = state.plateau._replace(scale=devices.put(scale, devices.replicated(workload.mesh)))
     return state._replace(plateau=plateau)
 
 

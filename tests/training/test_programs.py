@@ -12,27 +12,27 @@ from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.training import prepare, programs
-from cifar_jax.training.prepare import Setup
+from cifar_jax.training.prepare import Workload
 
 Make = Callable[..., Config]
 
 
 def test_an_epoch_takes_every_image(make_config: Make) -> None:
     """250 images in batches of 32 are 7 whole ones and one of 26, which is left out or filled."""
-    assert prepare.setup(make_config(data__train_images=250)).plan.epochs[0].steps == 7
-    setup = prepare.setup(make_config(data__train_images=250, data__last_batch="wrap"))
-    epochs = setup.plan.epochs
+    assert prepare.workload(make_config(data__train_images=250)).plan.epochs[0].steps == 7
+    workload = prepare.workload(make_config(data__train_images=250, data__last_batch="wrap"))
+    epochs = workload.plan.epochs
     assert [(epoch.begin, epoch.steps) for epoch in epochs] == [(0, 8), (8, 8)]
-    state = prepare.init_state(setup, 0)
-    data = programs.train_data(setup)
-    training = programs.compile_training(setup, 0, state, data)
+    state = prepare.init_state(workload, 0)
+    data = programs.train_data(workload)
+    training = programs.compile_training(workload, 0, state, data)
     first, second = (np.asarray(training.order(epoch)) for epoch in epochs)
     for order in (first, second):
         assert order.shape == (8, 32)
         assert set(order.ravel().tolist()) == set(range(250))
     assert (first != second).any()
     np.testing.assert_array_equal(training.order(epochs[0]), first)
-    take_steps = training.begin(epochs[0], jnp.asarray(first), setup.plan.steps)
+    take_steps = training.begin(epochs[0], jnp.asarray(first), workload.plan.steps)
     for _ in range(8):
         state = take_steps(state, 1)
     assert int(state.metrics.images) == first.size
@@ -42,15 +42,17 @@ def test_an_epoch_takes_every_image(make_config: Make) -> None:
 
 
 def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
-    setup = prepare.setup(make_config())
-    states = [prepare.init_state(setup, seed) for seed in (0, 0, 1)]
+    workload = prepare.workload(make_config())
+    states = [prepare.init_state(workload, seed) for seed in (0, 0, 1)]
     chex.assert_trees_all_equal(states[0], states[1])
     kernels = [np.asarray(state.params["fc1"]["kernel"]) for state in states]
     assert (kernels[0] != kernels[2]).mean() > 0.99
-    data = programs.train_data(setup)
+    data = programs.train_data(workload)
     orders = [
         np.asarray(
-            programs.compile_training(setup, seed, states[0], data).order(setup.plan.epochs[0])
+            programs.compile_training(workload, seed, states[0], data).order(
+                workload.plan.epochs[0]
+            )
         )
         for seed in (0, 1)
     ]
@@ -58,23 +60,23 @@ def test_the_seed_decides_the_start_and_the_order(make_config: Make) -> None:
 
 
 def test_training_reuses_the_states_memory(make_config: Make) -> None:
-    setup = prepare.setup(make_config())
-    state = prepare.init_state(setup, 0)
-    training = programs.compile_training(setup, 0, state, programs.train_data(setup))
-    epoch = setup.plan.epochs[0]
-    following = training.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
+    workload = prepare.workload(make_config())
+    state = prepare.init_state(workload, 0)
+    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    epoch = workload.plan.epochs[0]
+    following = training.begin(epoch, training.order(epoch), workload.plan.steps)(state, 1)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.params))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.opt_state))
     chex.assert_tree_all_finite(following.params)
 
 
-def whole_split(setup: Setup, seed: int) -> tuple[float, float]:
+def whole_split(workload: Workload, seed: int) -> tuple[float, float]:
     """Loss and accuracy in percent on the test images, in one piece and by NumPy."""
-    state, test = prepare.init_state(setup, seed), setup.dataset.test
-    mean, std = (np.asarray(s, np.float32) for s in (setup.dataset.mean, setup.dataset.std))
+    state, test = prepare.init_state(workload, seed), workload.dataset.test
+    mean, std = (np.asarray(s, np.float32) for s in (workload.dataset.mean, workload.dataset.std))
     images = (np.float32(test.images) / 255 - mean) / std
     variables = {"params": state.params, "batch_stats": state.batch_stats}
-    logits = np.asarray(setup.recipe.model.apply(variables, images, train=False), np.float64)
+    logits = np.asarray(workload.recipe.model.apply(variables, images, train=False), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(logits)), test.labels]
     return losses.mean(), 100 * (logits.argmax(1) == test.labels).mean()
 
@@ -84,29 +86,29 @@ def test_padding_changes_nothing_in_evaluation(
     make_config: Make, eval_batch_size: int, devices: int
 ) -> None:
     """360 images in batches of 77 are 4 whole ones and one of 52; of 80 on eight devices."""
-    setup = prepare.setup(
+    workload = prepare.workload(
         make_config(train__eval_batch_size=eval_batch_size, train__devices=devices)
     )
-    assert setup.mesh.size == devices
-    state = prepare.init_state(setup, 3)
-    images, labels = setup.dataset.test
-    logits = programs.compile_evaluation(setup, state, images)(state.variables)
+    assert workload.mesh.size == devices
+    state = prepare.init_state(workload, 3)
+    images, labels = workload.dataset.test
+    logits = programs.compile_evaluation(workload, state, images)(state.variables)
     assert (logits.shape, logits.dtype) == ((360, 10), np.float32)
     measured = measure(logits, labels)
-    loss, accuracy = whole_split(setup, 3)
+    loss, accuracy = whole_split(workload, 3)
     assert measured["accuracy"] == pytest.approx(accuracy, abs=1e-9)
     assert measured["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_splits_do_not_overlap(make_config: Make) -> None:
-    setup = prepare.setup(make_config(data__train_images="none", data__validation=100))
-    assert [len(s.labels) for s in (setup.train, setup.validation, setup.dataset.test)] == [
-        *(1337, 100, 360)
-    ]
-    whole = setup.dataset.train.images
-    np.testing.assert_array_equal(setup.train.images, whole[:1337])
-    np.testing.assert_array_equal(setup.validation.images, whole[1337:])
-    limited = prepare.setup(make_config(data__train_images=50, data__validation=100))
+    workload = prepare.workload(make_config(data__train_images="none", data__validation=100))
+    assert [
+        len(s.labels) for s in (workload.train, workload.validation, workload.dataset.test)
+    ] == [*(1337, 100, 360)]
+    whole = workload.dataset.train.images
+    np.testing.assert_array_equal(workload.train.images, whole[:1337])
+    np.testing.assert_array_equal(workload.validation.images, whole[1337:])
+    limited = prepare.workload(make_config(data__train_images=50, data__validation=100))
     np.testing.assert_array_equal(limited.train.images, whole[:50])
     np.testing.assert_array_equal(limited.validation.images, whole[1337:])
 
@@ -130,37 +132,37 @@ def test_splits_do_not_overlap(make_config: Make) -> None:
 )
 def test_settings_that_do_not_fit(make_config: Make, settings: dict, message: str) -> None:
     with pytest.raises(UserError) as error:
-        prepare.setup(make_config(**settings))
+        prepare.workload(make_config(**settings))
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_calls_grow_until_one_takes_long_enough() -> None:
-    pace = programs.Pace(None)
-    pace.observe(1, 5.0)  # the first does what is done but once
+    tuner = programs.StepsPerCallTuner(None)
+    tuner.observe(1, 5.0)  # the first does what is done but once
     taken = []
-    while not pace.settled:
-        taken.append(pace.steps)
-        pace.observe(pace.steps, 0.01 * pace.steps)
+    while not tuner.settled:
+        taken.append(tuner.steps)
+        tuner.observe(tuner.steps, 0.01 * tuner.steps)
     assert taken == [1, 2, 4, 8, 16, 16]
-    assert pace.steps == 16
+    assert tuner.steps == 16
 
 
 def test_a_call_cut_short_by_the_end_of_an_epoch_counts_for_what_it_did() -> None:
-    pace = programs.Pace(None)
+    tuner = programs.StepsPerCallTuner(None)
     for steps, seconds in ((1, 0.01), (1, 0.01), (2, 0.02), (1, 0.2), (1, 0.2)):
-        pace.observe(steps, seconds)
-    assert (pace.steps, pace.settled) == (4, True)
+        tuner.observe(steps, seconds)
+    assert (tuner.steps, tuner.settled) == (4, True)
 
 
 def test_one_slow_call_settles_nothing() -> None:
     """It may have met a busy moment of the machine."""
-    pace = programs.Pace(None)
+    tuner = programs.StepsPerCallTuner(None)
     for seconds in (5.0, 0.01, 3.0, 0.01, 0.01):
-        pace.observe(pace.steps, seconds * pace.steps)
-    assert (pace.steps, pace.settled) == (8, False)
+        tuner.observe(tuner.steps, seconds * tuner.steps)
+    assert (tuner.steps, tuner.settled) == (8, False)
 
 
 def test_the_settings_decide_the_length_of_calls() -> None:
-    pace = programs.Pace(7)
-    assert (pace.steps, pace.settled) == (7, True)
+    tuner = programs.StepsPerCallTuner(7)
+    assert (tuner.steps, tuner.settled) == (7, True)

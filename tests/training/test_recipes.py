@@ -20,7 +20,7 @@ from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.models import initialisation
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import batches, plan, prepare, programs
-from cifar_jax.training.prepare import Setup
+from cifar_jax.training.prepare import Workload
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -45,28 +45,28 @@ class Pooled(by_hand.Tiny):
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
     """Networks and images so small that they take no time."""
-    setup = prepare.setup
+    workload = prepare.workload
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setitem(models.MODELS, "pooled", Pooled)
         patch.setattr(
-            *(prepare, "setup"),
-            lambda config, **options: setup(config, **{"dataset": DATASET, **options}),
+            *(prepare, "workload"),
+            lambda config, **options: workload(config, **{"dataset": DATASET, **options}),
         )
         yield
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def after_an_epoch(config: Config) -> tuple[Setup, TrainState, TrainState]:
-    """Its setup, and the states before and after the first epoch."""
-    setup = prepare.setup(config)
-    state = prepare.init_state(setup, 0)
+def after_an_epoch(config: Config) -> tuple[Workload, TrainState, TrainState]:
+    """Its workload, and the states before and after the first epoch."""
+    workload = prepare.workload(config)
+    state = prepare.init_state(workload, 0)
     before = jax.tree.map(jnp.copy, state)
-    training = programs.compile_training(setup, 0, state, programs.train_data(setup))
-    epoch = setup.plan.epochs[0]
-    begun = training.begin(epoch, training.order(epoch), setup.plan.steps)
-    return setup, before, begun(state, epoch.steps)
+    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    epoch = workload.plan.epochs[0]
+    begun = training.begin(epoch, training.order(epoch), workload.plan.steps)
+    return workload, before, begun(state, epoch.steps)
 
 
 # Groups
@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     make_config: Make, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        prepare.setup(make_config(**TINY | settings))
+        prepare.workload(make_config(**TINY | settings))
 
 
 @pytest.mark.parametrize(
@@ -149,8 +149,8 @@ def test_parts_that_exclude_each_other_make_no_config(
 
 def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_config: Make) -> None:
     config = make_config(**TINY | {"model__name": "pooled", "init__whitening": True})
-    setup, start, found = after_an_epoch(config)
-    images = np.asarray(batches.normalise(setup.train.images, DATASET))
+    workload, start, found = after_an_epoch(config)
+    images = np.asarray(batches.normalise(workload.train.images, DATASET))
     kernel = np.asarray(start.params["conv1"]["kernel"])
     expected = initialisation.whitening(images, kernel.shape)
     np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
@@ -160,8 +160,10 @@ def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_co
 
 
 def test_dirac_filters_pass_their_input_on(make_config: Make) -> None:
-    setup = prepare.setup(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
-    kernel = np.asarray(prepare.init_state(setup, 0).params["conv1"]["kernel"])
+    workload = prepare.workload(
+        make_config(**TINY | {"model__name": "pooled", "init__dirac": True})
+    )
+    kernel = np.asarray(prepare.init_state(workload, 0).params["conv1"]["kernel"])
     np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
     assert (kernel[..., 3:] != 0).mean() > 0.99
 
@@ -174,7 +176,7 @@ def test_the_average_is_evaluated_saved_and_gone_on_from(
     make_config: Make, tmp_path: Path, name: str
 ) -> None:
     config = make_config(**TINY, averaging__name=name, averaging__decay=0.5, averaging__every=2)
-    setup, _, state = after_an_epoch(config)
+    workload, _, state = after_an_epoch(config)
     assert (state.params["fc"]["kernel"] != state.evaluated["params"]["fc"]["kernel"]).any() or (
         name == "lookahead"  # which has just begun anew from it
     )
@@ -189,7 +191,7 @@ def test_the_average_is_evaluated_saved_and_gone_on_from(
         last = checkpoints.restore(result["steps"], state)
     chex.assert_trees_all_equal(weights, jax.device_get(last.averaged))
     images = batches.normalise(DATASET.test.images, DATASET)
-    logits = setup.recipe.model.apply(weights, images, train=False)
+    logits = workload.recipe.model.apply(weights, images, train=False)
     np.testing.assert_allclose(np.load(whole / "test_logits.npy"), logits, atol=5e-3)
 
 
@@ -204,19 +206,19 @@ PHASES = (
 
 def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY | {"model__name": "pooled"}, phases=PHASES, data__flip=True)
-    setup = prepare.setup(config)
+    workload = prepare.workload(config)
     found = [
         (e.stage.image_size, e.stage.batch_size, e.begin, e.steps, e.stage.augmentation.cutout)
-        for e in setup.plan.epochs
+        for e in workload.plan.epochs
     ]
     assert found == [(16, 16, 0, 2, 0), (24, 8, 2, 4, 5), (32, 8, 6, 4, 0), (32, 8, 10, 4, 0)]
-    assert [e.stage.augmentation.flip for e in setup.plan.epochs] == [True, False, True, True]
+    assert [e.stage.augmentation.flip for e in workload.plan.epochs] == [True, False, True, True]
     sizes = [
         batches.make_batch(
-            *(DATASET, stage, "float32", programs.train_data(setup), jnp.arange(8)),
+            *(DATASET, stage, "float32", programs.train_data(workload), jnp.arange(8)),
             *(jax.random.key(0), programs.Moment(0, 0, 14)),
         )[0].shape
-        for stage in setup.plan.stages
+        for stage in workload.plan.stages
     ]
     assert sizes == [(8, 16, 16, 3), (8, 24, 24, 3), (8, 32, 32, 3)]
 
@@ -236,13 +238,13 @@ def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path
 def test_a_run_is_measured_by_the_views_that_it_names(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY, test_time__flip=True, test_time__shift=2, test_time__unsure=0.5)
     train(config, tmp_path / "run")
-    setup = prepare.setup(config)
+    workload = prepare.workload(config)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        weights = checkpoints.weights(setup.plan.steps)
+        weights = checkpoints.weights(workload.plan.steps)
 
     def logits_of(images: np.ndarray) -> np.ndarray:
         normal = batches.normalise(images, DATASET)
-        return np.asarray(setup.recipe.model.apply(weights, normal, train=False))
+        return np.asarray(workload.recipe.model.apply(weights, normal, train=False))
 
     expected = over_views(logits_of, DATASET.test.images, Views(True, 2, 0.5))
     found = np.load(tmp_path / "run" / "test_logits.npy")

@@ -145,7 +145,7 @@ def test_an_ignored_interrupt_stays_ignored(make_config: Make, tmp_path: Path) -
 def test_a_finished_run_prints_its_result_and_is_left_alone(
     config: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "setup", raise_it(AssertionError("trained again")))
+    monkeypatch.setattr(prepare, "workload", raise_it(AssertionError("trained again")))
     before = files(finished)
     assert train(config, finished) == json.loads((finished / "result.json").read_text())
     assert files(finished) == before
@@ -289,7 +289,7 @@ def test_a_signal_in_validation_is_heard(
     for epoch in (1, EPOCHS):
         compiled = programs.compile_evaluation
 
-        def interrupted(setup: Any, state: Any, images: Any, after_batch: Any = bool) -> Any:
+        def interrupted(workload: Any, state: Any, images: Any, after_batch: Any = bool) -> Any:
             calls = []
 
             def after() -> None:
@@ -298,7 +298,7 @@ def test_a_signal_in_validation_is_heard(
                     send(signal.SIGTERM)()
                 after_batch()
 
-            return compiled(setup, state, images, after)  # noqa: B023
+            return compiled(workload, state, images, after)  # noqa: B023
 
         with monkeypatch.context() as patch:
             patch.setattr(programs, "compile_evaluation", interrupted)
@@ -314,7 +314,7 @@ def test_a_signal_in_validation_is_heard(
 
 
 @pytest.mark.parametrize(
-    ("module", "where"), [(prepare, "setup"), (programs, "compile_training"), (fit, "measure")]
+    ("module", "where"), [(prepare, "workload"), (programs, "compile_training"), (fit, "measure")]
 )
 def test_a_signal_where_there_is_nothing_to_save_ends_the_run_at_once(
     config: Config,
@@ -361,15 +361,15 @@ def test_a_run_is_held_to_its_images(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
-    setup = prepare.setup
+    workload = prepare.workload
 
     def other(config: Config, **options: Any) -> Any:
-        made = setup(config, **options)
+        made = workload(config, **options)
         return made._replace(dataset=made.dataset._replace(fingerprint="0" * 64))
 
     before = files(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "setup", other)
+        patch.setattr(prepare, "workload", other)
         with pytest.raises(UserError, match="digits that are in another order"):
             train(config, tmp_path)
     assert files(tmp_path) == before

@@ -29,12 +29,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
     """The network and the images by hand, and no time spent on making programs fast."""
-    setup = prepare.setup
+    workload = prepare.workload
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setattr(
-            prepare, "setup", lambda config, **options: setup(config, dataset=DATASET, **options)
+            prepare,
+            "workload",
+            lambda config, **options: workload(config, dataset=DATASET, **options),
         )
         yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -15,8 +15,8 @@ from cifar_jax import config as configs
 from cifar_jax import models
 from cifar_jax.config import Config
 from cifar_jax.training import batches, prepare, programs
-from cifar_jax.training.prepare import Setup
-from cifar_jax.training.programs import Programs
+from cifar_jax.training.prepare import Workload
+from cifar_jax.training.programs import Executables
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import TrainState
 
@@ -39,11 +39,13 @@ def tiny() -> Iterator[None]:
     jax.config.update("jax_disable_most_optimizations", False)
 
 
-def compiled(config: Config, seed: int = 0, **options: Any) -> tuple[Setup, TrainState, Programs]:
-    setup = prepare.setup(config, dataset=DATASET)
-    state = prepare.init_state(setup, seed)
-    data = programs.train_data(setup)
-    return setup, state, programs.compile_training(setup, seed, state, data)
+def compiled(
+    config: Config, seed: int = 0, **options: Any
+) -> tuple[Workload, TrainState, Executables]:
+    workload = prepare.workload(config, dataset=DATASET)
+    state = prepare.init_state(workload, seed)
+    data = programs.train_data(workload)
+    return workload, state, programs.compile_training(workload, seed, state, data)
 
 
 OBSERVED = (1.0, 0.9, 0.95, 0.5)
@@ -80,16 +82,16 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
 def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
     config = make_config(**{**TINY, **settings})
-    setup, state, training = compiled(config, seed=3)
+    workload, state, training = compiled(config, seed=3)
     hand = by_hand.Hand(config, DATASET, seed=3)
     rtol, atol = (5e-4, 1e-4) if config.train.precision == "float32" else (5e-2, 1e-2)
-    assert {epoch.steps for epoch in setup.plan.epochs} == {hand.steps_per_epoch}
-    for epoch in setup.plan.epochs:
+    assert {epoch.steps for epoch in workload.plan.epochs} == {hand.steps_per_epoch}
+    for epoch in workload.plan.epochs:
         order = training.order(epoch)
         np.testing.assert_array_equal(order, hand.order(epoch.number))
         for calls in (1, epoch.steps - 1):
             before = state.params["fc"]["kernel"] + 0  # the state is donated
-            state = training.begin(epoch, order, setup.plan.steps)(state, calls)
+            state = training.begin(epoch, order, workload.plan.steps)(state, calls)
             for _ in range(calls):
                 hand.update()
             moved = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
@@ -113,10 +115,10 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
     """Of forward and backward pass; what is kept is float32 either way."""
-    setup = prepare.setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
-    (stage,) = setup.plan.stages
-    arguments = programs.train_arguments(setup, stage)
-    text = programs.train_function(setup, stage).lower(*arguments).as_text()
+    workload = prepare.workload(make_config(**TINY, train__precision=precision), dataset=DATASET)
+    (stage,) = workload.plan.stages
+    arguments = programs.train_arguments(workload, stage)
+    text = programs.train_function(workload, stage).lower(*arguments).as_text()
     operations = [
         line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)
     ]
@@ -134,9 +136,9 @@ def test_precision_is_that_of_every_product(make_config: Make, precision: str) -
 
 
 def noticed(config: Config) -> dict[str, Any]:
-    """What can be seen of a setup from outside, by what it concerns."""
-    setup = prepare.setup(config, dataset=DATASET)
-    recipe, plan = setup.recipe, setup.plan
+    """What can be seen of a workload from outside, by what it concerns."""
+    workload = prepare.workload(config, dataset=DATASET)
+    recipe, plan = workload.recipe, workload.plan
     model: Any = recipe.model
     gradient = {"w": jnp.float32([1e-3, 2.0])}
     moments_of = (Moment(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
@@ -148,7 +150,7 @@ def noticed(config: Config) -> dict[str, Any]:
         change, moments = recipe.tx.update(gradient, moments, params, rates=rates_now)
         params = jax.tree.map(jnp.add, params, change)
     images, labels = batches.make_batch(
-        *(setup.dataset, plan.stages[0], config.train.precision, programs.train_data(setup)),
+        *(workload.dataset, plan.stages[0], config.train.precision, programs.train_data(workload)),
         *(jnp.arange(8), jax.random.key(0), Moment(1, 1, plan.steps)),
     )
     return {
@@ -159,9 +161,9 @@ def noticed(config: Config) -> dict[str, Any]:
         "images": np.asarray(images, np.float32).tolist(),
         "labels": np.asarray(labels).tolist(),
         "loss": recipe.loss(jnp.eye(5), jnp.arange(5)).tolist(),
-        "train": len(setup.train.labels),
-        "validation": len(setup.validation.labels),
-        "steps": setup.plan.epochs[0].steps,
+        "train": len(workload.train.labels),
+        "validation": len(workload.validation.labels),
+        "steps": workload.plan.epochs[0].steps,
     }
 
 
@@ -237,7 +239,7 @@ OF_THEIR_OWN = {
     *("optimizer.newton_schulz_steps", "groups", "averaging", "phases"),
     *("init.dirac", "init.whitening", "test_time.flip", "test_time.shift", "test_time.unsure"),
 }
-"""Settings of what a run begins with, which `setup` is handed or does not see, and of parts that
+"""Settings of what a run begins with, which `workload` is handed or does not see, and of parts that
 have tests of their own in test_recipes.py."""
 
 
@@ -251,7 +253,7 @@ def test_every_setting_of_a_run_has_such_a_test(make_config: Make) -> None:
 
 def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> None:
     config = make_config(**TINY, data__flip=True)
-    (setup, first, training), (other, second, differently) = (
+    (workload, first, training), (other, second, differently) = (
         compiled(config, seed) for seed in (1, 2)
     )
     for name, kind in (("conv", "kernel"), ("fc", "kernel"), ("fc", "bias")):
@@ -262,15 +264,15 @@ def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> No
         for state in (first, second)
     ]
     chex.assert_trees_all_equal(*alike)
-    for ours, theirs in ((setup.train, other.train), (setup.validation, other.validation)):
+    for ours, theirs in ((workload.train, other.train), (workload.validation, other.validation)):
         np.testing.assert_array_equal(ours.images, theirs.images)
-    epoch = setup.plan.epochs[0]
+    epoch = workload.plan.epochs[0]
     orders = [np.asarray(programs.order(epoch)) for programs in (training, differently)]
     assert (orders[0] != orders[1]).any()
     # From the same weights in the same order, steps differ by crops, flips and dropout alone.
     copy = jax.tree.map(jnp.copy, first)
     ways = [
-        programs.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
+        programs.begin(epoch, training.order(epoch), workload.plan.steps)(state, 1)
         for programs, state in ((training, first), (differently, copy))
     ]
     assert not np.allclose(*(way.params["fc"]["kernel"] for way in ways))
@@ -278,10 +280,10 @@ def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> No
 
 def test_two_seeds_do_the_same_where_nothing_is_random(make_config: Make) -> None:
     config = make_config(**TINY, model__dropout=0)
-    (setup, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
-    epoch, copy = setup.plan.epochs[0], jax.tree.map(jnp.copy, state)
+    (workload, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
+    epoch, copy = workload.plan.epochs[0], jax.tree.map(jnp.copy, state)
     ways = [
-        programs.begin(epoch, training.order(epoch), setup.plan.steps)(state, 2)
+        programs.begin(epoch, training.order(epoch), workload.plan.steps)(state, 2)
         for programs, state in ((training, state), (differently, copy))
     ]
     chex.assert_trees_all_equal(*ways)
