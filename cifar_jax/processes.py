@@ -8,12 +8,16 @@ C++ to standard error and aborts. Either becomes one line and exit code 1 here.
 """
 
 import ctypes
+import io
 import json
 import os
 import re
+import select
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
@@ -92,6 +96,20 @@ def greatest(*values: float) -> list[float]:
         return list(values)
     rows = _gather(np.asarray(values, np.float32))
     return [float(value) for value in rows.max(0)]
+
+
+def _lines(pipe: io.FileIO) -> Iterator[bytes]:
+    """What comes through `pipe`, read only where the process outlives what it wrote last."""
+    rest = b""
+    while True:
+        select.select([pipe], [], [])
+        time.sleep(0.02)
+        if not (some := os.read(pipe.fileno(), 1 << 16)):
+            break
+        *lines, rest = (rest + some).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def _gather(array: Any) -> np.ndarray:
@@ -192,6 +210,20 @@ _FATAL = b"JAX distributed service detected fatal errors"
 # A message of C++ begins so, and those of these files tell what the one line says.
 _BEGIN = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d")
 _SERVICE = re.compile(rb" (coordination_\w+|preemption_sync_manager|client|add_port)\.(cc|h):")
+_HEIR = """
+import os, sys
+reading, fatal, said = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+sys.stdin.buffer.read()
+os.set_blocking(reading, False)
+try:
+    left = os.read(reading, 1 << 20).decode(errors="replace")
+except BlockingIOError:
+    left = ""
+if fatal in left:
+    why = left.partition(fatal)[2].partition("absl::Status: ")[2].partition("\\n")[0]
+    why = " ".join(why.split()).partition(". ")[0].rstrip(":")[:200]
+    os.write(2, f"cifar-jax: {said.replace('WHY', why)}\\n".encode())
+"""
 
 
 class _Watch:
@@ -200,6 +232,9 @@ class _Watch:
 
     JAX has a callback for this (`missed_heartbeat_callback`), which aborts too: it is given a
     C++ object that Python has no type for. Python's own standard error takes no detour.
+
+    The client of JAX 0.7 does not abort but exits, with code 1, and leaves no thread the time to
+    read what it wrote. A process of its own, the heir, waits for that and tells it.
     """
 
     def __init__(self) -> None:
@@ -216,15 +251,30 @@ class _Watch:
             self._real, "w", buffering=1, encoding="utf-8", errors="replace", closefd=False
         )
         self._on_abort(sleep=True)
+        waiting, self._alive = os.pipe()
+        words = [str(reading), _FATAL.decode(), self._said("WHY", met=True)]
+        self._heir = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _HEIR, *words],
+            stdin=waiting,
+            stdout=subprocess.DEVNULL,
+            stderr=self._real,
+            pass_fds=[reading],
+            start_new_session=True,
+        )
+        os.close(waiting)
         self._thread = threading.Thread(target=self._forward, args=(reading,), daemon=True)
         self._thread.start()
 
     def hush(self) -> None:
         """Say nothing of processes that are gone from now on: this one is about to go, too."""
         self._hushed = True
+        self._heir.kill()
 
     def close(self) -> None:
         """Give standard error back, with all that was written to it."""
+        self._heir.kill()
+        self._heir.wait()
+        os.close(self._alive)
         os.dup2(self._real, 2)
         self._thread.join(timeout=2)
         sys.stderr = self._stderr
@@ -238,21 +288,27 @@ class _Watch:
         if os.isatty(1):
             os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
         why = " ".join(why.split()).partition(". ")[0].rstrip(":")[:200]
-        said = (
-            f"another process of the run is gone ({why}): see what it said last, and start all of "
-            "them again; they go on from the last checkpoint"
-            if self.met
-            else f"the other processes of the run did not come ({why}): start all of them within "
+        with suppress(OSError):
+            os.write(self._real, f"cifar-jax: {self._said(why, met=self.met)}\n".encode())
+        self._heir.kill()
+        os._exit(1 if self.met else 2)
+
+    @staticmethod
+    def _said(why: str, *, met: bool) -> str:
+        if met:
+            return (
+                f"another process of the run is gone ({why}): see what it said last, and start all "
+                "of them again; they go on from the last checkpoint"
+            )
+        return (
+            f"the other processes of the run did not come ({why}): start all of them within "
             "five minutes, with a JAX_COORDINATOR_ADDRESS that each can reach"
         )
-        with suppress(OSError):
-            os.write(self._real, f"cifar-jax: {said}\n".encode())
-        os._exit(1 if self.met else 2)
 
     def _forward(self, reading: int) -> None:
         held, holding = [], False
-        with open(reading, "rb") as lines:
-            for line in lines:
+        with open(reading, "rb", buffering=0) as pipe:
+            for line in _lines(pipe):
                 if _BEGIN.match(line):
                     holding = bool(_SERVICE.search(line))
                 if _FATAL in line and not self._hushed:
