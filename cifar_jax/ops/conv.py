@@ -124,8 +124,7 @@ def _backward(
         if _depthwise(x, kernel, groups):
             return depthwise.input_gradient(dy, kernel, strides, pads, image)
         if _winograd_pays(x, kernel, strides, pads):
-            opposite = tuple((2 - low, 2 - high) for low, high in pads)
-            return winograd.conv(dy, kernel[::-1, ::-1].swapaxes(2, 3), opposite)  # pyright: ignore
+            return winograd.input_gradient(dy, kernel, pads, image)
         return im2col.input_gradient(dy, kernel, strides, pads, image)
 
     def fast_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:

@@ -15,8 +15,8 @@ from jax import lax
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
-# Interpolation at 0, ±1, ±2 and infinity. Bᵀ is in `_input_rows`, Aᵀ in `_output_rows` and
-# `_output_pixels`, A in `_gradient_rows`.
+# Interpolation at 0, ±1, ±2 and infinity. Bᵀ is in `_input_rows`, B in `_overlapping_rows`, Aᵀ in
+# `_output_rows` and `_output_pixels`, A in `_gradient_rows`.
 _G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _G2 = np.einsum("ia,jb->jiab", _G, _G).reshape(36, 9)
 
@@ -27,6 +27,21 @@ def conv(x: jax.Array, kernel: jax.Array, padding: Pads) -> jax.Array:
     tiles = _transform_input(x, padding)
     products = _matrices(tiles) @ _transform_kernel(kernel)
     return _transform_output(products, tiles.shape[2:5])[:, :height, :width]
+
+
+def input_gradient(
+    dy: jax.Array, kernel: jax.Array, padding: Pads, image: tuple[int, int]
+) -> jax.Array:
+    """Gradient [N, H, W, C] of `conv`'s input, H and W being `image`'s.
+
+    The transpose of `conv`, step by step: it begins as `kernel_gradient` does, so that both share
+    one transform of `dy`. As a convolution with the turned kernel it would need another.
+    """
+    (top, _), (left, _) = padding
+    transformed = _transform_gradient(dy) @ _transform_kernel(kernel.swapaxes(2, 3))
+    n, height, width, _ = dy.shape
+    dx = _overlap_add(transformed, (n, -(-height // 4), -(-width // 4)))
+    return dx[:, top : top + image[0], left : left + image[1]]
 
 
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
@@ -68,6 +83,28 @@ def _transform_input(x: jax.Array, padding: Pads) -> jax.Array:
     return _input_rows(parts)
 
 
+def _overlap_add(tiles: jax.Array, counts: tuple[int, int, int]) -> jax.Array:
+    """B d Bᵀ, and 6×6 tiles added up where they overlap: the transpose of `_transform_input`.
+
+    Args:
+      tiles: [36, tiles, C].
+      counts: (N, down, across) of them.
+
+    Returns:
+      [N, 4·down + 4, 4·across + 4, C], padding included.
+    """
+    n, down, across = counts
+    zero, around = jnp.zeros((), tiles.dtype), (1, 1, 0)
+    tiles = tiles.reshape(6, 6, n * down, across, -1)
+    tiles = lax.pad(tiles, zero, ((0, 0, 0),) * 3 + (around, (0, 0, 0)))
+    columns = _overlapping_rows(tiles[:, :, :, 1:], tiles[:, :, :, :-1])
+    tiles = columns.swapaxes(0, 1).reshape(6, 4, n, down, across + 1, -1)
+    tiles = lax.pad(tiles, zero, ((0, 0, 0),) * 3 + (around, (0, 0, 0), (0, 0, 0)))
+    pixels = _overlapping_rows(tiles[:, :, :, 1:], tiles[:, :, :, :-1])
+    pixels = pixels.transpose(2, 3, 0, 4, 1, 5)
+    return pixels.reshape(n, 4 * down + 4, 4 * across + 4, -1)
+
+
 def _transform_output(products: jax.Array, tiles: tuple[int, ...]) -> jax.Array:
     """Aᵀ m A: [36, tiles, K] -> [N, 4·down, 4·across, K], of (N, down, across) tiles."""
     n, down, across = tiles
@@ -93,6 +130,23 @@ def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
     even2, odd2 = d[4] - d[2], 2 * (d[3] - d[1])
     first, last = 4 * d[0] - 5 * d[2] + d[4], 4 * d[1] - 5 * d[3] + d[5]
     return jnp.stack([first, even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, last])
+
+
+def _overlapping_rows(o: jax.Array, before: jax.Array) -> jax.Array:
+    """B o along one axis, the transpose of `_input_rows`, on 4 pixels: 6 parts to 4, stacked.
+
+    The tile `before` reaches 2 of its 6 pixels into these.
+    """
+    sum1, difference1 = o[1] + o[2], o[1] - o[2]
+    sum2, difference2 = o[3] + o[4], 2 * (o[3] - o[4])
+    return jnp.stack(
+        [
+            4 * o[0] + (before[0] + before[1] + before[2] + before[3] + before[4]),
+            4 * (o[5] - difference1) - difference2 + before[5],
+            -5 * o[0] - 4 * sum1 - sum2,
+            difference1 + difference2 - 5 * o[5],
+        ]
+    )
 
 
 def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
