@@ -15,8 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cifar_jax import models
 from cifar_jax.errors import UserError
 from cifar_jax.models import layers
+from cifar_jax.models.speednet import SpeedNet
 
-# Tables 3, 6, 9, 12, 14, 20 and 25; the paper has none for `net-inception`.
+# Tables 3, 6, 9, 12, 14, 20 and 25; the paper has none for `net-inception` and `speednet`.
 PARAMETERS = {
     "basic": 62_006,
     "net": 2_348_030,
@@ -26,8 +27,9 @@ PARAMETERS = {
     "resnet18": 11_173_962,
     "resnet10": 4_903_242,
     "resnet10-separable": 722_186,
+    "speednet": 1_973_152,
 }
-WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net")]
+WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net", "speednet")]
 NETS = ["net", "net-bn-gap", "net-attention", "net-inception"]
 every_model = pytest.mark.parametrize("name", PARAMETERS)
 
@@ -121,6 +123,16 @@ def resnet(blocks: int, separable: bool) -> dict[str, tuple[int, ...]]:
     return shapes | {"avg_pool": (512,), "dropout": (512,), "fc": (10,), "": (10,)}
 
 
+def speednet(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    """Two convolutions a stage, with the pooling between them."""
+    shapes: dict[str, tuple[int, ...]] = {"conv1": (32, 32, 24)}
+    for stage, width in enumerate(widths, start=1):
+        before, after = 64 >> stage, 32 >> stage
+        sides = {"conv1": before, "bn1": before, "pool": after, "conv2": after, "bn2": after}
+        shapes |= {f"stage{stage}_{layer}": (side, side, width) for layer, side in sides.items()}
+    return shapes | {"fc": (10,), "": (10,)}
+
+
 LAYERS = {
     "basic": {  # Table 1
         **{"conv1": (28, 28, 6), "pool1": (14, 14, 6)},
@@ -150,6 +162,7 @@ LAYERS = {
     "resnet18": resnet(2, separable=False),
     "resnet10": resnet(1, separable=False),
     "resnet10-separable": resnet(1, separable=True),  # Table 23
+    "speednet": speednet((64, 256, 256)),
 }
 
 
@@ -393,3 +406,34 @@ def test_weights_of_another_network_are_refused() -> None:
     other = models.init_variables(models.create("net"), jax.random.key(0))
     with pytest.raises(UserError, match="of another network: they differ in params/conv1/bias"):
         models.taken_over(variables_of(10, 0), other)
+
+
+@pytest.mark.parametrize("side", [20, 24, 27, 32])
+def test_speednet_takes_images_of_other_sizes(side: int) -> None:
+    model = models.create("speednet")
+    assert models.takes(model, side)
+    variables = models.variable_shapes(model)
+    for count in (1, 5):
+        x = jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
+        assert jax.eval_shape(model.apply, variables, x).shape == (count, 10)
+
+
+def test_speednet_learns_what_it_is_shown() -> None:
+    """A few steps on a batch, of a narrow one."""
+    model = SpeedNet(num_classes=4, filters=8, widths=(8, 16))
+    x, labels = images(8)[:, :16, :16], jnp.arange(8) % 4
+    variables = model.init(jax.random.key(0), x)
+
+    def loss(params: Any, stats: Any) -> tuple[jax.Array, Any]:
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": stats}, x, train=True, mutable=["batch_stats"]
+        )
+        return -jax.nn.log_softmax(logits)[jnp.arange(8), labels].mean(), updated["batch_stats"]
+
+    step = quick_jit(jax.value_and_grad(loss, has_aux=True))
+    params, stats, losses = variables["params"], variables["batch_stats"], []
+    for _ in range(10):
+        (value, stats), grads = step(params, stats)
+        params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
+        losses.append(float(value))
+    assert losses[-1] < losses[0] / 2

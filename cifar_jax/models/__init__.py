@@ -1,4 +1,4 @@
-"""The paper's networks by name, and a person's own."""
+"""The paper's networks by name, a fast one, and a person's own."""
 
 import difflib
 import itertools
@@ -19,6 +19,7 @@ from cifar_jax.models.basic import Basic
 from cifar_jax.models.net import Net, NetBNGAP, NetInception
 from cifar_jax.models.own import IMAGE_SHAPE, Own
 from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
+from cifar_jax.models.speednet import SpeedNet
 
 __all__ = [
     "IMAGE_SHAPE",
@@ -43,6 +44,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet18": ResNet18,
     "resnet10": ResNet10,
     "resnet10-separable": ResNet10Separable,
+    "speednet": SpeedNet,
 }
 
 PAPER_PARAMETERS: dict[str, int] = {
@@ -105,15 +107,15 @@ def takes(model: nn.Module, image_size: int) -> bool:
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """Fresh variables: of the paper's networks in PyTorch's default initialisation, of any other
-    module as its own initialisers say.
+    """Fresh variables: of the registry's networks in PyTorch's default initialisation, of any
+    other module as its own initialisers say.
 
     PyTorch's: kernels and the biases beside them are U(±1/√fan_in), which PyTorch's
     `kaiming_uniform_(a=√5)` comes to; BatchNorm starts as the identity, running variances at one.
     All numbers come of one draw, cut up in the order of the layers' names: `model.init` would
     compile a generator for each parameter, which takes a laptop minutes for a ResNet18.
     """
-    if not _is_the_papers(model):
+    if not _is_in_the_registry(model):
         return nn.unbox(model.init(key, jnp.zeros((1, *IMAGE_SHAPE)), train=False))
     shapes: dict[tuple[str, ...], Any] = flatten_dict(variable_shapes(model))
     drawn = [path for path in sorted(shapes) if (*path[:-1], "kernel") in shapes]
@@ -129,7 +131,7 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     return unflatten_dict(variables)
 
 
-def _is_the_papers(model: nn.Module) -> bool:
+def _is_in_the_registry(model: nn.Module) -> bool:
     built = (build.func if isinstance(build, partial) else build for build in MODELS.values())
     return type(model) in built
 
