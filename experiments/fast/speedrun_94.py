@@ -1,0 +1,51 @@
+"""94 % of CIFAR-10's test images in minutes of two CPU cores.
+
+    make exp-speedrun-94
+
+Whitening, Muon for the kernels, small images first: after K. Jordan's airbench94-Muon, with a
+network for Winograd's algorithm (`cifar_jax/models/speednet.py`). The last layer and the biases
+have large learning rates because the logits are small: the last layer's input is divided by the
+root of its width.
+"""
+
+from cifar_jax.config import (
+    Config,
+    Data,
+    Group,
+    Initialisation,
+    Lookahead,
+    Loss,
+    Model,
+    Optimizer,
+    Phase,
+    Schedule,
+    TestTime,
+)
+
+CONFIG = Config(
+    model=Model(name="speednet"),
+    epochs=12,
+    batch_size=500,
+    optimizer=Optimizer(name="muon", lr=0.24, momentum=0.6, nesterov=True),
+    groups=(
+        Group(
+            parameters="fc/kernel",
+            optimizer=Optimizer(
+                name="sgd", lr=5.0, momentum=0.85, nesterov=True, weight_decay=2e-4
+            ),
+        ),
+        Group(
+            parameters="*/bias, *_bn*/scale",
+            optimizer=Optimizer(
+                name="sgd", lr=100.0, momentum=0.85, nesterov=True, weight_decay=1e-5
+            ),
+        ),
+    ),
+    schedule=Schedule(name="linear"),
+    loss=Loss(label_smoothing=0.2),
+    averaging=Lookahead(decay=0.77, every=5, power=3),
+    init=Initialisation(whitening=True, dirac=True),
+    phases=(Phase(until=0.5, image_size=16),),
+    data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
+    test_time=TestTime(flip=True, shift=1, unsure=0.3),
+)
