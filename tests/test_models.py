@@ -27,7 +27,7 @@ PARAMETERS = {
     "resnet18": 11_173_962,
     "resnet10": 4_903_242,
     "resnet10-separable": 722_186,
-    "speednet": 1_973_152,
+    "speednet": 1_972_000,
 }
 WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net", "speednet")]
 NETS = ["net", "net-bn-gap", "net-attention", "net-inception"]
@@ -290,7 +290,7 @@ def test_kernels_and_biases_start_as_pytorchs_do(name: str) -> None:
     drawn = set()
     for path, array in params.items():
         values = np.asarray(array)
-        if path[-1] == "scale" or (*path[:-1], "scale") in params:
+        if (*path[:-1], "kernel") not in params:
             np.testing.assert_array_equal(values, path[-1] == "scale")
             continue
         kernel = params[(*path[:-1], "kernel")]
@@ -330,6 +330,19 @@ def test_pooling_takes_what_it_says_of_two_by_two_pixels(kind: Any, reduce: Any)
     pooled = layers.Pool(kind).apply({}, jnp.asarray(x))
     expected = reduce(x.reshape(2, 3, 2, 2, 2, 3), axis=(2, 4))
     np.testing.assert_allclose(pooled, expected, atol=1e-6)
+
+
+@pytest.mark.usefixtures("form")
+def test_normalising_without_a_scale_is_normalising_by_one() -> None:
+    x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)), jnp.float32)
+    with_it, without = layers.BatchNorm(), layers.BatchNorm(use_scale=False)
+    variables = with_it.init(jax.random.key(0), x, train=True)
+    del (fewer := dict(variables["params"]))["scale"]
+    for train in (True, False):
+        expected, _ = with_it.apply(variables, x, train=train, mutable=["batch_stats"])
+        bare = {**variables, "params": fewer}
+        y, _ = without.apply(bare, x, train=train, mutable=["batch_stats"])
+        np.testing.assert_allclose(y, expected, rtol=1e-6)
 
 
 def test_dropout_scales_what_it_keeps_and_rests_in_evaluation() -> None:

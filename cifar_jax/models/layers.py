@@ -59,6 +59,8 @@ class BatchNorm(nn.Module):
     momentum: float = 0.9
     """Of the old statistics: PyTorch's 0.1, seen from the other side."""
     epsilon: float = 1e-5
+    use_scale: bool = True
+    """Without, the deviation is one, as before a convolution whose kernel has a norm of its own."""
     dtype: Any = None
 
     configuration = "BatchNorm2d {in_dim}"
@@ -66,7 +68,8 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         features = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones_init(), (features,))
+        ones = nn.initializers.ones_init()
+        scale = self.param("scale", ones, (features,)) if self.use_scale else jnp.ones(features)
         bias = self.param("bias", nn.initializers.zeros_init(), (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_var = self.variable("batch_stats", "var", jnp.ones, (features,))

@@ -35,8 +35,8 @@ class SpeedNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
-        # A short run's statistics have to be forgotten fast: 0.4 of them are each batch's.
-        norm = partial(BatchNorm, momentum=0.6, dtype=self.dtype)
+        # In a short run statistics have to be forgotten fast: 0.4 of them are each batch's.
+        norm = partial(BatchNorm, momentum=0.6, use_scale=False, dtype=self.dtype)
         x = ops.relu(conv(self.filters, name="conv1")(x))
         for stage, width in enumerate(self.widths, start=1):
             name = f"stage{stage}"

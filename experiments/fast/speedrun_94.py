@@ -35,7 +35,7 @@ CONFIG = Config(
             ),
         ),
         Group(
-            parameters="*/bias, *_bn*/scale",
+            parameters="*/bias",
             optimizer=Optimizer(
                 name="sgd", lr=100.0, momentum=0.85, nesterov=True, weight_decay=1e-5
             ),
