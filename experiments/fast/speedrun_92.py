@@ -24,7 +24,7 @@ from cifar_jax.config import (
 
 CONFIG = Config(
     model=Model(name="speednet"),
-    epochs=6,
+    epochs=5,
     batch_size=500,
     optimizer=Optimizer(name="muon", lr=0.24, momentum=0.6, nesterov=True),
     groups=(
@@ -45,7 +45,7 @@ CONFIG = Config(
     loss=Loss(label_smoothing=0.2),
     averaging=Lookahead(decay=0.77, every=5, power=3),
     init=Initialisation(whitening=True, dirac=True),
-    phases=(Phase(until=0.5, image_size=16),),
+    phases=(Phase(until=0.6, image_size=16),),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
     test_time=TestTime(flip=True, shift=1, unsure=0.3),
 )
