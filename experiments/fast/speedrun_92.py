@@ -6,6 +6,8 @@ Whitening, Muon for the kernels, small images first: after K. Jordan's airbench9
 network for Winograd's algorithm (`cifar_jax/models/speednet.py`). The last layer and the biases
 have large learning rates because the logits are small: the last layer's input is divided by the
 root of its width.
+
+Not there yet: on 45,000 images it came to 90.44 % of the other 5,000, seed 0.
 """
 
 from cifar_jax.config import (

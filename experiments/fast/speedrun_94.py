@@ -1,11 +1,8 @@
-"""Aims at 94 % of CIFAR-10's test images within 30 minutes of two CPU cores.
+"""Towards 94 % of CIFAR-10's test images within half an hour of two CPU cores.
 
     make exp-speedrun-94
 
-Whitening, Muon for the kernels, small images first: after K. Jordan's airbench94-Muon, with a
-network for Winograd's algorithm (`cifar_jax/models/speednet.py`). The last layer and the biases
-have large learning rates because the logits are small: the last layer's input is divided by the
-root of its width.
+`speedrun-92` with more epochs, which are of whole images; see there. Not tried at its length yet.
 """
 
 from cifar_jax.config import (
