@@ -52,7 +52,8 @@ def test_they_have_the_records_accuracy_on_real_images(name: str) -> None:
 
 
 def test_what_is_not_there_is_told_with_what_is() -> None:
-    with pytest.raises(UserError, match=r"no run or export nets; .* weights of basic, net-bn-gap"):
+    there = rf"no run or export nets; .* weights of {', '.join(NAMES)}"
+    with pytest.raises(UserError, match=there):
         cifar_jax.load("nets")
     with pytest.raises(UserError, match="only --split test"):
         evaluate(Path("basic"), split="validation")
