@@ -139,7 +139,9 @@ def test_two_processes_learn_what_one_does(model: str, alone: Alone, tmp_path: P
     assert_same(json.loads((tmp_path / "result.json").read_text()), expected)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == EPOCHS
     state, lone = (jax.device_get(restored(path, 1)) for path in (tmp_path, folder))
-    chex.assert_trees_all_close(state, lone, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(state.variables, lone.variables, rtol=1e-4, atol=1e-5)
+    # Momentum adds up the rounding of ten gradients, and the learning rate is not in it.
+    chex.assert_trees_all_close(state, lone, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
