@@ -26,6 +26,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from cifar_jax import last_words
 from cifar_jax.errors import UserError
 
 T = TypeVar("T")
@@ -206,24 +207,9 @@ def leave(code: int) -> None:
 _OF_ANOTHER = re.compile(
     "gloo|nccl|peer|coordination|heartbeat|barrier|unavailable|deadline_exceeded|timed out", re.I
 )
-_FATAL = b"JAX distributed service detected fatal errors"
 # A message of C++ begins so, and those of these files tell what the one line says.
 _BEGIN = re.compile(rb"[IWEF]\d{4} \d\d:\d\d:\d\d")
 _SERVICE = re.compile(rb" (coordination_\w+|preemption_sync_manager|client|add_port)\.(cc|h):")
-_HEIR = """
-import os, sys
-reading, fatal, said = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-sys.stdin.buffer.read()
-os.set_blocking(reading, False)
-try:
-    left = os.read(reading, 1 << 20).decode(errors="replace")
-except BlockingIOError:
-    left = ""
-if fatal in left:
-    why = left.partition(fatal)[2].partition("absl::Status: ")[2].partition("\\n")[0]
-    why = " ".join(why.split()).partition(". ")[0].rstrip(":")[:200]
-    os.write(2, f"cifar-jax: {said.replace('WHY', why)}\\n".encode())
-"""
 
 
 class _Watch:
@@ -234,7 +220,7 @@ class _Watch:
     C++ object that Python has no type for. Python's own standard error takes no detour.
 
     The client of JAX 0.7 does not abort but exits, with code 1, and leaves no thread the time to
-    read what it wrote. A process of its own, the heir, waits for that and tells it.
+    read what it wrote. A process of its own, the heir, waits for that: `last_words`.
     """
 
     def __init__(self) -> None:
@@ -252,9 +238,9 @@ class _Watch:
         )
         self._on_abort(sleep=True)
         waiting, self._alive = os.pipe()
-        words = [str(reading), _FATAL.decode(), self._said("WHY", met=True)]
+        words = [last_words.__file__, str(reading), self._said(last_words.WHY, met=True)]
         self._heir = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _HEIR, *words],
+            [sys.executable, "-I", "-S", *words],
             stdin=waiting,
             stdout=subprocess.DEVNULL,
             stderr=self._real,
@@ -287,9 +273,9 @@ class _Watch:
             threading.Event().wait()  # another thread is at it
         if os.isatty(1):
             os.write(1, b"\x1b[?25h\n")  # a progress bar hides the cursor
-        why = " ".join(why.split()).partition(". ")[0].rstrip(":")[:200]
+        said = self._said(last_words.shortened(why), met=self.met)
         with suppress(OSError):
-            os.write(self._real, f"cifar-jax: {self._said(why, met=self.met)}\n".encode())
+            os.write(self._real, f"{said}\n".encode())
         self._heir.kill()
         os._exit(1 if self.met else 2)
 
@@ -297,12 +283,12 @@ class _Watch:
     def _said(why: str, *, met: bool) -> str:
         if met:
             return (
-                f"another process of the run is gone ({why}): see what it said last, and start all "
-                "of them again; they go on from the last checkpoint"
+                f"cifar-jax: another process of the run is gone ({why}): see what it said last, and "
+                "start all of them again; they go on from the last checkpoint"
             )
         return (
-            f"the other processes of the run did not come ({why}): start all of them within "
-            "five minutes, with a JAX_COORDINATOR_ADDRESS that each can reach"
+            f"cifar-jax: the other processes of the run did not come ({why}): start all of them "
+            "within five minutes, with a JAX_COORDINATOR_ADDRESS that each can reach"
         )
 
     def _forward(self, reading: int) -> None:
@@ -311,8 +297,9 @@ class _Watch:
             for line in _lines(pipe):
                 if _BEGIN.match(line):
                     holding = bool(_SERVICE.search(line))
-                if _FATAL in line and not self._hushed:
-                    self.end(line.decode(errors="replace").partition("absl::Status: ")[2])
+                why = last_words.fatal_cause(line)
+                if why is not None and not self._hushed:
+                    self.end(why)
                 if holding:
                     held.append(line)
                 else:

@@ -287,6 +287,21 @@ def test_one_that_is_killed_ends_the_other_in_one_line(victim: int, doing: str) 
     assert time.monotonic() - began < 60
 
 
+def test_last_words_are_told_where_the_client_exits_at_once() -> None:
+    """As that of JAX 0.7 does, which leaves no thread the time to read them."""
+    script = """
+import os
+from cifar_jax.processes import _Watch
+watch = _Watch()
+os.write(2, b"JAX distributed service detected fatal errors: absl::Status: GONE: x. y\\n")
+os._exit(1)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{GONE}GONE: x)")
+    assert done.stderr.count("\n") == 1
+
+
 def test_an_error_of_one_process_ends_the_other() -> None:
     processes = at_work("together", "work(300) if index else work(0, leave_with=2)")
     first, second = finish(processes)

@@ -7,7 +7,8 @@ network for Winograd's algorithm (`cifar_jax/models/speednet.py`). The last laye
 have large learning rates because the logits are small: the last layer's input is divided by the
 root of its width.
 
-Not there yet: on 45,000 images it came to 90.44 % of the other 5,000, seed 0.
+Not there yet: on 45,000 images it came to 90.44 % of the other 5,000 (seed 0, commit
+276b4e0, jax 0.10.2, AVX2).
 """
 
 from cifar_jax.config import (
