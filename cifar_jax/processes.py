@@ -283,8 +283,8 @@ class _Watch:
     def _said(why: str, *, met: bool) -> str:
         if met:
             return (
-                f"cifar-jax: another process of the run is gone ({why}): see what it said last, and "
-                "start all of them again; they go on from the last checkpoint"
+                f"cifar-jax: another process of the run is gone ({why}): see what it said last, "
+                "and start all of them again; they go on from the last checkpoint"
             )
         return (
             f"cifar-jax: the other processes of the run did not come ({why}): start all of them "
