@@ -69,7 +69,9 @@ def compile_logits(
 
     kept = batches(images)  # on the devices from evaluation to evaluation; other views are not
     program = (
-        jax.jit(logits, out_shardings=devices.replicated(mesh)).lower(variables, kept[0]).compile()
+        jax.jit(logits, out_shardings=devices.replicated(mesh))
+        .lower(variables, kept[0])
+        .compile(compiler_options=devices.compiler_options(mesh))
     )
 
     def evaluate(variables: Mapping[str, Any]) -> np.ndarray:

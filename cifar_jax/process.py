@@ -11,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 
+from cifar_jax import cpu
 from cifar_jax.errors import UserError
 
 # Parameters of glibc's mallopt(3).
@@ -21,7 +22,6 @@ _OPEN_FILES = 256
 
 # Google's PCI devices that are TPUs, v2 to v7, as JAX knows them (jax/_src/hardware_utils.py).
 _GOOGLE = "0x1ae0"
-_CPUINFO = Path("/proc/cpuinfo")
 _PCI = Path("/sys/bus/pci/devices")
 _TPUS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
 
@@ -114,15 +114,7 @@ def cpu_features() -> str:
 
     Programs that XLA compiled for a CPU may use instructions that another of the same name lacks.
     """
-    features = platform.processor()
-    try:
-        for line in _CPUINFO.read_text(errors="replace").splitlines():
-            name, _, value = line.partition(":")
-            if name.strip() in ("flags", "Features"):  # x86, Arm
-                features = " ".join(sorted(value.split()))
-                break
-    except OSError:
-        pass  # not Linux
+    features = " ".join(sorted(cpu.processor().flags)) or platform.processor()
     return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
 
 

@@ -1,6 +1,6 @@
 """One device is the same code as eight, and comes to the same."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import chex
@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from cifar_jax import devices
+from cifar_jax import cpu, devices
 from cifar_jax.config import Config
 from cifar_jax.data import pipeline
 from cifar_jax.errors import UserError
@@ -132,3 +132,37 @@ def test_each_device_works_on_its_share_of_the_batch(
     state = prepare.init_state(workload, 0)
     programs.compile_training(workload, 0, state, programs.train_data(workload))
     assert shares == [(2, 32, 32, 3)]
+
+
+@pytest.fixture
+def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Make this machine one whose processors have these flags."""
+
+    def become(*flags: str) -> None:
+        monkeypatch.setattr(cpu, "processor", lambda: cpu.Processor("Model", frozenset(flags)))
+        devices._without_ynn.cache_clear()
+
+    yield become
+    devices._without_ynn.cache_clear()
+
+
+def test_products_are_compiled_by_what_is_faster_on_the_processor(
+    processor: Callable[..., None],
+) -> None:
+    mesh = devices.make_mesh(8)
+    processor("avx2", "fma")
+    assert devices.compiler_options(mesh).keys() <= {"xla_cpu_experimental_ynn_fusion_type"}
+    for flags in ({"avx2", "avx512f"}, {"asimd"}, set()):
+        processor(*flags)
+        assert devices.compiler_options(mesh) == {}
+
+
+def test_an_option_that_this_xla_does_not_know_is_left_out(
+    processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Any, compiler_options: Any) -> None:
+        raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
+
+    processor("avx2")
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    assert devices.compiler_options(devices.make_mesh(8)) == {}

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from cifar_jax import process
+from cifar_jax import cpu, process
 from cifar_jax.errors import UserError
 
 
@@ -68,7 +68,7 @@ def test_caches_of_processors_that_differ_are_kept_apart(
     names = []
     for flags in ("flags : sse2 avx", "flags : avx sse2", "flags : sse2 avx avx512f", ""):
         (tmp_path / "cpuinfo").write_text(f"model name : Xeon\n{flags}\nbugs :\n")
-        monkeypatch.setattr(process, "_CPUINFO", tmp_path / "cpuinfo")
+        monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
         names.append(process.cpu_features())
     assert names[0] == names[1]
     assert len(set(names)) == 3

@@ -47,7 +47,11 @@ def input_gradient(
 def kernel_gradient(x: jax.Array, dy: jax.Array, padding: Pads) -> jax.Array:
     """Gradient [3, 3, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
     tiles = _matrices(_transform_input(x, padding))
-    total = jnp.einsum("atc,atk->ack", tiles, _transform_gradient(dy))
+    transformed = _transform_gradient(dy)
+    if tiles.shape[2] <= transformed.shape[2]:
+        total = jnp.einsum("atc,atk->ack", tiles, transformed)
+    else:  # the fewer rows, the faster
+        total = jnp.einsum("atk,atc->akc", transformed, tiles).swapaxes(1, 2)
     gradient = jnp.asarray(_G2.T, x.dtype) @ total.reshape(36, -1)
     return gradient.reshape(3, 3, *total.shape[1:])
 

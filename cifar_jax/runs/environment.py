@@ -8,6 +8,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cifar_jax import cpu
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 # What XLA and the libraries below it choose their kernels by.
 _CPU_FEATURES = (
@@ -92,18 +94,12 @@ def git_commit() -> str | None:
 
 def machine() -> dict[str, Any]:
     """The host: system, processor and what it can do, and how many cores this process may use."""
-    cpu, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            name, _, text = (part.strip() for part in line.partition(":"))
-            if name == "model name":
-                cpu = text
-            elif name in ("flags", "Features"):
-                flags = set(text.split())
-                break
-    except OSError:
-        pass  # not Linux
+    processor = cpu.processor()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
-    features = [name for name in _CPU_FEATURES if name in flags]
-    return {"system": platform.platform(), "cpu": cpu, "cores": cores, "features": features}
+    return {
+        "system": platform.platform(),
+        "cpu": processor.model,
+        "cores": cores,
+        "features": [name for name in _CPU_FEATURES if name in processor.flags],
+    }

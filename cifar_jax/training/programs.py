@@ -65,6 +65,7 @@ def compile_training(
             )
         return state._replace(plateau=plateau, metrics=Metrics.zero())
 
+    options = devices.compiler_options(workload.mesh)
     ordering, training = {}, {}
     for stage in workload.plan.stages:
         ordering[stage] = order_function(workload, stage).lower(order_key, np.int32(0)).compile()
@@ -72,7 +73,7 @@ def compile_training(
         training[stage] = (
             train_function(workload, stage)
             .lower(state, data, order, np.int32(0), step_key, _moment(0, 0, 1))
-            .compile()
+            .compile(compiler_options=options)
         )
     ending = (
         jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -73,7 +74,7 @@ def test_an_installed_package_has_no_commit(
 
 
 def test_a_machine_is_known_by_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path: {"/proc/cpuinfo": CPUINFO}[str(path)])
+    monkeypatch.setattr(Path, "read_text", lambda path, **_: {"/proc/cpuinfo": CPUINFO}[str(path)])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
     assert environment.machine() == {
         "system": platform.platform(),
@@ -84,7 +85,7 @@ def test_a_machine_is_known_by_its_processor(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_machine_that_is_not_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(path: Path) -> str:
+    def absent(path: Path, **_: Any) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", absent)
