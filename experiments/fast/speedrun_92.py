@@ -7,8 +7,8 @@ network for Winograd's algorithm (`cifar_jax/models/speednet.py`). The last laye
 have large learning rates because the logits are small: the last layer's input is divided by the
 root of its width.
 
-Not there yet: on 45,000 images it came to 90.44 % of the other 5,000 (seed 0, commit
-276b4e0, jax 0.10.2, AVX2).
+Muon's momentum is as long as batches of 250 need: at 0.6, airbench's for batches of 2,000, two
+epochs came to 86.6 % of the validation images, at 0.85 to 87.4 %.
 """
 
 from cifar_jax.config import (
@@ -29,18 +29,18 @@ CONFIG = Config(
     model=Model(name="speednet"),
     epochs=5,
     batch_size=250,
-    optimizer=Optimizer(name="muon", lr=0.24, momentum=0.6, nesterov=True),
+    optimizer=Optimizer(name="muon", lr=0.1, momentum=0.85, nesterov=True),
     groups=(
         Group(
             parameters="fc/kernel",
             optimizer=Optimizer(
-                name="sgd", lr=5.0, momentum=0.85, nesterov=True, weight_decay=1e-4
+                name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4
             ),
         ),
         Group(
             parameters="*/bias",
             optimizer=Optimizer(
-                name="sgd", lr=100.0, momentum=0.85, nesterov=True, weight_decay=5e-6
+                name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6
             ),
         ),
     ),
@@ -48,7 +48,7 @@ CONFIG = Config(
     loss=Loss(label_smoothing=0.2),
     averaging=Lookahead(decay=0.77, every=5, power=3),
     init=Initialisation(whitening=True, dirac=True),
-    phases=(Phase(until=0.6, image_size=16),),
+    phases=(Phase(until=0.4, image_size=16),),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    test_time=TestTime(flip=True, shift=1, unsure=0.3),
+    test_time=TestTime(flip=True, shift=1, unsure=0.25),
 )
