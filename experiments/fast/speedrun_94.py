@@ -21,20 +21,20 @@ from cifar_jax.config import (
 
 CONFIG = Config(
     model=Model(name="speednet"),
-    epochs=9,
+    epochs=10,
     batch_size=250,
-    optimizer=Optimizer(name="muon", lr=0.24, momentum=0.6, nesterov=True),
+    optimizer=Optimizer(name="muon", lr=0.1, momentum=0.85, nesterov=True),
     groups=(
         Group(
             parameters="fc/kernel",
             optimizer=Optimizer(
-                name="sgd", lr=5.0, momentum=0.85, nesterov=True, weight_decay=1e-4
+                name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4
             ),
         ),
         Group(
             parameters="*/bias",
             optimizer=Optimizer(
-                name="sgd", lr=100.0, momentum=0.85, nesterov=True, weight_decay=5e-6
+                name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6
             ),
         ),
     ),
@@ -42,7 +42,7 @@ CONFIG = Config(
     loss=Loss(label_smoothing=0.2),
     averaging=Lookahead(decay=0.77, every=5, power=3),
     init=Initialisation(whitening=True, dirac=True),
-    phases=(Phase(until=0.33, image_size=16),),
+    phases=(Phase(until=0.3, image_size=16),),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    test_time=TestTime(flip=True, shift=1, unsure=0.3),
+    test_time=TestTime(flip=True, shift=1, unsure=0.25),
 )
