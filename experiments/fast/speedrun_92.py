@@ -9,6 +9,8 @@ root of its width.
 
 Muon's momentum is as long as batches of 250 need: at 0.6, airbench's for batches of 2,000, two
 epochs came to 86.6 % of the validation images, at 0.85 to 87.4 %.
+
+Not there yet: the first run, seed 0, came to 91.69 % of the test images.
 """
 
 from cifar_jax.config import (
