@@ -55,7 +55,7 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 @cache
-def _without_ynn() -> dict[str, str]:
+def _without_ynn() -> dict[str, str | bool]:
     """Options by which XLA's CPU compiler leaves matrix products to its own kernels.
 
     By default it gives them to the library ynn (YNNPACK). On AVX2 its own take 0.8 of that time,
@@ -63,7 +63,9 @@ def _without_ynn() -> dict[str, str]:
     """
     if "avx2" not in (flags := cpu.processor().flags) or "avx512f" in flags:
         return {}
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    options: dict[str, str | bool] = {
+        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
+    }
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options=options)
     except jax.errors.JaxRuntimeError:  # an XLA without ynn, or with other names for this
@@ -71,7 +73,7 @@ def _without_ynn() -> dict[str, str]:
     return options
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str]:
+def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
     """What XLA is told when it compiles for these devices, to be fast: no result needs it."""
     return _without_ynn() if mesh.devices.flat[0].platform == "cpu" else {}
 
