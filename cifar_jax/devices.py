@@ -59,7 +59,7 @@ def _without_ynn() -> dict[str, str | bool]:
     """Options by which XLA's CPU compiler leaves matrix products to its own kernels.
 
     By default it gives them to the library ynn (YNNPACK). On AVX2 its own take 0.8 of that time,
-    and a train step 0.80 to 0.96. With AVX-512 this was not measured, and stays as it is.
+    and a train step 0.82 to 0.96. With AVX-512 this was not measured, and stays as it is.
     """
     if "avx2" not in (flags := cpu.processor().flags) or "avx512f" in flags:
         return {}
