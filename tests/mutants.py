@@ -55,7 +55,7 @@ TESTS = {
     "training/prepare.py": "training/test_programs.py training/test_wiring.py",
     "training/programs.py": "training/test_programs.py training/test_wiring.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",
-    "training/signals.py": "training/test_resume.py",
+    "training/signals.py": "training/test_signals.py training/test_resume.py",
     "training/step.py": "training/test_step.py training/test_wiring.py",
 }
 """Of each module, the files of tests that are to notice: those that do at once first."""

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -121,25 +120,6 @@ def test_a_process_that_is_stopped_goes_on_exactly(
     assert len(rows_of(folder)) == 1
     train(config, folder)
     assert_same_run(folder, finished)
-
-
-def test_the_second_signal_stops_at_once(config: Config, tmp_path: Path) -> None:
-    def twice() -> None:
-        send(signal.SIGINT)()
-        send(signal.SIGINT)()
-
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path / "run", Spy("[EPOCH 001", twice))
-
-
-def test_an_ignored_interrupt_stays_ignored(make_config: Make, tmp_path: Path) -> None:
-    """What runs in the background of a shell is not meant by its Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        interrupt = Spy("epoch 1", lambda: os.kill(os.getpid(), signal.SIGINT))
-        assert train(make_config(), tmp_path / "run", interrupt)["epochs"] == 2
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def test_a_finished_run_prints_its_result_and_is_left_alone(
