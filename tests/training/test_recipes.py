@@ -283,6 +283,8 @@ def test_a_plan_is_fitted_into_what_there_is_time_for(make_config: Make) -> None
     assert fitted(config, 1, 3 * small) == [(16, 3)]
     # What has begun stays, whatever comes after.
     assert fitted(config, 3, whole / 2)[:3] == [(16, 4)] * 3
+    # What is over is over, though its time was up before it was.
+    assert fitted(config, 3, 8 * small) == fitted(config, 3, 3 * small) == [(16, 4)] * 2
 
 
 def test_a_run_ends_in_its_minutes_with_its_schedule_done(
