@@ -45,7 +45,7 @@ TESTS = {
     "runs/schema.py": "report/test_report_reading.py report/test_report_records.py",
     "training/averaging.py": "training/test_averaging.py training/test_recipes.py",
     "training/batches.py": "training/test_step.py training/test_recipes.py training/test_wiring.py",
-    "training/display.py": "training/test_fit.py",
+    "training/display.py": "training/test_display.py training/test_fit.py",
     "training/fit.py": "training/test_fit.py training/test_whole_runs.py training/test_resume.py",
     "training/loop.py": "training/test_whole_runs.py training/test_resume.py training/test_fit.py",
     "training/losses.py": "training/test_losses.py training/test_wiring.py",
