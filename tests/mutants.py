@@ -54,6 +54,8 @@ TESTS = {
     "training/plan.py": "training/test_recipes.py training/test_wiring.py",
     "training/prepare.py": "training/test_programs.py training/test_wiring.py",
     "training/programs.py": "training/test_programs.py training/test_wiring.py",
+    "training/result.py": "training/test_fit.py training/test_whole_runs.py "
+    "training/test_resume.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",
     "training/signals.py": "training/test_signals.py training/test_resume.py",
     "training/step.py": "training/test_step.py training/test_wiring.py",

@@ -123,7 +123,7 @@ def mark_phases() -> None:
         (Checkpoints, "restore_newest", "restoring"),
         (loop.Trainer, "_train_epoch", "training"),
         (Checkpoints, "save", "saving"),
-        (fit, "_result", "testing"),
+        (fit, "measure_result", "testing"),
         (Workdir, "write_result", "writing the result"),
     ):
         setattr(owner, name, _marked(getattr(owner, name), phase))

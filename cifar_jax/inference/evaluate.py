@@ -16,8 +16,8 @@ from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
 from cifar_jax.training import prepare
-from cifar_jax.training.fit import params_sha256
 from cifar_jax.training.loop import planned
+from cifar_jax.training.result import params_sha256
 
 
 class Evaluated(NamedTuple):

@@ -16,6 +16,7 @@ JSON files appear whole or not at all. No JAX is imported here.
 """
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
@@ -75,8 +77,11 @@ class Workdir:
         path = self.path / "result.json"
         return read_json(path) if path.exists() else None
 
-    def write_result(self, result: Mapping[str, Any]) -> None:
-        """Finish the run."""
+    def write_result(self, result: Mapping[str, Any], logits: np.ndarray) -> None:
+        """Finish the run: with the logits of the test images, which are kept as float16."""
+        file = io.BytesIO()
+        np.save(file, logits.astype(np.float16), allow_pickle=False)
+        write_bytes(self.path / "test_logits.npy", file.getvalue())
         write_json(self.path / "result.json", result)
 
     def card(self) -> dict[str, Any] | None:

@@ -1,8 +1,5 @@
 """Trains a run from its config to its result: the one place that wires all the rest together."""
 
-import hashlib
-import io
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -11,22 +8,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from cifar_jax import catalog, models, processes
 from cifar_jax.config import Config, execution, flatten
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import measure
 from cifar_jax.runs import environment
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
-from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
-from cifar_jax.training import prepare, programs, signals
+from cifar_jax.training import prepare, signals
 from cifar_jax.training.display import Display
 from cifar_jax.training.loop import Progress, Trainer, epochs_over, planned
 from cifar_jax.training.plan import Plan
 from cifar_jax.training.prepare import Workload
-from cifar_jax.training.step import TrainState
+from cifar_jax.training.result import measure_result
 
 
 class Run(NamedTuple):
@@ -113,15 +107,22 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     checkpoints.wait()
                 with received.at_once(), processes.together():
                     done = workload._replace(plan=trainer.plan)
-                    result, logits = _result(run, done, state, rows, checkpoints, display)
+                    outcome, logits = measure_result(
+                        run.config, done, state, rows, checkpoints, display
+                    )
             starts = processes.from_first(workdir.starts)
-            result |= {
+            result = {
+                "experiment": run.experiment,
+                "seed": run.seed,
+                "overrides": dict(run.overrides),
+                "settings": flatten(run.config),
+                **outcome,
                 "wall_seconds": round(progress.elapsed(), 1),
                 "compile_seconds": round(compile_seconds, 1),
                 **{key: starts[-1][key] for key in ("git_commit", "versions", "device", "machine")},
                 "starts": starts,
             }
-            processes.from_first(lambda: _finish(workdir, result, logits))
+            processes.from_first(lambda: workdir.write_result(result, logits))
         received.check()
     return result
 
@@ -244,110 +245,6 @@ def model_card(run: Run, workload: Workload) -> dict[str, Any]:
         },
         "paper_accuracy": run.config.paper.test_accuracy if run.config.paper else None,
     }
-
-
-def _result(
-    run: Run,
-    workload: Workload,
-    state: TrainState,
-    rows: list[dict[str, Any]],
-    checkpoints: Checkpoints,
-    display: Display,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """What came out, and the logits of the test images, which are read here, once, after
-    everything is decided."""
-    images, labels = workload.dataset.test
-    evaluate = programs.compile_evaluation(workload, state, images)
-    logits = evaluate(state.evaluated)
-    test = measure(logits, labels)
-    if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
-        raise UserError("the loss on the test images is not finite: lower optimizer.lr")
-    paper = run.config.paper
-    last = rows[-1] if rows and rows[-1]["epoch"] == len(workload.plan.epochs) else {}
-    speeds = [row["images_per_second"] for row in rows]
-    result: dict[str, Any] = {
-        "experiment": run.experiment,
-        "model": run.config.model.name,
-        "dataset": workload.dataset.name,
-        "seed": run.seed,
-        "overrides": dict(run.overrides),
-        "settings": flatten(run.config),
-        "parameters": models.count_parameters(state.params),
-        "epochs": len(workload.plan.epochs),
-        "steps": int(state.step),
-        "train_loss": last.get("train_loss"),
-        "train_accuracy": last.get("train_accuracy"),
-        "validation_loss": last.get("validation_loss"),
-        "validation_accuracy": last.get("validation_accuracy"),
-        "test_loss": test["loss"],
-        "test_accuracy": test["accuracy"],
-        "best_validation_epoch": None,
-        "best_validation_accuracy": None,
-        "best_validation_test_accuracy": None,
-        "images_per_second": round(float(np.median(speeds)), 1) if speeds else None,
-        "params_sha256": params_sha256(state.evaluated["params"]),
-        "data_sha256": workload.dataset.fingerprint,
-        "data_content": workload.dataset.content,
-        "data_official": workload.dataset.official,
-        "paper_accuracy": paper.test_accuracy if paper else None,
-    }
-    if (best := _restore_best(state, checkpoints, display)) is not None:
-        meta, best_state = best
-        if meta.step != int(state.step):
-            test = measure(evaluate(best_state.evaluated), labels)
-        result |= {
-            "best_validation_epoch": workload.plan.epochs_before(meta.step),
-            "best_validation_accuracy": meta.validation_accuracy,
-            "best_validation_test_accuracy": test["accuracy"],
-        }
-    return result, logits
-
-
-def _finish(workdir: Workdir, result: Mapping[str, Any], logits: np.ndarray) -> None:
-    write_bytes(workdir.path / "test_logits.npy", _npy(logits.astype(np.float16)))
-    workdir.write_result(result)
-
-
-def _restore_best(
-    state: TrainState, checkpoints: Checkpoints, display: Display
-) -> tuple[Meta, TrainState] | None:
-    """The checkpoint of the best validation accuracy that can be read."""
-    while (meta := checkpoints.best_meta()) is not None:
-        if meta.step == int(state.step):
-            return meta, state
-        best, reason = state, None
-        try:
-            best = checkpoints.restore(meta.step, state)
-        except DamagedError as error:
-            reason = str(error)
-        reasons = [text for text in processes.exchange(reason) if text]
-        if not reasons:
-            return meta, best
-        display.line(f"{reasons[0]}: set aside, and not counted as the best on validation")
-        processes.from_first(lambda step=meta.step: checkpoints.set_aside(step))
-    return None
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def params_sha256(params: Any) -> str:
-    """SHA-256 over the parameters in the order of their paths: each path, then little-endian bytes.
-
-    Paths are such as `stage1_block1/conv1/kernel`, in UTF-8 and followed by a zero byte.
-    """
-    leaves = {
-        "/".join(str(key.key) for key in path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
-    digest = hashlib.sha256()
-    for name in sorted(leaves):
-        array = np.asarray(jax.device_get(leaves[name]))
-        digest.update(name.encode() + b"\0" + array.astype(array.dtype.newbyteorder("<")).tobytes())
-    return digest.hexdigest()
 
 
 def _headline(run: Run, workload: Workload, plan: Plan, meta: Meta | None) -> str:

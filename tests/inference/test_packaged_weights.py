@@ -12,7 +12,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.inference.load import WEIGHTS
 from cifar_jax.inference.model import TrainedNetwork
-from cifar_jax.training.fit import params_sha256
+from cifar_jax.training.result import params_sha256
 
 RESULTS = Path(__file__).parents[2] / "results"
 NAMES = sorted(path.stem for path in WEIGHTS.glob("*.safetensors"))

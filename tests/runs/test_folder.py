@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from short_runs import files
 
@@ -38,7 +39,7 @@ def make(path: Path) -> Path:
             (folder.checkpoints / step / "default").mkdir(parents=True)
         folder.tensorboard.mkdir()
         (folder.tensorboard / "events.out.tfevents.1.host").write_text("events")
-        folder.write_result({"test_accuracy": 50.0})
+        folder.write_result({"test_accuracy": 50.0}, np.zeros((4, 10), "float32"))
     return path
 
 

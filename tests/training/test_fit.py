@@ -31,6 +31,7 @@ from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.training import fit, loop, prepare
 from cifar_jax.training.display import Display
 from cifar_jax.training.fit import Run
+from cifar_jax.training.result import params_sha256
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -134,7 +135,7 @@ def test_the_hash_is_over_paths_and_little_endian_bytes() -> None:
     params = {"b": {"kernel": jax.numpy.float32([1, 2])}, "a": jax.numpy.float32([[3]])}
     text = b"a\0" + np.array([3], "<f4").tobytes()
     text += b"b/kernel\0" + np.array([1, 2], "<f4").tobytes()
-    assert fit.params_sha256(params) == hashlib.sha256(text).hexdigest()
+    assert params_sha256(params) == hashlib.sha256(text).hexdigest()
 
 
 # What is refused

@@ -294,7 +294,8 @@ def test_a_signal_in_validation_is_heard(
 
 
 @pytest.mark.parametrize(
-    ("module", "where"), [(prepare, "workload"), (programs, "compile_training"), (fit, "measure")]
+    ("module", "where"),
+    [(prepare, "workload"), (programs, "compile_training"), (fit, "measure_result")],
 )
 def test_a_signal_where_there_is_nothing_to_save_ends_the_run_at_once(
     config: Config,
@@ -336,23 +337,34 @@ def test_saved_within_an_epoch_by_time(
     assert_same_run(tmp_path, finished)
 
 
-def test_a_run_is_held_to_its_images(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_is_held_to_its_images_and_tells_of_lost_epochs(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
+        train(config, tmp_path, Spy("epoch 2/", raise_it(KeyboardInterrupt())))
     workload = prepare.workload
-
-    def other(config: Config, **options: Any) -> Any:
-        made = workload(config, **options)
-        return made._replace(dataset=made.dataset._replace(fingerprint="0" * 64))
-
     before = files(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(prepare, "workload", other)
-        with pytest.raises(UserError, match="digits that are in another order"):
-            train(config, tmp_path)
-    assert files(tmp_path) == before
+    for fields, told in (
+        ({"fingerprint": "0" * 64}, "in another order"),
+        ({"fingerprint": "f" * 64}, "in another order"),
+        ({"fingerprint": "f" * 64, "content": "0" * 64}, "others here"),
+    ):
+
+        def other(config: Config, *, changed: Any = fields, **options: Any) -> Any:
+            made = workload(config, **options)
+            return made._replace(dataset=made.dataset._replace(**changed))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare, "workload", other)
+            with pytest.raises(UserError, match=f"digits that are {told}"):
+                train(config, tmp_path)
+        assert files(tmp_path) == before
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
+    display = Spy()
+    train(config, tmp_path, display)
+    assert "metrics.jsonl has lost 1 of 2 epochs" in display.lines
+    assert rows_of(tmp_path) == rows_of(finished)[1:]
 
 
 def test_every_second_counts_once(config: Config, tmp_path: Path) -> None:
