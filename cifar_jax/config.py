@@ -89,6 +89,9 @@ class Group(Settings):
     """A pattern of their paths, such as `*/bias` or `fc3/*`; several, with commas between."""
     optimizer: Optimizer
     """Their update rule; the schedule moves its learning rate as that of the others."""
+    until: Annotated[float | None, Field(ge=0, lt=1)] = None
+    """Share of the epochs after which they stay as they are, and nothing is computed for their
+    gradient: 0 freezes them from the first step on. None to train them to the end."""
 
 
 class Schedule(Settings):

@@ -36,15 +36,10 @@ def make_optimizer(
     rules = [optimizer, *(group.optimizer for group in groups)]
 
     def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(
-            lambda path, _: _label(jax.tree_util.keystr(path, simple=True, separator="/")), params
-        )
+        return jax.tree_util.tree_map_with_path(lambda path, _: label(_named(path)), params)
 
-    def _label(path: str) -> str:
-        if path in frozen:
-            return _FROZEN
-        named = (i for i, group in enumerate(groups, 1) if _names(group, path))
-        return str(next(named, 0))
+    def label(path: str) -> str:
+        return _FROZEN if path in frozen else str(_group_of(groups, path))
 
     if not groups and not frozen:
         rule = _rule(optimizer)
@@ -67,10 +62,7 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
     Raises:
       UserError: it is not so.
     """
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    }
+    leaves = {_named(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     rest = dict(leaves)
     for group in [*groups, Group(parameters="*", optimizer=optimizer)]:
         named = [path for path in leaves if _names(group, path)]
@@ -86,6 +78,21 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
                     f"muon is for kernels, and {path} is none: give it a group of its own, such as "
                     '{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.1}}'
                 )
+
+
+def members(params: Any, groups: Sequence[Group], numbers: Collection[int]) -> frozenset[str]:
+    """Paths of the parameters that belong to the groups of these numbers, which are from 1 on."""
+    paths = (_named(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    return frozenset(path for path in paths if _group_of(groups, path) in numbers)
+
+
+def _named(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _group_of(groups: Sequence[Group], path: str) -> int:
+    """The number of the first group that names it; 0 for none."""
+    return next((i for i, group in enumerate(groups, start=1) if _names(group, path)), 0)
 
 
 def _names(group: Group, path: str) -> bool:

@@ -19,6 +19,8 @@ class Stage(NamedTuple):
     """Pixels along a side."""
     batch_size: int
     augmentation: Augmentation
+    frozen: tuple[int, ...] = ()
+    """Numbers of the groups of parameters, from 1, that are not trained."""
 
 
 class Epoch(NamedTuple):
@@ -131,11 +133,19 @@ def _laid_out(
     stages = _stages(config, image_size)
     planned = list(begun)
     for number in range(len(begun), epochs):
-        stage = next(stage for until, stage in stages if number / epochs < until)
+        over = number / epochs
+        stage = next(stage for until, stage in stages if over < until)
+        stage = stage._replace(frozen=_frozen(config, over))
         steps = pipeline.steps_per_epoch(images, stage.batch_size, config.data.last_batch)
         begin = planned[-1].end if planned else 0
         planned.append(Epoch(number, stage, begin, steps))
     return Plan(tuple(planned))
+
+
+def _frozen(config: Config, over: float) -> tuple[int, ...]:
+    """Groups that are not trained any more when that share of the epochs is over."""
+    groups = enumerate(config.groups, start=1)
+    return tuple(i for i, group in groups if group.until is not None and over >= group.until)
 
 
 def _stages(config: Config, image_size: int) -> list[tuple[float, Stage]]:

@@ -130,13 +130,16 @@ def train_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
         augment_key, dropout_key = jax.random.split(key)
         make = partial(batches.make_batch, workload.dataset, stage, workload.config.train.precision)
 
+        frozen = optim.members(state.params, workload.config.groups, stage.frozen)
+        recipe = workload.recipe._replace(frozen=frozen)
+
         def moment(step: jax.Array) -> Moment:
             return first._replace(step=step)
 
         def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
             return make(data, order[step - first.step], augment_key, moment(step))
 
-        return steps.train_steps(state, count, dropout_key, batch, moment, recipe=workload.recipe)
+        return steps.train_steps(state, count, dropout_key, batch, moment, recipe=recipe)
 
     return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(workload.mesh))
 

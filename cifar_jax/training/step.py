@@ -1,6 +1,6 @@
 """What training does to the weights: pure functions of arrays. No config, no devices, no files."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +28,8 @@ class Recipe(NamedTuple):
     """From logits `[N, K]` and labels to the loss of each image, `[N]`."""
     averaging: Ema | Lookahead | None = None
     """Which weights are evaluated, if not those that are trained."""
+    frozen: Collection[str] = ()
+    """Paths of parameters, such as `conv1/bias`, that stay as they are."""
 
 
 class Metrics(NamedTuple):
@@ -116,8 +118,9 @@ def train_step(
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
+        trained = _with_frozen(recipe, jax.lax.stop_gradient(params), params)
         logits, updated = recipe.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
+            {"params": trained, "batch_stats": state.batch_stats},
             images,
             train=True,
             rngs={"dropout": key},
@@ -143,12 +146,22 @@ def train_step(
     correct = losses.correct(logits, labels).sum()
     return state._replace(
         step=state.step + 1,
-        params=params,
+        params=_with_frozen(recipe, state.params, params),
         batch_stats=batch_stats,
         opt_state=opt_state,
         metrics=state.metrics.plus(Metrics(loss * count, correct, jnp.int32(count))),
         averaged=averaged,
     )
+
+
+def _with_frozen(recipe: Recipe, before: Any, after: Any) -> Any:
+    """`after`, but for the frozen parameters, which are those of `before`."""
+
+    def chosen(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return old if name in recipe.frozen else new
+
+    return jax.tree_util.tree_map_with_path(chosen, before, after)
 
 
 def train_steps(

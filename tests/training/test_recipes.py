@@ -90,6 +90,59 @@ def test_a_group_has_the_learning_rate_and_the_rule_of_its_own(make_config: Make
         assert np.abs(usual).max() > 1e-5
 
 
+def test_a_group_is_trained_until_its_share_of_the_epochs_is_over(make_config: Make) -> None:
+    """Then neither momentum nor decay nor slow weights move it, and all else goes on as ever."""
+    group = (
+        '[{"parameters": "*/bias", "until": %s, "optimizer":'
+        ' {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}}]'
+    )
+    slow = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 2}
+    until_half, to_the_end, never = (
+        make_config(**TINY, **slow, groups=group % until) for until in ("0.5", "null", "0")
+    )
+    assert [e.stage.frozen for e in prepare.workload(until_half).plan.epochs] == [
+        (),
+        (),
+        (1,),
+        (1,),
+    ]
+
+    def biases(state: TrainState) -> list[np.ndarray]:
+        return [np.asarray(state.params[layer]["bias"]) for layer in ("bn", "fc")]
+
+    begun, first, step, last = after_epochs(until_half)
+    usual_begun, usual_first, usual_step, _ = after_epochs(to_the_end)
+    chex.assert_trees_all_equal(begun, usual_begun)
+    chex.assert_trees_all_equal(first, usual_first)
+    for before, now in zip(biases(begun), biases(first), strict=True):
+        assert np.abs(now - before).max() > 1e-4
+    chex.assert_trees_all_equal(biases(first), biases(step), biases(last))
+    assert np.abs(biases(usual_step)[1] - biases(first)[1]).max() > 1e-4
+    for layer, name in (("conv", "kernel"), ("bn", "scale"), ("fc", "kernel")):
+        chex.assert_trees_all_close(step.params[layer][name], usual_step.params[layer][name])
+        assert np.abs(last.params[layer][name] - step.params[layer][name]).max() > 1e-4
+    states = after_epochs(never)
+    chex.assert_trees_all_equal(*(biases(state) for state in states))
+
+
+def after_epochs(config: Config) -> list[TrainState]:
+    """Before the first step, after half of the epochs, after another step, and in the end."""
+    workload = prepare.workload(config)
+    state = prepare.init_state(workload, 0)
+    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    found = [jax.device_get(state)]
+    for epoch in workload.plan.epochs:
+        steps = training.begin(epoch, training.order(epoch), workload.plan.steps)
+        if 2 * epoch.number == len(workload.plan.epochs):
+            found.append(jax.device_get(state))
+            state = steps(state, 1)
+            found.append(jax.device_get(state))
+            state = steps(state, epoch.steps - 1)
+        else:
+            state = steps(state, epoch.steps)
+    return [*found, jax.device_get(state)]
+
+
 def test_muon_moves_kernels_by_orthogonal_matrices_at_their_norm(make_config: Make) -> None:
     config = make_config(
         **TINY | {"epochs": 1, "data__train_images": 8},
