@@ -1,0 +1,32 @@
+"""A better recipe for `resnet10`: the same 4,903,242 parameters, within two hours.
+
+    make exp-fast-resnet10
+
+That of `fast-resnet10-separable`, in fewer epochs. The paper, after 135 epochs of Adam: 90.03 %,
+and 92.09 % where the learning rate follows the validation loss. Not tried at its length yet.
+"""
+
+from cifar_jax.config import (
+    Config,
+    Data,
+    Group,
+    Loss,
+    Model,
+    Optimizer,
+    Phase,
+    Schedule,
+    TestTime,
+)
+
+CONFIG = Config(
+    model=Model(name="resnet10", dropout=0.0),
+    epochs=18,
+    batch_size=250,
+    optimizer=Optimizer(name="muon", lr=0.1, momentum=0.6, nesterov=True),
+    groups=(Group(parameters="*/bias, */scale, fc/*", optimizer=Optimizer(name="adamw", lr=5e-3)),),
+    schedule=Schedule(name="triangular", warmup=0.1, start=0.3, end=0.0),
+    loss=Loss(label_smoothing=0.1),
+    phases=(Phase(until=0.44, image_size=16),),
+    data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
+    test_time=TestTime(flip=True, shift=1, unsure=0.3),
+)
