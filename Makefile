@@ -44,7 +44,7 @@ $(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP): pyproject.toml $(CONSTRAINTS)
 
 setup: $(USER_SETUP) ## Make .venv and install into it
 
-demo: setup ## Train two networks for a minute on the embedded digits, and report
+demo: setup ## Train two networks for a few minutes on the embedded digits, and report
 	$(CLI) train basic --workdir runs/demo/basic --set data.dataset=digits \
 	  --set data.validation=0.1 --set epochs=10
 	$(CLI) train resnet10-separable --workdir runs/demo/resnet10-separable \
@@ -90,7 +90,7 @@ test-oldest: ## The same on the oldest versions that are allowed (PYTHON=python3
 test-slow: $(TEST_SETUP) ## The tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
 
-mutants: $(TEST_SETUP) ## Faults in the code that the tests notice: hours; ARGS="MODULE --sample 40"
+mutants: $(TEST_SETUP) ## Faults in the code that the tests notice: a day; ARGS="MODULE --sample 40"
 	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.7"
 	$(BIN)/python tests/mutants.py $(ARGS)
 

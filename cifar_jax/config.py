@@ -70,14 +70,14 @@ class Optimizer(Settings):
     nesterov: bool = False
     """Of SGD and Muon: look ahead."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Coupled L2 on every parameter for sgd and adam (added to the gradient, as PyTorch's
+    """Coupled L2 on every parameter for sgd, adam and muon (added to the gradient, as PyTorch's
     `weight_decay=` does); decoupled for adamw."""
     beta1: Decay = 0.9
-    """Of Adam: decay of the mean of gradients."""
+    """Of Adam and AdamW: decay of the mean of gradients."""
     beta2: Decay = 0.999
-    """Of Adam: decay of the mean of squared gradients."""
+    """Of Adam and AdamW: decay of the mean of squared gradients."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
-    """Of Adam: added to the root of the mean of squared gradients."""
+    """Of Adam and AdamW: added to the root of the mean of squared gradients."""
     newton_schulz_steps: Count = 3
     """Of Muon: iterations that orthogonalise an update."""
 

@@ -1,6 +1,6 @@
 """Measures a finished or unfinished run over a whole split."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,6 +75,7 @@ def logits(
     network = load_run(path, best=best, own=own)
     workdir, identity = existing_workdir(path)
     workload = prepare.workload(_on_this_machine(from_flat(identity["config"])), own=own)
+    _hold_to_its_classes(path, network.classes, workload.dataset)
     images = {
         "train": workload.train,
         "validation": workload.validation,
@@ -114,8 +115,7 @@ def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Ev
     if split != "test":
         raise UserError(f"{path} is no run's folder: only --split test is known of it")
     dataset = data.load(network.card.get("data", {}).get("name", "cifar10"))
-    if network.classes != dataset.classes:
-        raise UserError(f"{path} has other classes than the data set {dataset.name}")
+    _hold_to_its_classes(path, network.classes, dataset)
     images, labels = dataset.test
     known = isinstance(network, TrainedNetwork)
     return Evaluated(
@@ -130,12 +130,17 @@ def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Ev
     )
 
 
+def _hold_to_its_classes(path: Path, classes: Sequence[str], dataset: data.Dataset) -> None:
+    if tuple(classes) != tuple(dataset.classes):
+        raise UserError(f"{path} has other classes than the data set {dataset.name}")
+
+
 def _hold_to_its_images(
     path: Path, card: Mapping[str, Any] | None, workload: prepare.Workload, split: str
 ) -> None:
     """That the images are those that the run was trained on; the test images in any order."""
-    if card is None:
-        return  # made before there were any
+    if card is None or "data" not in card:
+        return  # made before there were any, or imported
     trained, dataset = card["data"], workload.dataset
     same = trained["content"] == dataset.content if split == "test" else False
     if not same and trained["sha256"] != dataset.fingerprint:

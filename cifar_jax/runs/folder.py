@@ -291,6 +291,8 @@ def _made_for_its_epochs(config: Mapping[str, Any]) -> str:
         return f"{schedule} schedule is"
     if config.get("phases"):
         return "phases are"
+    if any(group.get("until") for group in config.get("groups") or ()):
+        return "groups' until is"
     return "lookahead's power is" if config.get("averaging.power") else ""
 
 

@@ -10,7 +10,7 @@ root of its width.
 Muon's momentum is longer than airbench's 0.6, for batches of 250 instead of 2,000; docs/recipes.md
 has what was tried.
 
-Not there yet: the first run, seed 0, came to 91.69 % of the test images, in 16.7 minutes.
+Not there yet: the first run, seed 0, came to 91.69 % of the test images, in 16.6 minutes.
 """
 
 from cifar_jax.config import (

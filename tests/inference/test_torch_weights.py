@@ -15,8 +15,10 @@ from fixtures import make_torch_resnet as recorded
 from safetensors.numpy import save_file
 
 import cifar_jax
+from cifar_jax import data
 from cifar_jax.errors import UserError
 from cifar_jax.inference import torch_file
+from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.inference.torch_weights import import_torch
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -60,6 +62,20 @@ def test_an_imported_network_gives_pytorchs_logits(
     expected = np.array(RECORD[name]["logits"])
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights.safetensors"]
+
+
+def test_an_imported_network_is_measured_where_it_knows_the_classes(tmp_path: Path) -> None:
+    file, digits = tmp_path / "weights.safetensors", data.load("digits")
+    save_file(state_dict("resnet10"), file)
+    for name, classes in (("run", digits.classes), ("other", None)):
+        import_torch(file, "resnet10", tmp_path / name, classes=classes)
+        config = tmp_path / name / "config.json"
+        config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
+    found = evaluate(tmp_path / "run")
+    assert (found["images"], found["epoch"]) == (360, 0)
+    assert 0 <= found["accuracy"] < 40
+    with pytest.raises(UserError, match="other classes than the data set digits"):
+        evaluate(tmp_path / "other")
 
 
 def test_what_torch_save_wrote_is_read_without_torch() -> None:

@@ -101,6 +101,10 @@ def test_a_finished_run_can_have_more_epochs_where_its_folder_is_named(tmp_path:
         (["schedule.name=cosine"], "its cosine schedule is made for 2 epochs"),
         (['phases=[{"until": 0.5, "image_size": 24}]'], "its phases are made for 2 epochs"),
         (["averaging.name=lookahead", "averaging.power=3"], "its lookahead's power is made for 2"),
+        (
+            ['groups=[{"parameters": "fc1/*", "optimizer": {}, "until": 0.5}]'],
+            "its groups' until is made for 2",
+        ),
     ],
 )
 def test_what_knows_its_end_has_no_more_epochs(
