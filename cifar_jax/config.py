@@ -234,7 +234,8 @@ class Train(Settings):
     """Compute type; parameters, statistics and logits are float32 either way."""
     init_from: str | None = None
     """Begin with the weights of another run, of an export, or of a packaged network by its name;
-    the last layer begins anew where it has other classes. None for fresh ones."""
+    the last layer begins anew where it has other classes. They are read until the run has a
+    checkpoint of its own. None for fresh ones."""
     max_minutes: Annotated[float | None, Field(gt=0)] = None
     """Train for so many minutes at most: where the epochs would take longer there are as many as
     fit, and the schedule with them. None for all the epochs."""

@@ -183,8 +183,8 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
     def fit(asked: Run, display: object) -> dict[str, Any]:
         folders.append(asked.workdir)
-        if asked.config.batch_size == 7:
-            raise Stopped(signal.SIGTERM)
+        if asked.config.batch_size in (7, 9):
+            raise Stopped(signal.SIGTERM, saved=asked.config.batch_size == 7)
         if asked.experiment == "net":
             raise UserError("the loss is not finite")
         if asked.experiment == "resnet10":
@@ -220,6 +220,8 @@ def test_a_signal_stops_all(run, tmp_path: Path, begun: list[Path]) -> None:
     assert "net seed 0: not trained in this start" in done.out
     assert "resnet10 seed 0: finished before" in done.out
     assert "1 of 3 are finished" in done.out
+    done = run("train", "basic", "--seeds", "2", "--set", "batch_size=9")
+    assert "basic seed 0: stopped\n" in done.out  # before there was anything to save
 
 
 def test_train_a_config_file(run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import venv
 from collections.abc import Mapping
 from pathlib import Path
@@ -93,7 +94,11 @@ def execute(notebook: Any, folder: Path, parameters: Mapping[str, str], bin: Pat
     assert client.km
     assert client.km.kernel_spec
     client.km.kernel_spec.argv[0] = str(bin / "python")
-    client.execute(env=env)
+    # Over files: of the ports that it would choose, another process may take one before it does.
+    # Their paths must be short.
+    with tempfile.TemporaryDirectory() as sockets:
+        client.km.transport, client.km.ip = "ipc", f"{sockets}/kernel"
+        client.execute(env=env)
     printed = [
         output.get("text") or output.get("data", {}).get("text/markdown", "")
         for cell in cells

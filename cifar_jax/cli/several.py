@@ -41,7 +41,7 @@ def train_each(
             finished += 1
         except Stopped as error:
             stop = error
-            line = f"{name}: saved and stopped"
+            line = f"{name}: {'saved and stopped' if error.saved else 'stopped'}"
         except UserError as error:
             line = f"{name}: failed: {error}"
         except Exception as error:

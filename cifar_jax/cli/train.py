@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def train(
 
     def train_one(run: Run) -> str:
         if (source := run.config.train.init_from) is not None:
-            run = run._replace(initial=weights(source))
+            run = run._replace(initial=cache(partial(weights, source)))
         return _result_line(fit(run, display))
 
     if len(runs) == 1:

@@ -132,17 +132,13 @@ class Workdir:
         with naming(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
-    def rewind(self, epoch: int) -> tuple[list[dict[str, Any]], int]:
-        """Drop the metrics after `epoch`, which a resumed run is about to make again.
-
-        Returns:
-          Those that are kept, and how many lines could not be read.
-        """
-        rows, lost = self.epochs()
-        rows = [row for row in rows if row["epoch"] <= epoch]
+    def rewind(self, epoch: int) -> list[dict[str, Any]]:
+        """Drop the metrics after `epoch`, which a resumed run is about to make again, and what
+        cannot be read; returns those that are kept."""
+        rows = [row for row in self.epochs()[0] if row["epoch"] <= epoch]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_bytes(self.path / "metrics.jsonl", text.encode())
-        return rows, lost
+        return rows
 
     def record_start(self, device: Mapping[str, Any], execution: Mapping[str, Any]) -> None:
         """Add where and when this start runs, and how it is carried out, to env.json."""

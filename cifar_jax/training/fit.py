@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from cifar_jax.training.display import Display
 from cifar_jax.training.loop import Progress, Trainer, epochs_over, planned
 from cifar_jax.training.plan import Plan
 from cifar_jax.training.prepare import Workload
-from cifar_jax.training.result import measure_result
+from cifar_jax.training.result import measure_result, params_sha256
 
 
 class Run(NamedTuple):
@@ -34,8 +34,8 @@ class Run(NamedTuple):
     """Settings that differ from the experiment file's, by dotted name."""
     fresh: bool = False
     """Begin anew, whatever the folder holds."""
-    initial: Mapping[str, Any] | None = None
-    """Variables that `train.init_from` names, to begin with."""
+    initial: Callable[[], Mapping[str, Any]] | None = None
+    """Reads the variables that `train.init_from` names. Called where there is no checkpoint yet."""
     extend: bool = False
     """Let a run that is in the folder have more epochs than it was made with."""
     own: models.Own | None = None
@@ -69,6 +69,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if (finished := _finished(run)) is not None:
                 display.note(f"{run.workdir} is finished; --fresh would train it anew")
                 return finished
+            initial = processes.from_all(lambda: _initial(run))
             workload = processes.from_all(lambda: prepare.workload(run.config, own=run.own))
             if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {workload.dataset.name}")
@@ -76,14 +77,14 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
         keep = run.config.train.keep_checkpoints
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
-                told = processes.from_first(lambda: _begin(run, workload, workdir))
-                beginning = prepare.init_state(workload, run.seed, run.initial)
+                told = processes.from_first(lambda: _begin(run, workload, workdir, initial))
+                beginning = prepare.init_state(workload, run.seed, initial)
                 state, meta, damaged = checkpoints.restore_newest(beginning)
                 extra = meta.extra if meta else {}
                 plan = planned(workload, extra.get("epochs"))
                 # An epoch may have been written down whose checkpoint was not finished.
                 epoch = epochs_over(plan, state)
-                rows, lost = processes.from_first(lambda: workdir.rewind(epoch))
+                rows = processes.from_first(lambda: workdir.rewind(epoch))
                 told += processes.from_first(lambda: _keep_code(run, workdir))
             log = workdir.log if processes.is_first() else Path(os.devnull)
             with display.showing(log, run.experiment, len(plan.epochs), plan.steps):
@@ -92,7 +93,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                         f"the checkpoint of step {found.step} is damaged ({found.reason}): "
                         f"set aside as {workdir.checkpoints / f'damaged-{found.step}'}"
                     )
-                if lost or len(rows) != epoch:
+                if len(rows) != epoch:
                     told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
                 for text in [_headline(run, workload, plan, meta), *told]:
                     display.line(text)
@@ -135,6 +136,16 @@ def _finished(run: Run) -> dict[str, Any] | None:
     )
 
 
+def _initial(run: Run) -> Mapping[str, Any] | None:
+    """What the weights begin with, where that is not behind the run: it may be gone since."""
+    workdir = Workdir(run.workdir)
+    if run.initial and not run.fresh and workdir.checkpoints.is_dir():
+        with Checkpoints(workdir.checkpoints) as checkpoints:
+            if checkpoints.latest() is not None:
+                return None
+    return run.initial() if run.initial else None
+
+
 @contextmanager
 def _opened(run: Run) -> Iterator[Workdir]:
     """The run's folder, which the first process opens for all of them."""
@@ -154,13 +165,19 @@ def _opened(run: Run) -> Iterator[Workdir]:
         yield Workdir(run.workdir)
 
 
-def _begin(run: Run, workload: Workload, workdir: Workdir) -> list[str]:
-    """Hold the data to the run's, and write down this start; returns what is to be told.
+def _begin(
+    run: Run, workload: Workload, workdir: Workdir, initial: Mapping[str, Any] | None
+) -> list[str]:
+    """Hold data and first weights to the run's, and write down this start; returns what is to be
+    told.
 
     Raises:
-      UserError: the run was begun with other images, or in another order.
+      UserError: the run was begun with other images, or in another order, or with other weights.
     """
     card, now = workdir.card(), model_card(run, workload)
+    begun_with = "initial_params_sha256"
+    if initial is not None:
+        now[begun_with] = params_sha256(initial["params"])
     if card is None:
         workdir.write_card(now)
     elif card["data"]["sha256"] != now["data"]["sha256"]:
@@ -169,6 +186,11 @@ def _begin(run: Run, workload: Workload, workdir: Workdir) -> list[str]:
         raise UserError(
             f"{workdir.path} was begun with images of {card['data']['name']} that are {what}: "
             "set TFDS_DATA_DIR to the folder that it was begun with, or choose another --workdir"
+        )
+    elif initial is not None and card.get(begun_with, now[begun_with]) != now[begun_with]:
+        raise UserError(
+            f"{run.config.train.init_from} has other weights than {workdir.path} was begun with: "
+            "choose another --workdir, or --fresh"
         )
     workdir.record_start(_device(workload), execution(run.config))
     differing = environment.differences(workdir.starts())

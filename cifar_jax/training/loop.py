@@ -87,12 +87,13 @@ class Trainer:
     progress: Progress
     rows: list[dict[str, Any]]
     """Metrics of the epochs so far."""
-    initial: Mapping[str, Any] | None = None
-    """Variables to begin with, instead of fresh ones."""
+    initial: Callable[[], Mapping[str, Any]] | None = None
+    """Gives the variables to begin with, instead of fresh ones."""
     plan: Plan = field(init=False)
     """What happens when: the workload's, but where `train.max_minutes` makes it shorter."""
     origin: tuple[float, int] = field(init=False)
-    """Seconds that the run had taken when this start began to train, and the plan's pixels."""
+    """Seconds that the run had taken when this start began to train or went back, and the plan's
+    pixels until there."""
     fitted_at: float = field(init=False)
     """Seconds that it had taken when the plan was last fitted into its minutes."""
     tuner: StepsPerCallTuner = field(init=False)
@@ -115,9 +116,7 @@ class Trainer:
             return state, 0.0
         with self.signals.at_once():
             training, validate, compile_seconds = self._compile(state)
-        (elapsed,) = processes.greatest(self.progress.elapsed())
-        self.origin = (elapsed, self.plan.pixels_before(int(state.step)))
-        self.fitted_at = elapsed
+        self._set_out(state)
         with _board(self.workdir.tensorboard, epochs_over(self.plan, state) + 1) as board:
             while (number := epochs_over(self.plan, state)) < len(self.plan.epochs):
                 try:
@@ -126,6 +125,12 @@ class Trainer:
                 except Diverged as error:
                     state = self._go_back(error)
         return state, compile_seconds
+
+    def _set_out(self, state: TrainState) -> None:
+        """Take the speed by which the plan is fitted from here on."""
+        (elapsed,) = processes.greatest(self.progress.elapsed())
+        self.origin = (elapsed, self.plan.pixels_before(int(state.step)))
+        self.fitted_at = elapsed
 
     def _compile(
         self, state: TrainState
@@ -253,7 +258,7 @@ class Trainer:
         fitted = plan.fitted(self.config, images, size, begun, done + max(left, 0.0))
         changed = fitted != self.plan
         self.plan = fitted
-        self.progress.epochs = plan.as_json(fitted, self.workload.plan.stages)
+        self.progress.epochs = plan.as_json(fitted, self.workload.stages)
         return changed
 
     def _is_due(self, now: float) -> bool:
@@ -276,14 +281,16 @@ class Trainer:
         """
         self.checkpoints.wait()
         kept = self.checkpoints.latest()
-        now = f"now {self.rows[-1]['learning_rate']:g}" if self.rows else "of the first epoch"
         if self.config.train.on_nan == "stop" or self.progress.halvings == MAX_HALVINGS:
-            often = f", {MAX_HALVINGS} times halved" if self.progress.halvings else ""
+            halvings, row = self.progress.halvings, self.rows[-1] if self.rows else None
+            rate = f" ({row['learning_rate']:g} in epoch {row['epoch']})" if row else ""
             raise UserError(
-                f"{error}: lower optimizer.lr ({now}{often})"
+                f"{error}: lower optimizer.lr{rate}"
+                + (f", which was halved {halvings} times" if halvings else "")
                 + (f"; the checkpoint of step {kept} is kept" if kept else "")
             )
-        beginning = prepare.init_state(self.workload, self.seed, self.initial)
+        initial = self.initial() if self.initial and kept is None else None
+        beginning = prepare.init_state(self.workload, self.seed, initial)
         state, meta, _ = self.checkpoints.restore_newest(beginning)
         before = meta.extra.get("halvings", 0) if meta else 0
         self.progress.halvings += 1
@@ -293,7 +300,9 @@ class Trainer:
         factor = 0.5 ** (self.progress.halvings - before)
         state = programs.with_lower_rate(self.workload, state, factor)
         epochs = epochs_over(self.plan, state)
-        self.rows[:] = processes.from_first(lambda: self.workdir.rewind(epochs)[0])
+        self.rows[:] = processes.from_first(lambda: self.workdir.rewind(epochs))
+        self._set_out(state)
+        self.display.replan(len(self.plan.epochs), self.plan.steps)
         self.display.line(
             f"{error}: back to step {int(state.step)} with half the learning rate, "
             f"{self._learning_rate(state):g}"
@@ -329,7 +338,7 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
 
 def planned(workload: Workload, epochs: list[list[int]] | None) -> Plan:
     """What happens when, in a run whose progress has these `epochs`."""
-    return workload.plan if epochs is None else plan.from_json(epochs, workload.plan.stages)
+    return workload.plan if epochs is None else plan.from_json(epochs, workload.stages)
 
 
 def epochs_over(plan: Plan, state: TrainState) -> int:

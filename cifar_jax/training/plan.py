@@ -126,42 +126,47 @@ def fitted(
     return Plan((*kept, last._replace(steps=steps)) if steps else tuple(kept))
 
 
+def possible_stages(config: Config, image_size: int) -> tuple[Stage, ...]:
+    """Each that some number of epochs has, once; a plan may pass over the shorter ones."""
+    return tuple(dict.fromkeys(stage for _, stage in _stages(config, image_size)))
+
+
 def _laid_out(
     config: Config, images: int, image_size: int, epochs: int, begun: Sequence[Epoch]
 ) -> Plan:
     """So many epochs, of which some have `begun`."""
     stages = _stages(config, image_size)
+    shares = [share for share, _ in stages]
+    # What is over does not come back, though of more epochs it might not be over yet.
+    first = next((i for i, (_, s) in enumerate(stages) if begun and s == begun[-1].stage), 0)
     planned = list(begun)
     for number in range(len(begun), epochs):
-        over = number / epochs
-        stage = next(stage for until, stage in stages if over < until)
-        stage = stage._replace(frozen=_frozen(config, over))
+        _, stage = stages[max(first, bisect_right(shares, number / epochs) - 1)]
         steps = pipeline.steps_per_epoch(images, stage.batch_size, config.data.last_batch)
         begin = planned[-1].end if planned else 0
         planned.append(Epoch(number, stage, begin, steps))
     return Plan(tuple(planned))
 
 
-def _frozen(config: Config, over: float) -> tuple[int, ...]:
-    """Groups that are not trained any more when that share of the epochs is over."""
-    groups = enumerate(config.groups, start=1)
-    return tuple(i for i, group in groups if group.until is not None and over >= group.until)
-
-
 def _stages(config: Config, image_size: int) -> list[tuple[float, Stage]]:
-    """Each with the share of the epochs until which it lasts."""
+    """Each with the share of the epochs that are over when it begins, in their order."""
+    ends = {phase.until for phase in config.phases}
+    frozen = {group.until for group in config.groups if group.until is not None}
+    shares = sorted({0.0} | ends | frozen)
+    return [(share, _stage(config, image_size, share)) for share in shares]
+
+
+def _stage(config: Config, image_size: int, over: float) -> Stage:
+    """The one in which an epoch is that begins when that share of the epochs is over."""
     usual = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
-    return [
-        *(
-            (
-                phase.until,
-                Stage(
-                    phase.image_size or image_size,
-                    phase.batch_size or config.batch_size,
-                    phase.augmentation or usual,
-                ),
+    groups = enumerate(config.groups, start=1)
+    frozen = tuple(i for i, group in groups if group.until is not None and over >= group.until)
+    for phase in config.phases:
+        if over < phase.until:
+            return Stage(
+                phase.image_size or image_size,
+                phase.batch_size or config.batch_size,
+                phase.augmentation or usual,
+                frozen,
             )
-            for phase in config.phases
-        ),
-        (1.0, Stage(image_size, config.batch_size, usual)),
-    ]
+    return Stage(image_size, config.batch_size, usual, frozen)

@@ -18,7 +18,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.models import initialisation
 from cifar_jax.training import averaging, batches, losses, optim, plan, schedules
 from cifar_jax.training import step as steps
-from cifar_jax.training.plan import Plan
+from cifar_jax.training.plan import Plan, Stage
 from cifar_jax.training.step import Recipe, TrainState
 
 WHITENING_IMAGES = 5000
@@ -33,6 +33,8 @@ class Workload(NamedTuple):
     train: Split
     validation: Split
     plan: Plan
+    stages: tuple[Stage, ...]
+    """The plan's, and under `train.max_minutes` those that another plan of the run may have."""
     recipe: Recipe
     mesh: Mesh
 
@@ -71,7 +73,11 @@ def workload(
             )
         train = Split(*(array[: settings.train_images] for array in train))
     planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
-    for stage in planned.stages:
+    stages = planned.stages
+    if config.train.max_minutes:
+        possible = plan.possible_stages(config, models.IMAGE_SHAPE[0])
+        stages = tuple(dict.fromkeys((*stages, *possible)))
+    for stage in stages:
         if stage.batch_size > len(train.labels):
             raise UserError(
                 f"batch_size {stage.batch_size} is larger than the {len(train.labels)} training "
@@ -83,6 +89,7 @@ def workload(
         train=train,
         validation=validation,
         plan=planned,
+        stages=stages,
         recipe=_recipe(config, _network(config, own, num_classes=len(dataset.classes))),
         mesh=mesh,
     )

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -66,15 +66,24 @@ def compile_training(
         return state._replace(plateau=plateau, metrics=Metrics.zero())
 
     options = devices.compiler_options(workload.mesh)
-    ordering, training = {}, {}
-    for stage in workload.plan.stages:
-        ordering[stage] = order_function(workload, stage).lower(order_key, np.int32(0)).compile()
-        order = ordering[stage](order_key, np.int32(0))
-        training[stage] = (
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+    @cache
+    def compiled(stage: Stage) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+        ordering = order_function(workload, stage).lower(order_key, np.int32(0)).compile()
+        order = ordering(order_key, np.int32(0))
+        training = (
             train_function(workload, stage)
-            .lower(state, data, order, np.int32(0), step_key, _moment(0, 0, 1))
+            .lower(shapes, data, order, np.int32(0), step_key, _moment(0, 0, 1))
             .compile(compiler_options=options)
         )
+        return ordering, training
+
+    # Another that `train.max_minutes` may bring is compiled when it does, which is seldom.
+    for stage in workload.plan.stages:
+        compiled(stage)
     ending = (
         jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)
         .lower(state, np.float32(0))
@@ -82,10 +91,11 @@ def compile_training(
     )
 
     def order_of(epoch: Epoch) -> jax.Array:
-        return ordering[epoch.stage](order_key, np.int32(epoch.number))
+        ordering, _ = compiled(epoch.stage)
+        return ordering(order_key, np.int32(epoch.number))
 
     def begin(epoch: Epoch, order: jax.Array, run_steps: int) -> StepsFn:
-        program = training[epoch.stage]
+        _, program = compiled(epoch.stage)
         first = _moment(epoch.begin, epoch.number, run_steps)
         return lambda state, count: program(state, data, order, np.int32(count), step_key, first)
 

@@ -41,7 +41,8 @@ def measure_result(
         raise UserError("the loss on the test images is not finite: lower optimizer.lr")
     paper = config.paper
     last = rows[-1] if rows and rows[-1]["epoch"] == len(workload.plan.epochs) else {}
-    speeds = [row["images_per_second"] for row in rows]
+    # None was taken by an epoch that a signal stopped after its last step.
+    speeds = [row["images_per_second"] for row in rows if row["images_per_second"]]
     result: dict[str, Any] = {
         "model": config.model.name,
         "dataset": workload.dataset.name,

@@ -19,7 +19,7 @@ class Stopped(BaseException):
         name = signal.Signals(signum).name
         what = "saved and stopped" if saved else "stopped"
         super().__init__(f"{what} by {name}; the same command goes on from here")
-        self.signum = signum
+        self.signum, self.saved = signum, saved
 
 
 class Signals:

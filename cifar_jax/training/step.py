@@ -131,7 +131,8 @@ def train_step(
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     rates = state.lr * recipe.schedule(moment) * state.plateau.scale
     updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, rates=rates)
-    params, averaged = optax.apply_updates(state.params, updates), state.averaged
+    params = _with_frozen(recipe, state.params, optax.apply_updates(state.params, updates))
+    averaged = state.averaged
     if recipe.averaging:
         done = state.step + 1
         averaged, variables = averaging.update(
@@ -141,12 +142,14 @@ def train_step(
             step=done,
             progress=done / jnp.float32(moment.steps),
         )
-        params, batch_stats = variables["params"], variables["batch_stats"]
+        # Slow weights may have moved what is frozen now.
+        params = _with_frozen(recipe, state.params, variables["params"])
+        batch_stats = variables["batch_stats"]
     count = len(images)
     correct = losses.correct(logits, labels).sum()
     return state._replace(
         step=state.step + 1,
-        params=_with_frozen(recipe, state.params, params),
+        params=params,
         batch_stats=batch_stats,
         opt_state=opt_state,
         metrics=state.metrics.plus(Metrics(loss * count, correct, jnp.int32(count))),

@@ -240,9 +240,9 @@ def test_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
 def test_rewind_drops_what_will_be_repeated(tmp_path: Path) -> None:
     make(tmp_path)
     folder = workdir.Workdir(tmp_path)
-    assert folder.rewind(1) == ([{"epoch": 1, "step": 10}], 0)
+    assert folder.rewind(1) == [{"epoch": 1, "step": 10}]
     assert folder.epochs() == ([{"epoch": 1, "step": 10}], 0)
-    assert folder.rewind(0) == ([], 0)
+    assert folder.rewind(0) == []
 
 
 def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
@@ -252,7 +252,7 @@ def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
     path.write_text(f'{first[:8]}\n{second}\n[1]\n{{"epoch": 3, "st')
     folder = workdir.Workdir(tmp_path)
     assert folder.epochs() == ([{"epoch": 2, "step": 20}], 3)
-    assert folder.rewind(2) == ([{"epoch": 2, "step": 20}], 3)
+    assert folder.rewind(2) == [{"epoch": 2, "step": 20}]
     folder.append_epoch({"epoch": 3, "step": 30})
     folder.append_epoch({"epoch": 2, "step": 21})  # written down twice: the later counts
     assert folder.epochs() == ([{"epoch": 2, "step": 21}, {"epoch": 3, "step": 30}], 0)

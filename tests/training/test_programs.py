@@ -148,6 +148,26 @@ def test_calls_grow_until_one_takes_long_enough() -> None:
     assert tuner.steps == 16
 
 
+def test_calls_of_the_quickest_steps_stay_short_enough_to_be_stopped() -> None:
+    tuner = programs.StepsPerCallTuner(None)
+    while not tuner.settled:
+        tuner.observe(tuner.steps, 1e-6 * tuner.steps)
+    assert tuner.steps == 64
+
+
+@pytest.mark.parametrize("part", ["params", "batch_stats", "opt_state", "averaged"])
+def test_a_state_is_finite_if_all_of_it_is(make_config: Make, part: str) -> None:
+    config = make_config(optimizer__momentum=0.9, averaging__name="ema", averaging__decay=0.9)
+    state = prepare.init_state(prepare.workload(config), 0)
+    state = state._replace(batch_stats={"mean": jnp.zeros(3)})
+    assert programs.is_finite(state)
+    leaves, tree = jax.tree.flatten(getattr(state, part))
+    place = next(i for i, leaf in enumerate(leaves) if leaf.dtype == "float32" and leaf.ndim)
+    for value in (jnp.inf, -jnp.inf, jnp.nan):
+        broken = [*leaves[:place], leaves[place].at[..., -1].set(value), *leaves[place + 1 :]]
+        assert not programs.is_finite(state._replace(**{part: tree.unflatten(broken)}))
+
+
 def test_a_call_cut_short_by_the_end_of_an_epoch_counts_for_what_it_did() -> None:
     tuner = programs.StepsPerCallTuner(None)
     for steps, seconds in ((1, 0.01), (1, 0.01), (2, 0.02), (1, 0.2), (1, 0.2)):

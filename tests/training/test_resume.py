@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import pytest
 from short_runs import (
     EPOCHS,
@@ -30,6 +31,7 @@ from cifar_jax.cli import faults
 from cifar_jax.config import Config, override
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.inference.load import weights
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
 from cifar_jax.training import fit, loop, prepare, programs
@@ -90,8 +92,40 @@ def test_an_epoch_that_was_written_down_but_not_saved_is_repeated_once(
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run")
     assert len(rows_of(tmp_path / "run")) == epoch
-    train(config, tmp_path / "run")
+    with (tmp_path / "run/metrics.jsonl").open("a") as metrics:
+        metrics.write('{"epoch": 9, "st')  # of which no checkpoint knows
+    display = Spy()
+    train(config, tmp_path / "run", display)
+    assert not [line for line in display.lines if "has lost" in line]
     assert_same_run(tmp_path / "run", finished)
+
+
+def test_what_a_run_begins_with_is_needed_until_its_first_checkpoint(
+    config: Config, finished: Path, tmp_path: Path
+) -> None:
+    config = override(config, [f"train.init_from={finished}"])
+    source, folder = weights(finished), tmp_path / "run"
+    other = jax.tree.map(lambda x: x + 1, source)
+
+    def gone() -> Any:
+        raise UserError("no run or export")
+
+    train(config, tmp_path / "whole", initial=lambda: source)
+    with pytest.raises(UserError, match="no run or export"):
+        train(config, folder, initial=gone)
+    assert not folder.exists()
+    early, later = (
+        Spy(text, raise_it(KeyboardInterrupt())) for text in ("[EPOCH 001 | IT 00016]", "epoch 1/")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, early, initial=lambda: source)
+    with pytest.raises(UserError, match=f"{finished} has other weights than {folder} was begun"):
+        train(config, folder, initial=lambda: other)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, folder, later, initial=lambda: source)
+    train(config, folder, initial=gone)
+    assert_same_run(folder, tmp_path / "whole")
+    train(config, folder, initial=gone)  # it is found finished
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
@@ -188,7 +222,10 @@ def test_a_loss_that_diverges_goes_on_with_half_the_rate_where_that_is_asked_for
     assert [row["learning_rate"] for row in rows] == [0.05, 0.0125, 0.0125]
     with monkeypatch.context() as patch:
         patch.setattr(loop, "loss_sums", diverging(at=12, times=9))
-        with pytest.raises(UserError, match="3 times halved"):
+        with pytest.raises(
+            UserError,
+            match=r"lower optimizer\.lr \(0\.05 in epoch 1\), which was halved 3 times; the check",
+        ):
             train(config, tmp_path / "never")
 
 
