@@ -26,7 +26,7 @@ def test_its_settings_exist() -> None:
     named = set(re.findall(r"\b(?:data|init|loss|test_time|train|optimizer|averaging)\.\w+", PAGE))
     assert len(named) > 20
     assert named <= SETTINGS.keys()
-    for assignment in re.findall(r"--set (\S+?)`?[ \n)]", PAGE):
+    for assignment in re.findall(r"--set '?([^\s'`)]+)", PAGE):
         assert config.override(catalog.load("fast-basic").config, [assignment])
 
 

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import numpy as np
 
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
@@ -77,8 +76,10 @@ class Workdir:
         path = self.path / "result.json"
         return read_json(path) if path.exists() else None
 
-    def write_result(self, result: Mapping[str, Any], logits: np.ndarray) -> None:
-        """Finish the run: with the logits of the test images, which are kept as float16."""
+    def write_result(self, result: Mapping[str, Any], logits: Any) -> None:
+        """Finish the run: with the logits `[N, classes]` of the test images, kept as float16."""
+        import numpy as np  # here, since reports do without
+
         file = io.BytesIO()
         np.save(file, logits.astype(np.float16), allow_pickle=False)
         write_bytes(self.path / "test_logits.npy", file.getvalue())
