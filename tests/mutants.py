@@ -58,7 +58,7 @@ TESTS = {
     "training/test_resume.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",
     "training/signals.py": "training/test_signals.py training/test_resume.py",
-    "training/step.py": "training/test_step.py training/test_wiring.py",
+    "training/step.py": "training/test_step.py training/test_wiring.py training/test_recipes.py",
 }
 """Of each module, the files of tests that are to notice: those that do at once first."""
 _LOOKS = re.compile(

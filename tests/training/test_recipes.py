@@ -257,6 +257,21 @@ def test_dirac_filters_pass_their_input_on(make_config: Make) -> None:
 # Averages
 
 
+def test_slow_weights_are_told_the_step_and_how_far_the_run_is(make_config: Make) -> None:
+    """Of two steps in a run of four, by slow weights that are taken every two."""
+    settings = TINY | {"epochs": 2, "data__train_images": 16}
+    slow = {"averaging__name": "lookahead", "averaging__every": 2, "averaging__power": 1}
+    _, start, plain = after_an_epoch(make_config(**settings))
+    _, _, found = after_an_epoch(make_config(**settings, **slow, averaging__decay=0.8))
+    expected = jax.tree.map(
+        lambda slow, fast: slow + (1 - 0.8 * 2 / 4) * (fast - slow),
+        start.variables,
+        plain.variables,
+    )
+    chex.assert_trees_all_close(found.averaged, expected, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_equal(found.variables, found.averaged)
+
+
 @pytest.mark.parametrize("name", ["ema", "lookahead"])
 def test_the_average_is_evaluated_saved_and_gone_on_from(
     make_config: Make, tmp_path: Path, name: str
