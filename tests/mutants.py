@@ -52,7 +52,8 @@ TESTS = {
     "training/muon.py": "training/test_muon.py",
     "training/optim.py": "training/test_plateau.py training/test_muon.py training/test_wiring.py",
     "training/plan.py": "training/test_recipes.py training/test_wiring.py",
-    "training/prepare.py": "training/test_programs.py training/test_wiring.py",
+    "training/prepare.py": "training/test_programs.py training/test_wiring.py "
+    "training/test_recipes.py",
     "training/programs.py": "training/test_programs.py training/test_wiring.py",
     "training/result.py": "training/test_fit.py training/test_whole_runs.py "
     "training/test_resume.py",

@@ -13,6 +13,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.training import prepare, programs
 from cifar_jax.training.prepare import Workload
+from cifar_jax.training.step import Metrics
 
 Make = Callable[..., Config]
 
@@ -111,6 +112,8 @@ def test_splits_do_not_overlap(make_config: Make) -> None:
     limited = prepare.workload(make_config(data__train_images=50, data__validation=100))
     np.testing.assert_array_equal(limited.train.images, whole[:50])
     np.testing.assert_array_equal(limited.validation.images, whole[1337:])
+    all_of_them = make_config(data__train_images=1337, data__validation=100)
+    assert len(prepare.workload(all_of_them).train.labels) == 1337
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,20 @@ def test_calls_grow_until_one_takes_long_enough() -> None:
         tuner.observe(tuner.steps, 0.01 * tuner.steps)
     assert taken == [1, 2, 4, 8, 16, 16]
     assert tuner.steps == 16
+
+
+def test_means_are_of_the_images_that_there_were() -> None:
+    seen = Metrics(jnp.float32(6), jnp.int32(3), jnp.int32(4))
+    assert programs.means(seen) == {"loss": 1.5, "accuracy": 75.0}
+    assert programs.means(Metrics.zero()) == {"loss": 0.0, "accuracy": 0.0}
+
+
+def test_a_rate_is_lowered_by_a_factor(make_config: Make) -> None:
+    workload = prepare.workload(make_config())
+    state = prepare.init_state(workload, 0)
+    for scale in (0.5, 0.25):
+        state = programs.with_lower_rate(workload, state, 0.5)
+        assert float(state.plateau.scale) == scale
 
 
 def test_calls_of_the_quickest_steps_stay_short_enough_to_be_stopped() -> None:

@@ -238,6 +238,16 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert evaluate(tmp_path)["step"] == 8
 
 
+def test_a_validation_loss_that_is_not_finite_ends_the_run_too(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = iter([{"loss": 1.0, "accuracy": 50.0}, {"loss": float("nan"), "accuracy": 10.0}])
+    monkeypatch.setattr(loop, "measure", lambda *_: next(measured))
+    with pytest.raises(UserError, match=r"^the validation loss is not finite after epoch 2: lower"):
+        train(make_config(epochs=3), tmp_path)
+    assert len(rows_of(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("write", ["record_start", "append_epoch", "write_result"])
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
