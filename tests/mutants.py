@@ -47,11 +47,13 @@ TESTS = {
     "training/batches.py": "training/test_step.py training/test_recipes.py training/test_wiring.py",
     "training/display.py": "training/test_display.py training/test_fit.py",
     "training/fit.py": "training/test_fit.py training/test_whole_runs.py training/test_resume.py",
-    "training/loop.py": "training/test_whole_runs.py training/test_resume.py training/test_fit.py",
+    "training/loop.py": "training/test_whole_runs.py training/test_resume.py training/test_fit.py "
+    "training/test_time_budget.py",
     "training/losses.py": "training/test_losses.py training/test_wiring.py",
     "training/muon.py": "training/test_muon.py",
     "training/optim.py": "training/test_plateau.py training/test_muon.py training/test_wiring.py",
-    "training/plan.py": "training/test_recipes.py training/test_wiring.py",
+    "training/plan.py": "training/test_time_budget.py training/test_recipes.py "
+    "training/test_wiring.py",
     "training/prepare.py": "training/test_programs.py training/test_wiring.py "
     "training/test_recipes.py",
     "training/programs.py": "training/test_programs.py training/test_wiring.py",

@@ -1,0 +1,158 @@
+"""`train.max_minutes`: a plan that is fitted into the time that there is."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from short_runs import Spy, rows_of, train
+from tiny import TINY
+
+from cifar_jax.config import Config, override
+from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.training import loop, plan, prepare, programs
+
+Make = Callable[..., Config]
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+def fitted(config: Config, begun: int, pixels: float) -> list[tuple[int, int]]:
+    """Image size and steps of each epoch of what fits, when so many epochs have begun."""
+    full = plan.make(config, 32, 32)
+    found = plan.fitted(config, 32, 32, full.epochs[:begun], pixels)
+    assert [e.begin for e in found.epochs] == [0, *np.cumsum([e.steps for e in found.epochs])[:-1]]
+    assert plan.from_json(plan.as_json(found, full.stages), full.stages) == found
+    return [(e.stage.image_size, e.steps) for e in found.epochs]
+
+
+def test_a_plan_is_fitted_into_what_there_is_time_for(make_config: Make) -> None:
+    config = make_config(
+        **TINY | {"epochs": 8, "schedule__name": "linear"},
+        phases='[{"until": 0.5, "image_size": 16}]',
+    )
+    small, large = 8 * 16**2, 8 * 32**2
+    whole = 4 * 4 * (small + large)
+    assert fitted(config, 1, whole) == [(16, 4)] * 4 + [(32, 4)] * 4
+    assert fitted(config, 1, 10 * whole) == [(16, 4)] * 4 + [(32, 4)] * 4
+    # Half of it: more than half of the epochs are small, and the last is cut short.
+    assert fitted(config, 1, whole / 2) == [(16, 4)] * 3 + [(32, 4), (32, 3)]
+    assert fitted(config, 1, whole / 2 - 2.5 * large) == [(16, 4)] * 2 + [(32, 4), (32, 1)]
+    # Less than the first epoch: that is cut.
+    assert fitted(config, 1, 3 * small) == [(16, 3)]
+    # What has begun stays, whatever comes after.
+    assert fitted(config, 3, whole / 2)[:3] == [(16, 4)] * 3
+    # What is over is over, though its time was up before it was.
+    assert fitted(config, 3, 8 * small) == fitted(config, 3, 3 * small) == [(16, 4)] * 2
+
+
+def test_a_plan_may_have_stages_that_a_longer_one_passes_over(make_config: Make) -> None:
+    """Of 17 epochs none begins between two fifths and 0.41 of the run; of 15 one does."""
+    config = make_config(
+        **TINY | {"model__name": "pooled", "epochs": 17, "schedule__name": "linear"},
+        phases='[{"until": 0.41, "image_size": 16}]',
+        groups='[{"parameters": "*/bias", "until": 0.4, "optimizer": {}}]',
+        train__max_minutes=5,
+    )
+    workload = prepare.workload(config)
+    full = workload.plan
+    state = prepare.init_state(workload, 0)
+    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    passed_over = []
+    for pixels in range(0, full.pixels_before(full.steps), 8 * 32**2):
+        found = plan.fitted(config, 32, 32, full.epochs[:1], pixels)
+        assert plan.from_json(plan.as_json(found, workload.stages), workload.stages) == found
+        passed_over += [epoch for epoch in found.epochs if epoch.stage not in full.stages]
+    assert {(epoch.stage.image_size, epoch.stage.frozen) for epoch in passed_over} == {(16, (1,))}
+    epoch = passed_over[0]
+    after = training.begin(epoch, training.order(epoch), 60)(state, 2)
+    assert int(after.step) == 2
+
+
+def test_what_is_over_does_not_come_back_when_there_is_more_time(make_config: Make) -> None:
+    config = make_config(
+        **TINY | {"model__name": "pooled", "epochs": 40, "schedule__name": "linear"},
+        phases='[{"until": 0.2, "image_size": 16}]',
+        groups='[{"parameters": "*/bias", "until": 0.3, "optimizer": {}}]',
+    )
+    of_ten = plan.make(override(config, ["epochs=10"]), 32, 32)
+    grown = plan.fitted(config, 32, 32, of_ten.epochs[:4], 10**9)
+    assert len(grown.epochs) == 40
+    assert grown.epochs[:4] == of_ten.epochs[:4]
+    assert {(e.stage.image_size, e.stage.frozen) for e in grown.epochs[3:]} == {(32, (1,))}
+
+
+def test_time_that_was_lost_by_going_back_is_no_measure_of_speed(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which each look takes a second; the loss is not finite once, in epoch 1."""
+    clock, calls, origins = iter(range(10**6)), iter(range(10**6)), []
+    for module in ("loop", "fit"):
+        name = f"cifar_jax.training.{module}.time.perf_counter"
+        monkeypatch.setattr(name, lambda: float(next(clock)))
+    sums, refit = loop.loss_sums, loop.Trainer._refit
+
+    def observed(self: loop.Trainer, *args: Any) -> bool:
+        origins.append(self.origin[0])
+        return refit(self, *args)
+
+    def counted(self: Checkpoints, *args: Any, whole: bool = True, **options: Any) -> None:
+        saves.append(whole)
+        save(self, *args, whole=whole, **options)
+
+    save, saves = Checkpoints.save, []
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    monkeypatch.setattr(loop.Trainer, "_refit", observed)
+    monkeypatch.setattr(
+        loop, "loss_sums", lambda state: (np.nan, 1) if next(calls) == 10 else sums(state)
+    )
+    config = make_config(
+        **TINY | {"epochs": 500, "batch_size": 1, "schedule__name": "linear"},
+        **{"train__max_minutes": 5, "train__steps_per_call": 1, "train__on_nan": "restore"},
+        train__checkpoint_minutes=1,
+    )
+    result = train(config, tmp_path / "run", display := Spy())
+    assert [line for line in display.lines if "back to step 0 with half" in line]
+    assert len(set(origins)) == 2
+    assert max(origins) - min(origins) > 20
+    assert 1 <= saves.count(False) <= 5  # one a minute, of epochs that take longer
+    assert 240 < result["wall_seconds"] < 330
+    assert result["steps"] > 40
+
+
+def test_a_run_ends_in_its_minutes_with_its_schedule_done(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock on which each look takes a second."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr("cifar_jax.training.loop.time.perf_counter", lambda: float(next(clock)))
+    config = make_config(
+        **TINY | {"epochs": 500, "schedule__name": "linear"},
+        train__max_minutes=5,
+        train__steps_per_call=1,
+    )
+    monkeypatch.setattr("cifar_jax.training.fit.time.perf_counter", lambda: float(next(clock)))
+    compile_training, ends = programs.compile_training, []
+
+    def observed(*args: Any) -> programs.Executables:
+        made = compile_training(*args)
+
+        def begin(epoch: plan.Epoch, order: jax.Array, run_steps: int) -> programs.StepsFn:
+            ends.append(run_steps)
+            return made.begin(epoch, order, run_steps)
+
+        return made._replace(begin=begin)
+
+    monkeypatch.setattr(programs, "compile_training", observed)
+    result = train(config, tmp_path / "run")
+    assert ends[-1] == result["steps"]  # by which the learning rate has gone to its end
+    rows = rows_of(tmp_path / "run")
+    assert 4 < result["epochs"] == len(rows) < 40
+    assert rows[-1]["step"] == result["steps"]
+    assert rows[-1]["learning_rate"] < 0.05 * 0.1
+    assert 240 < result["wall_seconds"] < 330
+    assert evaluate(tmp_path / "run")["epoch"] == result["epochs"]
+    again = train(config, tmp_path / "run")  # it is found finished
+    assert again["params_sha256"] == result["params_sha256"]
