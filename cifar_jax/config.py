@@ -282,7 +282,9 @@ class Config(Settings):
     optimizer: Optimizer
     """Update rule."""
     groups: Annotated[tuple[Group, ...], Field(strict=False)] = ()
-    """Parameters with an update rule of their own: of several groups the first that names them."""
+    """Parameters with an update rule of their own: of several groups the first that names them.
+    Each has `parameters`, a pattern of their paths, an `optimizer`, and `until`, the share of the
+    epochs after which they stay as they are: 0 for never trained, none to the end."""
     schedule: Schedule = Schedule()
     """How the learning rate moves."""
     loss: Loss = Loss()
@@ -292,7 +294,8 @@ class Config(Settings):
     init: Initialisation = Initialisation()
     """What the weights begin with."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
-    """Parts of the training before the rest, in which images differ."""
+    """Parts of the training before the rest, in which images differ. Each has `until`, the share of
+    the epochs at which it ends, and of `image_size`, `batch_size` and `augmentation` its own."""
     data: Data = Data()
     """Which images."""
     test_time: TestTime = TestTime()

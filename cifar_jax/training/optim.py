@@ -36,7 +36,7 @@ def make_optimizer(
     rules = [optimizer, *(group.optimizer for group in groups)]
 
     def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: label(_named(path)), params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: label(path_name(path)), params)
 
     def label(path: str) -> str:
         return _FROZEN if path in frozen else str(_group_of(groups, path))
@@ -62,7 +62,7 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
     Raises:
       UserError: it is not so.
     """
-    leaves = {_named(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     rest = dict(leaves)
     for group in [*groups, Group(parameters="*", optimizer=optimizer)]:
         named = [path for path in leaves if _names(group, path)]
@@ -82,11 +82,12 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
 
 def members(params: Any, groups: Sequence[Group], numbers: Collection[int]) -> frozenset[str]:
     """Paths of the parameters that belong to the groups of these numbers, which are from 1 on."""
-    paths = (_named(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     return frozenset(path for path in paths if _group_of(groups, path) in numbers)
 
 
-def _named(path: Any) -> str:
+def path_name(path: Any) -> str:
+    """Such as `conv1/bias`, of a parameter's key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 

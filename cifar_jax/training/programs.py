@@ -139,7 +139,6 @@ def train_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
     ) -> TrainState:
         augment_key, dropout_key = jax.random.split(key)
         make = partial(batches.make_batch, workload.dataset, stage, workload.config.train.precision)
-
         frozen = optim.members(state.params, workload.config.groups, stage.frozen)
         recipe = workload.recipe._replace(frozen=frozen)
 

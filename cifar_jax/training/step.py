@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from cifar_jax.training import averaging, losses
 from cifar_jax.training.averaging import Ema, Lookahead
-from cifar_jax.training.optim import PlateauState, plateau_init
+from cifar_jax.training.optim import PlateauState, path_name, plateau_init
 from cifar_jax.training.schedules import Moment, Shape
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
@@ -161,8 +161,7 @@ def _with_frozen(recipe: Recipe, before: Any, after: Any) -> Any:
     """`after`, but for the frozen parameters, which are those of `before`."""
 
     def chosen(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return old if name in recipe.frozen else new
+        return old if path_name(path) in recipe.frozen else new
 
     return jax.tree_util.tree_map_with_path(chosen, before, after)
 
