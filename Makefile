@@ -64,7 +64,7 @@ report: setup ## The paper against what was measured, from runs/
 
 weights: setup ## Take a recorded run's weights into the package: make weights RUN=runs/basic/seed0
 	$(CLI) export $(RUN) --to safetensors --force \
-	  --output cifar_jax/weights/$(notdir $(patsubst %/,%,$(dir $(RUN)))).safetensors
+	  --output cifar_jax/weights/$(notdir $(patsubst %/,%,$(dir $(RUN:/=)))).safetensors
 
 readme: setup ## Renew the README's tables and figures from results/
 	$(CLI) report --readme README.md
@@ -84,7 +84,7 @@ test: $(TEST_SETUP) ## The tests that take seconds
 torture: setup ## Kill, stop, damage and starve runs, and hold them to undisturbed ones
 	$(BIN)/python -m benchmarks.torture $(ARGS)
 
-test-oldest: ## The same on the oldest versions that are allowed (PYTHON=python3.13)
+test-oldest: ## The tests of make test on the oldest versions that are allowed (PYTHON=python3.13)
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
 
 test-slow: $(TEST_SETUP) ## The tests that train for minutes

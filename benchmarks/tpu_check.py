@@ -53,7 +53,7 @@ TARGETS = {
     "v5e-4": Target(V5E, "v5e:2x2", 4),
     "v6e-4": Target(V6E, "v6e:2x2", 4),
 }
-# One for each network and optimizer; the paper's other three differ in settings only.
+# One for each network and optimizer; the paper's other two differ in settings only.
 EXPERIMENTS = (
     *("basic", "net", "net-bn-gap", "net-attention", "resnet18-sgd", "resnet18-adam-lr1e-4"),
     *("resnet10", "resnet10-separable"),

@@ -228,7 +228,8 @@ class Data(Augmentation):
 
 
 class Train(Settings):
-    """How the run is carried out. But for the first three, nothing here changes what is learned."""
+    """How the run is carried out. Only the first three change what is learned, and `on_nan` where
+    the loss is no longer finite."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Compute type; parameters, statistics and logits are float32 either way."""

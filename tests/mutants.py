@@ -37,18 +37,23 @@ TESTS = {
     "training/test_resume.py",
     "runs/environment.py": "runs/test_environment.py runs/test_folder.py",
     "runs/files.py": "runs/test_files.py runs/test_folder.py report/test_report_records.py",
-    "runs/folder.py": "runs/test_folder.py training/test_resume.py",
-    "runs/reading.py": "report/test_report_reading.py report/test_report_table.py "
-    "report/test_report_records.py runs/test_older_versions.py",
-    "runs/records.py": "report/test_report_records.py report/test_report_reading.py",
-    "runs/run.py": "report/test_report_table.py report/test_report_records.py",
+    "runs/folder.py": "runs/test_folder.py runs/test_folder_files.py runs/test_more_epochs.py "
+    "training/test_resume.py",
+    "runs/reading.py": "report/test_report_reading.py report/test_report_looked_for.py "
+    "report/test_report_table.py report/test_report_records.py runs/test_older_versions.py",
+    "runs/records.py": "report/test_report_records.py report/test_report_recorded.py "
+    "report/test_report_looked_for.py report/test_report_reading.py",
+    "runs/run.py": "report/test_report_table.py report/test_report_records.py "
+    "report/test_report_recorded.py",
     "runs/schema.py": "report/test_report_reading.py report/test_report_records.py",
     "training/averaging.py": "training/test_averaging.py training/test_recipes.py",
     "training/batches.py": "training/test_step.py training/test_recipes.py training/test_wiring.py",
     "training/display.py": "training/test_display.py training/test_fit.py",
-    "training/fit.py": "training/test_fit.py training/test_whole_runs.py training/test_resume.py",
-    "training/loop.py": "training/test_whole_runs.py training/test_resume.py training/test_fit.py "
-    "training/test_time_budget.py",
+    "training/fit.py": "training/test_starts.py training/test_results.py training/test_fit.py "
+    "training/test_whole_runs.py training/test_resume.py",
+    "training/loop.py": "training/test_stops.py training/test_rows.py training/test_going_back.py "
+    "training/test_whole_runs.py training/test_time_budget.py training/test_resume.py "
+    "training/test_fit.py",
     "training/losses.py": "training/test_losses.py training/test_wiring.py",
     "training/muon.py": "training/test_muon.py",
     "training/optim.py": "training/test_plateau.py training/test_muon.py training/test_wiring.py",
@@ -57,8 +62,8 @@ TESTS = {
     "training/prepare.py": "training/test_programs.py training/test_wiring.py "
     "training/test_recipes.py",
     "training/programs.py": "training/test_programs.py training/test_wiring.py",
-    "training/result.py": "training/test_fit.py training/test_whole_runs.py "
-    "training/test_resume.py",
+    "training/result.py": "training/test_results.py training/test_fit.py "
+    "training/test_whole_runs.py training/test_resume.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",
     "training/signals.py": "training/test_signals.py training/test_resume.py",
     "training/step.py": "training/test_step.py training/test_wiring.py training/test_recipes.py",

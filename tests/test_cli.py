@@ -222,6 +222,9 @@ def test_a_signal_stops_all(run, tmp_path: Path, begun: list[Path]) -> None:
     assert "1 of 3 are finished" in done.out
     done = run("train", "basic", "--seeds", "2", "--set", "batch_size=9")
     assert "basic seed 0: stopped\n" in done.out  # before there was anything to save
+    assert "--fresh" not in done.out
+    (tmp_path / "runs/basic@batch_size=9/seed0/checkpoints").mkdir(parents=True)
+    assert "leave --fresh out" in run("train", "basic", "--fresh", "--set", "batch_size=9").out
 
 
 def test_train_a_config_file(run, tmp_path: Path) -> None:

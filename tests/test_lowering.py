@@ -53,6 +53,18 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
         assert "custom_call" not in text
 
 
+@pytest.mark.parametrize("name", ["fast-net-bn-gap", "fast-resnet10-separable", "speedrun-92"])
+def test_better_recipes_become_programs_for_accelerators(name: str) -> None:
+    """Muon, phases, whitening, averages: their products and loops are their own."""
+    made = workload(name)
+    for stage in made.plan.stages:
+        traced = programs.train_function(made, stage).trace(*programs.train_arguments(made, stage))
+        for platform in ("cuda", "tpu"):
+            text = traced.lower(lowering_platforms=(platform,)).as_text()
+            assert CONVOLUTION in text
+            assert "custom_call" not in text
+
+
 def test_the_step_can_be_exported() -> None:
     made = workload("basic")
     (stage,) = made.plan.stages

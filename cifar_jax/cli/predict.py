@@ -63,8 +63,7 @@ def predict(
     from cifar_jax.inference.load import load
 
     model = load(run, best=best, own=named_code(code, run))
-    # Of the unsure images only would make an answer depend on what else is asked.
-    seen = model.views._replace(unsure=None) if views else None
+    seen = model.views if views else None
     if seen is not None and not (seen.flip or seen.shift):
         raise UserError(f"{run} was tested with images as they are: leave --views out")
     names = find(images)

@@ -41,6 +41,8 @@ def report(
     folder with runs in it is written there. That of runs named one by one is only printed, unless
     --output says where to write it.
     """
+    if sum(map(bool, (output, results, readme))) > 1 or (readme and runs):
+        raise UserError("--output, --record and --readme exclude each other, --readme and RUNS too")
     if results:
         if not runs:
             raise UserError("--record needs the run folders that it is to record")

@@ -15,8 +15,6 @@ from cifar_jax.cli.code import own_model
 from cifar_jax.cli.output import DEVICE
 from cifar_jax.errors import UserError
 
-RUNS = Path("runs")
-
 
 @click.command(short_help="Train experiments, or go on with them.")
 @click.argument("experiments", metavar="EXPERIMENT...", nargs=-1)
@@ -72,6 +70,7 @@ def train(
     from cifar_jax.cli.several import train_each
     from cifar_jax.inference.load import weights
     from cifar_jax.runs.folder import folder_name
+    from cifar_jax.runs.reading import RUNS
     from cifar_jax.training.display import Display
     from cifar_jax.training.fit import Run, fit
 
@@ -107,10 +106,15 @@ def train(
             run = run._replace(initial=cache(partial(weights, source)))
         return _result_line(fit(run, display))
 
-    if len(runs) == 1:
-        display.note(train_one(runs[0]))
-    else:
-        train_each(runs, train_one, say=display.note)
+    try:
+        if len(runs) == 1:
+            display.note(train_one(runs[0]))
+        else:
+            train_each(runs, train_one, say=display.note)
+    except BaseException:
+        if fresh and any((run.workdir / "checkpoints").is_dir() for run in runs):
+            display.note("to go on, leave --fresh out: it would begin anew what is saved")
+        raise
 
 
 def _result_line(result: dict[str, Any]) -> str:

@@ -74,6 +74,9 @@ def logits(
         return _of_a_file(path, split, best, own)
     network = load_run(path, best=best, own=own)
     workdir, identity = existing_workdir(path)
+    step = network.card["step"]
+    with Checkpoints(workdir.checkpoints) as checkpoints:  # before the run, at work, deletes it
+        extra = next((meta.extra for meta in checkpoints.all() if meta.step == step), {})
     workload = prepare.workload(_on_this_machine(from_flat(identity["config"])), own=own)
     _hold_to_its_classes(path, network.classes, workload.dataset)
     images = {
@@ -93,9 +96,6 @@ def logits(
         mesh=workload.mesh,
         views=network.views,
     )(network.variables)
-    step = network.card["step"]
-    with Checkpoints(workdir.checkpoints) as checkpoints:
-        extra = next(meta.extra for meta in checkpoints.all() if meta.step == step)
     return Evaluated(
         experiment=identity["experiment"],
         seed=identity["seed"],
@@ -114,8 +114,16 @@ def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Ev
     network = load(path, best=best, own=own)
     if split != "test":
         raise UserError(f"{path} is no run's folder: only --split test is known of it")
-    dataset = data.load(network.card.get("data", {}).get("name", "cifar10"))
+    trained = {"name": "cifar10"} | (network.card.get("data") or {})
+    if trained["name"].startswith("folder:"):
+        raise UserError(f"{path} does not know where its images are: evaluate its run's folder")
+    dataset = data.load(trained["name"])
     _hold_to_its_classes(path, network.classes, dataset)
+    if trained.get("content", dataset.content) != dataset.content:
+        raise UserError(
+            f"{path} was trained on other images of {trained['name']}: set TFDS_DATA_DIR to the "
+            "folder that they are in"
+        )
     images, labels = dataset.test
     known = isinstance(network, TrainedNetwork)
     return Evaluated(

@@ -26,8 +26,9 @@ class Image(NamedTuple):
 def find(words: Sequence[str]) -> list[str | UserError]:
     """The files that `words` name, or what is wrong with a word in its place.
 
-    A folder stands for all images in it at any depth, by name; a word with `*`, `?` or `[` that is
-    no file for those that match it (`**` for any depth); `-` for standard input.
+    A folder stands for all images in it at any depth, by name, but for hidden ones; a word with
+    `*`, `?` or `[` that is no file for those that match it (`**` for any depth); `-` for standard
+    input.
     """
     found: list[str | UserError] = []
     for word in words:
@@ -35,7 +36,7 @@ def find(words: Sequence[str]) -> list[str | UserError]:
         if word == "-" or path.is_file():
             found.append(word)
         elif path.is_dir():
-            files = [p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES]
+            files = [p for p in sorted(path.rglob("*")) if _is_image(p, path)]
             found += map(str, files)
             if not files:
                 found.append(UserError(f"no image in the folder {word}"))
@@ -46,6 +47,12 @@ def find(words: Sequence[str]) -> list[str | UserError]:
             files = [match for match in sorted(matches) if Path(match).is_file()]
             found += files or [UserError(f"no file {word}")]
     return found
+
+
+def _is_image(path: Path, folder: Path) -> bool:
+    parts = path.relative_to(folder).parts
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
 def read(names: Sequence[str | UserError]) -> Iterator[Image]:

@@ -55,11 +55,13 @@ class Classifier:
 
         Args:
           images: uint8 `[N, 32, 32, 3]`, or files of any size and common format.
-          views: what else is looked at of them; by default nothing.
+          views: what else is looked at, of each of them: with views of the unsure ones only an
+            answer would depend on what else is asked. By default nothing.
 
         Raises:
           UserError: an array of another shape or type, or a file that is no image.
         """
+        views = views and views._replace(unsure=None)
         logits = self.logits(images, views).astype(np.float64)
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
@@ -67,7 +69,10 @@ class Classifier:
     def logits(
         self, images: np.ndarray | Sequence[str | Path], views: Views | None = None
     ) -> np.ndarray:
-        """Logits `[N, classes]`, float32; arguments and errors are those of `predict`."""
+        """Logits `[N, classes]`, float32; arguments and errors are those of `predict`.
+
+        Here `views.unsure` counts, as in a run's test.
+        """
         if not hasattr(images, "dtype"):
             files = [read_image(Path(file)) for file in images]
             images = np.stack(files) if files else np.zeros((0, *models.IMAGE_SHAPE), np.uint8)

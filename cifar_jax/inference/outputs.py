@@ -6,7 +6,8 @@ import numpy as np
 
 from cifar_jax import data, process
 from cifar_jax.errors import UserError
-from cifar_jax.runs.records import KEPT_LOGITS, Outputs
+from cifar_jax.runs.folder import LOGITS
+from cifar_jax.runs.records import Outputs
 from cifar_jax.runs.run import Run
 
 
@@ -17,13 +18,13 @@ def test_outputs(run: Run) -> Outputs:
       UserError: neither is there, or the checkpoint or the data set is not the run's.
     """
     assert run.result
-    kept = run.path / KEPT_LOGITS
+    kept = run.path / LOGITS
     if kept.exists():
         dataset = data.load(run.settings["data.dataset"])
         images, labels = dataset.fingerprint, dataset.test.labels
         logits = _read(kept, len(labels))
     elif not (run.path / "checkpoints").is_dir():
-        raise UserError(f"{run.path} has neither {KEPT_LOGITS} nor a checkpoint to compute them of")
+        raise UserError(f"{run.path} has neither {LOGITS} nor a checkpoint to compute them of")
     else:
         # JAX starts here, and only for a run that kept no logits.
         from cifar_jax.inference import evaluate

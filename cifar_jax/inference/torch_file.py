@@ -8,7 +8,6 @@ arrays from the archive's bytes and nothing else.
 import io
 import math
 import pickle
-import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -18,12 +17,9 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.errors import UserError
+from cifar_jax.unpickling import Function, require, require_plain
 
 _MAX_BYTES = 2_000_000_000
-# A network takes some hundred instructions a tensor, of which ten build tuples. A million tuples,
-# one in the other, would exhaust the stack; entries of the memo far apart would exhaust the memory.
-_MAX_INSTRUCTIONS = 200_000
-_MAX_TUPLES = 20_000
 
 _DTYPES = {
     "FloatStorage": np.float32,
@@ -85,7 +81,7 @@ def _from_zip(content: bytes, path: Path) -> dict[str, np.ndarray]:
             program = archive.read(pickles[0])
             if f"{root}constants.pkl" in sizes:
                 raise UserError(f"{path} is a TorchScript program: save its state_dict() instead")
-            _bounded(program)
+            require_plain(program)
             found = _Unpickler(io.BytesIO(program), archive, root).load()
     except UserError:
         raise
@@ -95,15 +91,6 @@ def _from_zip(content: bytes, path: Path) -> dict[str, np.ndarray]:
     except Exception as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error})") from None
     return _tensors(found, path)
-
-
-def _bounded(program: bytes) -> None:
-    tuples = 0
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(program)):
-        tuples += opcode.name.startswith("TUPLE")
-        far = "PUT" in opcode.name and int(argument or 0) > _MAX_INSTRUCTIONS
-        if far or count > _MAX_INSTRUCTIONS or tuples > _MAX_TUPLES:
-            raise pickle.UnpicklingError("it is far more complex than one")
 
 
 def _tensors(found: Any, path: Path) -> dict[str, np.ndarray]:
@@ -161,38 +148,18 @@ class _Storage:
         raise pickle.UnpicklingError("a storage's state is set")
 
 
-class _Function:
-    """Stands in for a function that is named; it has no state that could be set."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a function's state is set")
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise pickle.UnpicklingError(otherwise)
-
-
 def _rebuild_tensor(
     storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any, *_: Any
 ) -> _Tensor:
     def plain(values: Any) -> bool:
         return isinstance(values, tuple) and all(type(v) is int and v >= 0 for v in values)
 
-    _require(isinstance(storage, np.ndarray), "a tensor has no storage")
-    _require(plain((offset,)) and plain(size) and plain(stride), "a tensor's shape is not plain")
-    _require(len(size) == len(stride) <= 8 and not hooks, "a tensor is not plainly built")
+    require(isinstance(storage, np.ndarray), "a tensor has no storage")
+    require(plain((offset,)) and plain(size) and plain(stride), "a tensor's shape is not plain")
+    require(len(size) == len(stride) <= 8 and not hooks, "a tensor is not plainly built")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    _require(math.prod(size) <= storage.size, "a tensor is larger than its storage")
-    _require(0 in size or last < storage.size, "a tensor reaches beyond its storage")
+    require(math.prod(size) <= storage.size, "a tensor is larger than its storage")
+    require(0 in size or last < storage.size, "a tensor reaches beyond its storage")
     if 0 in size:
         return _Tensor(np.zeros(size, storage.dtype))
     strides = [step * storage.itemsize for step in stride]
@@ -201,7 +168,7 @@ def _rebuild_tensor(
 
 
 def _rebuild_parameter(data: Any, requires_grad: Any, hooks: Any) -> _Tensor:
-    _require(isinstance(data, _Tensor) and not hooks, "a parameter is not plainly built")
+    require(isinstance(data, _Tensor) and not hooks, "a parameter is not plainly built")
     return data
 
 
@@ -211,9 +178,9 @@ class _Unpickler(pickle.Unpickler):
         self._archive, self._root = archive, root
         self._left = _MAX_BYTES
         self._admitted = {
-            ("collections", "OrderedDict"): _Function(lambda *items: _Dict(*items)),
-            ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuild_tensor),
-            ("torch._utils", "_rebuild_parameter"): _Function(_rebuild_parameter),
+            ("collections", "OrderedDict"): Function(lambda *items: _Dict(*items)),
+            ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),
+            ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
         } | {("torch", name): _Storage(name) for name in _DTYPES}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
@@ -224,12 +191,12 @@ class _Unpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         """A storage: ("storage", its class, the name of its file, a device, how many elements)."""
-        _require(isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage", "no storage")
+        require(isinstance(pid, tuple) and len(pid) == 5 and pid[0] == "storage", "no storage")
         _, kind, key, _, count = pid
-        _require(isinstance(kind, _Storage) and type(count) is int, "a storage of no known type")
-        _require(isinstance(key, str) and key.isascii() and key.isdecimal(), "an odd storage name")
+        require(isinstance(kind, _Storage) and type(count) is int, "a storage of no known type")
+        require(isinstance(key, str) and key.isascii() and key.isdecimal(), "an odd storage name")
         self._left -= count * kind.dtype.itemsize
-        _require(count >= 0 <= self._left, "far more numbers than a network")
+        require(count >= 0 <= self._left, "far more numbers than a network")
         content = self._archive.read(f"{self._root}data/{key}")
-        _require(len(content) == count * kind.dtype.itemsize, "a storage of another size")
+        require(len(content) == count * kind.dtype.itemsize, "a storage of another size")
         return np.frombuffer(content, kind.dtype)

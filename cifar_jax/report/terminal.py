@@ -39,7 +39,7 @@ def show(groups: Sequence[Group], console: Console | None = None) -> None:
     if not any(group.runs for group in groups):
         console.print(
             "No runs yet: [bold]make exp-basic[/], or [bold]cifar-jax train basic[/], trains the "
-            "paper's first experiment. [bold]make demo[/] needs no download, and a minute or two."
+            "paper's first experiment. [bold]make demo[/] needs no download, and a few minutes."
         )
         return
     where = "" if each or not devices else f" Device: {escape('; '.join(sorted(devices)))}."

@@ -43,7 +43,7 @@ def differences(starts: Sequence[Mapping[str, Any]]) -> list[str]:
     def compared(start: Mapping[str, Any]) -> dict[str, str]:
         device, machine = start.get("device", {}), start.get("machine", {})
         return {
-            "commit": str(start.get("git_commit")).replace("None", "unknown")[:12],
+            "commit": _short(start.get("git_commit")),
             **{name: str(text) for name, text in start.get("versions", {}).items()},
             "device": f"{device.get('count', 1)} × {device.get('kind', 'unknown')}",
             "CPU features": " ".join(machine.get("features", ())),
@@ -57,6 +57,11 @@ def differences(starts: Sequence[Mapping[str, Any]]) -> list[str]:
         for name in new
         if name in old and old[name] != new[name]
     ]
+
+
+def _short(commit: str | None) -> str:
+    sha, dash, dirty = (commit or "unknown").partition("-")
+    return sha[:12] + dash + dirty
 
 
 def versions() -> dict[str, str]:

@@ -34,16 +34,15 @@ from cifar_jax.errors import UserError
 from cifar_jax.runs import environment
 from cifar_jax.runs.files import naming, read_json, write_bytes, write_json
 
+LOGITS = "test_logits.npy"
 _OWN_FILES = (
-    *(
-        "result.json",
-        "test_logits.npy",
-        "model.json",
-        "model.py",
-        "env.json",
-        "log.txt",
-        "metrics.jsonl",
-    ),
+    "result.json",
+    LOGITS,
+    "model.json",
+    "model.py",
+    "env.json",
+    "log.txt",
+    "metrics.jsonl",
 )
 _CHECKPOINT = re.compile(r"\d+|damaged-\d+|\.deleted-\d+|\d+\.orbax-checkpoint-tmp.*")
 _GROWING_SCHEDULES = ("constant", "plateau", "step")
@@ -82,13 +81,22 @@ class Workdir:
 
         file = io.BytesIO()
         np.save(file, logits.astype(np.float16), allow_pickle=False)
-        write_bytes(self.path / "test_logits.npy", file.getvalue())
+        write_bytes(self.path / LOGITS, file.getvalue())
         write_json(self.path / "result.json", result)
+
+    def extend(self, identity: Mapping[str, Any]) -> None:
+        """Let the run have the epochs of `identity`, if those are more: it is unfinished then."""
+        if _check_identity(self.path, identity, extend=True):
+            (self.path / "result.json").unlink(missing_ok=True)
+            write_json(self.path / "config.json", identity)
 
     def card(self) -> dict[str, Any] | None:
         """The model card; None in a folder that was made before there were any."""
         path = self.path / "model.json"
-        return read_json(path) if path.exists() else None
+        card = read_json(path) if path.exists() else None
+        if not isinstance(card, dict | None):
+            raise UserError(f"{path} is damaged: it holds no object")
+        return card
 
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Write the model card, from the run's first start on."""
@@ -164,11 +172,12 @@ def open_workdir(
       identity: what config.json holds: `experiment`, `seed`, `overrides` and `config`, the settings
         by dotted name. A folder that holds another is refused.
       fresh: delete the run that is in the folder first. Other files in it stay.
-      extend: let a run that is there have more epochs than it was made with.
+      extend: let a run that is there have more epochs than it was made with. It has them from
+        `Workdir.extend` on.
 
     Raises:
       UserError: another process is at work in the folder; it holds another config, or files that
-        are not a run's; it cannot be made or written to.
+        are not a run's, or lies in another run's; it cannot be made or written to.
     """
     known = path / "config.json"
     lock = filelock.FileLock(path / ".lock")
@@ -178,11 +187,12 @@ def open_workdir(
         visible = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
         if visible and not known.exists():
             raise UserError(f"{path} holds other files and no run: choose another --workdir")
-        extended = False
+        if not known.exists():
+            _refuse_inside_a_run(path)
         if known.exists() and fresh:
             _read_identity(path)  # what cannot be told from a stranger's is not deleted
         elif known.exists():
-            extended = _check_identity(path, identity, extend=extend)
+            _check_identity(path, identity, extend=extend)
         path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -192,11 +202,9 @@ def open_workdir(
     try:
         if fresh:
             _delete_run(path)
-        if extended:
-            (path / "result.json").unlink(missing_ok=True)
         # The last to be replaced: a folder with files and no config.json would be taken for
         # somebody else's, if this were killed on the way.
-        if fresh or extended or not known.exists():
+        if fresh or not known.exists():
             write_json(known, identity)
         yield Workdir(path)
     finally:
@@ -236,16 +244,24 @@ def folder_name(experiment: str, changes: Mapping[str, Any]) -> str:
     """
     if not changes:
         return experiment
-    last = [name.rpartition(".")[2] for name in changes]
-    short = {
-        name: part if last.count(part) == 1 and part != "name" else name
-        for name, part in zip(changes, last, strict=True)
-    }
+    # Of settings with the same last name only the first goes by it, and none by "name".
+    first = {"name": ""}
+    for row in configs.describe():
+        first.setdefault(row["name"].rpartition(".")[2], row["name"])
+    last = {name: name.rpartition(".")[2] for name in changes}
+    short = {name: part if first.get(part) == name else name for name, part in last.items()}
     text = ",".join(f"{short[name]}={value}" for name, value in changes.items())
     text = re.sub(r"[^\w.,=+@-]+", "-", text)
     if len(text) > 80:
         text = f"{text[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"{experiment}@{text}"
+
+
+def _refuse_inside_a_run(path: Path) -> None:
+    """Where nobody would find it: `--workdir RUN --seeds 3` would put runs there."""
+    for folder in path.resolve().parents:
+        if (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
+            raise UserError(f"{path} is inside the run in {folder}: choose another --workdir")
 
 
 def _delete_run(path: Path) -> None:

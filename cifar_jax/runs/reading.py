@@ -33,10 +33,10 @@ def read_runs(paths: Sequence[Path] = ()) -> list[Run]:
         if path.is_file():
             runs[path.resolve()] = records.read_record(path)
             continue
-        found = [_read_folder(folder) for folder in _run_folders(path)]
+        found = [_read_folder(folder) for folder in _run_folders(path) if _was_trained(folder)]
         found = found or records.read_records(path)
         if paths and not found:
-            raise UserError(f"no run in {path}: no folder in it has a config.json")
+            raise UserError(f"no run in {path}: nothing was trained in a folder of it")
         runs |= {run.path.resolve(): run for run in found}
     return list(runs.values())
 
@@ -61,6 +61,11 @@ def _run_folders(path: Path) -> Iterator[Path]:
         if "config.json" in files:
             subfolders.clear()  # a run's checkpoints hold many files and no other run
             yield Path(folder)
+
+
+def _was_trained(folder: Path) -> bool:
+    """And not imported, which looks the same but for the card."""
+    return "imported_from" not in (Workdir(folder).card() or {})
 
 
 def _read_folder(path: Path) -> Run:

@@ -29,9 +29,6 @@ from cifar_jax.runs.run import Run, experiments
 if TYPE_CHECKING:
     import numpy as np
 
-KEPT_LOGITS = "test_logits.npy"
-"""In a finished run's folder, where it kept them: the logits of the test images after the last
-epoch, `[N, classes]`, in the order of the data set."""
 _PARTIAL = "partial"
 # Images of 10,000 that the logits may class otherwise than the result says. Rounding to float16
 # moved up to 3 in the first five records, and another processor or a GPU moves a few more.
@@ -56,7 +53,8 @@ def check(run: Run, results: Path) -> None:
 
     Raises:
       UserError: it has other settings than its experiment or other images than CIFAR-10's, does not
-        name its code, lacks metrics of an epoch, or its files contradict each other.
+        name its code, went on at half its learning rate, lacks metrics of an epoch, or its files
+        contradict each other.
     """
     path, result, starts = run.path, run.result, run.starts
     if run.experiment not in experiments():
@@ -83,6 +81,11 @@ def check(run: Run, results: Path) -> None:
         if full.exists() and not read_record(full).changes:
             raise UserError(f"{path} is not finished, and {full} is of a run that is")
         return
+    if result.get("halvings"):
+        raise UserError(
+            f"{path} went on at a lower learning rate than its experiment's, since the loss was "
+            "not finite: lower optimizer.lr in the experiment"
+        )
     epochs = min(run.epochs, run.settings["epochs"])
     told = {"experiment": run.experiment, "seed": run.seed, "epochs": epochs}
     told |= {k: v for k, v in run.rows[-1].items() if k in ("train_loss", "validation_loss")}

@@ -74,16 +74,19 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {workload.dataset.name}")
             processes.from_all(lambda: _hold_to_the_weights(run, workload))
+            # Before the folder is opened, since weights that do not fit must leave it as it is.
+            beginning = prepare.init_state(workload, run.seed, initial)
         keep = run.config.train.keep_checkpoints
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
                 told = processes.from_first(lambda: _begin(run, workload, workdir, initial))
-                beginning = prepare.init_state(workload, run.seed, initial)
                 state, meta, damaged = checkpoints.restore_newest(beginning)
                 extra = meta.extra if meta else {}
                 plan = planned(workload, extra.get("epochs"))
                 # An epoch may have been written down whose checkpoint was not finished.
                 epoch = epochs_over(plan, state)
+                if run.extend:  # not before all is seen to fit, since it takes the result away
+                    processes.from_first(lambda: workdir.extend(run.identity()))
                 rows = processes.from_first(lambda: workdir.rewind(epoch))
                 told += processes.from_first(lambda: _keep_code(run, workdir))
             log = workdir.log if processes.is_first() else Path(os.devnull)
@@ -119,6 +122,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 "settings": flatten(run.config),
                 **outcome,
                 "wall_seconds": round(progress.elapsed(), 1),
+                "halvings": progress.halvings,
                 "compile_seconds": round(compile_seconds, 1),
                 **{key: starts[-1][key] for key in ("git_commit", "versions", "device", "machine")},
                 "starts": starts,

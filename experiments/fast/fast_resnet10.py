@@ -3,7 +3,7 @@
     make exp-fast-resnet10
 
 That of `fast-resnet10-separable`, in fewer epochs. The paper, after 135 epochs of Adam: 90.03 %,
-and 92.09 % where the learning rate follows the validation loss. Not tried at its length yet.
+and 92.09 % where the learning rate follows the validation loss.
 """
 
 from cifar_jax.config import (

@@ -2,7 +2,8 @@
 
     make exp-speedrun-94
 
-`speedrun-92` with more epochs, which are of whole images; see there. Not tried at its length yet.
+`speedrun-92` with ten epochs, of which seven are of whole images, instead of five and three; see
+there. Not tried at its length yet.
 """
 
 from cifar_jax.config import (

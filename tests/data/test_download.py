@@ -135,6 +135,20 @@ def test_load_prepares_what_is_absent(archive: Path, capsys: pytest.CaptureFixtu
     assert shown.out == ""
 
 
+def test_another_machine_may_have_been_faster(
+    archive: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lock is not seen where only the folder is shared."""
+    from cifar_jax.data.cifar10 import prepared
+
+    def late(folder: Path) -> None:
+        data.prepare(folder)
+        data.prepare(folder)  # refuses, since it is there
+
+    monkeypatch.setattr(prepared, "prepare", late)
+    assert len(data.load("cifar10").train.labels) == 20
+
+
 @pytest.mark.parametrize("broken", [cut, stalled])
 def test_it_goes_on_where_it_stopped(
     broken: Answer, serve: Serve, archive: Path, capsys: pytest.CaptureFixture[str]

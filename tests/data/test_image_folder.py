@@ -88,6 +88,19 @@ def test_copies_stay_on_one_side(pets: Path) -> None:
     assert len(dataset.train.labels) + len(dataset.test.labels) == 4 * 35
 
 
+def test_copies_in_another_class_stay_on_that_side_too(pets: Path) -> None:
+    """Of 23 cats five would be held out; of five copies of each, all that are whole are four's."""
+    for file in list((pets / "dog").iterdir()):
+        file.unlink()
+    fill(pets / "cat", 23)
+    for file in list((pets / "cat").iterdir()):
+        for copy in range(5):
+            (pets / "dog" / f"{copy}-{file.name}").write_bytes(file.read_bytes())
+    dataset = load(pets)
+    assert not pictures(dataset.train) & pictures(dataset.test)
+    assert np.bincount(dataset.test.labels).tolist() == [1, 4, 20]
+
+
 def test_it_is_cached_until_it_changes(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = load(pets)
     with monkeypatch.context() as patch:

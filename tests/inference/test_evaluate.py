@@ -12,6 +12,7 @@ from cifar_jax import data
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import Views, measure
+from cifar_jax.inference import exports
 from cifar_jax.inference.evaluate import evaluate, logits
 from cifar_jax.inference.model import load_run
 from cifar_jax.runs import folder as workdir
@@ -43,6 +44,27 @@ def test_images_are_looked_at_as_the_run_looked_at_them(finished: Path, tmp_path
     measured = evaluate(folder)
     assert measured["loss"] == measure(found, labels)["loss"]
     assert measured["loss"] != evaluate(finished)["loss"]
+
+
+def test_an_export_is_held_to_its_images(finished: Path, tmp_path: Path) -> None:
+    result = json.loads((finished / "result.json").read_text())
+    folder = shutil.copytree(finished, tmp_path / "run")
+    card = json.loads((folder / "model.json").read_text())
+    for name, changed, told in (
+        ("same", {}, None),
+        ("unknown", {"content": None}, None),
+        ("other", {"content": "0" * 64}, "was trained on other images of digits"),
+        ("own", {"name": "folder:pets"}, "does not know where its images are: evaluate its run"),
+    ):
+        about = {k: v for k, v in (card["data"] | changed).items() if v is not None}
+        (folder / "model.json").write_text(json.dumps(card | {"data": about}))
+        file = tmp_path / f"{name}.safetensors"
+        exports.export(load_run(folder), "safetensors", file)
+        if told:
+            with pytest.raises(UserError, match=told):
+                evaluate(file)
+        else:
+            assert evaluate(file)["accuracy"] == result["test_accuracy"]
 
 
 def test_evaluate_takes_a_run_of_more_devices_than_there_are(

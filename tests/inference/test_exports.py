@@ -28,13 +28,25 @@ def network(run: Path) -> TrainedNetwork:
 def test_an_export_answers_as_the_run_does(inception: Path, tmp_path: Path, kind: str) -> None:
     model = network(inception)
     file = tmp_path / f"model.{kind}"
-    assert exports.export(model, kind, file) <= exports.TOLERANCE
+    assert exports.export(model, kind, file) <= exports.TOLERANCES["float32"]
     again = cifar_jax.load(file)
     assert again.classes == model.classes
     assert dict(model.card).items() <= dict(again.card).items()
     for batch in (IMAGES, IMAGES[:1]):
         np.testing.assert_allclose(again.logits(batch), model.logits(batch), atol=1e-5)
     assert [path.name for path in tmp_path.iterdir()] == [file.name]
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "stablehlo"])
+def test_an_export_of_bfloat16_answers_so(inception: Path, tmp_path: Path, kind: str) -> None:
+    card = dict(network(inception).card) | {"precision": "bfloat16"}
+    model = TrainedNetwork(card, network(inception).variables, "the run")
+    file = tmp_path / f"model.{kind}"
+    difference = exports.export(model, kind, file)
+    assert difference <= exports.TOLERANCES["bfloat16"]
+    assert cifar_jax.load(file).logits(IMAGES).dtype == np.float32
+    exact = network(inception).logits(IMAGES)
+    assert 0 < np.abs(model.logits(IMAGES) - exact).max() < 0.1 * np.abs(exact).max()
 
 
 def test_a_stablehlo_file_needs_jax_alone(basic: Path, tmp_path: Path) -> None:

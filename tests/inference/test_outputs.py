@@ -8,15 +8,15 @@ import pytest
 from cifar_jax import data
 from cifar_jax.errors import UserError
 from cifar_jax.inference.outputs import test_outputs as outputs_of
+from cifar_jax.runs.folder import LOGITS
 from cifar_jax.runs.reading import read_run
-from cifar_jax.runs.records import KEPT_LOGITS
 
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> Path:
     """As a run that was made before runs kept their logits."""
     path = Path(shutil.copytree(finished, tmp_path / "run"))
-    (path / KEPT_LOGITS).unlink()
+    (path / LOGITS).unlink()
     return path
 
 
@@ -30,13 +30,13 @@ def test_outputs_of_the_last_checkpoint_give_the_runs_accuracy(folder: Path) -> 
 
 def test_logits_that_a_run_kept_need_no_checkpoint(folder: Path, finished: Path) -> None:
     logits = outputs_of(read_run(folder)).logits
-    shutil.copy(finished / KEPT_LOGITS, folder)
+    shutil.copy(finished / LOGITS, folder)
     shutil.rmtree(folder / "checkpoints")
     np.testing.assert_array_equal(outputs_of(read_run(folder)).logits, logits)
-    np.save(folder / KEPT_LOGITS, logits[:-1])
+    np.save(folder / LOGITS, logits[:-1])
     with pytest.raises(UserError, match=r"test_logits\.npy is not of the \d+ test images"):
         outputs_of(read_run(folder))
-    (folder / KEPT_LOGITS).write_bytes(b"cut")
+    (folder / LOGITS).write_bytes(b"cut")
     with pytest.raises(UserError, match=r"test_logits\.npy cannot be read"):
         outputs_of(read_run(folder))
 

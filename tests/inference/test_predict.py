@@ -26,6 +26,10 @@ def pictures(tmp_path: Path) -> Path:
     for name, shape in {"b.png": (32, 32), "a.PNG": (40, 50), "more/c.bmp": (32, 32)}.items():
         Image.fromarray(random.integers(0, 256, (*shape, 3), np.uint8)).save(folder / name)
     (folder / "notes.txt").write_text("no image")
+    for name in ("._b.png", "__MACOSX/._b.png", ".ipynb_checkpoints/b-checkpoint.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("no image, and not meant")
+    (folder / "folder.png").mkdir()
     return folder
 
 

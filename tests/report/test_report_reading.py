@@ -17,6 +17,15 @@ def test_runs_are_found_at_any_depth_and_once(make_run: MakeRun, tmp_path: Path)
     assert {run.path for run in runs} == {a, b}
 
 
+def test_what_was_imported_is_no_run(make_run: MakeRun, tmp_path: Path) -> None:
+    trained, imported = make_run("basic", 0), make_run("net", 0, test=None)
+    (trained / "model.json").write_text("{}")
+    (imported / "model.json").write_text('{"imported_from": "net.pt"}')
+    assert [run.path for run in report.read_runs([tmp_path / "runs"])] == [trained]
+    with pytest.raises(UserError, match="nothing was trained in a folder of it"):
+        report.read_runs([imported])
+
+
 def test_without_runs_there_is_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert report.read_runs() == []

@@ -71,6 +71,7 @@ def test_what_counts_is_what_the_settings_are(
         ({"starts": [{"git_commit": DIRTY}, {}]}, r"changes not committed \(89abcdef-dirty\)"),
         ({"data_sha256": "5ub5e7"}, "other images than the official CIFAR-10's"),
         ({"data_official": False}, "other images than the official CIFAR-10's"),
+        ({"halvings": 1}, "went on at a lower learning rate than its experiment's"),
         ({"epochs": 19}, r"result\.json is not of the run beside it \(epochs\)"),
         ({"train_loss": 0.5}, r"result\.json is not of the run beside it \(train_loss\)"),
         ({"test": None, "done": 0}, r"metrics\.jsonl lacks epochs"),
@@ -273,3 +274,9 @@ def test_the_command_records_all_or_refuses_all(
     assert cli.run(["report", "--record", str(results), str(good)]) == 0
     assert capsys.readouterr().out == f"recorded {results / 'partial' / 'net-seed0.json'}\n"
     assert cli.run(["report", "--record", str(results)]) == 2
+    capsys.readouterr()
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    for words in (["--record", str(results), str(good)], ["--output", "here"], [str(good)]):
+        assert cli.run(["report", "--readme", str(readme), *words]) == 2
+        assert "exclude each other" in capsys.readouterr().err

@@ -1,11 +1,15 @@
 """Which checkpoints are kept, and what becomes of damaged ones."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from cifar_jax.errors import UserError
@@ -73,6 +77,35 @@ def test_reading_deletes_nothing(tmp_path: Path) -> None:
     assert "4.orbax-checkpoint-tmp" not in names(tmp_path)
 
 
+def test_what_is_being_written_is_waited_for_though_the_run_is_killed(tmp_path: Path) -> None:
+    """And what is no longer kept is deleted."""
+
+    def killed() -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            for step in (1, 2):
+                checkpoints.save(state(step))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        killed()
+    assert names(tmp_path) == {"2"}
+
+
+def test_a_checkpoint_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = [ValueError("No space left\n on device")]
+
+    def wait(checkpointer: ocp.AsyncCheckpointer) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, "wait_until_finished", wait)
+    told = r"no checkpoint could be written to .* \(No space left on device\): make room there"
+    with pytest.raises(UserError, match=told), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(1))
+
+
 def arrays(checkpoint: Path) -> Path:
     """The largest file: the arrays' bytes."""
     files = (path for path in checkpoint.rglob("*") if path.is_file())
@@ -86,11 +119,14 @@ def flip_a_byte(checkpoint: Path) -> None:
     file.write_bytes(bytes(content))
 
 
-def rewrite_a_digest(checkpoint: Path) -> None:
-    path = checkpoint / "meta/metadata"
-    meta = json.loads(path.read_text())
-    meta["sha256"]["params"] = "0" * 64
-    path.write_text(json.dumps(meta))
+def other_digest(digit: str) -> Damage:
+    def rewrite(checkpoint: Path) -> None:
+        path = checkpoint / "meta/metadata"
+        meta = json.loads(path.read_text())
+        meta["sha256"]["params"] = digit * 64
+        path.write_text(json.dumps(meta))
+
+    return rewrite
 
 
 DAMAGES: dict[str, Damage] = {
@@ -102,7 +138,8 @@ DAMAGES: dict[str, Damage] = {
     "half deleted": lambda path: shutil.rmtree(path / "default/d"),
     "meta deleted": lambda path: shutil.rmtree(path / "meta"),
     "meta emptied": lambda path: (path / "meta/metadata").write_text(""),
-    "other bytes than saved": rewrite_a_digest,
+    "other bytes than saved, of a lower digest": other_digest("f"),
+    "other bytes than saved, of a higher digest": other_digest("0"),
 }
 
 
@@ -137,6 +174,63 @@ def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
     assert names(tmp_path) == {"1", "2"}
 
 
+def test_a_damaged_one_pushes_out_no_whole_one(tmp_path: Path) -> None:
+    saved(tmp_path, {1: None, 2: None}, keep=2)
+    (tmp_path / "2/meta/metadata").write_text("")
+    saved(tmp_path, {3: None}, keep=2)
+    assert names(tmp_path) == {"1", "3"}
+
+
+def test_metadata_that_makes_no_sense_is_damaged(tmp_path: Path) -> None:
+    saved(tmp_path, {1: 10.0})
+    for text in ("{}", "[]", "null"):
+        (tmp_path / "1/meta/metadata").write_text(text)
+        with Checkpoints(tmp_path) as checkpoints:
+            assert checkpoints.best() is None
+            with pytest.raises(DamagedError, match="its metadata cannot be read"):
+                checkpoints.weights(1)
+
+
+def test_a_checkpoint_of_another_network_is_not_restored(tmp_path: Path) -> None:
+    """Of one with fewer or more weights, or of another type."""
+    saved(tmp_path, {1: 10.0})
+    for count, kind in ((2999, "float32"), (3001, "float32"), (3000, "int32")):
+        like = state(0)._replace(params={"w": jnp.zeros(count, kind)})
+        with (
+            Checkpoints(tmp_path) as checkpoints,
+            pytest.raises(DamagedError, match=r"checkpoint .*/1 is damaged"),
+        ):
+            checkpoints.restore(1, like)
+
+
+def failing(error: BaseException) -> Callable[..., Any]:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_why_one_cannot_be_read_is_told_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, {1: 10.0})
+    for error, told in ((ValueError("two\n  lines"), "two lines"), (ValueError(), "ValueError")):
+        monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", failing(error))
+        with (
+            Checkpoints(tmp_path) as checkpoints,
+            pytest.raises(DamagedError, match=rf"/1 is damaged \({told}\)$"),
+        ):
+            checkpoints.restore(1, state(0))
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path, {1: 10.0, 2: 20.0})
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", failing(MemoryError()))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(MemoryError):
+        checkpoints.restore_newest(state(0))
+    assert names(tmp_path) == {"1", "2"}
+
+
 @pytest.mark.parametrize("name", ["a[b]", "gs:", "what?*", "ä ö"])
 def test_folders_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = saved(tmp_path / name / "checkpoints", {1: 10.0, 2: 20.0})
@@ -148,8 +242,6 @@ def test_folders_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 def test_a_field_that_came_later_has_its_initial_value(tmp_path: Path) -> None:
-    from typing import Any, NamedTuple
-
     class Later(NamedTuple):
         step: Any
         params: Any
@@ -166,3 +258,21 @@ def test_a_field_that_came_later_has_its_initial_value(tmp_path: Path) -> None:
         found = checkpoints.restore(1, like)
     assert found.params["w"].tolist() == [1, 1]
     assert float(found.came_later) == 7
+
+
+def test_digests_are_over_paths_types_shapes_and_bytes(tmp_path: Path) -> None:
+    """In every version: by others, each checkpoint that there is would count as damaged."""
+
+    class Nested(NamedTuple):
+        step: Any
+        params: Any
+
+    params = {"b": {"kernel": jnp.float32([[1, 2]])}, "a": jnp.int32([3])}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(Nested(jnp.int32(1), params))
+    text = b"a int32 (1,)\0" + np.array([3], "<i4").tobytes()
+    text += b"b/kernel float32 (1, 2)\0" + np.array([1, 2], "<f4").tobytes()
+    assert json.loads((tmp_path / "1/meta/metadata").read_text())["sha256"] == {
+        "step": hashlib.sha256(b" int32 ()\0" + np.array(1, "<i4").tobytes()).hexdigest(),
+        "params": hashlib.sha256(text).hexdigest(),
+    }

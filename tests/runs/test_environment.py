@@ -145,6 +145,9 @@ def test_a_start_is_held_to_the_one_before_it() -> None:
         "CPU features avx → none",
     ]
     assert environment.differences([old, new, new]) == []
+    changed = new | {"git_commit": "a" * 40 + "-dirty"}
+    told = "commit aaaaaaaaaaaa → aaaaaaaaaaaa-dirty"
+    assert environment.differences([new, changed]) == [told]
     assert environment.differences([old, new, new | on]) == [
         "device 1 × unknown → 2 × NVIDIA L4",
         "matrix precision none → highest",

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cifar_jax.errors import UserError
 from cifar_jax.runs.files import naming, read_json, write_bytes, write_json
 
 
@@ -48,3 +49,8 @@ def test_an_error_keeps_the_name_that_it_has(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refused, naming(tmp_path):
         (tmp_path / "absent").read_bytes()
     assert refused.value.filename == str(tmp_path / "absent")
+
+
+def test_json_that_the_system_does_not_let_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"^{tmp_path} cannot be read: .*Is a directory"):
+        read_json(tmp_path)

@@ -89,10 +89,34 @@ def test_a_finished_run_can_have_more_epochs_where_its_folder_is_named(tmp_path:
     make(tmp_path)
     more = changed("epochs=3")
     assert workdir.finished_result(tmp_path, more, extend=True) is None
+    before = files(tmp_path)
     with workdir.open_workdir(tmp_path, more, fresh=False, extend=True) as folder:
+        assert files(tmp_path) == before  # something may be found yet that does not fit
+        folder.extend(more)
         assert folder.result() is None
         assert [row["epoch"] for row in folder.epochs()[0]] == [1, 2]
     assert read_json(tmp_path / "config.json") == more
+
+
+def test_a_run_that_is_asked_for_again_keeps_its_result(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = files(tmp_path)
+    workdir.Workdir(tmp_path).extend(changed("train.devices=2"))
+    assert files(tmp_path) == before
+
+
+def test_a_run_is_not_put_into_another(tmp_path: Path) -> None:
+    """Where no report would find it."""
+    (make(tmp_path / "run") / "checkpoints").mkdir(exist_ok=True)
+    inside = tmp_path / "run/seed0"
+    with (
+        pytest.raises(UserError, match=f"{inside} is inside the run in {tmp_path / 'run'}: choose"),
+        workdir.open_workdir(inside, IDENTITY, fresh=False),
+    ):
+        pass
+    assert not inside.exists()
+    with workdir.open_workdir(tmp_path / "run/../other", IDENTITY, fresh=False):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -131,6 +155,8 @@ def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> N
         ({}, "net"),
         ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
         ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
+        ({"data.flip": False}, "net@flip=False"),
+        ({"test_time.flip": False}, "net@test_time.flip=False"),
         ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
     ],
 )

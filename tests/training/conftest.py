@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import by_hand
 import jax
 import pytest
-from tiny import DATASET, Pooled
+from tiny import DATASET, Dense, Pooled
 
 from cifar_jax import models
 from cifar_jax.training import prepare
@@ -19,6 +19,7 @@ def tiny() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setitem(models.MODELS, "pooled", Pooled)
+        patch.setitem(models.MODELS, "dense", Dense)
         patch.setattr(
             *(prepare, "workload"),
             lambda config, **options: workload(config, **{"dataset": DATASET, **options}),

@@ -53,7 +53,7 @@ def test_result_holds_what_scripts_rely_on(finished: Path, config: Config) -> No
         *("test_loss", "test_accuracy", "best_validation_epoch", "best_validation_accuracy"),
         *("wall_seconds", "images_per_second", "params_sha256", "git_commit", "versions"),
         *("device", "machine", "compile_seconds", "data_sha256", "data_content"),
-        *("data_official", "settings", "starts"),
+        *("data_official", "settings", "starts", "halvings"),
         "best_validation_test_accuracy",
     } == result.keys() - expected.keys()
     best = max(rows, key=lambda row: row["validation_accuracy"])

@@ -395,6 +395,7 @@ def test_a_run_is_held_to_its_images_and_tells_of_lost_epochs(
         ({"fingerprint": "0" * 64}, "in another order"),
         ({"fingerprint": "f" * 64}, "in another order"),
         ({"fingerprint": "f" * 64, "content": "0" * 64}, "others here"),
+        ({"fingerprint": "f" * 64, "content": "f" * 64}, "others here"),
     ):
 
         def other(config: Config, *, changed: Any = fields, **options: Any) -> Any:

@@ -84,6 +84,27 @@ def test_what_is_over_does_not_come_back_when_there_is_more_time(make_config: Ma
     assert {(e.stage.image_size, e.stage.frozen) for e in grown.epochs[3:]} == {(32, (1,))}
 
 
+def test_what_there_is_time_for_goes_by_the_speed_of_this_start(make_config: Make) -> None:
+    """Not by that of the run, whose earlier starts may have been on another machine."""
+    config = make_config(**TINY | {"epochs": 40, "schedule__name": "linear"}, train__max_minutes=1)
+    workload, progress, unused = prepare.workload(config), loop.Progress(0.0), [None] * 4
+    trainer = loop.Trainer(config, 0, workload, *unused, progress, [])
+    trainer.origin, trainer.fitted_at = (30.0, trainer.plan.pixels_before(20)), 30.0
+    epochs = trainer.plan.epochs
+    assert not trainer._refit(epochs[5], step=21, elapsed=30.5)  # too soon to tell
+    assert len(trainer.plan.epochs) == 40
+    # 21 steps in ten seconds: 42 more in the twenty that are left.
+    assert trainer._refit(epochs[10], step=41, elapsed=40.0)
+    assert trainer.plan.steps == 41 + 42
+    assert loop.planned(workload, progress.epochs) == trainer.plan
+    # At that speed nothing changes.
+    assert not trainer._refit(epochs[15], step=62, elapsed=50.0)
+    assert trainer.plan.steps == 41 + 42
+    # The time is up: what was done is all there is, and no step less.
+    assert trainer._refit(epochs[15], step=63, elapsed=61.0)
+    assert trainer.plan.steps == 63
+
+
 def test_time_that_was_lost_by_going_back_is_no_measure_of_speed(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

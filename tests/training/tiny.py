@@ -28,6 +28,18 @@ class Pooled(by_hand.Tiny):
         return by_hand.nn.Dense(self.num_classes, name="fc")(x)
 
 
+class Dense(by_hand.nn.Module):
+    """A layer on a few of the values, compiled at once: where the network is of no concern."""
+
+    num_classes: int = 10
+    dtype: Any = None
+
+    @by_hand.nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        few = x.reshape(len(x), -1)[:, :8]
+        return by_hand.nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(few)
+
+
 def after_an_epoch(config: Config) -> tuple[Workload, TrainState, TrainState]:
     """Its workload, and the states before and after the first epoch."""
     workload = prepare.workload(config)

@@ -9,17 +9,12 @@ have no state that could be set.
 import io
 import math
 import pickle
-import pickletools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-# A batch takes some 50,000 instructions, of which 10,000 build tuples, where Python 3 has saved it
-# again. A million tuples, one in the other, would exhaust the stack; entries of the memo far apart
-# would exhaust the memory.
-_MAX_INSTRUCTIONS = 200_000
-_MAX_TUPLES = 20_000
+from cifar_jax.unpickling import Function, require, require_plain
+
 _MAX_ENCODED = 100_000_000  # bytes; the data of a batch are 31 MB
 
 
@@ -29,28 +24,8 @@ def load(content: bytes) -> Any:
     Raises pickle.UnpicklingError for what has no place in a batch; a damaged pickle can raise
     anything.
     """
-    tuples = 0
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        tuples += opcode.name.startswith("TUPLE")
-        far = "PUT" in opcode.name and int(argument or 0) > _MAX_INSTRUCTIONS
-        if far or count > _MAX_INSTRUCTIONS or tuples > _MAX_TUPLES:
-            raise pickle.UnpicklingError("it is far more complex than a batch")
+    require_plain(content)
     return _Unpickler(io.BytesIO(content), encoding="bytes").load()
-
-
-class _Global:
-    """Stands in for something that a pickle names. Neither it nor its state can be changed."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: object) -> None:
-        raise pickle.UnpicklingError("a function's state has no place in a batch")
 
 
 class _Uint8:
@@ -59,7 +34,7 @@ class _Uint8:
     __slots__ = ()
 
     def __setstate__(self, state: object) -> None:
-        _require(
+        require(
             state in [(3, order, None, None, None, -1, -1, 0) for order in ("|", b"|")],
             "a dtype is not plain uint8",
         )
@@ -75,38 +50,33 @@ class Array:
 
     def __setstate__(self, state: Any) -> None:
         version, shape, dtype, is_fortran, content = state
-        _require(version == 1, f"an array's state is of version {version!r}")
+        require(version == 1, f"an array's state is of version {version!r}")
         self.values = _values(content, dtype, shape, "F" if is_fortran else "C")
 
 
 def _values(content: Any, dtype: object, shape: Any, order: Any) -> np.ndarray:
-    _require(isinstance(dtype, _Uint8), "an array is not of uint8")
-    _require(isinstance(content, bytes | bytearray), "an array's content is not bytes")
-    _require(
+    require(isinstance(dtype, _Uint8), "an array is not of uint8")
+    require(isinstance(content, bytes | bytearray), "an array's content is not bytes")
+    require(
         isinstance(shape, tuple)
         and len(shape) <= 4
         and all(type(side) is int and side >= 0 for side in shape)
         and math.prod(shape) == len(content),
         "an array's shape is not that of its content",
     )
-    _require(order in ("C", "F"), "an array's order is neither C nor F")
+    require(order in ("C", "F"), "an array's order is neither C nor F")
     return np.frombuffer(content, np.uint8).reshape(shape, order=order)
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise pickle.UnpicklingError(otherwise)
 
 
 def _refuse(*arguments: object) -> None:
     raise pickle.UnpicklingError("an array that is built in this way has no place in a batch")
 
 
-_NDARRAY = _Global(_refuse)
+_NDARRAY = Function(_refuse)
 
 
 def _reconstruct(subtype: object, shape: object, typecode: object) -> Array:
-    _require(
+    require(
         subtype is _NDARRAY and shape == (0,) and typecode in (b"b", "b"),
         "an array is not built as numpy does it",
     )
@@ -116,14 +86,14 @@ def _reconstruct(subtype: object, shape: object, typecode: object) -> Array:
 def _from_buffer(
     content: Any, dtype: object, shape: Any, order: Any, axis_order: object = None
 ) -> Array:
-    _require(axis_order is None, "an array's axes are in an order of their own")
+    require(axis_order is None, "an array's axes are in an order of their own")
     array = Array()
     array.values = _values(content, dtype, shape, order)
     return array
 
 
 def _dtype(name: object, align: object = False, copy: object = False) -> _Uint8:
-    _require(name in ("u1", b"u1"), "an array is not of uint8")
+    require(name in ("u1", b"u1"), "an array is not of uint8")
     return _Uint8()
 
 
@@ -136,18 +106,18 @@ class _Unpickler(pickle.Unpickler):
             """For ``_codecs.encode``, which Python 3 puts into pickles of protocol 2."""
             nonlocal left
             left -= len(text)
-            _require(encoding == "latin1" and left >= 0, "a byte string is not plainly encoded")
+            require(encoding == "latin1" and left >= 0, "a byte string is not plainly encoded")
             return text.encode(encoding)
 
-        reconstruct, from_buffer = _Global(_reconstruct), _Global(_from_buffer)
+        reconstruct, from_buffer = Function(_reconstruct), Function(_from_buffer)
         self._admitted = {
             ("numpy", "ndarray"): _NDARRAY,
-            ("numpy", "dtype"): _Global(_dtype),
+            ("numpy", "dtype"): Function(_dtype),
             ("numpy.core.multiarray", "_reconstruct"): reconstruct,
             ("numpy._core.multiarray", "_reconstruct"): reconstruct,
             ("numpy.core.numeric", "_frombuffer"): from_buffer,
             ("numpy._core.numeric", "_frombuffer"): from_buffer,
-            ("_codecs", "encode"): _Global(encode),
+            ("_codecs", "encode"): Function(encode),
         }
 
     def find_class(self, module_name: str, global_name: str) -> Any:

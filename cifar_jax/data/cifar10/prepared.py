@@ -9,6 +9,7 @@ from cifar_jax.data.cifar10 import facts
 from cifar_jax.data.cifar10.download import prepare
 from cifar_jax.data.cifar10.tfds_write import check_target
 from cifar_jax.data.progress import notice
+from cifar_jax.errors import UserError
 
 
 def source(data_dir: Path) -> cache.Source:
@@ -26,5 +27,10 @@ def source(data_dir: Path) -> cache.Source:
                 notice(
                     f"CIFAR-10 is not in {data_dir} yet: downloading it from {facts.ARCHIVE_URL}"
                 )
-                prepare(data_dir)
+                try:
+                    prepare(data_dir)
+                except UserError:
+                    if not path.exists():
+                        raise
+                    # A process on another machine, which sees no lock of this one, was faster.
     return tfds_folder.source(path)
