@@ -161,5 +161,5 @@ def test_charts_that_cannot_be_written_are_named_and_leave_nothing_at_work(tmp_p
         board.__exit__(None, None, None)
     assert refused.value.filename == str(tmp_path)
     assert not thread.is_alive()
-    writer._ev_writer.close()
-    del writer.flush  # which the interpreter calls once more as it ends
+    del writer.flush
+    writer.close()  # the interpreter would as it ends, too
