@@ -81,8 +81,7 @@ def _backward(
     wide, dy = x.astype(_wide(x)), dy.astype(_wide(x))
     inverse = lax.rsqrt(var + epsilon)
     dbias = dy.sum(axes)
-    # Not the sum of dy·(x - mean): the compiler would keep x - mean from the statistics until here.
-    dscale = ((dy * wide).sum(axes) - mean * dbias) * inverse
+    dscale = (dy * (wide - mean)).sum(axes) * inverse
     # dx = gain·(dy - mean(dy) - x̂·mean(dy·x̂)) + what comes through mean and variance, as one
     # linear combination of dy and x with a coefficient a channel.
     gain = scale * inverse
