@@ -35,7 +35,7 @@ TESTS = {
     "report/wall_time.py": "report/test_report_wall_time.py",
     "runs/checkpoints.py": "runs/test_checkpoint.py runs/test_older_versions.py "
     "training/test_resume.py",
-    "runs/environment.py": "runs/test_environment.py runs/test_folder.py",
+    "runs/environment.py": "runs/test_environment.py runs/test_folder_files.py",
     "runs/files.py": "runs/test_files.py runs/test_folder.py report/test_report_records.py",
     "runs/folder.py": "runs/test_folder.py runs/test_folder_files.py runs/test_more_epochs.py "
     "training/test_resume.py",
@@ -50,10 +50,10 @@ TESTS = {
     "training/batches.py": "training/test_step.py training/test_recipes.py training/test_wiring.py",
     "training/display.py": "training/test_display.py training/test_fit.py",
     "training/fit.py": "training/test_starts.py training/test_results.py training/test_fit.py "
-    "training/test_whole_runs.py training/test_resume.py",
+    "training/test_whole_runs.py training/test_resume.py training/test_interrupted.py",
     "training/loop.py": "training/test_stops.py training/test_rows.py training/test_going_back.py "
-    "training/test_whole_runs.py training/test_time_budget.py training/test_resume.py "
-    "training/test_fit.py",
+    "training/test_whole_runs.py training/test_time_budget.py training/test_divergence.py "
+    "training/test_interrupted.py training/test_resume.py training/test_fit.py",
     "training/losses.py": "training/test_losses.py training/test_wiring.py",
     "training/muon.py": "training/test_muon.py",
     "training/optim.py": "training/test_plateau.py training/test_muon.py training/test_wiring.py",
@@ -65,7 +65,7 @@ TESTS = {
     "training/result.py": "training/test_results.py training/test_fit.py "
     "training/test_whole_runs.py training/test_resume.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",
-    "training/signals.py": "training/test_signals.py training/test_resume.py",
+    "training/signals.py": "training/test_signals.py training/test_interrupted.py",
     "training/step.py": "training/test_step.py training/test_wiring.py training/test_recipes.py",
 }
 """Of each module, the files of tests that are to notice: those that do at once first."""

@@ -11,7 +11,6 @@ from short_runs import files
 
 from cifar_jax.config import Config, Model, Optimizer, flatten, override
 from cifar_jax.errors import UserError
-from cifar_jax.runs import environment
 from cifar_jax.runs import folder as workdir
 from cifar_jax.runs.files import read_json
 
@@ -85,26 +84,6 @@ def test_how_a_run_is_carried_out_makes_it_no_other(tmp_path: Path) -> None:
         pass
 
 
-def test_a_finished_run_can_have_more_epochs_where_its_folder_is_named(tmp_path: Path) -> None:
-    make(tmp_path)
-    more = changed("epochs=3")
-    assert workdir.finished_result(tmp_path, more, extend=True) is None
-    before = files(tmp_path)
-    with workdir.open_workdir(tmp_path, more, fresh=False, extend=True) as folder:
-        assert files(tmp_path) == before  # something may be found yet that does not fit
-        folder.extend(more)
-        assert folder.result() is None
-        assert [row["epoch"] for row in folder.epochs()[0]] == [1, 2]
-    assert read_json(tmp_path / "config.json") == more
-
-
-def test_a_run_that_is_asked_for_again_keeps_its_result(tmp_path: Path) -> None:
-    make(tmp_path)
-    before = files(tmp_path)
-    workdir.Workdir(tmp_path).extend(changed("train.devices=2"))
-    assert files(tmp_path) == before
-
-
 def test_a_run_is_not_put_into_another(tmp_path: Path) -> None:
     """Where no report would find it."""
     (make(tmp_path / "run") / "checkpoints").mkdir(exist_ok=True)
@@ -119,57 +98,11 @@ def test_a_run_is_not_put_into_another(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["schedule.name=cosine"], "its cosine schedule is made for 2 epochs"),
-        (['phases=[{"until": 0.5, "image_size": 24}]'], "its phases are made for 2 epochs"),
-        (["averaging.name=lookahead", "averaging.power=3"], "its lookahead's power is made for 2"),
-        (
-            ['groups=[{"parameters": "fc1/*", "optimizer": {}, "until": 0.5}]'],
-            "its groups' until is made for 2",
-        ),
-    ],
-)
-def test_what_knows_its_end_has_no_more_epochs(
-    tmp_path: Path, settings: list[str], message: str
-) -> None:
-    ending = override(CONFIG, settings)
-    with workdir.open_workdir(tmp_path, identity(ending), fresh=False):
-        pass
-    more = identity(override(ending, ["epochs=3"]))
-    with pytest.raises(UserError, match=message):
-        workdir.finished_result(tmp_path, more, extend=True)
-
-
 def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> None:
     stored = IDENTITY | {"config": IDENTITY["config"] | {"train.magic": 1}}
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(UserError, match=r"config\.json: .*train\.magic"):
         workdir.finished_result(tmp_path, IDENTITY)
-
-
-@pytest.mark.parametrize(
-    ("changes", "name"),
-    [
-        ({}, "net"),
-        ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
-        ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
-        ({"data.flip": False}, "net@flip=False"),
-        ({"test_time.flip": False}, "net@test_time.flip=False"),
-        ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
-    ],
-)
-def test_a_variation_has_a_folder_of_its_own(changes: dict[str, Any], name: str) -> None:
-    assert workdir.folder_name("net", changes) == name
-
-
-def test_long_names_of_folders_are_cut_and_stay_apart() -> None:
-    one, other = (
-        workdir.folder_name("net", {"data.dataset": f"folder:/{'long' * 60}/{n}"}) for n in "12"
-    )
-    assert one != other
-    assert max(len(one), len(other)) < 90
 
 
 def test_fresh_replaces_the_run_and_leaves_other_files(tmp_path: Path) -> None:
@@ -263,27 +196,6 @@ def test_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
         pass  # and afterwards it is free
 
 
-def test_rewind_drops_what_will_be_repeated(tmp_path: Path) -> None:
-    make(tmp_path)
-    folder = workdir.Workdir(tmp_path)
-    assert folder.rewind(1) == [{"epoch": 1, "step": 10}]
-    assert folder.epochs() == ([{"epoch": 1, "step": 10}], 0)
-    assert folder.rewind(0) == []
-
-
-def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
-    make(tmp_path)
-    path = tmp_path / "metrics.jsonl"
-    first, second = path.read_text().splitlines()
-    path.write_text(f'{first[:8]}\n{second}\n[1]\n{{"epoch": 3, "st')
-    folder = workdir.Workdir(tmp_path)
-    assert folder.epochs() == ([{"epoch": 2, "step": 20}], 3)
-    assert folder.rewind(2) == [{"epoch": 2, "step": 20}]
-    folder.append_epoch({"epoch": 3, "step": 30})
-    folder.append_epoch({"epoch": 2, "step": 21})  # written down twice: the later counts
-    assert folder.epochs() == ([{"epoch": 2, "step": 21}, {"epoch": 3, "step": 30}], 0)
-
-
 @pytest.mark.parametrize("text", ["", "{", '{"a": 1', "\xff"])
 def test_json_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "config.json"
@@ -313,21 +225,6 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
         workdir.existing_workdir(tmp_path / "absent")
     with pytest.raises(UserError, match=r"no .*config\.json"):
         workdir.existing_workdir(tmp_path)
-
-
-def test_every_start_is_recorded(tmp_path: Path) -> None:
-    device = {"platform": "cpu", "kind": "cpu", "count": 1}
-    with workdir.open_workdir(tmp_path, IDENTITY, fresh=False) as folder:
-        folder.record_start(device, {"train.devices": 1})
-        folder.record_start(device, {"train.devices": 2})
-    starts = folder.starts()
-    assert [start["execution"] for start in starts] == [{"train.devices": 1}, {"train.devices": 2}]
-    assert starts[0]["device"] == device
-    assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= starts[0]["versions"].keys()
-    named = {"started", "command", "git_commit", "machine", "xla_flags", "matmul_precision"}
-    assert named <= starts[0].keys()
-    assert {"cpu", "cores", "features"} <= starts[0]["machine"].keys()
-    assert environment.differences(starts) == []
 
 
 @pytest.mark.parametrize("lost", ["experiment", "seed", "config", "model.name", "epochs"])

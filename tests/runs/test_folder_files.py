@@ -10,6 +10,7 @@ import pytest
 
 from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.errors import UserError
+from cifar_jax.runs import environment
 from cifar_jax.runs.files import read_json
 from cifar_jax.runs.folder import Workdir, folder_name, open_workdir
 
@@ -18,6 +19,27 @@ IDENTITY = {"experiment": "basic", "seed": 0, "overrides": {}, "config": flatten
 
 
 # Its name, under which a run is looked for: by another it would begin anew
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "net"),
+        ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
+        ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
+        ({"data.flip": False}, "net@flip=False"),
+        ({"test_time.flip": False}, "net@test_time.flip=False"),
+        ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
+    ],
+)
+def test_a_variation_has_a_folder_of_its_own(changes: dict[str, Any], name: str) -> None:
+    assert folder_name("net", changes) == name
+
+
+def test_long_names_of_folders_are_cut_and_stay_apart() -> None:
+    one, other = (folder_name("net", {"data.dataset": f"folder:/{'long' * 60}/{n}"}) for n in "12")
+    assert one != other
+    assert max(len(one), len(other)) < 90
 
 
 @pytest.mark.parametrize(
@@ -50,6 +72,46 @@ def test_a_folder_among_other_things_may_become_a_runs(tmp_path: Path) -> None:
 
 
 # Its files
+
+
+def test_rewind_drops_what_will_be_repeated(tmp_path: Path) -> None:
+    with open_workdir(tmp_path, IDENTITY, fresh=False) as run:
+        run.append_epoch({"epoch": 1, "step": 10})
+        run.append_epoch({"epoch": 2, "step": 20})
+    folder = Workdir(tmp_path)
+    assert folder.rewind(1) == [{"epoch": 1, "step": 10}]
+    assert folder.epochs() == ([{"epoch": 1, "step": 10}], 0)
+    assert folder.rewind(0) == []
+
+
+def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
+    with open_workdir(tmp_path, IDENTITY, fresh=False) as run:
+        run.append_epoch({"epoch": 1, "step": 10})
+        run.append_epoch({"epoch": 2, "step": 20})
+    path = tmp_path / "metrics.jsonl"
+    first, second = path.read_text().splitlines()
+    path.write_text(f'{first[:8]}\n{second}\n[1]\n{{"epoch": 3, "st')
+    folder = Workdir(tmp_path)
+    assert folder.epochs() == ([{"epoch": 2, "step": 20}], 3)
+    assert folder.rewind(2) == [{"epoch": 2, "step": 20}]
+    folder.append_epoch({"epoch": 3, "step": 30})
+    folder.append_epoch({"epoch": 2, "step": 21})  # written down twice: the later counts
+    assert folder.epochs() == ([{"epoch": 2, "step": 21}, {"epoch": 3, "step": 30}], 0)
+
+
+def test_every_start_is_recorded(tmp_path: Path) -> None:
+    device = {"platform": "cpu", "kind": "cpu", "count": 1}
+    with open_workdir(tmp_path, IDENTITY, fresh=False) as folder:
+        folder.record_start(device, {"train.devices": 1})
+        folder.record_start(device, {"train.devices": 2})
+    starts = folder.starts()
+    assert [start["execution"] for start in starts] == [{"train.devices": 1}, {"train.devices": 2}]
+    assert starts[0]["device"] == device
+    assert {"python", "jax", "flax", "optax", "orbax-checkpoint"} <= starts[0]["versions"].keys()
+    named = {"started", "command", "git_commit", "machine", "xla_flags", "matmul_precision"}
+    assert named <= starts[0].keys()
+    assert {"cpu", "cores", "features"} <= starts[0]["machine"].keys()
+    assert environment.differences(starts) == []
 
 
 def test_a_line_without_an_epoch_is_lost_and_no_other(tmp_path: Path) -> None:

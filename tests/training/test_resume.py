@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ from short_runs import (
     files,
     raise_it,
     rows_of,
-    rows_of_or_none,
     send,
     train,
 )
@@ -30,11 +28,10 @@ from short_runs import (
 from cifar_jax.cli import faults
 from cifar_jax.config import Config, override
 from cifar_jax.errors import UserError
-from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.inference.load import weights
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import fit, loop, prepare, programs
+from cifar_jax.training import fit, prepare
 from cifar_jax.training.signals import Stopped
 
 Make = Callable[..., Config]
@@ -54,25 +51,6 @@ def test_a_run_killed_after_an_epoch_goes_on_exactly(
     assert f"goes on from step {after * STEPS}" in display.lines[0]
     assert sum(line.startswith("epoch ") for line in display.lines) == EPOCHS - after
     assert_same_run(tmp_path / "run", finished)
-
-
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_stopped_within_an_epoch_goes_on_exactly(
-    config: Config, finished: Path, tmp_path: Path, signum: int
-) -> None:
-    """In the first epoch, before there is a checkpoint, and again in the second."""
-    handler = signal.getsignal(signum)
-    for text in ("[EPOCH 001 | IT 00016]", "[EPOCH 002 | IT 00032]"):
-        with pytest.raises(Stopped) as stopped:
-            train(config, tmp_path / "run", Spy(text, send(signum)))
-        assert stopped.value.signum == signum
-        assert signal.getsignal(signum) is handler
-    assert len(rows_of(tmp_path / "run")) == 1
-    display = Spy()
-    train(config, tmp_path / "run", display)
-    assert f"goes on from step {STEPS + 32}" in display.lines[0]
-    assert_same_run(tmp_path / "run", finished)
-    assert len(json.loads((tmp_path / "run" / "env.json").read_text())) == 3
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
@@ -175,79 +153,6 @@ def test_fresh_trains_anew(config: Config, finished: Path, tmp_path: Path) -> No
     assert_same_run(tmp_path, finished)
 
 
-def diverging(at: int, times: int = 1) -> Callable[..., Any]:
-    """`loss_sums` that is not finite `times` times from step `at` on."""
-    left = [times]
-
-    def sums(state: Any) -> tuple[float, int]:
-        if int(state.step) >= at and left[0]:
-            left[0] -= 1
-            return float("nan"), 1
-        return loop_sums(state)
-
-    return sums
-
-
-loop_sums = loop.loss_sums
-
-
-def test_the_last_good_checkpoint_outlives_a_loss_that_diverges(
-    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "loss_sums", diverging(at=STEPS + 3))
-        told = r"not finite in epoch 2, by step [45]\d: .*the checkpoint of step 40 is kept"
-        with pytest.raises(UserError, match=told):
-            train(config, tmp_path)
-    assert len(rows_of(tmp_path)) == 1
-    assert evaluate(tmp_path)["epoch"] == 1
-    train(config, tmp_path)
-    assert_same_run(tmp_path, finished)
-
-
-def test_a_loss_that_diverges_goes_on_with_half_the_rate_where_that_is_asked_for(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(epochs=3, train__on_nan="restore")
-    display = Spy()
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "loss_sums", diverging(at=12, times=2))
-        train(config, tmp_path / "run", display)
-    back = [line for line in display.lines if "half the learning rate" in line]
-    assert [line.partition(": back to ")[2] for line in back] == [
-        "step 8 with half the learning rate, 0.025",
-        "step 8 with half the learning rate, 0.0125",
-    ]
-    rows = rows_of(tmp_path / "run")
-    assert [row["learning_rate"] for row in rows] == [0.05, 0.0125, 0.0125]
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "loss_sums", diverging(at=12, times=9))
-        with pytest.raises(
-            UserError,
-            match=r"lower optimizer\.lr \(0\.05 in epoch 1\), which was halved 3 times; the check",
-        ):
-            train(config, tmp_path / "never")
-
-
-def test_weights_that_are_not_finite_are_never_saved(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(programs, "is_finite", lambda state: int(state.step) < 9)
-    with pytest.raises(UserError, match="the weights are not finite after step 16"):
-        train(make_config(), tmp_path)
-    assert evaluate(tmp_path)["step"] == 8
-
-
-def test_a_validation_loss_that_is_not_finite_ends_the_run_too(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured = iter([{"loss": 1.0, "accuracy": 50.0}, {"loss": float("nan"), "accuracy": 10.0}])
-    monkeypatch.setattr(loop, "measure", lambda *_: next(measured))
-    with pytest.raises(UserError, match=r"^the validation loss is not finite after epoch 2: lower"):
-        train(make_config(epochs=3), tmp_path)
-    assert len(rows_of(tmp_path)) == 1
-
-
 @pytest.mark.parametrize("write", ["record_start", "append_epoch", "write_result"])
 def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: str
@@ -307,65 +212,6 @@ def test_a_damaged_best_checkpoint_costs_its_figures_and_nothing_else(
         result["params_sha256"]
         == json.loads((finished / "result.json").read_text())["params_sha256"]
     )
-
-
-def test_a_signal_in_validation_is_heard(
-    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Between its batches: the epoch's steps are saved, and validation is made again."""
-    for epoch in (1, EPOCHS):
-        compiled = programs.compile_evaluation
-
-        def interrupted(workload: Any, state: Any, images: Any, after_batch: Any = bool) -> Any:
-            calls = []
-
-            def after() -> None:
-                calls.append(1)
-                if len(calls) == (1 if epoch == 1 else 2):  # noqa: B023
-                    send(signal.SIGTERM)()
-                after_batch()
-
-            return compiled(workload, state, images, after)  # noqa: B023
-
-        with monkeypatch.context() as patch:
-            patch.setattr(programs, "compile_evaluation", interrupted)
-            with pytest.raises(Stopped, match="saved and stopped by SIGTERM"):
-                train(config, tmp_path)
-        assert len(rows_of_or_none(tmp_path)) == epoch - 1
-        if epoch == 1:
-            with pytest.raises(KeyboardInterrupt):
-                train(config, tmp_path, Spy("epoch 1/", raise_it(KeyboardInterrupt())))
-    display = Spy()
-    train(config, tmp_path, display)
-    assert_same_run(tmp_path, finished)
-
-
-@pytest.mark.parametrize(
-    ("module", "where"),
-    [(prepare, "workload"), (programs, "compile_training"), (fit, "measure_result")],
-)
-def test_a_signal_where_there_is_nothing_to_save_ends_the_run_at_once(
-    config: Config,
-    finished: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    module: ModuleType,
-    where: str,
-) -> None:
-    """While data is read, while programs are compiled, and in the evaluation on the test images."""
-    function = getattr(module, where)
-
-    def interrupted(*args: Any, **kwargs: Any) -> Any:
-        send(signal.SIGTERM)()
-        return function(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, where, interrupted)
-        with pytest.raises(Stopped, match=r"^stopped by SIGTERM"):
-            train(config, tmp_path)
-    assert not (tmp_path / "result.json").exists()
-    train(config, tmp_path)
-    assert_same_run(tmp_path, finished)
 
 
 def test_saved_within_an_epoch_by_time(

@@ -1,4 +1,4 @@
-"""What a signal does to a run, but for the run: see `test_resume.py` for that."""
+"""What a signal does to a run, but for the run: see `test_interrupted.py` for that."""
 
 import signal
 import threading
