@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\ngeometric mean of the ratios: {geometric:.2f}, least: {min(ratios):.2f}")
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": environment.git_commit(),
+        "git_commit": environment.git_commit("benchmarks"),
         "machine": environment.machine(),
         "versions": environment.versions(),
         "matrix_gflops": round(peak / 1e9, 1),

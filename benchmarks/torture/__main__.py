@@ -104,7 +104,8 @@ def main() -> int:
     began = time.monotonic()
     subjects = SUBJECTS[:1] if asked.one_subject else SUBJECTS
     bench = Bench(asked.seed, began + 60 * asked.minutes, subjects)
-    where = environment.describe()  # the commit, before anything is written
+    # The commit, before anything is written.
+    where = environment.describe() | {"git_commit": environment.git_commit("benchmarks")}
     mark_phases()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is unmounted
     say(f"in {SCRATCH}, seed {asked.seed}")

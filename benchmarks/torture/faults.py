@@ -25,6 +25,7 @@ from benchmarks.torture.runs import (
 )
 
 PER_RUN = 8  # kills, or signals, of one run
+LEAVES_WITHIN = 10  # seconds after a signal, but in a compilation
 OF_TWO = ("compiling", "training", "saving", "testing")  # the disk full, of two processes
 
 
@@ -60,6 +61,8 @@ def send_signals(bench: Bench, signums: Sequence[int], count: int) -> None:
                 event.at = start.moment()
             else:
                 event.ended = time.monotonic() - began
+                if event.ended > LEAVES_WITHIN and aim.phase != "compiling":
+                    event.wrong = event.wrong or f"gone only after {event.ended:.0f} s"
             if cold:
                 shutil.rmtree(cold, ignore_errors=True)
             events.append(event)

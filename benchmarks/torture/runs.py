@@ -248,7 +248,7 @@ class Aim(NamedTuple):
     @classmethod
     def drawn(cls, rng: random.Random, seconds: float) -> "Aim":
         """Any moment of a run of so many seconds, or one within a phase."""
-        phase = rng.choice(["", "", *PHASES[1:5], "training", "validating", "saving", WRITING])
+        phase = rng.choice(["", "", *PHASES[1:], "training", WRITING])
         if phase in ("", "restoring"):
             return cls("", 1, rng.uniform(0, seconds))
         times = {"training": 3, "validating": 2, "saving": 3, WRITING: 3}.get(phase, 1)

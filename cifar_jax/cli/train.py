@@ -134,4 +134,7 @@ def _result_line(result: dict[str, Any]) -> str:
 
 def _is_the_papers(result: dict[str, Any]) -> bool:
     """Whether it is of the paper's own settings and images, and so to be compared with it."""
-    return not result["overrides"] and result.get("data_official", True)
+    from cifar_jax.runs.run import is_official
+
+    official = is_official(result.get("data_sha256"), result.get("data_official"))
+    return not result["overrides"] and official

@@ -86,7 +86,7 @@ def logits(
     }[split]
     if not len(images.labels):
         raise UserError(f"{path} has no {split} images: it ran with data.validation=0")
-    _hold_to_its_images(path, workdir.card(), workload, split)
+    _hold_to_its_images(path, workdir.images(), workload, split)
     evaluated = compile_logits(
         network.module,
         network.variables,
@@ -144,12 +144,12 @@ def _hold_to_its_classes(path: Path, classes: Sequence[str], dataset: data.Datas
 
 
 def _hold_to_its_images(
-    path: Path, card: Mapping[str, Any] | None, workload: prepare.Workload, split: str
+    path: Path, trained: Mapping[str, Any] | None, workload: prepare.Workload, split: str
 ) -> None:
     """That the images are those that the run was trained on; the test images in any order."""
-    if card is None or "data" not in card:
-        return  # made before there were any, or imported
-    trained, dataset = card["data"], workload.dataset
+    if trained is None:
+        return  # nothing is told of them
+    dataset = workload.dataset
     same = trained["content"] == dataset.content if split == "test" else False
     if not same and trained["sha256"] != dataset.fingerprint:
         raise UserError(

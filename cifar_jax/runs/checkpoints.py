@@ -2,17 +2,22 @@
 
     checkpoints/STEP/default/      the state's arrays, by orbax
     checkpoints/STEP/meta/meta     JSON: version, digests, whole epoch or not, validation accuracy
+    checkpoints/.replaced-STEP/    the one before of that step, until the new one is written
     checkpoints/damaged-STEP/      set aside: it could not be read, or not to its digests
 
-Checkpoints of versions before these have no `meta`, and are not held to a digest.
+Checkpoints of version 1 have no `meta`, and are not held to a digest; those of version 2 hold their
+arrays to one, those of version 3 their `meta` too.
 """
 
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -22,13 +27,24 @@ import orbax.checkpoint as ocp
 
 from cifar_jax import devices, processes
 from cifar_jax.errors import UserError
+from cifar_jax.runs.files import out_of_sight
 
-VERSION = 2
+VERSION = 3
 """Of what is saved: 1 had no digests, and nothing beside the state but the accuracy."""
 
 _META = ("whole", "validation_accuracy", "extra", "sha256")
 _WEIGHTS = ("params", "batch_stats")
-_LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-\d+).*")
+_NO_META = "its metadata cannot be read"
+_LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-).*")
+_STEP = re.compile(r"(\.replaced-)?(\d+)")
+# Of what the system refuses, what says nothing of the file: the next start may read it.
+_REFUSED = [
+    os.strerror(number)
+    for number in (
+        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.EPERM),
+        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+    )
+]
 
 
 class State(Protocol):
@@ -72,6 +88,8 @@ class Damaged(NamedTuple):
 
     step: int
     reason: str
+    aside: Path
+    """Where it is now."""
 
 
 class Checkpoints:
@@ -124,8 +142,8 @@ class Checkpoints:
         """What is there, by step."""
         if not self._folder.is_dir():
             return []
-        names = [path.name for path in self._folder.iterdir() if path.is_dir()]
-        return [self._meta(int(name)) for name in sorted(filter(str.isdecimal, names), key=int)]
+        names = [_STEP.fullmatch(path.name) for path in self._folder.iterdir() if path.is_dir()]
+        return [self._meta(step) for step in sorted({int(name[2]) for name in names if name})]
 
     def latest(self) -> int | None:
         """The last step saved."""
@@ -169,8 +187,12 @@ class Checkpoints:
             "extra": dict(extra or {}),
             "sha256": {name: _digest(tree) for name, tree in fields.items()},
         }
-        if processes.is_first() and (self._folder / str(step)).exists():
-            self._delete(step)  # made before: from this step the run went another way
+        meta["meta_sha256"] = _digest_of_json(meta)
+        if processes.is_first() and (path := self._folder / str(step)).exists():
+            # Made within the epoch that ends here, or the run went another way from this step. It
+            # is all that there is of it, until the new one is written.
+            self._remove(self._replaced(step))
+            path.rename(self._replaced(step))
         self._folder.mkdir(parents=True, exist_ok=True)
         self._saved = True
         self._checkpointer.save(
@@ -187,6 +209,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: it cannot be read, or not to its digests.
+          UserError: the system refuses to read it.
         """
         found = self._read(step, tuple(like._asdict()), like._asdict())
 
@@ -201,34 +224,38 @@ class Checkpoints:
         return like._replace(**placed)
 
     def restore_newest(self, like: S) -> tuple[S, Meta | None, list[Damaged]]:
-        """The newest state that can be read, and the newer ones that cannot, which are set aside.
+        """The newest state that can be read, and the newer ones that cannot, which are set aside,
+        as are older ones of which is seen at once that they cannot.
 
         Where there is no checkpoint at all, it is `like`, without a `Meta`.
 
         Raises:
-          UserError: none of several can be read; then none is touched.
+          UserError: none of several can be read, or the system refuses to read one; then none is
+            touched.
         """
-        damaged: list[Damaged] = []
-        for meta in reversed(self.all()):
-            state, reason = like, None
-            try:
-                state = self.restore(meta.step, like)
-            except DamagedError as error:
-                reason = error.reason
+        damaged: dict[int, str] = {}
+        for meta in reversed(found := self.all()):
+            state, reason = processes.from_all(partial(self._tried, meta.step, like))
             reasons = [text for text in processes.exchange(reason) if text]
             if not reasons:
-                if processes.is_first():
-                    for found in damaged:
-                        self.set_aside(found.step)
-                return state, meta, damaged
-            damaged.append(Damaged(meta.step, reasons[0]))
+                older = [other.step for other in found if other.digests is None]
+                damaged |= {step: _NO_META for step in older if step < meta.step}
+                return state, meta, self._set_all_aside(damaged)
+            damaged[meta.step] = reasons[0]
         if damaged:
-            told = "; ".join(f"{found.step}: {found.reason}" for found in damaged)
+            told = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
                 f"no checkpoint in {self._folder} can be read ({told}): bring back a good copy, "
                 "or train anew with --fresh"
             )
         return like, None, []
+
+    def _tried(self, step: int, like: S) -> tuple[S, str | None]:
+        """The state of that step, or why it is damaged."""
+        try:
+            return self.restore(step, like), None
+        except DamagedError as error:
+            return like, error.reason
 
     def weights(self, step: int) -> dict[str, Any]:
         """The variables of that step as NumPy arrays, `params` and `batch_stats`: their average
@@ -244,20 +271,31 @@ class Checkpoints:
             averaged = self._read(step, ("averaged",), None)["averaged"]
         return {"batch_stats": {}} | (averaged or self._read(step, _WEIGHTS, None))
 
-    def set_aside(self, step: int) -> None:
-        """Rename a checkpoint so that it is none any more."""
-        aside = self._folder / f"damaged-{step}"
-        shutil.rmtree(aside, ignore_errors=True)
-        (self._folder / str(step)).rename(aside)
+    def set_aside(self, step: int) -> Path:
+        """Rename a checkpoint so that it is none any more; returns where it is now."""
+        aside, number = self._folder / f"damaged-{step}", 1
+        while aside.exists():
+            number += 1
+            aside = self._folder / f"damaged-{step}-{number}"
+        self._path(step).rename(aside)
+        return aside
+
+    def _set_all_aside(self, damaged: Mapping[int, str]) -> list[Damaged]:
+        """Those steps, with the reasons; the first process does it for all."""
+        aside = processes.from_first(lambda: [str(self.set_aside(step)) for step in damaged])
+        return [
+            Damaged(step, reason, Path(path))
+            for (step, reason), path in zip(damaged.items(), aside, strict=True)
+        ]
 
     def _read(
         self, step: int, wanted: tuple[str, ...], like: Mapping[str, Any] | None
     ) -> dict[str, Any]:
         """Those of the `wanted` fields that were saved, as NumPy arrays held to their digests."""
-        path = self._orbax_folder() / str(step) / "default"
+        path = self._orbax_folder() / self._path(step).name / "default"
         reader = ocp.PyTreeCheckpointer()
         if (digests := self._meta(step).digests) is None:
-            raise self._damaged(step, "its metadata cannot be read")
+            raise self._damaged(step, _NO_META)
         try:
             saved = _tree(reader.metadata(path))
             item = {name: (like or saved)[name] for name in wanted if name in saved}
@@ -273,6 +311,11 @@ class Checkpoints:
             raise
         # A damaged file shows as whatever its reader stumbles over: there is no common base.
         except Exception as error:
+            if any(refusal in str(error) for refusal in _REFUSED):
+                raise UserError(
+                    f"the checkpoint {self._path(step)} cannot be read ({_first_line(error)}): "
+                    "mend that, and start again; nothing was changed"
+                ) from error
             raise self._damaged(step, _first_line(error)) from error
         missing = digests.keys() & set(wanted) - found.keys()
         wrong = [
@@ -284,40 +327,62 @@ class Checkpoints:
         return found
 
     def _meta(self, step: int) -> Meta:
-        folder = self._folder / str(step)
+        folder = self._path(step)
         try:
             items = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
             if "meta" in items:
                 meta = json.loads((folder / "meta" / "metadata").read_text())
+                said = meta.pop("meta_sha256", None)
+                if (said or meta["version"] > 2) and said != _digest_of_json(meta):
+                    raise ValueError("it is not to its digest")
+                if meta["step"] != step:
+                    raise ValueError("it is of another step")
                 return Meta(step, *(meta[name] for name in _META))
+            if (folder / "meta").exists():
+                raise ValueError("it has more than it says")
             accuracy = None
             if "metrics" in items:  # version 1
                 accuracy = json.loads((folder / "metrics" / "metrics").read_text())
                 accuracy = float(accuracy["validation_accuracy"])
             return Meta(step, True, accuracy, {}, {})
-        except (OSError, ValueError, LookupError, TypeError):
+        # What else the system refuses says nothing of the checkpoint.
+        except (
+            *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
+            *(ValueError, LookupError, TypeError, AttributeError),
+        ):
             return Meta(step, False, None, {}, None)
 
     def _prune(self) -> None:
-        for path in self._folder.iterdir():  # left by a start that was killed
-            if _LEFTOVER.fullmatch(path.name):
+        for path in list(self._folder.iterdir()):
+            replaced = path.name.startswith(".replaced-")
+            if replaced and (self._folder / path.name.removeprefix(".replaced-")).exists():
+                self._remove(path)
+            elif _LEFTOVER.fullmatch(path.name):  # by a start that was killed
                 shutil.rmtree(path, ignore_errors=True)
         found = self.all()
         whole = [meta.step for meta in found if meta.whole]
         kept = {*whole[-self._keep :], found[-1].step} if found else set()
         for meta in found:
-            if meta.step not in kept and meta is not _best(found):
-                self._delete(meta.step)
+            # A damaged one is told of and set aside at the next start.
+            if meta.step not in kept and meta is not _best(found) and meta.digests is not None:
+                self._remove(self._path(meta.step))
 
     def _damaged(self, step: int, reason: str) -> DamagedError:
-        return DamagedError(self._folder / str(step), reason)
+        return DamagedError(self._path(step), reason)
 
-    def _delete(self, step: int) -> None:
+    def _path(self, step: int) -> Path:
+        """Of that step's checkpoint: while another is being written in its place, the one before,
+        which the run goes on from if that is never finished."""
+        path, replaced = self._folder / str(step), self._replaced(step)
+        return replaced if replaced.exists() and not path.exists() else path
+
+    def _replaced(self, step: int) -> Path:
+        return self._folder / f".replaced-{step}"
+
+    def _remove(self, path: Path) -> None:
         """Out of sight at once: half deleted it would be taken for a damaged one."""
-        hidden = self._folder / f".deleted-{step}"
-        shutil.rmtree(hidden, ignore_errors=True)
-        (self._folder / str(step)).rename(hidden)
-        shutil.rmtree(hidden, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(out_of_sight(path), ignore_errors=True)
 
     def _orbax_folder(self) -> Path:
         """The folder under a name that orbax takes as it is, where its own has what is a pattern
@@ -354,6 +419,12 @@ def _digest(tree: Any) -> str:
         digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
+
+
+def _digest_of_json(value: Mapping[str, Any]) -> str:
+    """SHA-256 over `value`, as it is when it was written and read."""
+    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:

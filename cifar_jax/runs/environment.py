@@ -75,10 +75,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit() -> str | None:
+def git_commit(*others: str) -> str | None:
     """The checkout's commit, with `-dirty` where its code differs; None where there is none.
 
-    Files of code that git does not know make it dirty too: an experiment may be one.
+    Files of code that git does not know make it dirty too: an experiment may be one. `others` are
+    what counts as code beside what trains.
     """
     root = Path(__file__).parents[2]
 
@@ -90,7 +91,7 @@ def git_commit() -> str | None:
         git(
             "ls-files", "--error-unmatch", "cifar_jax/__init__.py"
         )  # not installed in some checkout
-        code = ("cifar_jax", "experiments", "pyproject.toml")
+        code = ("cifar_jax", "experiments", "pyproject.toml", *others)
         dirty = git("status", "--porcelain", "--untracked-files=all", "--", *code)
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
     except (OSError, subprocess.CalledProcessError):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -53,3 +54,13 @@ def read_json(path: Path) -> Any:
         raise UserError(f"no {path}: is {path.parent} the folder of a run?") from None
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def out_of_sight(path: Path) -> Path:
+    """Rename a folder that is about to be deleted, so that none of it is taken for the whole if
+    that is not finished; returns where it is."""
+    hidden = path.with_name(f".deleted-{path.name.lstrip('.')}")
+    if hidden.exists():
+        shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    return hidden

@@ -22,7 +22,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ import filelock
 
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
-from cifar_jax.runs import environment
-from cifar_jax.runs.files import naming, read_json, write_bytes, write_json
+from cifar_jax.runs import environment, schema
+from cifar_jax.runs.files import naming, out_of_sight, read_json, write_bytes, write_json
 
 LOGITS = "test_logits.npy"
 _OWN_FILES = (
@@ -44,7 +44,10 @@ _OWN_FILES = (
     "log.txt",
     "metrics.jsonl",
 )
-_CHECKPOINT = re.compile(r"\d+|damaged-\d+|\.deleted-\d+|\d+\.orbax-checkpoint-tmp.*")
+_CHECKPOINT = re.compile(r"(\.replaced-)?\d+")
+_NONE_ANY_MORE = re.compile(
+    r"damaged-\d+(-\d+)?|\.deleted-(replaced-)?\d+|\d+\.orbax-checkpoint-tmp.*"
+)
 _GROWING_SCHEDULES = ("constant", "plateau", "step")
 """Those that do not depend on the number of epochs."""
 
@@ -98,6 +101,21 @@ class Workdir:
             raise UserError(f"{path} is damaged: it holds no object")
         return card
 
+    def images(self) -> dict[str, Any] | None:
+        """What is told of the images that it was trained on: `name`, `sha256`, and `content` where
+        it is known; None where nothing is told."""
+        if (card := self.card()) is None:
+            result = self.result() or {}  # in the runs of before, where they are finished
+            if (digest := result.get("data_sha256")) is None:
+                return None
+            return {"name": result.get("dataset"), "sha256": digest, "content": None}
+        if "imported_from" in card:
+            return None
+        path = self.path / "model.json"
+        return schema.checked(
+            schema.checked(card, {"data": dict}, path)["data"], schema.IMAGES, path
+        )
+
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Write the model card, from the run's first start on."""
         write_json(self.path / "model.json", card)
@@ -116,7 +134,10 @@ class Workdir:
     def starts(self) -> list[dict[str, Any]]:
         """Where and when the run was started, the first first."""
         path = self.path / "env.json"
-        return read_json(path) if path.exists() else []
+        starts = read_json(path) if path.exists() else []
+        if not isinstance(starts, list):
+            raise UserError(f"{path} is not that of a run: it holds no list")
+        return [schema.checked(start, schema.START, path) for start in starts]
 
     def epochs(self) -> tuple[list[dict[str, Any]], int]:
         """Metrics of the epochs so far, by epoch, and how many lines of them cannot be read.
@@ -131,7 +152,7 @@ class Workdir:
             try:
                 row = json.loads(line)
                 rows[int(row["epoch"])] = row
-            except (ValueError, LookupError, TypeError):
+            except (ValueError, LookupError, TypeError, OverflowError):
                 lost += 1
         return [rows[epoch] for epoch in sorted(rows)], lost
 
@@ -143,10 +164,15 @@ class Workdir:
 
     def rewind(self, epoch: int) -> list[dict[str, Any]]:
         """Drop the metrics after `epoch`, which a resumed run is about to make again, and what
-        cannot be read; returns those that are kept."""
-        rows = [row for row in self.epochs()[0] if row["epoch"] <= epoch]
+        cannot be read or makes no sense; returns those that are kept."""
+        told = self.path / "metrics.jsonl"
+        rows = []
+        for row in self.epochs()[0]:
+            with suppress(UserError):
+                if schema.checked(row, schema.EPOCH_TO_GO_ON_FROM, told)["epoch"] <= epoch:
+                    rows.append(row)
         text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_bytes(self.path / "metrics.jsonl", text.encode())
+        write_bytes(told, text.encode())
         return rows
 
     def record_start(self, device: Mapping[str, Any], execution: Mapping[str, Any]) -> None:
@@ -266,13 +292,21 @@ def _refuse_inside_a_run(path: Path) -> None:
 
 def _delete_run(path: Path) -> None:
     """Delete what a run has written, and nothing else: its config.json stays to be replaced."""
+    checkpoints, tensorboard = path / "checkpoints", path / "tensorboard"
+
+    def named(pattern: re.Pattern[str]) -> list[Path]:
+        names = checkpoints.iterdir() if checkpoints.is_dir() else ()
+        return [found for found in names if pattern.fullmatch(found.name)]
+
     try:
+        # First what a run that begins here would go on from, were this killed on the way.
+        (path / "result.json").unlink(missing_ok=True)
+        for found in named(_CHECKPOINT):
+            out_of_sight(found)
         for name in _OWN_FILES:
             (path / name).unlink(missing_ok=True)
-        checkpoints, tensorboard = path / "checkpoints", path / "tensorboard"
-        for found in checkpoints.iterdir() if checkpoints.is_dir() else ():
-            if _CHECKPOINT.fullmatch(found.name):
-                shutil.rmtree(found)
+        for found in named(_NONE_ANY_MORE):
+            shutil.rmtree(found)
         for found in tensorboard.glob("events.out.tfevents.*"):
             found.unlink()
         for folder in (checkpoints, tensorboard):

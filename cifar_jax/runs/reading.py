@@ -9,7 +9,6 @@ from typing import Any
 
 from cifar_jax.errors import UserError
 from cifar_jax.runs import records, schema
-from cifar_jax.runs.files import read_json
 from cifar_jax.runs.folder import Workdir, existing_workdir
 from cifar_jax.runs.run import Run
 
@@ -84,7 +83,7 @@ def _read_folder(path: Path) -> Run:
         told["overrides"],
         result,
         _epochs(workdir),
-        _starts(path),
+        workdir.starts(),
         data=images.get("data_sha256"),
         data_official=images.get("data_official"),
     )
@@ -96,11 +95,3 @@ def _epochs(workdir: Workdir) -> list[dict[str, Any]]:
         return [schema.checked(row, schema.EPOCH, path) for row in workdir.epochs()[0]]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
-
-
-def _starts(folder: Path) -> list[dict[str, Any]]:
-    path = folder / "env.json"
-    starts = read_json(path) if path.exists() else []
-    if not isinstance(starts, list):
-        raise UserError(f"{path} is not that of a run: it holds no list")
-    return [schema.checked(start, schema.START, path) for start in starts]

@@ -19,6 +19,12 @@ _CIFAR10 = "cifar10"
 _OFFICIAL_SHA256 = "85f234f317270aaab303f6cd760fa2a4ee3ecc150bc1cfe572e79680b311b8c4"
 
 
+def is_official(digest: str | None, told: bool | None) -> bool:
+    """Whether images are the official CIFAR-10's, by what a run tells of them: it does not say so
+    itself where it is of before that was known."""
+    return digest == _OFFICIAL_SHA256 if told is None else told
+
+
 @dataclass(frozen=True)
 class Run:
     """One run, finished or not."""
@@ -80,9 +86,7 @@ class Run:
     @property
     def official(self) -> bool:
         """Whether its images are the official CIFAR-10's, as far as it tells."""
-        if self.data_official is None:
-            return self.data == _OFFICIAL_SHA256
-        return self.data_official
+        return is_official(self.data, self.data_official)
 
     @property
     def tells_its_images(self) -> bool:

@@ -17,15 +17,26 @@ EPOCH: Fields = {
     "train_accuracy": (int, float),
 }
 """Of a line of metrics.jsonl."""
+EPOCH_TO_GO_ON_FROM: Fields = {
+    **EPOCH,
+    "learning_rate": (int, float),
+    "images_per_second": (int, float),
+    "wall_seconds": (int, float),
+}
+"""Of one that a run goes on from."""
+IMAGES: Fields = {"name": str, "sha256": str, "content": str}
+"""Of `data` in model.json."""
 START: Fields = {"git_commit": (str, type(None)), "device": dict, "machine": dict}
 """Of an entry of env.json."""
 RESULT: Fields = {
     "experiment": str,
     "model": str,
     "seed": int,
+    "overrides": dict,
     "parameters": int,
     "epochs": int,
     "test_accuracy": (int, float),
+    "best_validation_epoch": (int, type(None)),
     "best_validation_test_accuracy": (int, float, type(None)),
     "paper_accuracy": (int, float, type(None)),
     "wall_seconds": (int, float),

@@ -12,7 +12,7 @@ import jax
 from cifar_jax import catalog, models, processes
 from cifar_jax.config import Config, execution, flatten
 from cifar_jax.errors import UserError
-from cifar_jax.runs import environment
+from cifar_jax.runs import environment, schema
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
 from cifar_jax.training import prepare, signals
@@ -61,7 +61,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
       UserError: settings that do not fit each other, the data or the folder, a loss that is
         no longer finite. What stops one process so, stops all.
       OSError: the system refuses something, such as room on the disk; it names the file.
-      signals.Stopped: a signal asked for it; what there was to save is saved.
+      Stopped: a signal asked for it; what there was to save is saved.
     """
     began = time.perf_counter()
     with signals.remembered() as received:
@@ -94,7 +94,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 for found in damaged:
                     told.append(
                         f"the checkpoint of step {found.step} is damaged ({found.reason}): "
-                        f"set aside as {workdir.checkpoints / f'damaged-{found.step}'}"
+                        f"set aside as {found.aside}"
                     )
                 if len(rows) != epoch:
                     told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
@@ -112,7 +112,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 with received.at_once(), processes.together():
                     done = workload._replace(plan=trainer.plan)
                     outcome, logits = measure_result(
-                        run.config, done, state, rows, checkpoints, display
+                        run.config, done, state, rows, checkpoints, display, received.check
                     )
             starts = processes.from_first(workdir.starts)
             result = {
@@ -135,9 +135,14 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
 def _finished(run: Run) -> dict[str, Any] | None:
     if run.fresh:
         return None
-    return processes.from_first(
-        lambda: finished_result(run.workdir, run.identity(), extend=run.extend)
-    )
+
+    def read() -> dict[str, Any] | None:
+        result = finished_result(run.workdir, run.identity(), extend=run.extend)
+        if result is None:
+            return None
+        return schema.checked(result, schema.RESULT, run.workdir / "result.json")
+
+    return processes.from_first(read)
 
 
 def _initial(run: Run) -> Mapping[str, Any] | None:
@@ -182,15 +187,16 @@ def _begin(
     begun_with = "initial_params_sha256"
     if initial is not None:
         now[begun_with] = params_sha256(initial["params"])
-    if card is None:
-        workdir.write_card(now)
-    elif card["data"]["sha256"] != now["data"]["sha256"]:
-        same = card["data"]["content"] == now["data"]["content"]
+    images = workdir.images()
+    if images is not None and images["sha256"] != now["data"]["sha256"]:
+        same = images["content"] == now["data"]["content"]
         what = "in another order, so that it would go on with others" if same else "others here"
         raise UserError(
-            f"{workdir.path} was begun with images of {card['data']['name']} that are {what}: "
+            f"{workdir.path} was begun with images of {images['name']} that are {what}: "
             "set TFDS_DATA_DIR to the folder that it was begun with, or choose another --workdir"
         )
+    if card is None:
+        workdir.write_card(now)
     elif initial is not None and card.get(begun_with, now[begun_with]) != now[begun_with]:
         raise UserError(
             f"{run.config.train.init_from} has other weights than {workdir.path} was begun with: "

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,15 +26,16 @@ def measure_result(
     rows: Sequence[Mapping[str, Any]],
     checkpoints: Checkpoints,
     display: Display,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What result.json tells of a run that is over, and the logits of the test images, which are
-    read here, once, after everything is decided.
+    read here, once, after everything is decided. What `after_batch` raises ends it.
 
     Raises:
       UserError: the loss on the test images is not finite.
     """
     images, labels = workload.dataset.test
-    evaluate = programs.compile_evaluation(workload, state, images)
+    evaluate = programs.compile_evaluation(workload, state, images, after_batch)
     logits = evaluate(state.evaluated)
     test = measure(logits, labels)
     if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
@@ -93,7 +94,7 @@ def _restore_best(
         if not reasons:
             return meta, best
         display.line(f"{reasons[0]}: set aside, and not counted as the best on validation")
-        processes.from_first(lambda step=meta.step: checkpoints.set_aside(step))
+        processes.from_first(lambda step=meta.step: str(checkpoints.set_aside(step)))
     return None
 
 

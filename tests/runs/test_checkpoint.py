@@ -1,5 +1,6 @@
 """Which checkpoints are kept, and what becomes of damaged ones."""
 
+import errno
 import hashlib
 import json
 import shutil
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from short_runs import change_meta
 
 from cifar_jax.errors import UserError
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
@@ -119,14 +121,28 @@ def flip_a_byte(checkpoint: Path) -> None:
     file.write_bytes(bytes(content))
 
 
-def other_digest(digit: str) -> Damage:
+def other_meta(*, digest: bool, **changes: Any) -> Damage:
+    """With `changes`; `digest` tells whether it is to its digest all the same."""
+
     def rewrite(checkpoint: Path) -> None:
         path = checkpoint / "meta/metadata"
         meta = json.loads(path.read_text())
-        meta["sha256"]["params"] = digit * 64
-        path.write_text(json.dumps(meta))
+        told = {
+            name: meta[name] | value if isinstance(value, dict) else value
+            for name, value in changes.items()
+        }
+        if digest:
+            change_meta(checkpoint, **told)
+        else:
+            path.write_text(json.dumps(meta | told))
 
     return rewrite
+
+
+def unlisted(checkpoint: Path) -> None:
+    """As one flipped bit in a name would leave it: it looks like one of version 1."""
+    path = checkpoint / "_CHECKPOINT_METADATA"
+    path.write_text(path.read_text().replace('"meta"', '"mete"'))
 
 
 DAMAGES: dict[str, Damage] = {
@@ -138,8 +154,17 @@ DAMAGES: dict[str, Damage] = {
     "half deleted": lambda path: shutil.rmtree(path / "default/d"),
     "meta deleted": lambda path: shutil.rmtree(path / "meta"),
     "meta emptied": lambda path: (path / "meta/metadata").write_text(""),
-    "other bytes than saved, of a lower digest": other_digest("f"),
-    "other bytes than saved, of a higher digest": other_digest("0"),
+    "meta not listed": unlisted,
+    "another accuracy": other_meta(digest=False, validation_accuracy=99.9),
+    "another plan": other_meta(digest=False, extra={"epochs": [[1, 2]]}),
+    "no digest of its meta": other_meta(digest=False, meta_sha256=None),
+    "another step": other_meta(digest=True, step=4),
+    "other bytes than saved, of a lower digest": other_meta(
+        digest=True, sha256={"params": "f" * 64}
+    ),
+    "other bytes than saved, of a higher digest": other_meta(
+        digest=True, sha256={"params": "0" * 64}
+    ),
 }
 
 
@@ -160,6 +185,53 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(
     assert names(tmp_path) == {"1", "2", "damaged-3"}
     saved(tmp_path, {3: 30.0})  # the run comes to that step again
     assert names(tmp_path) == {"1", "2", "3", "damaged-3"}
+    damage(tmp_path / "3")
+    with Checkpoints(tmp_path) as checkpoints:
+        _, _, damaged = checkpoints.restore_newest(state(0))
+    assert [bad.aside for bad in damaged] == [tmp_path / "damaged-3-2"]
+    assert names(tmp_path) == {"1", "2", "damaged-3", "damaged-3-2"}
+
+
+def test_one_that_is_not_the_newest_is_told_of_too(tmp_path: Path) -> None:
+    """It may have been the best."""
+    saved(tmp_path, {1: 50.0, 2: 10.0})
+    (tmp_path / "1/meta/metadata").write_text("")
+    with Checkpoints(tmp_path) as checkpoints:
+        _, meta, damaged = checkpoints.restore_newest(state(0))
+    assert meta is not None
+    assert (meta.step, [bad.step for bad in damaged]) == (2, [1])
+    assert names(tmp_path) == {"2", "damaged-1"}
+
+
+def test_the_one_before_of_a_step_stays_until_the_next_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in validation saves the step at which its epoch ends; then the epoch is saved."""
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    def again() -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state(3), 40.0)
+
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(3), whole=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ocp.AsyncCheckpointer, "save", killed)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                again()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest() == 3
+        assert checkpoints.weights(3)["params"]["w"].tolist() == [3] * 3000
+        found, meta, damaged = checkpoints.restore_newest(state(0))
+    assert meta is not None
+    assert (int(found.step), meta.whole, damaged) == (3, False, [])
+    again()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.best() == 3
+    assert names(tmp_path) == {"3"}
 
 
 def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
@@ -178,7 +250,7 @@ def test_a_damaged_one_pushes_out_no_whole_one(tmp_path: Path) -> None:
     saved(tmp_path, {1: None, 2: None}, keep=2)
     (tmp_path / "2/meta/metadata").write_text("")
     saved(tmp_path, {3: None}, keep=2)
-    assert names(tmp_path) == {"1", "3"}
+    assert names(tmp_path) == {"1", "2", "3"}  # and is told of at the next start
 
 
 def test_metadata_that_makes_no_sense_is_damaged(tmp_path: Path) -> None:
@@ -227,6 +299,24 @@ def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.Monk
     saved(tmp_path, {1: 10.0, 2: 20.0})
     monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", failing(MemoryError()))
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(MemoryError):
+        checkpoints.restore_newest(state(0))
+    assert names(tmp_path) == {"1", "2"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError("NOT_FOUND: Error opening: [OS error 5: EIO Input/output error]"),
+    ],
+)
+def test_what_the_system_refuses_to_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    saved(tmp_path, {1: 10.0, 2: 20.0})
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", failing(error))
+    told = r"checkpoint .*/2 cannot be read \(.*\): mend that, and start again"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=told):
         checkpoints.restore_newest(state(0))
     assert names(tmp_path) == {"1", "2"}
 

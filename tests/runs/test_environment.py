@@ -52,6 +52,7 @@ def test_the_commit_is_the_codes_whole(checkout: Path) -> None:
     (checkout / "README.md").write_text("no code")
     (checkout / "notes.txt").write_text("no code")
     assert environment.git_commit() == head
+    assert environment.git_commit("notes.txt") == head + "-dirty"  # but where it counts as code
 
 
 @pytest.mark.parametrize("name", ["experiments/basic.py", "experiments/mine.py", "pyproject.toml"])

@@ -136,6 +136,7 @@ def test_fresh_leaves_a_strangers_folder_alone(tmp_path: Path, config: str) -> N
 def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """With nothing in it that a run would go on from."""
     make(tmp_path)
 
     def killed(*args: object, **kwargs: object) -> None:
@@ -145,6 +146,9 @@ def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
         patch.setattr(workdir.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             workdir.open_workdir(tmp_path, IDENTITY, fresh=True).__enter__()
+    with workdir.open_workdir(tmp_path, IDENTITY, fresh=False) as folder:
+        assert not [path for path in folder.checkpoints.iterdir() if path.name.isdecimal()]
+        assert folder.result() is None
     with workdir.open_workdir(tmp_path, IDENTITY, fresh=True) as folder:
         assert folder.epochs() == ([], 0)
     assert set(files(tmp_path)) == {"config.json"}

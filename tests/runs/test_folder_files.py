@@ -74,29 +74,34 @@ def test_a_folder_among_other_things_may_become_a_runs(tmp_path: Path) -> None:
 # Its files
 
 
+def row(epoch: int, step: int) -> dict[str, Any]:
+    measured = {"train_loss": 1.5, "train_accuracy": 50.0, "images_per_second": 9.0}
+    return {"epoch": epoch, "step": step, **measured, "learning_rate": 0.1, "wall_seconds": 3}
+
+
 def test_rewind_drops_what_will_be_repeated(tmp_path: Path) -> None:
     with open_workdir(tmp_path, IDENTITY, fresh=False) as run:
-        run.append_epoch({"epoch": 1, "step": 10})
-        run.append_epoch({"epoch": 2, "step": 20})
+        run.append_epoch(row(1, 10))
+        run.append_epoch(row(2, 20))
     folder = Workdir(tmp_path)
-    assert folder.rewind(1) == [{"epoch": 1, "step": 10}]
-    assert folder.epochs() == ([{"epoch": 1, "step": 10}], 0)
+    assert folder.rewind(1) == [row(1, 10)]
+    assert folder.epochs() == ([row(1, 10)], 0)
     assert folder.rewind(0) == []
 
 
 def test_lost_lines_are_counted_and_survived(tmp_path: Path) -> None:
     with open_workdir(tmp_path, IDENTITY, fresh=False) as run:
-        run.append_epoch({"epoch": 1, "step": 10})
-        run.append_epoch({"epoch": 2, "step": 20})
+        run.append_epoch(row(1, 10))
+        run.append_epoch(row(2, 20))
     path = tmp_path / "metrics.jsonl"
     first, second = path.read_text().splitlines()
     path.write_text(f'{first[:8]}\n{second}\n[1]\n{{"epoch": 3, "st')
     folder = Workdir(tmp_path)
-    assert folder.epochs() == ([{"epoch": 2, "step": 20}], 3)
-    assert folder.rewind(2) == [{"epoch": 2, "step": 20}]
-    folder.append_epoch({"epoch": 3, "step": 30})
-    folder.append_epoch({"epoch": 2, "step": 21})  # written down twice: the later counts
-    assert folder.epochs() == ([{"epoch": 2, "step": 21}, {"epoch": 3, "step": 30}], 0)
+    assert folder.epochs() == ([row(2, 20)], 3)
+    assert folder.rewind(2) == [row(2, 20)]
+    folder.append_epoch(row(3, 30))
+    folder.append_epoch(row(2, 21))  # written down twice: the later counts
+    assert folder.epochs() == ([row(2, 21), row(3, 30)], 0)
 
 
 def test_every_start_is_recorded(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from short_runs import Spy, rows_of, train
+from short_runs import Spy, files, rows_of, train
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Schedule, Train
 from cifar_jax.errors import UserError
@@ -69,6 +69,20 @@ def test_an_unfinished_run_goes_on_where_it_was(
     assert next(start["git_commit"][:7] for start in result["starts"]) == "97d1dfc"
     assert len(result["starts"]) == 2
     assert (folder / "model.json").exists()
+
+
+def test_they_are_held_to_their_images_where_they_tell_them(runs: Path) -> None:
+    """Once they are finished."""
+    folder = runs / "finished"
+    path = folder / "result.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": "0" * 64}))
+    before = files(folder)
+    with pytest.raises(UserError, match="was trained on other images of digits"):
+        evaluate(folder)
+    longer = CONFIG.model_copy(update={"epochs": 4})
+    with pytest.raises(UserError, match="was begun with images of digits that are others here"):
+        train(longer, folder, experiment="old", extend=True)
+    assert files(folder) == before
 
 
 def test_what_they_kept_can_be_read_without_the_optimizer(runs: Path) -> None:

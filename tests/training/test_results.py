@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from short_runs import Spy, raise_it, send, train
+from short_runs import Spy, change_meta, raise_it, send, train
 from tiny import TINY
 
 from cifar_jax.config import Config
+from cifar_jax.errors import Stopped
 from cifar_jax.runs.folder import Workdir
 from cifar_jax.training import fit, loop
-from cifar_jax.training.signals import Stopped
 
 EPOCHS, STEPS = 4, 4
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -120,8 +120,8 @@ def test_seconds_of_earlier_starts_are_those_that_were_saved(
 ) -> None:
     """Or else, of a version that saved none, the last epoch's."""
     rewrite(folder, "wall_seconds", [100.0, 200.0, 300.0, 400.0])
-    for path in folder.glob("checkpoints/*/meta/metadata"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"extra": saved}))
+    for checkpoint in (folder / "checkpoints").iterdir():
+        change_meta(checkpoint, extra=saved)
     assert train(small, folder)["wall_seconds"] == earlier + looks[-1]
 
 

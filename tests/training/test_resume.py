@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from short_runs import (
     STEPS,
     Spy,
     assert_same_run,
+    change_meta,
     files,
     raise_it,
     rows_of,
@@ -27,12 +29,12 @@ from short_runs import (
 
 from cifar_jax.cli import faults
 from cifar_jax.config import Config, override
-from cifar_jax.errors import UserError
+from cifar_jax.errors import Stopped, UserError
 from cifar_jax.inference.load import weights
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import fit, prepare
-from cifar_jax.training.signals import Stopped
+from cifar_jax.training import fit, prepare, programs
+from cifar_jax.training.plan import Epoch
 
 Make = Callable[..., Config]
 
@@ -106,6 +108,21 @@ def test_what_a_run_begins_with_is_needed_until_its_first_checkpoint(
     train(config, folder, initial=gone)  # it is found finished
 
 
+# The command line, which a signal reaches amid its second epoch, however fast the machine is.
+_SIGNALLED = """
+import os
+from cifar_jax.cli import main
+from cifar_jax.training.display import Display
+line = Display.line
+def signalled(display, text, **options):
+    line(display, text, **options)
+    if "[EPOCH 002 | IT 00016]" in text:
+        os.kill(os.getpid(), int(os.environ["SIGNAL"]))
+Display.line = signalled
+main()
+"""
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_is_stopped_goes_on_exactly(
     config: Config, finished: Path, tmp_path: Path, signum: int
@@ -115,20 +132,17 @@ def test_a_process_that_is_stopped_goes_on_exactly(
     file = tmp_path / "test.py"
     file.write_text(f"from cifar_jax.config import *\nCONFIG = {config!r}\n")
     folder = tmp_path / "run"
-    command = [sys.executable, "-m", "cifar_jax", "train", str(file), "--workdir", str(folder)]
-    process = subprocess.Popen(
-        command, cwd=Path(fit.__file__).parents[2], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    command = [sys.executable, "-c", _SIGNALLED, "train", str(file), "--workdir", str(folder)]
+    ended = subprocess.run(
+        command,
+        cwd=Path(fit.__file__).parents[2],
+        env=os.environ | {"SIGNAL": str(int(signum))},
+        capture_output=True,
+        timeout=120,
+        check=False,
     )
-    deadline = time.monotonic() + 120
-    log = folder / "log.txt"
-    while not (log.exists() and "[EPOCH 002 | IT 00016]" in log.read_text()):
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signum)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == (143 if signum == signal.SIGTERM else -9)
-    assert b"Traceback" not in errors
+    assert ended.returncode == (143 if signum == signal.SIGTERM else -9), ended.stderr
+    assert b"Traceback" not in ended.stderr
     assert len(rows_of(folder)) == 1
     train(config, folder)
     assert_same_run(folder, finished)
@@ -172,6 +186,85 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
     assert_same_run(tmp_path / "run", finished)
 
 
+def test_too_little_memory_of_the_device_is_told_and_the_run_goes_on_exactly(
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile_training = programs.compile_training
+
+    def compiled(*arguments: Any) -> programs.Executables:
+        training = compile_training(*arguments)
+
+        def begin(epoch: Epoch, *others: Any) -> Any:
+            if not epoch.number:
+                return training.begin(epoch, *others)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
+
+        return training._replace(begin=begin)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "compile_training", compiled)
+        with pytest.raises(jax.errors.JaxRuntimeError) as refused:
+            train(config, tmp_path)
+    told = faults.explain(refused.value)
+    assert told is not None
+    assert "the device is out of memory" in told
+    assert "\n" not in told
+    display = Spy()
+    train(config, tmp_path, display)
+    assert f"goes on from step {STEPS}" in display.lines[0]
+    assert_same_run(tmp_path, finished)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("result.json", "{}", r"result\.json is incomplete: it has no 'experiment'"),
+        ("result.json", "[]", r"result\.json is not that of a run"),
+        ("env.json", "null", r"env\.json is not that of a run: it holds no list"),
+        ("env.json", "[3]", r"env\.json is not that of a run: it holds no object"),
+        ("model.json", "{}", r"model\.json is incomplete: it has no 'data'"),
+        ("model.json", '{"data": {"name": "digits"}}', r"model\.json is incomplete: .*'sha256'"),
+    ],
+)
+def test_a_damaged_file_is_named_and_nothing_is_changed(
+    config: Config, finished: Path, tmp_path: Path, name: str, content: str, told: str
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "run")
+    if name != "result.json":
+        (folder / "result.json").unlink()
+    (folder / name).write_text(content)
+    before = files(folder)
+    with pytest.raises(UserError, match=told):
+        train(config, folder)
+    assert files(folder) == before
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        '{"epoch": 1}',
+        '{"epoch": "1", "step": 40}',
+        '{"epoch": 1e999}',
+        '{"epoch": 1, "step": 40, "loss": 2.0}',
+    ],
+)
+def test_a_row_that_makes_no_sense_is_told_and_survived(
+    config: Config, finished: Path, tmp_path: Path, row: str
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(config, tmp_path, Spy("epoch 2/", raise_it(KeyboardInterrupt())))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{row}\n{path.read_text().splitlines()[1]}\n")
+    display = Spy()
+    result = train(config, tmp_path, display)
+    assert "metrics.jsonl has lost 1 of 2 epochs" in display.lines
+    assert [row["epoch"] for row in rows_of(tmp_path)] == [2, 3]
+    assert (
+        result["params_sha256"]
+        == json.loads((finished / "result.json").read_text())["params_sha256"]
+    )
+
+
 @pytest.mark.parametrize("damaged", [1, 2])
 def test_a_run_goes_on_exactly_from_what_is_not_damaged(
     config: Config, finished: Path, tmp_path: Path, damaged: int
@@ -201,8 +294,7 @@ def test_a_damaged_best_checkpoint_costs_its_figures_and_nothing_else(
     shutil.copytree(finished, tmp_path / "run")
     (tmp_path / "run/result.json").unlink()
     best = 2 * STEPS
-    meta = tmp_path / f"run/checkpoints/{best}/meta/metadata"
-    meta.write_text(json.dumps(json.loads(meta.read_text()) | {"validation_accuracy": 99.9}))
+    change_meta(tmp_path / f"run/checkpoints/{best}", validation_accuracy=99.9)
     shutil.rmtree(tmp_path / f"run/checkpoints/{best}/default")
     display = Spy()
     result = train(config, tmp_path / "run", display)
