@@ -80,9 +80,14 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def are_one() -> bool:
+    """Whether this process is the only one of the run."""
+    return jax.process_count() == 1
+
+
 def exchange(value: Any) -> list[Any]:
     """The `value` of every process, in their order: whatever JSON can hold. All must call it."""
-    if jax.process_count() == 1:
+    if are_one():
         return [value]
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = _gather(np.int32(own.size))
@@ -93,7 +98,7 @@ def exchange(value: Any) -> list[Any]:
 
 def greatest(*values: float) -> list[float]:
     """Of each of the `values` the greatest that any process has. All must call it."""
-    if jax.process_count() == 1:
+    if are_one():
         return list(values)
     rows = _gather(np.asarray(values, np.float32))
     return [float(value) for value in rows.max(0)]
@@ -137,7 +142,7 @@ def from_all(function: Callable[[], T]) -> T:
         raise failure
     for index, text in enumerate(told):
         if text is not None:
-            raise UserError(f"process {index}: {text}" if jax.process_count() > 1 else text)
+            raise UserError(f"process {index}: {text}" if not are_one() else text)
     return result  # pyright: ignore[reportReturnType]
 
 
@@ -148,7 +153,7 @@ def from_first(function: Callable[[], T]) -> T:
 
 def arrays_from_first(tree: Any) -> Any:
     """A tree of NumPy arrays, those of the first process in every one. All must call it."""
-    if jax.process_count() == 1:
+    if are_one():
         return tree
     return jax.tree.map(lambda array: _gather(array)[0], tree)
 

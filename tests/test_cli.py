@@ -12,11 +12,10 @@ from PIL import Image
 
 from cifar_jax import catalog, cli, config
 from cifar_jax.data.cifar10 import CLASSES
-from cifar_jax.errors import UserError
+from cifar_jax.errors import Stopped, UserError
 from cifar_jax.models import MODELS, PAPER_PARAMETERS
 from cifar_jax.runs.folder import folder_name
 from cifar_jax.training.fit import Run
-from cifar_jax.training.signals import Stopped
 
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "epochs=1", "--set", "data.train_images=64"),

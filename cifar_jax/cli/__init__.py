@@ -29,8 +29,7 @@ from cifar_jax.cli.predict import predict
 from cifar_jax.cli.report import report
 from cifar_jax.cli.settings import settings
 from cifar_jax.cli.train import train
-from cifar_jax.errors import UserError
-from cifar_jax.training.signals import Stopped
+from cifar_jax.errors import Stopped, UserError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -60,7 +59,7 @@ def main() -> NoReturn:
     # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _ready_streams()
-    sys.unraisablehook = unraisable
+    sys.unraisablehook, threading.excepthook = unraisable, _in_a_thread
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where its failure can still be told
@@ -156,6 +155,14 @@ def unraisable(failure: sys.UnraisableHookArgs) -> None:
     )
     if not closed and not isinstance(failure.exc_value, Stopped):
         sys.__unraisablehook__(failure)
+
+
+def _in_a_thread(failure: threading.ExceptHookArgs) -> None:
+    """What ends a thread, but for that which writes TensorBoard's events where it has no room: the
+    run goes on without it, and tells of a full disk where it writes itself."""
+    of = type(failure.thread).__module__.partition(".")[0]
+    if of != "tensorboardX" or not isinstance(failure.exc_value, OSError):
+        threading.__excepthook__(failure)
 
 
 def _ready_streams() -> None:

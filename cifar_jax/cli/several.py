@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from cifar_jax.cli import faults
-from cifar_jax.errors import UserError
-from cifar_jax.training.signals import Stopped
+from cifar_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:
     from cifar_jax.training.fit import Run

@@ -13,7 +13,7 @@ from tensorboardX import SummaryWriter
 
 from cifar_jax import models, processes
 from cifar_jax.config import Config
-from cifar_jax.errors import UserError
+from cifar_jax.errors import Stopped, UserError
 from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.files import naming
@@ -24,7 +24,7 @@ from cifar_jax.training.plan import Epoch, Plan
 from cifar_jax.training.prepare import Workload
 from cifar_jax.training.programs import Executables, StepsPerCallTuner
 from cifar_jax.training.schedules import Moment
-from cifar_jax.training.signals import Signals, Stopped
+from cifar_jax.training.signals import Signals
 from cifar_jax.training.step import TrainState
 
 SECONDS_BETWEEN_UPDATES = 0.5
@@ -142,11 +142,7 @@ class Trainer:
         if not len(labels):
             return training, None, training.compile_seconds
         began = time.perf_counter()
-        # Of several processes one alone must not leave an evaluation.
-        alone = jax.process_count() == 1
-        logits = programs.compile_evaluation(
-            workload, state, images, self.signals.check if alone else lambda: None
-        )
+        logits = programs.compile_evaluation(workload, state, images, self.signals.check)
         seconds = training.compile_seconds + time.perf_counter() - began
         return training, lambda state: measure(logits(state.evaluated), labels), seconds
 
@@ -183,9 +179,10 @@ class Trainer:
                 board.add_scalar(tag, value, epoch.number + 1)
         self._save(state, row.get("validation_accuracy"))
         self.display.line(_epoch_line(row, len(self.plan.epochs)))
-        (signum,) = processes.greatest(self.signals.received or 0)
-        if signum:
-            raise Stopped(int(signum), saved=True)
+        try:
+            self.signals.check()
+        except Stopped as stopped:
+            raise Stopped(stopped.signum, saved=True) from None
         return state
 
     def _train_epoch(

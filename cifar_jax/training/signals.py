@@ -6,20 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-
-class Stopped(BaseException):
-    """A signal ended the run. No `Exception`, so that nothing takes it for damaged data.
-
-    Args:
-      signum: which.
-      saved: whether the run was saved because of it; else there was nothing new to save.
-    """
-
-    def __init__(self, signum: int, *, saved: bool = False) -> None:
-        name = signal.Signals(signum).name
-        what = "saved and stopped" if saved else "stopped"
-        super().__init__(f"{what} by {name}; the same command goes on from here")
-        self.signum, self.saved = signum, saved
+from cifar_jax import processes
+from cifar_jax.errors import Stopped
 
 
 class Signals:
@@ -31,18 +19,21 @@ class Signals:
         self._at_once = False
 
     def check(self) -> None:
-        """Raise `Stopped` if one came."""
-        if self.received is not None:
-            raise Stopped(self.received)
+        """Raise `Stopped` if one came, to whichever process of the run. All must call it."""
+        (signum,) = processes.greatest(self.received or 0)
+        if signum:
+            raise Stopped(int(signum))
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """While inside, where there is nothing to save, one ends the run as soon as it comes.
 
-        As soon as Python runs again, that is: a compilation is not interrupted.
+        As soon as Python runs again, that is: a compilation is not interrupted. One of several
+        processes does not leave alone, as the others would wait for it: all end when they are
+        through.
         """
         self.check()
-        self._at_once = True
+        self._at_once = processes.are_one()
         try:
             yield
         finally:

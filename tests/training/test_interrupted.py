@@ -20,8 +20,8 @@ from short_runs import (
 )
 
 from cifar_jax.config import Config
+from cifar_jax.errors import Stopped
 from cifar_jax.training import fit, prepare, programs
-from cifar_jax.training.signals import Stopped
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])

@@ -17,8 +17,8 @@ from tensorboardX.proto import event_pb2
 from tiny import TINY
 
 from cifar_jax.config import Config
+from cifar_jax.errors import Stopped
 from cifar_jax.training import fit, loop
-from cifar_jax.training.signals import Stopped
 
 SECONDS = 0.37
 """A call takes, which takes two of the four steps of an epoch."""

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from cifar_jax.training.signals import Signals, Stopped, remembered
+from cifar_jax.errors import Stopped
+from cifar_jax.training.signals import Signals, remembered
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

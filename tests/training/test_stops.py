@@ -11,8 +11,8 @@ from short_runs import Spy, rows_of, send, train
 from tiny import TINY
 
 from cifar_jax.config import Config
+from cifar_jax.errors import Stopped
 from cifar_jax.training import loop, plan, programs
-from cifar_jax.training.signals import Stopped
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("tiny")

@@ -17,8 +17,8 @@ from short_runs import Spy, assert_same_run, raise_it, rows_of, send, train
 
 from cifar_jax import models
 from cifar_jax.config import Config
+from cifar_jax.errors import Stopped
 from cifar_jax.training import loop, prepare
-from cifar_jax.training.signals import Stopped
 
 DATASET = by_hand.images()
 STEPS = 3
