@@ -4,10 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import pytest
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lab import Lab, Muon
+from properties import holds
 
 from cifar_jax import config
 from cifar_jax.config import Config, Data, Model, Optimizer, Paper, Schedule, Train
@@ -16,15 +15,6 @@ from cifar_jax.settings.dotted import describe, differences, flatten, override, 
 from cifar_jax.settings.groups import Settings
 
 S = TypeVar("S", bound=Settings)
-
-settings.register_profile("fast", max_examples=100, deadline=None, database=None, derandomize=True)
-settings.register_profile(
-    "slow",
-    max_examples=10_000,
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 CONFIG = Config(
     model=Model(name="net"),
@@ -35,20 +25,6 @@ CONFIG = Config(
 )
 STARTS: list[Settings] = [CONFIG, Lab(), Lab(optimizer=Muon(), average=None)]
 NAMES = sorted({row["name"] for cls in (Config, Lab) for row in describe(cls)})
-
-
-def holds(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """Try a hundred cases, always the same; and, among the slow tests, 10,000 others."""
-
-    def decorate(check: Callable[..., None]) -> Any:
-        @pytest.mark.parametrize("profile", ["fast", pytest.param("slow", marks=pytest.mark.slow)])
-        def test(profile: str) -> None:
-            settings(settings.get_profile(profile))(given(**strategies)(check))()
-
-        test.__doc__ = check.__doc__
-        return test
-
-    return decorate
 
 
 def made_or_refused(make: Callable[[], S]) -> S | None:
