@@ -18,8 +18,9 @@ class Views(NamedTuple):
     """What else is seen of an image when it is classed: test-time augmentation, by mean of logits.
 
     An image and its two shifts count ½, ¼ and ¼, and each half as itself and half as its mirror
-    image, where there are any: with both, airbench's level 2. Of the unsure images only it is
-    hiverge's cifar10-speedrun that has it.
+    image, where there are any: with both, airbench's level 2. That of the unsure images only is
+    after hiverge's cifar10-speedrun, which goes by the largest probability alone and has all six
+    views count alike.
     """
 
     flip: bool = False

@@ -64,19 +64,31 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     rest = dict(leaves)
-    for group in [*groups, Group(parameters="*", optimizer=optimizer)]:
+    every = Group(parameters="*", optimizer=optimizer)
+    for number, group in enumerate([*groups, every]):
         named = [path for path in leaves if _names(group, path)]
         if not named:
             raise UserError(
                 f"groups: no parameter is called {group.parameters!r}; there are "
                 f"{', '.join(list(leaves)[:4])}, …"
             )
-        for path in named:
-            leaf = rest.pop(path, None)
-            if leaf is not None and group.optimizer.name == "muon" and leaf.ndim < 2:
+        own = {path: rest.pop(path) for path in named if path in rest}
+        if not own and number < len(groups):
+            raise UserError(
+                f"groups: all that is called {group.parameters!r} is in groups before it, of which "
+                "the first counts: put it first, or leave it out"
+            )
+        for path, leaf in own.items() if group.optimizer.name == "muon" else ():
+            if leaf.ndim < 2:
                 raise UserError(
                     f"muon is for kernels, and {path} is none: give it a group of its own, such as "
                     '{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.1}}'
+                )
+            if leaf.ndim == 4 and leaf.shape[2] == 1 < leaf.shape[3]:
+                raise UserError(
+                    f"muon is for kernels that mix channels, and {path} is depthwise: give it a "
+                    f'group of its own, such as {{"parameters": "{path}", "optimizer": '
+                    '{"name": "sgd", "lr": 0.1}}'
                 )
 
 
@@ -195,7 +207,7 @@ def plateau_update(
     state: PlateauState,
     value: jax.Array,
     *,
-    lr: float,
+    lr: float | jax.Array,
     patience: int,
     factor: float,
     threshold: float,

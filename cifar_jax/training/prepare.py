@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
@@ -73,6 +74,11 @@ def workload(
             )
         train = Split(*(array[: settings.train_images] for array in train))
     planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
+    if config.averaging and config.averaging.every > planned.steps:
+        raise UserError(
+            f"averaging.every is {config.averaging.every}, and the run has {planned.steps} steps: "
+            "its average would be the weights that it begins with; lower averaging.every"
+        )
     stages = planned.stages
     if config.train.max_minutes:
         possible = plan.possible_stages(config, models.IMAGE_SHAPE[0])
@@ -111,7 +117,13 @@ def _check_network(config: Config, own: models.Own | None) -> None:
     params = models.variable_shapes(model)["params"]
     optim.check(params, config.optimizer, config.groups)
     if config.init.whitening:
-        initialisation.first_convolution({"params": params})
+        layer, name = initialisation.first_convolution({"params": params})
+        takes, channels = params[layer][name].shape[2], models.IMAGE_SHAPE[2]
+        if takes != channels:
+            raise UserError(
+                f"init.whitening is for the convolution that takes the images, of {channels} "
+                f"channels, and {layer} takes {takes}: leave it out, or choose another model"
+            )
     for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
         if not models.takes(model, size):
             raise UserError(
@@ -157,7 +169,7 @@ def init_state(
     key, _, _ = random_keys(seed)
     replicated = devices.replicated(workload.mesh)
     init, settings = partial(fresh_state, workload), workload.config.init
-    state = jax.jit(init, out_shardings=replicated)(key)
+    state = jax.jit(init, out_shardings=replicated)(key, learning_rates(workload.config))
     if initial is not None:
         variables = models.taken_over(state.variables, initial)
     elif settings.dirac or settings.whitening:
@@ -176,11 +188,15 @@ def init_state(
     return state._replace(**placed, averaged=averaged)
 
 
-def fresh_state(workload: Workload, key: jax.Array) -> TrainState:
+def learning_rates(config: Config) -> np.ndarray:
+    """float32 `[1 + groups]`. No program has them in it, so that another compiles nothing anew."""
+    groups = [group.optimizer.lr for group in config.groups]
+    return np.array([config.optimizer.lr, *groups], np.float32)
+
+
+def fresh_state(workload: Workload, key: jax.Array, rates: jax.Array | np.ndarray) -> TrainState:
     """The state before the first step, of the networks' own initialisation; for jit."""
-    config = workload.config
     variables = models.init_variables(workload.recipe.model, key)
-    rates = [config.optimizer.lr, *(group.optimizer.lr for group in config.groups)]
     return steps.init_state(variables, workload.recipe, rates)
 
 

@@ -17,7 +17,7 @@ from cifar_jax.training import batches, optim
 from cifar_jax.training import step as steps
 from cifar_jax.training.batches import TrainData
 from cifar_jax.training.plan import Epoch, Stage
-from cifar_jax.training.prepare import Workload, fresh_state, random_keys
+from cifar_jax.training.prepare import Workload, fresh_state, learning_rates, random_keys
 from cifar_jax.training.schedules import Moment
 from cifar_jax.training.step import Metrics, TrainState
 
@@ -58,7 +58,7 @@ def compile_training(
             plateau = optim.plateau_update(
                 plateau,
                 observed,
-                lr=config.optimizer.lr,
+                lr=state.lr[0],
                 patience=config.schedule.patience,
                 factor=config.schedule.factor,
                 threshold=config.schedule.threshold,
@@ -195,12 +195,12 @@ def train_arguments(workload: Workload, stage: Stage) -> tuple[Any, ...]:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
-    key = jax.eval_shape(jax.random.key, 0)
+    key, rates = jax.eval_shape(jax.random.key, 0), learning_rates(workload.config)
     epoch = next(epoch for epoch in workload.plan.epochs if epoch.stage == stage)
     order = jax.ShapeDtypeStruct((epoch.steps, stage.batch_size), jnp.int32)
     number = typed(jax.ShapeDtypeStruct((), jnp.int32), replicated)
     return (
-        typed(jax.eval_shape(partial(fresh_state, workload), key), replicated),
+        typed(jax.eval_shape(partial(fresh_state, workload), key, rates), replicated),
         TrainData(*typed(batches.rows(workload.train), replicated)),
         typed(order, devices.batch_sharding(workload.mesh, axis=1)),
         number,

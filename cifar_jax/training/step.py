@@ -1,6 +1,6 @@
 """What training does to the weights: pure functions of arrays. No config, no devices, no files."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -80,7 +80,7 @@ class TrainState(NamedTuple):
         return self.averaged or self.variables
 
 
-def init_state(variables: Mapping[str, Any], recipe: Recipe, lr: Sequence[float]) -> TrainState:
+def init_state(variables: Mapping[str, Any], recipe: Recipe, lr: Any) -> TrainState:
     """The state before the first step, of a model's fresh variables and the learning rates."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})

@@ -1,6 +1,7 @@
 """The parts of a recipe where they are wired: what a config that names them trains."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,12 @@ import pytest
 from short_runs import Spy, assert_same_run, raise_it, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
-from cifar_jax.config import Config
+from cifar_jax.config import Config, Group, Optimizer
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import Views, over_views
 from cifar_jax.models import initialisation
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import batches, prepare, programs
+from cifar_jax.training import batches, optim, prepare, programs
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -122,9 +123,11 @@ def test_an_average_begins_with_what_the_weights_begin_with(
     settings = TINY | {"model__name": "pooled", "averaging__name": "ema"}
     workload = prepare.workload(make_config(**settings, **options))
     usual = prepare.init_state(workload, 1).variables if not options else None
+    rates = prepare.learning_rates(workload.config)
     state = prepare.init_state(workload, 0, usual)
     chex.assert_trees_all_equal(state.averaged, state.variables)
-    kernel = prepare.fresh_state(workload, prepare.random_keys(0)[0]).params["conv1"]["kernel"]
+    fresh = prepare.fresh_state(workload, prepare.random_keys(0)[0], rates)
+    kernel = fresh.params["conv1"]["kernel"]
     assert np.abs(state.averaged["params"]["conv1"]["kernel"] - kernel).max() > 0.01
 
 
@@ -148,7 +151,18 @@ def test_muon_moves_kernels_by_orthogonal_matrices_at_their_norm(make_config: Ma
     ("settings", "message"),
     [
         ({"groups": '[{"parameters": "fc9/*", "optimizer": {}}]'}, "no parameter is called 'fc9/"),
+        (
+            {
+                "groups": '[{"parameters": "*", "optimizer": {}},'
+                ' {"parameters": "fc/*", "optimizer": {}}]'
+            },
+            "all that is called 'fc/\\*' is in groups before it",
+        ),
         ({"optimizer__name": "muon"}, "muon is for kernels, and bn/bias is none"),
+        (
+            {"averaging__name": "lookahead", "averaging__every": 1000},
+            "averaging.every is 1000, and the run has",
+        ),
         ({"init__whitening": True}, "no convolution conv1 to whiten"),
         (
             {"phases": '[{"until": 0.5, "image_size": 24}]'},
@@ -164,6 +178,39 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
         prepare.workload(make_config(**TINY | settings))
 
 
+def test_muon_refuses_depthwise_kernels() -> None:
+    """Each of their channels has a filter of its own: they are no matrix."""
+    shapes = {
+        "depthwise": {"kernel": jax.ShapeDtypeStruct((3, 3, 1, 8), np.float32)},
+        "pointwise": {"kernel": jax.ShapeDtypeStruct((1, 1, 8, 16), np.float32)},
+    }
+    by_muon = Optimizer(name="muon")
+    with pytest.raises(UserError, match="depthwise/kernel is depthwise"):
+        optim.check(shapes, by_muon, ())
+    optim.check(shapes, by_muon, (Group(parameters="depthwise/*", optimizer=Optimizer()),))
+
+
+def test_whitening_is_for_the_convolution_that_takes_the_images(
+    make_config: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel = jax.ShapeDtypeStruct((3, 3, 16, 32), np.float32)
+    shapes = {"params": {"conv1": {"kernel": kernel}}}
+    monkeypatch.setattr(prepare.models, "variable_shapes", lambda *_: shapes)
+    told = "of 3 channels, and conv1 takes 16"
+    with pytest.raises(UserError, match=told):
+        prepare.workload(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
+
+
+def test_no_learning_rate_is_in_the_program_that_makes_the_first_state(make_config: Make) -> None:
+    def program(rate: float) -> str:
+        workload = prepare.workload(make_config(**TINY | {"optimizer__lr": rate}))
+        rates = prepare.learning_rates(workload.config)
+        make = jax.jit(partial(prepare.fresh_state, workload))
+        return make.lower(prepare.random_keys(0)[0], rates).as_text()
+
+    assert program(0.1) == program(0.2)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -172,6 +219,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
         ({"phases": '[{"until": 0.5, "image_size": 40}]'}, "image_size must be in 8..32, not 40"),
         ({"train__max_minutes": 1}, "the schedule constant has no end to fit into"),
         ({"init__whitening": True, "train__init_from": "basic"}, "leave one of them out"),
+        ({"init__dirac": True, "train__init_from": "basic"}, "leave one of them out"),
         ({"test_time__unsure": 0.5}, "test_time.unsure is a share of the images"),
     ],
 )
