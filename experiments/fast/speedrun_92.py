@@ -10,8 +10,8 @@ root of its width.
 Muon's rate is lower than airbench's, for batches of 250 instead of 2,000; docs/recipes.md has what
 was tried.
 
-Not there yet: 91.67 % of the test images with seed 0, in 17.5 minutes of a slow hour of its machine.
-Seeds 0 to 4 are to count.
+Not there yet: 91.67 % of the test images with seed 0, in 17.5 minutes of a slow hour of its
+machine. Seeds 0 to 4 are to count.
 """
 
 from cifar_jax.config import (
