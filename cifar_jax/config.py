@@ -323,12 +323,11 @@ class Config(Settings):
                 "test_time.unsure is a share of the images that are looked at again: set "
                 "test_time.flip or test_time.shift too"
             )
-        for part in ("whitening", "dirac"):
-            if getattr(self.init, part) and self.train.init_from:
-                raise UserError(
-                    f"init.{part} makes weights to begin with, and train.init_from brings others: "
-                    "leave one of them out"
-                )
+        if self.init.whitening and self.train.init_from:
+            raise UserError(
+                "init.whitening makes the first layer of the training images, and "
+                "train.init_from brings another: leave one of them out"
+            )
         return self
 
 

@@ -59,7 +59,7 @@ def main() -> NoReturn:
     # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     _ready_streams()
-    sys.unraisablehook, threading.excepthook = unraisable, _in_a_thread
+    sys.unraisablehook, threading.excepthook = unraisable, in_a_thread
     try:
         code = run(sys.argv[1:])
         sys.stdout.flush()  # here, where its failure can still be told
@@ -157,7 +157,7 @@ def unraisable(failure: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(failure)
 
 
-def _in_a_thread(failure: threading.ExceptHookArgs) -> None:
+def in_a_thread(failure: threading.ExceptHookArgs) -> None:
     """What ends a thread, but for that which writes TensorBoard's events where it has no room: the
     run goes on without it, and tells of a full disk where it writes itself."""
     of = type(failure.thread).__module__.partition(".")[0]

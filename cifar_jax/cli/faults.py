@@ -23,6 +23,8 @@ _ADVICE = {
     errno.EISDIR: "a folder stands where a file should: choose another place",
     errno.ENOENT: "make it, or choose another place",
     errno.EIO: "the disk or network share fails: see dmesg, and save what you can",
+    errno.ENOTCONN: "the network share went away: mount it again, and start again",
+    errno.ETIMEDOUT: "the network share does not answer: see to it, and start again",
     errno.ESTALE: "the network share went away: mount it again, and start again",
     errno.ENOMEM: "the machine has too little memory for this: end other programs",
 }

@@ -91,6 +91,13 @@ class Damaged(NamedTuple):
     aside: Path
     """Where it is now."""
 
+    def __str__(self) -> str:
+        """In a line, to be told."""
+        return (
+            f"the checkpoint of step {self.step} is damaged ({self.reason}): "
+            f"set aside as {self.aside}"
+        )
+
 
 class Checkpoints:
     """The checkpoints of one run, by step. Use as a context manager: leaving waits for writes.
@@ -233,15 +240,22 @@ class Checkpoints:
           UserError: none of several can be read, or the system refuses to read one; then none is
             touched.
         """
+        # As the first process sees it, which deletes what is no longer kept.
+        found = processes.from_first(
+            lambda: [[meta.step, meta.digests is not None] for meta in self.all()]
+        )
+        aside: list[Damaged] = []
         damaged: dict[int, str] = {}
-        for meta in reversed(found := self.all()):
-            state, reason = processes.from_all(partial(self._tried, meta.step, like))
-            reasons = [text for text in processes.exchange(reason) if text]
-            if not reasons:
-                older = [other.step for other in found if other.digests is None]
-                damaged |= {step: _NO_META for step in older if step < meta.step}
-                return state, meta, self._set_all_aside(damaged)
-            damaged[meta.step] = reasons[0]
+        for step, _ in reversed(found):
+            state, reason = self.restore_together(step, like)
+            if reason and processes.from_first(partial(self._has_one_before, step)):
+                aside += self._set_all_aside({step: reason})
+                state, reason = self.restore_together(step, like)
+            if not reason:
+                older = [other for other, known in found if other < step and not known]
+                aside += self._set_all_aside(damaged | dict.fromkeys(older, _NO_META))
+                return state, self._meta(step), aside
+            damaged[step] = reason
         if damaged:
             told = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise UserError(
@@ -250,12 +264,18 @@ class Checkpoints:
             )
         return like, None, []
 
-    def _tried(self, step: int, like: S) -> tuple[S, str | None]:
-        """The state of that step, or why it is damaged."""
-        try:
-            return self.restore(step, like), None
-        except DamagedError as error:
-            return like, error.reason
+    def restore_together(self, step: int, like: S) -> tuple[S, str | None]:
+        """The state of that step; or `like`, and why it is damaged, where one process says so."""
+
+        def tried() -> tuple[S, str | None]:
+            try:
+                return self.restore(step, like), None
+            except DamagedError as error:
+                return like, error.reason
+
+        state, reason = processes.from_all(tried)
+        reasons = [text for text in processes.exchange(reason) if text]
+        return (like, reasons[0]) if reasons else (state, None)
 
     def weights(self, step: int) -> dict[str, Any]:
         """The variables of that step as NumPy arrays, `params` and `batch_stats`: their average
@@ -363,7 +383,7 @@ class Checkpoints:
         whole = [meta.step for meta in found if meta.whole]
         kept = {*whole[-self._keep :], found[-1].step} if found else set()
         for meta in found:
-            # A damaged one is told of and set aside at the next start.
+            # A damaged one is told of and set aside when the newest is restored next.
             if meta.step not in kept and meta is not _best(found) and meta.digests is not None:
                 self._remove(self._path(meta.step))
 
@@ -378,6 +398,10 @@ class Checkpoints:
 
     def _replaced(self, step: int) -> Path:
         return self._folder / f".replaced-{step}"
+
+    def _has_one_before(self, step: int) -> bool:
+        """Whether that step is there twice: a start was killed as the second was written."""
+        return (self._folder / str(step)).exists() and self._replaced(step).exists()
 
     def _remove(self, path: Path) -> None:
         """Out of sight at once: half deleted it would be taken for a damaged one."""

@@ -76,7 +76,7 @@ class Workdir:
     def result(self) -> dict[str, Any] | None:
         """What came out, once the run is finished."""
         path = self.path / "result.json"
-        return read_json(path) if path.exists() else None
+        return schema.checked(read_json(path), {}, path) if path.exists() else None
 
     def write_result(self, result: Mapping[str, Any], logits: Any) -> None:
         """Finish the run: with the logits `[N, classes]` of the test images, kept as float16."""

@@ -74,7 +74,8 @@ def _read_folder(path: Path) -> Run:
     if result is not None:
         result = schema.checked(result, schema.RESULT, path / "result.json")
     card = workdir.card() or {}
-    images = result or {f"data_{name}": of for name, of in (card.get("data") or {}).items()}
+    told_of = schema.checked(card.get("data", {}), {}, path / "model.json")
+    images = result or {f"data_{name}": of for name, of in told_of.items()}
     return Run(
         path,
         told["experiment"],

@@ -73,6 +73,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             workload = processes.from_all(lambda: prepare.workload(run.config, own=run.own))
             if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {workload.dataset.name}")
+            if run.fresh or not Workdir(run.workdir).checkpoints.is_dir():
+                processes.from_all(lambda: prepare.check_beginning(workload, run.own))
             processes.from_all(lambda: _hold_to_the_weights(run, workload))
             # Before the folder is opened, since weights that do not fit must leave it as it is.
             beginning = prepare.init_state(workload, run.seed, initial)
@@ -91,11 +93,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 told += processes.from_first(lambda: _keep_code(run, workdir))
             log = workdir.log if processes.is_first() else Path(os.devnull)
             with display.showing(log, run.experiment, len(plan.epochs), plan.steps):
-                for found in damaged:
-                    told.append(
-                        f"the checkpoint of step {found.step} is damaged ({found.reason}): "
-                        f"set aside as {found.aside}"
-                    )
+                told += map(str, damaged)
                 if len(rows) != epoch:
                     told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
                 for text in [_headline(run, workload, plan, meta), *told]:

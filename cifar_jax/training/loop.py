@@ -288,7 +288,9 @@ class Trainer:
             )
         initial = self.initial() if self.initial and kept is None else None
         beginning = prepare.init_state(self.workload, self.seed, initial)
-        state, meta, _ = self.checkpoints.restore_newest(beginning)
+        state, meta, damaged = self.checkpoints.restore_newest(beginning)
+        for found in damaged:
+            self.display.line(str(found))
         before = meta.extra.get("halvings", 0) if meta else 0
         self.progress.halvings += 1
         self.progress.line = tuple(meta.extra.get("line", (0.0, 0))) if meta else (0.0, 0)

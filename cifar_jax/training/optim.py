@@ -64,32 +64,50 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
     """
     leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     rest = dict(leaves)
-    every = Group(parameters="*", optimizer=optimizer)
-    for number, group in enumerate([*groups, every]):
+    for group in [*groups, Group(parameters="*", optimizer=optimizer)]:
         named = [path for path in leaves if _names(group, path)]
         if not named:
             raise UserError(
                 f"groups: no parameter is called {group.parameters!r}; there are "
                 f"{', '.join(list(leaves)[:4])}, …"
             )
-        own = {path: rest.pop(path) for path in named if path in rest}
-        if not own and number < len(groups):
-            raise UserError(
-                f"groups: all that is called {group.parameters!r} is in groups before it, of which "
-                "the first counts: put it first, or leave it out"
-            )
-        for path, leaf in own.items() if group.optimizer.name == "muon" else ():
-            if leaf.ndim < 2:
+        for path in named:
+            leaf = rest.pop(path, None)
+            if leaf is not None and group.optimizer.name == "muon" and leaf.ndim < 2:
                 raise UserError(
                     f"muon is for kernels, and {path} is none: give it a group of its own, such as "
                     '{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.1}}'
                 )
-            if leaf.ndim == 4 and leaf.shape[2] == 1 < leaf.shape[3]:
-                raise UserError(
-                    f"muon is for kernels that mix channels, and {path} is depthwise: give it a "
-                    f'group of its own, such as {{"parameters": "{path}", "optimizer": '
-                    '{"name": "sgd", "lr": 0.1}}'
-                )
+
+
+def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
+    """See that every group has parameters for itself, and that Muon has kernels that are matrices.
+
+    Args:
+      params: a tree of arrays or shapes.
+      optimizer: as of `make_optimizer`.
+      groups: likewise.
+
+    Raises:
+      UserError: it is not so.
+    """
+    rules, used = [optimizer, *(group.optimizer for group in groups)], set()
+    for key, leaf in jax.tree_util.tree_leaves_with_path(params):
+        path = path_name(key)
+        number = _group_of(groups, path)
+        used.add(number)
+        if rules[number].name == "muon" and leaf.ndim == 4 and leaf.shape[2] == 1 < leaf.shape[3]:
+            raise UserError(
+                f"muon is for kernels that mix channels, and {path} is depthwise: give it a group "
+                f'of its own, such as {{"parameters": "{path}", "optimizer": '
+                '{"name": "sgd", "lr": 0.1}}'
+            )
+    for number, group in enumerate(groups, start=1):
+        if number not in used:
+            raise UserError(
+                f"groups: all that is called {group.parameters!r} is in groups before it, of which "
+                "the first counts: put it first, or leave it out"
+            )
 
 
 def members(params: Any, groups: Sequence[Group], numbers: Collection[int]) -> frozenset[str]:

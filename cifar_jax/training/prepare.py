@@ -74,11 +74,6 @@ def workload(
             )
         train = Split(*(array[: settings.train_images] for array in train))
     planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
-    if config.averaging and config.averaging.every > planned.steps:
-        raise UserError(
-            f"averaging.every is {config.averaging.every}, and the run has {planned.steps} steps: "
-            "its average would be the weights that it begins with; lower averaging.every"
-        )
     stages = planned.stages
     if config.train.max_minutes:
         possible = plan.possible_stages(config, models.IMAGE_SHAPE[0])
@@ -99,6 +94,27 @@ def workload(
         recipe=_recipe(config, _network(config, own, num_classes=len(dataset.classes))),
         mesh=mesh,
     )
+
+
+def check_beginning(workload: Workload, own: models.Own | None = None) -> None:
+    """See that no part is in vain, before a run begins. One that did begin so goes on, and is read.
+
+    Raises:
+      UserError: a part is.
+    """
+    config, steps = workload.config, workload.plan.steps
+    if config.averaging and config.averaging.every > steps:
+        raise UserError(
+            f"averaging.every is {config.averaging.every}, and the run has {steps} steps: its "
+            "average would be the weights that it begins with; lower averaging.every"
+        )
+    if config.init.dirac and config.train.init_from:
+        raise UserError(
+            "init.dirac makes weights to begin with, and train.init_from brings others: leave one "
+            "of them out"
+        )
+    params = models.variable_shapes(_network(config, own))["params"]
+    optim.check_use(params, config.optimizer, config.groups)
 
 
 def _network(config: Config, own: models.Own | None, **options: Any) -> nn.Module:

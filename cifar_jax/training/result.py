@@ -12,7 +12,7 @@ from cifar_jax import models, processes
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.evaluation import measure
-from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
+from cifar_jax.runs.checkpoints import Checkpoints, Meta
 from cifar_jax.training import programs
 from cifar_jax.training.display import Display
 from cifar_jax.training.prepare import Workload
@@ -29,7 +29,7 @@ def measure_result(
     after_batch: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Any], np.ndarray]:
     """What result.json tells of a run that is over, and the logits of the test images, which are
-    read here, once, after everything is decided. What `after_batch` raises ends it.
+    read here, after everything is decided. What `after_batch` raises ends it.
 
     Raises:
       UserError: the loss on the test images is not finite.
@@ -82,18 +82,16 @@ def _restore_best(
     state: TrainState, checkpoints: Checkpoints, display: Display
 ) -> tuple[Meta, TrainState] | None:
     """The checkpoint of the best validation accuracy that can be read."""
-    while (meta := checkpoints.best_meta()) is not None:
+    while (meta := processes.from_all(checkpoints.best_meta)) is not None:
         if meta.step == int(state.step):
             return meta, state
-        best, reason = state, None
-        try:
-            best = checkpoints.restore(meta.step, state)
-        except DamagedError as error:
-            reason = str(error)
-        reasons = [text for text in processes.exchange(reason) if text]
-        if not reasons:
+        best, reason = checkpoints.restore_together(meta.step, state)
+        if not reason:
             return meta, best
-        display.line(f"{reasons[0]}: set aside, and not counted as the best on validation")
+        display.line(
+            f"the checkpoint of step {meta.step} is damaged ({reason}): set aside, and not counted "
+            "as the best on validation"
+        )
         processes.from_first(lambda step=meta.step: str(checkpoints.set_aside(step)))
     return None
 

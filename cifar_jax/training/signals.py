@@ -16,7 +16,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         """The first that came."""
-        self._at_once = False
+        self._nothing_new = self._at_once = False
 
     def check(self) -> None:
         """Raise `Stopped` if one came, to whichever process of the run. All must call it."""
@@ -33,19 +33,20 @@ class Signals:
         through.
         """
         self.check()
-        self._at_once = processes.are_one()
+        self._nothing_new, self._at_once = True, processes.are_one()
         try:
             yield
         finally:
-            self._at_once = False
+            self._nothing_new = self._at_once = False
         self.check()
 
     def _receive(self, signum: int) -> None:
         self.received = signum
         if self._at_once:
             raise Stopped(signum)
+        what = b"stopping when all are through" if self._nothing_new else b"saving after this step"
         # It may have come amid a print, which a second one would corrupt or deadlock.
-        os.write(2, b"\nsaving after this step; once more to stop at once\n")
+        os.write(2, b"\n" + what + b"; once more to stop at once\n")
 
 
 @contextmanager

@@ -234,6 +234,23 @@ def test_the_one_before_of_a_step_stays_until_the_next_is_written(
     assert names(tmp_path) == {"3"}
 
 
+def test_of_two_of_one_step_the_one_before_is_taken_where_the_other_is_damaged(
+    tmp_path: Path,
+) -> None:
+    """A start may be killed when the second is written and the first not yet deleted."""
+    saved(tmp_path, {1: 10.0, 2: 20.0})
+    shutil.copytree(tmp_path / "2", tmp_path / ".replaced-2")
+    flip_a_byte(tmp_path / "2")
+    with Checkpoints(tmp_path) as checkpoints:
+        found, meta, damaged = checkpoints.restore_newest(state(0))
+    assert meta is not None
+    assert (int(found.step), meta.step) == (2, 2)
+    assert [(bad.step, bad.aside.name) for bad in damaged] == [(2, "damaged-2")]
+    assert names(tmp_path) == {"1", ".replaced-2", "damaged-2"}
+    saved(tmp_path, {3: 30.0})
+    assert names(tmp_path) == {"1", ".replaced-2", "3", "damaged-2"}
+
+
 def test_where_all_are_damaged_nothing_is_touched(tmp_path: Path) -> None:
     saved(tmp_path, {1: 10.0, 2: 50.0})
     for step in "12":

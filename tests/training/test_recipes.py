@@ -151,18 +151,7 @@ def test_muon_moves_kernels_by_orthogonal_matrices_at_their_norm(make_config: Ma
     ("settings", "message"),
     [
         ({"groups": '[{"parameters": "fc9/*", "optimizer": {}}]'}, "no parameter is called 'fc9/"),
-        (
-            {
-                "groups": '[{"parameters": "*", "optimizer": {}},'
-                ' {"parameters": "fc/*", "optimizer": {}}]'
-            },
-            "all that is called 'fc/\\*' is in groups before it",
-        ),
         ({"optimizer__name": "muon"}, "muon is for kernels, and bn/bias is none"),
-        (
-            {"averaging__name": "lookahead", "averaging__every": 1000},
-            "averaging.every is 1000, and the run has",
-        ),
         ({"init__whitening": True}, "no convolution conv1 to whiten"),
         (
             {"phases": '[{"until": 0.5, "image_size": 24}]'},
@@ -178,6 +167,34 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
         prepare.workload(make_config(**TINY | settings))
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {
+                "groups": '[{"parameters": "*", "optimizer": {}},'
+                ' {"parameters": "fc/*", "optimizer": {}}]'
+            },
+            r"all that is called 'fc/\*' is in groups before it",
+        ),
+        (
+            {"averaging__name": "lookahead", "averaging__every": 1000},
+            "averaging.every is 1000, and the run has",
+        ),
+        ({"init__dirac": True, "train__init_from": "basic"}, "leave one of them out"),
+    ],
+)
+def test_what_would_be_in_vain_is_refused_where_a_run_begins(
+    make_config: Make, tmp_path: Path, settings: dict[str, Any], message: str
+) -> None:
+    """And not where one is read, or goes on, that an earlier version began."""
+    config = make_config(**TINY | settings)
+    prepare.workload(config)
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run", initial=dict)
+    assert not (tmp_path / "run").exists()
+
+
 def test_muon_refuses_depthwise_kernels() -> None:
     """Each of their channels has a filter of its own: they are no matrix."""
     shapes = {
@@ -186,8 +203,8 @@ def test_muon_refuses_depthwise_kernels() -> None:
     }
     by_muon = Optimizer(name="muon")
     with pytest.raises(UserError, match="depthwise/kernel is depthwise"):
-        optim.check(shapes, by_muon, ())
-    optim.check(shapes, by_muon, (Group(parameters="depthwise/*", optimizer=Optimizer()),))
+        optim.check_use(shapes, by_muon, ())
+    optim.check_use(shapes, by_muon, (Group(parameters="depthwise/*", optimizer=Optimizer()),))
 
 
 def test_whitening_is_for_the_convolution_that_takes_the_images(
@@ -219,7 +236,6 @@ def test_no_learning_rate_is_in_the_program_that_makes_the_first_state(make_conf
         ({"phases": '[{"until": 0.5, "image_size": 40}]'}, "image_size must be in 8..32, not 40"),
         ({"train__max_minutes": 1}, "the schedule constant has no end to fit into"),
         ({"init__whitening": True, "train__init_from": "basic"}, "leave one of them out"),
-        ({"init__dirac": True, "train__init_from": "basic"}, "leave one of them out"),
         ({"test_time__unsure": 0.5}, "test_time.unsure is a share of the images"),
     ],
 )
