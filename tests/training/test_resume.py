@@ -298,7 +298,7 @@ def test_a_damaged_best_checkpoint_costs_its_figures_and_nothing_else(
     shutil.rmtree(tmp_path / f"run/checkpoints/{best}/default")
     display = Spy()
     result = train(config, tmp_path / "run", display)
-    assert any(f"checkpoints/{best} is damaged" in line for line in display.lines)
+    assert any(f"the checkpoint of step {best} is damaged" in line for line in display.lines)
     assert result["best_validation_epoch"] != best // STEPS
     assert (
         result["params_sha256"]
