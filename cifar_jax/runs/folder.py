@@ -137,7 +137,7 @@ class Workdir:
         starts = read_json(path) if path.exists() else []
         if not isinstance(starts, list):
             raise UserError(f"{path} is not that of a run: it holds no list")
-        return [schema.checked(start, schema.START, path) for start in starts]
+        return [schema.checked_start(start, path) for start in starts]
 
     def epochs(self) -> tuple[list[dict[str, Any]], int]:
         """Metrics of the epochs so far, by epoch, and how many lines of them cannot be read.

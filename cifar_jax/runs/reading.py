@@ -72,7 +72,7 @@ def _read_folder(path: Path) -> Run:
     told = schema.checked_run(told, "config", path / "config.json")
     result = workdir.result()
     if result is not None:
-        result = schema.checked(result, schema.RESULT, path / "result.json")
+        result = schema.checked_result(result, path / "result.json")
     card = workdir.card() or {}
     told_of = schema.checked(card.get("data", {}), {}, path / "model.json")
     images = result or {f"data_{name}": of for name, of in told_of.items()}

@@ -28,6 +28,17 @@ IMAGES: Fields = {"name": str, "sha256": str, "content": str}
 """Of `data` in model.json."""
 START: Fields = {"git_commit": (str, type(None)), "device": dict, "machine": dict}
 """Of an entry of env.json."""
+_WHERE: dict[str, Fields] = {
+    "device": {"platform": str, "kind": str, "count": int},
+    "machine": {"system": str, "cpu": (str, type(None)), "cores": (int, type(None))},
+}
+"""Of `device` and `machine`, where it is told."""
+_DIGESTS: Fields = {
+    "params_sha256": (str, type(None)),
+    "data_sha256": (str, type(None)),
+    "data_content": (str, type(None)),
+    "data_official": (bool, type(None)),
+}
 RESULT: Fields = {
     "experiment": str,
     "model": str,
@@ -59,6 +70,30 @@ def checked(value: Any, fields: Fields, path: Path) -> dict[str, Any]:
         if not isinstance(value[name], kind):
             raise UserError(f"{path} has a {name!r} that makes no sense: {value[name]!r}")
     return value
+
+
+def checked_start(value: Any, path: Path) -> dict[str, Any]:
+    """`value`, read from `path`, which has to say where a start ran.
+
+    Raises:
+      UserError: it does not.
+    """
+    start = checked(value, START, path)
+    for name, fields in _WHERE.items():
+        checked(
+            start[name], {key: kind for key, kind in fields.items() if key in start[name]}, path
+        )
+    return start
+
+
+def checked_result(value: Any, path: Path) -> dict[str, Any]:
+    """`value`, read from `path`, which has to say what a run came to.
+
+    Raises:
+      UserError: it does not.
+    """
+    digests = {key: kind for key, kind in _DIGESTS.items() if key in (value or ())}
+    return checked_start(checked(value, {**RESULT, **digests}, path), path)
 
 
 def checked_run(value: Any, settings: str, path: Path) -> dict[str, Any]:

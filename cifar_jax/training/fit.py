@@ -138,7 +138,7 @@ def _finished(run: Run) -> dict[str, Any] | None:
         result = finished_result(run.workdir, run.identity(), extend=run.extend)
         if result is None:
             return None
-        return schema.checked(result, schema.RESULT, run.workdir / "result.json")
+        return schema.checked_result(result, run.workdir / "result.json")
 
     return processes.from_first(read)
 
