@@ -62,7 +62,7 @@ def send_signals(bench: Bench, signums: Sequence[int], count: int) -> None:
                 event.at = start.moment()
             else:
                 event.ended = time.monotonic() - began
-                if event.ended > LEAVES_WITHIN and aim.phase != "compiling":
+                if event.ended > LEAVES_WITHIN and at != "compiling":
                     event.wrong = event.wrong or f"gone only after {event.ended:.0f} s"
             if cold:
                 shutil.rmtree(cold, ignore_errors=True)
@@ -205,14 +205,15 @@ def fill_disk(bench: Bench, phases: int) -> None:
                 raise Fault(f"ended before it was {phase}: {starts[0].said()}")
             event = Event("no room on the disk", phase, subject.name, seed)
             event.fault += " of two processes" if subject is TOGETHER else ""
+            over = False
             with (
                 _halted(starts),
                 contextlib.suppress(OSError),
                 (disk / "filler").open("wb", buffering=0) as file,
             ):
+                over = (folder / "result.json").exists()
                 while file.write(b"\0" * 4096):
                     pass
-            over = (folder / "result.json").exists()  # before the disk was full
             began = time.monotonic()
             codes = [start.end() for start in starts]
             event.ended = time.monotonic() - began

@@ -74,7 +74,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {workload.dataset.name}")
             if run.fresh or not Workdir(run.workdir).checkpoints.is_dir():
-                processes.from_all(lambda: prepare.check_beginning(workload, run.own))
+                processes.from_all(lambda: prepare.check_beginning(workload))
             processes.from_all(lambda: _hold_to_the_weights(run, workload))
             # Before the folder is opened, since weights that do not fit must leave it as it is.
             beginning = prepare.init_state(workload, run.seed, initial)

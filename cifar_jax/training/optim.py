@@ -83,10 +83,7 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
 def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
     """See that every group has parameters for itself, and that Muon has kernels that are matrices.
 
-    Args:
-      params: a tree of arrays or shapes.
-      optimizer: as of `make_optimizer`.
-      groups: likewise.
+    It takes what `check` takes.
 
     Raises:
       UserError: it is not so.

@@ -96,7 +96,7 @@ def workload(
     )
 
 
-def check_beginning(workload: Workload, own: models.Own | None = None) -> None:
+def check_beginning(workload: Workload) -> None:
     """See that no part is in vain, before a run begins. One that did begin so goes on, and is read.
 
     Raises:
@@ -113,7 +113,7 @@ def check_beginning(workload: Workload, own: models.Own | None = None) -> None:
             "init.dirac makes weights to begin with, and train.init_from brings others: leave one "
             "of them out"
         )
-    params = models.variable_shapes(_network(config, own))["params"]
+    params = models.variable_shapes(workload.recipe.model)["params"]
     optim.check_use(params, config.optimizer, config.groups)
 
 

@@ -34,7 +34,7 @@ CONFIG = Config(
     batch_size=250,
     optimizer=Optimizer(name="muon", lr=0.14, momentum=0.6, nesterov=True),
     groups=(
-        # Its gradient takes the one of the images: 4 % of a step of whole images.
+        # Its gradient takes that of the first stage's input, which nothing else needs.
         Group(
             parameters="conv1/bias",
             optimizer=Optimizer(
