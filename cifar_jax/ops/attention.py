@@ -1,10 +1,11 @@
 """Attention that moves little memory, its products such as XLA does fast on a CPU."""
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from cifar_jax.ops import platform
 
@@ -28,6 +29,9 @@ def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
     return jax.nn.softmax(_scores(query, key)).astype(query.dtype)
 
 
+LARGE = 2**18
+"""From so many scores an image on, 1 MB of them, a CPU takes one image after the other."""
+
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -39,52 +43,78 @@ def _attention(query: jax.Array, key: jax.Array, value: jax.Array, named: str | 
 def _forward(
     query: jax.Array, key: jax.Array, value: jax.Array, named: str | None
 ) -> tuple[jax.Array, Residuals]:
-    del named  # only the gradient has two forms
-    scores = _scores(query, key)
-    largest = scores.max(-1, keepdims=True)
-    exponentials = jnp.exp(scores - largest)
-    total = exponentials.sum(-1, keepdims=True)
-    mixed = jnp.einsum(
-        "nqk,nkc->nqc", exponentials.astype(value.dtype), value, preferred_element_type=total.dtype
+    y, log_total = platform.choose(
+        named, query, key, value, cpu=partial(_by_image, _mixed), default=_mixed
     )
-    y = (mixed / total).astype(value.dtype)
-    return y, (query, key, value, y, largest + jnp.log(total))
+    return y, (query, key, value, y, log_total)
 
 
 def _backward(
     named: str | None, residuals: Residuals, dy: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    query, key, value, y, log_total = residuals
-    weights = jnp.exp(_scores(query, key) - log_total)
-    dweights = jnp.einsum("nqc,nkc->nqk", dy, value, preferred_element_type=weights.dtype)
-    # Each row's Σ weights·dweights, which the softmax's gradient subtracts, is also Σ y·dy.
-    along = (y.astype(weights.dtype) * dy).sum(-1, keepdims=True)
-    dscores = (weights * (dweights - along)).astype(query.dtype)
-    dquery = jnp.einsum("nqk,nkd->nqd", dscores, key)
-    return (
-        dquery,
-        _sum_over_queries(dscores, query, named),
-        _sum_over_queries(weights.astype(dy.dtype), dy, named),
+    cpu = partial(_by_image, partial(_gradients, turned=True))
+    return platform.choose(
+        named, *residuals, dy, cpu=cpu, default=partial(_gradients, turned=False)
     )
 
 
-def _sum_over_queries(weights: jax.Array, x: jax.Array, named: str | None) -> jax.Array:
-    """`[N, Q, K]` and `[N, Q, C]` to `[N, K, C]`."""
+def _by_image(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others: jax.Array) -> Any:
+    """`f` of all images at once, or where their scores are large, of one after the other.
 
-    def plain(weights: jax.Array, x: jax.Array) -> jax.Array:
-        return jnp.einsum("nqk,nqc->nkc", weights, x)
+    Then those stay in the caches, and products of matrices, not of stacks of them, are what XLA
+    has a fast form of.
+    """
+    if query.shape[-2] * key.shape[-2] < LARGE:
+        return f(query, key, *others)
+    return jax.lax.map(lambda image: f(*image), (query, key, *others))
 
-    def transposed(weights: jax.Array, x: jax.Array) -> jax.Array:
-        # A CPU takes two to five times as long where the large operand is transposed. Without the
-        # barrier XLA would make one product of this, and that the same as the plain one.
-        return lax.optimization_barrier(jnp.einsum("nqc,nqk->nck", x, weights)).swapaxes(1, 2)
 
-    return platform.choose(named, weights, x, cpu=transposed, default=plain)
+def _mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The mixed values, and the logarithm of each query's sum of exponentials, `[..., Q, 1]`."""
+    scores = _scores(query, key)
+    largest = scores.max(-1, keepdims=True)
+    exponentials = jnp.exp(scores - largest)
+    total = exponentials.sum(-1, keepdims=True)
+    mixed = jnp.matmul(exponentials.astype(value.dtype), value, preferred_element_type=total.dtype)
+    return (mixed / total).astype(value.dtype), largest + jnp.log(total)
+
+
+def _gradients(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    y: jax.Array,
+    log_total: jax.Array,
+    dy: jax.Array,
+    *,
+    turned: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    weights = jnp.exp(_scores(query, key) - log_total)
+    dweights = jnp.einsum("...qc,...kc->...qk", dy, value, preferred_element_type=weights.dtype)
+    # Each row's Σ weights·dweights, which the softmax's gradient subtracts, is also Σ y·dy.
+    along = (y.astype(weights.dtype) * dy).sum(-1, keepdims=True)
+    dscores = (weights * (dweights - along)).astype(query.dtype)
+    dquery = jnp.matmul(dscores, key)
+    return (
+        dquery,
+        _sum_over_queries(dscores, query, turned),
+        _sum_over_queries(weights.astype(dy.dtype), dy, turned),
+    )
+
+
+def _sum_over_queries(weights: jax.Array, x: jax.Array, turned: bool) -> jax.Array:
+    """`[..., Q, K]` and `[..., Q, C]` to `[..., K, C]`, by a product made the other way round."""
+    if not turned:
+        return jnp.einsum("...qk,...qc->...kc", weights, x)
+    # A CPU takes two to five times as long where the large operand is transposed. Without the
+    # barrier XLA would make one product of this, and that the same as the plain one.
+    product = jnp.einsum("...qc,...qk->...ck", x, weights)
+    return jax.lax.optimization_barrier(product).swapaxes(-1, -2)
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("nqd,nkd->nqk", query, key, preferred_element_type=wide)
+    scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=wide)
     return scores.astype(query.dtype).astype(wide)
 
 
