@@ -2,6 +2,9 @@
 
 Of `basic` on 320 digits, three epochs of ten steps, with a plateau that reduces early. Killed by
 SIGKILL in the second epoch, after its first was saved; stopped by SIGTERM after six steps of it.
+And one of `net-bn-gap` by Adam, with BatchNorm and dropout, killed in its second epoch: its weights
+and moments are powers of four and constants, so that the archive is small, and the same commit went
+on from there to what is beside it.
 """
 
 import json
@@ -71,6 +74,24 @@ def test_an_unfinished_run_goes_on_where_it_was(
     assert (folder / "model.json").exists()
 
 
+def test_statistics_and_moments_go_on_too(runs: Path) -> None:
+    config = CONFIG.model_copy(
+        update={
+            "model": Model(name="net-bn-gap"),
+            "optimizer": Optimizer(name="adam", lr=0.01, weight_decay=0.001),
+        }
+    )
+    display = Spy()
+    train(config, runs / "killed_bn", display, experiment="old-bn")
+    assert "goes on from step 10" in display.lines[0]
+    text = (runs / "killed_bn_uninterrupted.jsonl").read_text()
+    expected = [json.loads(line) for line in text.splitlines()]
+    for row, uninterrupted in zip(rows_of(runs / "killed_bn"), expected, strict=True):
+        assert row["learning_rate"] == uninterrupted["learning_rate"]
+        assert row["train_loss"] == pytest.approx(uninterrupted["train_loss"], rel=1e-3)
+        assert row["validation_loss"] == pytest.approx(uninterrupted["validation_loss"], rel=1e-2)
+
+
 def test_they_are_held_to_their_images_where_they_tell_them(runs: Path) -> None:
     """Once they are finished."""
     folder = runs / "finished"
@@ -105,7 +126,7 @@ def test_a_damaged_one_falls_back_too(runs: Path) -> None:
 def test_they_are_read_for_reports(runs: Path) -> None:
     found = {run.path.name: run for run in read_runs([runs])}
     assert {name: len(run.rows) for name, run in found.items()} == {
-        **{"finished": 3, "killed": 1, "stopped": 1},
+        **{"finished": 3, "killed": 1, "stopped": 1, "killed_bn": 2},
     }
     assert found["finished"].result
 

@@ -276,9 +276,17 @@ def test_the_result_does_not_depend_on_steps_per_call(make_config: Make, tmp_pat
     assert lines[0] == lines[1]
 
 
-def test_bfloat16_trains(make_config: Make, tmp_path: Path) -> None:
-    result = train(make_config(train__precision="bfloat16", epochs=3), tmp_path)
-    assert result["train_loss"] < 2.25
+def test_a_run_in_bfloat16_rounds_and_learns_as_one_in_float32(
+    make_config: Make, tmp_path: Path
+) -> None:
+    results = {
+        precision: train(make_config(train__precision=precision, epochs=3), tmp_path / precision)
+        for precision in ("bfloat16", "float32")
+    }
+    halved, whole = results["bfloat16"], results["float32"]
+    assert halved["train_loss"] == pytest.approx(whole["train_loss"], rel=0.05)
+    assert abs(halved["train_loss"] - whole["train_loss"]) > 1e-4
+    assert halved["train_loss"] < 2.25
 
 
 def test_nothing_compiles_in_mid_run(make_config: Make, tmp_path: Path) -> None:
