@@ -76,16 +76,16 @@ def check(run: Run, results: Path) -> None:
         raise UserError(
             f"{path / 'metrics.jsonl'} lacks epochs: a record needs the metrics of every epoch"
         )
+    if any(told.get("halvings") for told in (*run.rows, result or {})):
+        raise UserError(
+            f"{path} went on at a lower learning rate than its experiment's, since the loss was "
+            "not finite: lower optimizer.lr in the experiment"
+        )
     if result is None:
         full = results / f"{_name(run)}.json"
         if full.exists() and not read_record(full).changes:
             raise UserError(f"{path} is not finished, and {full} is of a run that is")
         return
-    if result.get("halvings"):
-        raise UserError(
-            f"{path} went on at a lower learning rate than its experiment's, since the loss was "
-            "not finite: lower optimizer.lr in the experiment"
-        )
     epochs = min(run.epochs, run.settings["epochs"])
     told = {"experiment": run.experiment, "seed": run.seed, "epochs": epochs}
     told |= {k: v for k, v in run.rows[-1].items() if k in ("train_loss", "validation_loss")}

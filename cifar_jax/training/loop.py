@@ -163,6 +163,8 @@ class Trainer:
                 self._save(state, whole=False)
                 raise Stopped(stopped.signum, saved=True) from None
         row["learning_rate"] = self._learning_rate(state)
+        if self.progress.halvings:
+            row["halvings"] = self.progress.halvings
         observed = row["validation_loss" if validate else "train_loss"]
         if not math.isfinite(observed):
             raise Diverged(f"the validation loss is not finite after epoch {epoch.number + 1}")

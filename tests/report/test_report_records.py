@@ -87,6 +87,15 @@ def test_what_is_no_record_is_refused(
     assert not (tmp_path / "results").exists()
 
 
+def test_an_unfinished_run_at_half_its_rate_is_no_record(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("basic", test=None, done=3)
+    *lines, last = (folder / "metrics.jsonl").read_text().splitlines()
+    lines.append(json.dumps(json.loads(last) | {"halvings": 1}))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match="went on at a lower learning rate"):
+        record(folder, tmp_path / "results")
+
+
 def test_a_record_names_every_start(make_run: MakeRun, tmp_path: Path) -> None:
     folder = make_run("basic")
     (folder / "env.json").unlink()

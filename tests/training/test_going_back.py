@@ -47,6 +47,8 @@ def test_each_going_back_halves_the_rate_once(
     halved = override(config, ["optimizer.lr=0.025"])
     train(halved, tmp_path / "halved", initial=lambda: weights)
     first, second = rows_of(tmp_path / "run")
+    # Each epoch tells how often, so that no record is made of it, finished or not.
+    assert (first.pop("halvings"), second["halvings"]) == (1, 2)
     assert first == pytest.approx(rows_of(tmp_path / "halved")[0], rel=1e-5)
     assert second["learning_rate"] == pytest.approx(0.0125)
     lines, expected = (
