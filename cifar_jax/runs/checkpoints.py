@@ -1,17 +1,14 @@
 """A run's checkpoints: orbax writes and reads them; what is kept, and what is damaged, we decide.
 
     checkpoints/STEP/default/      the state's arrays, by orbax
-    checkpoints/STEP/meta/meta     JSON: version, digests, whole epoch or not, validation accuracy
+    checkpoints/STEP/meta/         what is known of it without reading those (`runs/meta.py`)
     checkpoints/.replaced-STEP/    the one before of that step, until the new one is written
     checkpoints/damaged-STEP/      set aside: it could not be read, or not to its digests
 
-Checkpoints of version 1 have no `meta`, and are not held to a digest; those of version 2 hold their
-arrays to one, those of version 3 their `meta` too.
+Of its versions `runs/meta.py` tells.
 """
 
 import errno
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -28,11 +25,8 @@ import orbax.checkpoint as ocp
 from cifar_jax import devices, processes
 from cifar_jax.errors import UserError
 from cifar_jax.runs.files import out_of_sight
+from cifar_jax.runs.meta import Meta, as_saved, best, digest, read_meta
 
-VERSION = 3
-"""Of what is saved: 1 had no digests, and nothing beside the state but the accuracy."""
-
-_META = ("whole", "validation_accuracy", "extra", "sha256")
 _WEIGHTS = ("params", "batch_stats")
 _NO_META = "its metadata cannot be read"
 _LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-).*")
@@ -59,20 +53,6 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
-
-
-class Meta(NamedTuple):
-    """What is known of a checkpoint without reading its arrays."""
-
-    step: int
-    whole: bool
-    """Made at the end of an epoch, not within one."""
-    validation_accuracy: float | None
-    """In percent, where it was measured."""
-    extra: Mapping[str, Any]
-    """What was saved beside the state."""
-    digests: Mapping[str, str] | None
-    """SHA-256 by field of the state: none in those of version 1, None where this is damaged."""
 
 
 class DamagedError(UserError):
@@ -162,7 +142,7 @@ class Checkpoints:
 
     def best_meta(self) -> Meta | None:
         """The checkpoint of the best validation accuracy, the latest of equals."""
-        return _best(self.all())
+        return best(self.all())
 
     def save(
         self,
@@ -186,15 +166,8 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         fields = state._asdict()
-        meta = {
-            "version": VERSION,
-            "step": step,
-            "whole": whole,
-            "validation_accuracy": validation_accuracy,
-            "extra": dict(extra or {}),
-            "sha256": {name: _digest(tree) for name, tree in fields.items()},
-        }
-        meta["meta_sha256"] = _digest_of_json(meta)
+        digests = {name: digest(tree) for name, tree in fields.items()}
+        meta = Meta(step, whole, validation_accuracy, dict(extra or {}), digests)
         if processes.is_first() and (path := self._folder / str(step)).exists():
             # Made within the epoch that ends here, or the run went another way from this step. It
             # is all that there is of it, until the new one is written.
@@ -205,7 +178,7 @@ class Checkpoints:
         self._checkpointer.save(
             self._orbax_folder() / str(step),
             args=ocp.args.Composite(
-                default=ocp.args.StandardSave(fields), meta=ocp.args.JsonSave(meta)
+                default=ocp.args.StandardSave(fields), meta=ocp.args.JsonSave(as_saved(meta))
             ),
         )
 
@@ -338,39 +311,14 @@ class Checkpoints:
                 ) from error
             raise self._damaged(step, _first_line(error)) from error
         missing = digests.keys() & set(wanted) - found.keys()
-        wrong = [
-            name for name in found if name in digests and _digest(found[name]) != digests[name]
-        ]
+        wrong = [name for name in found if name in digests and digest(found[name]) != digests[name]]
         if missing or wrong:
             names = ", ".join([*missing, *wrong])
             raise self._damaged(step, f"its {names} differ from what was saved")
         return found
 
     def _meta(self, step: int) -> Meta:
-        folder = self._path(step)
-        try:
-            items = json.loads((folder / "_CHECKPOINT_METADATA").read_text())["item_handlers"]
-            if "meta" in items:
-                meta = json.loads((folder / "meta" / "metadata").read_text())
-                said = meta.pop("meta_sha256", None)
-                if (said or meta["version"] > 2) and said != _digest_of_json(meta):
-                    raise ValueError("it is not to its digest")
-                if meta["step"] != step:
-                    raise ValueError("it is of another step")
-                return Meta(step, *(meta[name] for name in _META))
-            if (folder / "meta").exists():
-                raise ValueError("it has more than it says")
-            accuracy = None
-            if "metrics" in items:  # version 1
-                accuracy = json.loads((folder / "metrics" / "metrics").read_text())
-                accuracy = float(accuracy["validation_accuracy"])
-            return Meta(step, True, accuracy, {}, {})
-        # What else the system refuses says nothing of the checkpoint.
-        except (
-            *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-            *(ValueError, LookupError, TypeError, AttributeError),
-        ):
-            return Meta(step, False, None, {}, None)
+        return read_meta(self._path(step), step)
 
     def _prune(self) -> None:
         for path in list(self._folder.iterdir()):
@@ -384,7 +332,7 @@ class Checkpoints:
         kept = {*whole[-self._keep :], found[-1].step} if found else set()
         for meta in found:
             # A damaged one is told of and set aside when the newest is restored next.
-            if meta.step not in kept and meta is not _best(found) and meta.digests is not None:
+            if meta.step not in kept and meta is not best(found) and meta.digests is not None:
                 self._remove(self._path(meta.step))
 
     def _damaged(self, step: int, reason: str) -> DamagedError:
@@ -420,35 +368,10 @@ class Checkpoints:
         return Path(self._link.name) / "checkpoints"
 
 
-def _best(found: list[Meta]) -> Meta | None:
-    measured = [meta for meta in found if meta.validation_accuracy is not None]
-    return max(measured, key=lambda m: (m.validation_accuracy, m.step), default=None)
-
-
 def _tree(metadata: Any) -> Any:
     """The tree of arrays in what orbax tells of a checkpoint, in a form of each version."""
     metadata = getattr(metadata, "item_metadata", metadata)
     return getattr(metadata, "tree", metadata)
-
-
-def _digest(tree: Any) -> str:
-    """SHA-256 over the arrays' paths, types, shapes and bytes, in the order of the paths."""
-    leaves = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-    digest = hashlib.sha256()
-    for name in sorted(leaves):
-        array = np.asarray(jax.device_get(leaves[name]))
-        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _digest_of_json(value: Mapping[str, Any]) -> str:
-    """SHA-256 over `value`, as it is when it was written and read."""
-    text = json.dumps(json.loads(json.dumps(value)), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _first_line(error: Exception) -> str:
