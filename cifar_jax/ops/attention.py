@@ -1,5 +1,6 @@
 """Attention that moves little memory, its products such as XLA does fast on a CPU."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -64,9 +65,17 @@ def _by_image(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others: 
     Then those stay in the caches, and products of matrices, not of stacks of them, are what XLA
     has a fast form of.
     """
+    arrays = (query, key, *others)
     if query.shape[-2] * key.shape[-2] < LARGE:
-        return f(query, key, *others)
-    return jax.lax.map(lambda image: f(*image), (query, key, *others))
+        return f(*arrays)
+    # A loop over images that lie on several devices would gather them on each. So as many are taken
+    # at a time as there are devices, one from each one's part of the batch.
+    devices = math.gcd(len(query), jax.device_count())
+    if devices == 1:
+        return jax.lax.map(lambda image: f(*image), arrays)
+    parts = [x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1) for x in arrays]
+    results = jax.lax.map(lambda images: f(*images), parts)
+    return jax.tree.map(lambda y: y.swapaxes(0, 1).reshape(len(query), *y.shape[2:]), results)
 
 
 def _mixed(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:

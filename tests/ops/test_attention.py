@@ -1,11 +1,13 @@
 """Attention against the formula that it stands for, gradients included."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax import ops
+from cifar_jax import devices, ops
 
 # N, Q, K, D, C; the last with scores so large that a CPU takes one image after the other.
 SHAPES = [(2, 12, 12, 2, 16), (1, 1, 1, 1, 1), (3, 7, 5, 3, 9), (2, 520, 512, 2, 4)]
@@ -42,6 +44,18 @@ def test_half_precision_keeps_its_type_and_is_no_worse_than_it():
     for ours, theirs in zip(results, run(plain, wide[:3], wide[3]), strict=True):
         assert ours.dtype == jnp.bfloat16
         np.testing.assert_allclose(ours.astype(np.float32), theirs, atol=0.02 * abs(theirs).max())
+
+
+@pytest.mark.usefixtures("form")
+def test_each_device_mixes_its_own_images():
+    """Though a CPU takes large ones in a loop, for which they could be gathered."""
+    sharding = devices.batch_sharding(devices.make_mesh(2))
+    inputs, dy = arrays((4, 520, 512, 2, 4), np.float32)
+    compiled = jax.jit(partial(run, ops.attention), in_shardings=sharding, out_shardings=sharding)
+    placed = jax.device_put((inputs, dy), sharding)
+    assert "all-gather" not in compiled.lower(*placed).compile().as_text()
+    for ours, theirs in zip(compiled(*placed), run(plain, inputs, dy), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
 def plain(query, key, value):
