@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import catalog, config
+from cifar_jax import catalog, config, models
 from cifar_jax.config import Config, Optimizer
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment
@@ -44,7 +44,7 @@ EAGER = ("torch", "torch-channels-last")
 # Settings that PyTorch's step follows, and those that leave it as it is.
 FOLLOWED = (
     *("batch_size", "model.dropout", "model.pooling", "train.precision"),
-    *(f"optimizer.{name}" for name in Optimizer.model_fields),
+    *(f"optimizer.{name}" for name in Optimizer.model_fields if name != "nesterov"),
     *("train.devices", "train.steps_per_call"),
 )
 
@@ -109,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         asked = {name: settings_of(name, options.settings) for name in options.experiments}
         if len(names) > 1:
-            for experiment, (_, changes) in asked.items():
-                refuse_unfollowed(experiment, changes)
+            for experiment, (settings, changes) in asked.items():
+                refuse_unfollowed(experiment, settings, changes)
     except UserError as error:
         parser.error(str(error))
     if len(names) == 1:
@@ -158,8 +158,16 @@ def settings_of(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[
     return overridden, {name: value for name, (_, value) in changes.items()}
 
 
-def refuse_unfollowed(experiment: str, changes: Mapping[str, Any]) -> None:
+def refuse_unfollowed(experiment: str, settings: Config, changes: Mapping[str, Any]) -> None:
     """Raise UserError where PyTorch's step would be another than ours."""
+    optimizer, network = settings.optimizer, settings.model.name
+    if network not in models.PAPER_PARAMETERS:
+        raise UserError(f"PyTorch's {network} of {experiment} is not written: it has the paper's")
+    if optimizer.name == "muon" or optimizer.nesterov or settings.groups:
+        raise UserError(
+            f"{experiment} has Muon, Nesterov momentum or groups of parameters, which PyTorch's "
+            "step here does not follow: time one of the paper's experiments"
+        )
     if other := [name for name in changes if name not in FOLLOWED]:
         raise UserError(
             f"--set {other[0]} changes nothing in PyTorch's step of {experiment}, which would then "

@@ -39,6 +39,7 @@ TESTS = {
     "runs/files.py": "runs/test_files.py runs/test_folder.py report/test_report_records.py",
     "runs/folder.py": "runs/test_folder.py runs/test_folder_files.py runs/test_more_epochs.py "
     "training/test_resume.py",
+    "runs/meta.py": "runs/test_checkpoint.py runs/test_older_versions.py",
     "runs/reading.py": "report/test_report_reading.py report/test_report_looked_for.py "
     "report/test_report_table.py report/test_report_records.py runs/test_older_versions.py",
     "runs/records.py": "report/test_report_records.py report/test_report_recorded.py "

@@ -64,6 +64,27 @@ def test_what_pytorch_does_not_follow_is_refused_beside_it(
 
 
 @pytest.mark.usefixtures("idle")
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["fast-net-bn-gap"], "Muon, Nesterov momentum or groups"),
+        (["basic", "--set", "optimizer.nesterov=true"], "Muon, Nesterov momentum or groups"),
+        (["speedrun-92"], "PyTorch's speednet of speedrun-92 is not written"),
+    ],
+)
+def test_better_recipes_are_not_compared_with_what_they_are_not(
+    arguments: list[str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bench, "find_spec", lambda name: True)
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(arguments)
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("idle")
 @pytest.mark.parametrize("arguments", [["basik"], ["basic", "--set", "optimizer.lr=-1"]])
 def test_bad_input_times_nothing(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from cifar_jax import catalog, cli, config
+from cifar_jax.cli.train import _result_line
 from cifar_jax.data.cifar10 import CLASSES
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.models import MODELS, PAPER_PARAMETERS
@@ -283,6 +284,21 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path: Path, arguments
     assert words in done.err
     assert done.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+OWN = {
+    **{"experiment": "basic", "seed": 0, "epochs": 20, "test_accuracy": 61.0},
+    **{"paper_accuracy": 62.06, "best_validation_epoch": None, "overrides": {}},
+    **{"data_sha256": "of another order", "data_official": True},
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [{"data_official": False}, {"overrides": {"epochs": 20}}, {"halvings": 1}]
+)
+def test_only_the_papers_own_is_told_beside_the_paper(changes: dict[str, Any]) -> None:
+    assert "(the paper: 62.06 %)" in _result_line(OWN)
+    assert "the paper" not in _result_line(OWN | changes)
 
 
 def test_a_fault_is_not_called_the_users(

@@ -87,7 +87,19 @@ def test_caches_of_processors_that_differ_are_kept_apart(
 def test_surroundings_that_jax_cannot_work_in(environment: str, words: str, tmp_path: Path) -> None:
     if environment == "JAX_PLATFORMS=cuda" and process.unused():
         pytest.skip("there is a GPU")
-    command = ["env", environment, sys.executable, "-m", "cifar_jax", "evaluate", "nowhere"]
+    refused_by(["evaluate", "nowhere"], environment, words, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "verb", [["models"], ["summary", "basic"], ["import-torch", "x.pth", "--model", "resnet18"]]
+)
+def test_every_verb_that_computes_looks_at_them(verb: list[str], tmp_path: Path) -> None:
+    words = "JAX_PLATFORMS=nonsense finds no device"
+    refused_by(verb, "JAX_PLATFORMS=nonsense", words, tmp_path)
+
+
+def refused_by(verb: list[str], environment: str, words: str, tmp_path: Path) -> None:
+    command = ["env", environment, sys.executable, "-m", "cifar_jax", *verb]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2
     assert words in done.stderr

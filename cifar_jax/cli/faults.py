@@ -70,6 +70,8 @@ def _system(error: OSError) -> str | None:
     reason = os.strerror(error.errno)
     if error.errno == errno.ENOENT and _working_folder_is_gone():
         return "the working folder was deleted: go to another, and start again"
+    if "temporary directory" in (reason_given := error.strerror or ""):  # Python's own, of tempfile
+        return f"{reason_given}: make room in one of them, or set TMPDIR to a folder that has some"
     where = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else None
     return ": ".join(filter(None, (where, reason, _ADVICE[error.errno])))
 

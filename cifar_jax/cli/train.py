@@ -137,4 +137,4 @@ def _is_the_papers(result: dict[str, Any]) -> bool:
     from cifar_jax.runs.run import is_official
 
     official = is_official(result.get("data_sha256"), result.get("data_official"))
-    return not result["overrides"] and official
+    return not result["overrides"] and official and not result.get("halvings")

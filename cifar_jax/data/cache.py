@@ -7,6 +7,7 @@ under a lock.
 """
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from cifar_jax.data.progress import notice, reason
 # Part of every entry: raise it when the layout of an entry or the meaning of its arrays changes.
 CACHE_VERSION = 2
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_FILES = {"meta.json", *(f"{name}.npy" for name in _ARRAYS)}
 
 
 class Source(NamedTuple):
@@ -92,7 +94,7 @@ def _read_meta(entry: Path) -> dict[str, Any] | None:
     try:
         meta = json.loads((entry / "meta.json").read_text("utf-8"))
         checksum = meta.pop("checksum")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return None
     return meta if checksum == _checksum(meta) else None
 
@@ -158,6 +160,8 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
         meta["checksum"] = _checksum(meta)
         (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
         if entry.exists():
+            if not {path.name for path in entry.iterdir()} <= _FILES:
+                raise FileExistsError(errno.EEXIST, "there are files there that are not its own")
             entry.rename(Path(scratch) / "stale")
         fresh.rename(entry)
 

@@ -81,7 +81,10 @@ def inspect(path: Path) -> TfdsFolder:
         raise _broken(path, f"{Path(error.filename).name} is missing") from error
     except OSError as error:
         raise _broken(path, error.strerror or reason(error)) from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (
+        *(ValueError, LookupError, TypeError, AttributeError),
+        *(OverflowError, RecursionError),
+    ) as error:
         raise _broken(path, f"its metadata are damaged ({reason(error)})") from error
 
 

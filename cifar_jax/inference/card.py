@@ -16,11 +16,13 @@ Run folders hold it as `model.json`, exports carry it inside. It is JSON:
     git_commit          of the run's code, where it is known
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import data
+from cifar_jax.config import Model, TestTime
 from cifar_jax.data.cifar10 import facts
 from cifar_jax.errors import UserError
 from cifar_jax.models import IMAGE_SHAPE
@@ -44,7 +46,8 @@ def of_run(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     settings = identity["config"]
     known = path / "model.json"
     card = read_json(known) if known.exists() else _from_settings(path, identity)
-    card = {"precision": settings.get("train.precision", "float32")} | card
+    if isinstance(card, dict):
+        card = {"precision": settings.get("train.precision", "float32")} | card
     return checked(card, str(known))
 
 
@@ -107,6 +110,23 @@ def checked(card: Any, name: str) -> dict[str, Any]:
             and all(isinstance(v, float | int) for v in values),
             f"its {field} is not three numbers",
         )
-    require(all(value > 0 for value in card["std"]), "its std is not above zero")
+    # NaN is in no range either.
+    require(all(0 <= v <= 1 for v in card["mean"]), "its mean is not of pixels from 0 to 1")
+    require(all(0 < v <= 1 for v in card["std"]), "its std is not of pixels from 0 to 1")
+    require(
+        isinstance(card.get("experiment"), str)
+        and not re.search(r"[/\\\0]", card["experiment"])
+        and type(card.get("seed")) is int,
+        "it names no experiment and seed",
+    )
+    views = card.get("test_time", {})
+    require(isinstance(views, dict), "its test_time is no object")
+    options = {option: value for option, value in model.items() if option != "num_classes"}
+    try:
+        Model(**options)
+        TestTime(**views)
+    except (UserError, TypeError) as error:
+        require(False, str(error))
+    require(isinstance(card.get("data", {}), dict), "its data is no object")
     require(card.get("precision") in ("float32", "bfloat16"), "its precision is unknown")
     return card

@@ -63,6 +63,8 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
         raise UserError(f"unknown format {kind!r}: there are {', '.join(FORMATS)}")
     if not isinstance(network, TrainedNetwork):
         raise UserError("only a run or a safetensors file has the weights that an export needs")
+    if output.is_dir():
+        raise UserError(f"{output} is a folder: name a file in it")
     if output.exists() and not force:
         raise UserError(f"{output} exists: choose another --output, or --force")
     made = {"safetensors": _safetensors, "stablehlo": _stablehlo, "onnx": _onnx}[kind](network)

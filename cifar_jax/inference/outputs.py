@@ -30,6 +30,7 @@ def test_outputs(run: Run) -> Outputs:
         from cifar_jax.inference import evaluate
 
         process.set_up()
+        process.require()
         found = evaluate.logits(run.path)
         logits, labels, images = found.logits, found.labels, found.data_sha256
         if found.params_sha256 != run.result.get("params_sha256"):

@@ -179,7 +179,7 @@ class _Unpickler(pickle.Unpickler):
         self._left = _MAX_BYTES
         self._admitted = {
             ("collections", "OrderedDict"): Function(lambda *items: _Dict(*items)),
-            ("torch._utils", "_rebuild_tensor_v2"): Function(_rebuild_tensor),
+            ("torch._utils", "_rebuild_tensor_v2"): Function(self._tensor),
             ("torch._utils", "_rebuild_parameter"): Function(_rebuild_parameter),
         } | {("torch", name): _Storage(name) for name in _DTYPES}
 
@@ -195,8 +195,19 @@ class _Unpickler(pickle.Unpickler):
         _, kind, key, _, count = pid
         require(isinstance(kind, _Storage) and type(count) is int, "a storage of no known type")
         require(isinstance(key, str) and key.isascii() and key.isdecimal(), "an odd storage name")
-        self._left -= count * kind.dtype.itemsize
-        require(count >= 0 <= self._left, "far more numbers than a network")
+        require(count >= 0, "a storage of no size")
+        self._take(count * kind.dtype.itemsize)
         content = self._archive.read(f"{self._root}data/{key}")
         require(len(content) == count * kind.dtype.itemsize, "a storage of another size")
         return np.frombuffer(content, kind.dtype)
+
+    def _tensor(self, storage: Any, offset: Any, size: Any, *others: Any) -> _Tensor:
+        # Each is a copy: many tensors may name the same storage.
+        if isinstance(storage, np.ndarray) and isinstance(size, tuple):
+            require(all(type(n) is int and n >= 0 for n in size), "a tensor's shape is not plain")
+            self._take(math.prod(size) * storage.itemsize)
+        return _rebuild_tensor(storage, offset, size, *others)
+
+    def _take(self, size: int) -> None:
+        self._left -= size
+        require(self._left >= 0, "far more numbers than a network")

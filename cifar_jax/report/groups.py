@@ -17,9 +17,9 @@ class Group:
 
     experiment: str
     changes: Mapping[str, Any]
-    """What differs from the experiment: settings, and the digest of images that are not the
-    official ones. Where there is something, the runs are not the paper's experiment, and stand
-    neither in its row nor beside its accuracy."""
+    """What differs from the experiment: settings, how often its learning rate was halved, and the
+    digest of images that are not the official ones. Where there is something, the runs are not the
+    paper's experiment, and stand neither in its row nor beside its accuracy."""
     runs: tuple[Run, ...]
     """In the order of their seeds; none where the experiment was not run."""
 
@@ -94,6 +94,8 @@ def collect(runs: Iterable[Run]) -> list[Group]:
     # An older run on its way does not tell its images: it joins those that do.
     for run in sorted(runs, key=lambda run: not run.tells_its_images):
         compared = run.changes if run.experiment in experiments() else run.identity
+        if halvings := run.halvings:
+            compared = {**compared, "halvings": halvings}
         of_images = found.setdefault((run.experiment, key(compared)), {})
         told = _images(run) if run.tells_its_images or not of_images else next(iter(of_images))
         of_images.setdefault(told, []).append(run)
@@ -145,6 +147,8 @@ def _changes(run: Run, runs: Sequence[Run], images: str | None, several: bool) -
             if other.experiment == run.experiment and other.changes == run.changes:
                 there = other.identity
                 changes |= {k: v for k, v in run.identity.items() if there.get(k) != v}
+    if halvings := run.halvings:
+        changes["halvings"] = halvings
     if images and (several or run.other_data):
         changes["data_sha256"] = images[:8]
     return changes

@@ -16,6 +16,7 @@ INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
 DASHED = (0, (4, 3))
 STYLE: dict[Any, Any] = {
     "font.size": 10,
+    "text.parse_math": False,  # names of runs may have a $
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,

@@ -134,7 +134,9 @@ def device(start: Mapping[str, Any]) -> str:
     if found.get("platform") != "cpu":
         count, kind = found.get("count", 1), found.get("kind", "unknown")
         return f"{count} × {kind}" if count > 1 else str(kind)
-    name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", "", machine.get("cpu", "CPU"))
+    name = re.sub(
+        r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", "", machine.get("cpu") or "CPU"
+    )
     cores, features = machine.get("cores"), machine.get("features", ())
     # Virtual machines call processors alike that differ threefold.
     widest = next((w for f, w in _VECTORS if f in features), None)

@@ -77,7 +77,7 @@ def _table(title: str, rows: Sequence[Row], width: int, *, paper: bool, device: 
         table.add_column("\ndevice")
     for r in rows:
         ran = bool(r.measured)
-        experiment = r.experiment if ran else f"[dim]{escape(r.experiment)}[/]"
+        experiment = escape(r.experiment) if ran else f"[dim]{escape(r.experiment)}[/]"
         if r.changes:
             experiment = f"{escape(r.experiment)}\n[dim]{escape(' '.join(r.changes))}[/]"
         lines = [f"[bold]{r.measured}[/]"] if ran else []

@@ -96,8 +96,9 @@ class Workdir:
     def card(self) -> dict[str, Any] | None:
         """The model card; None in a folder that was made before there were any."""
         path = self.path / "model.json"
-        card = read_json(path) if path.exists() else None
-        if not isinstance(card, dict | None):
+        if not path.exists():
+            return None
+        if not isinstance(card := read_json(path), dict):
             raise UserError(f"{path} is damaged: it holds no object")
         return card
 
@@ -152,7 +153,7 @@ class Workdir:
             try:
                 row = json.loads(line)
                 rows[int(row["epoch"])] = row
-            except (ValueError, LookupError, TypeError, OverflowError):
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
                 lost += 1
         return [rows[epoch] for epoch in sorted(rows)], lost
 

@@ -62,7 +62,7 @@ def read_meta(folder: Path, step: int) -> Meta:
     # What else the system refuses says nothing of the checkpoint.
     except (
         *(FileNotFoundError, NotADirectoryError, IsADirectoryError),
-        *(ValueError, LookupError, TypeError, AttributeError),
+        *(ValueError, LookupError, TypeError, AttributeError, RecursionError),
     ):
         return Meta(step, False, None, {}, None)
 

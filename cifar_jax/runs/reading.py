@@ -74,7 +74,7 @@ def _read_folder(path: Path) -> Run:
     if result is not None:
         result = schema.checked_result(result, path / "result.json")
     card = workdir.card() or {}
-    told_of = schema.checked(card.get("data", {}), {}, path / "model.json")
+    told_of = schema.checked_images(card.get("data", {}), path / "model.json")
     images = result or {f"data_{name}": of for name, of in told_of.items()}
     return Run(
         path,
@@ -93,6 +93,6 @@ def _read_folder(path: Path) -> Run:
 def _epochs(workdir: Workdir) -> list[dict[str, Any]]:
     path = workdir.path / "metrics.jsonl"
     try:
-        return [schema.checked(row, schema.EPOCH, path) for row in workdir.epochs()[0]]
+        return [schema.checked_epoch(row, path) for row in workdir.epochs()[0]]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None

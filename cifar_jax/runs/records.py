@@ -76,7 +76,7 @@ def check(run: Run, results: Path) -> None:
         raise UserError(
             f"{path / 'metrics.jsonl'} lacks epochs: a record needs the metrics of every epoch"
         )
-    if any(told.get("halvings") for told in (*run.rows, result or {})):
+    if run.halvings:
         raise UserError(
             f"{path} went on at a lower learning rate than its experiment's, since the loss was "
             "not finite: lower optimizer.lr in the experiment"
@@ -161,17 +161,17 @@ def read_record(path: Path) -> Run:
     starts = content.get("starts")
     if not isinstance(starts, list) or not starts:
         raise UserError(f"{path} is incomplete: it has no 'starts'")
-    starts = [schema.checked(start, schema.START, path) for start in starts]
+    starts = [schema.checked_start(start, path) for start in starts]
     finished = path.parent.name != _PARTIAL
-    result = schema.checked(content, schema.RESULT, path) if finished else None
+    result = schema.checked_result(content, path) if finished else None
     metrics, outputs = _beside(path, ".metrics.jsonl"), _beside(path, ".outputs.npz")
     for file in (metrics, outputs) if finished else (metrics,):
         if not file.is_file():
             raise UserError(f"{path} is incomplete: there is no {file.name} beside it")
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
-        rows = [schema.checked(json.loads(line), schema.EPOCH, metrics) for line in lines]
-    except (OSError, ValueError) as error:
+        rows = [schema.checked_epoch(json.loads(line), metrics) for line in lines]
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{metrics} cannot be read: {error}") from None
     return Run(
         path,

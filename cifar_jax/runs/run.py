@@ -84,6 +84,11 @@ class Run:
         }
 
     @property
+    def halvings(self) -> int:
+        """How often it went back and on at half the learning rate."""
+        return max(told.get("halvings", 0) for told in (*self.rows, self.result or {}))
+
+    @property
     def official(self) -> bool:
         """Whether its images are the official CIFAR-10's, as far as it tells."""
         return is_official(self.data, self.data_official)

@@ -17,6 +17,7 @@ EPOCH: Fields = {
     "train_accuracy": (int, float),
 }
 """Of a line of metrics.jsonl."""
+_HALVINGS: Fields = {"halvings": int}
 EPOCH_TO_GO_ON_FROM: Fields = {
     **EPOCH,
     "learning_rate": (int, float),
@@ -28,16 +29,23 @@ IMAGES: Fields = {"name": str, "sha256": str, "content": str}
 """Of `data` in model.json."""
 START: Fields = {"git_commit": (str, type(None)), "device": dict, "machine": dict}
 """Of an entry of env.json."""
+_VERSIONS: Fields = {"versions": dict}
 _WHERE: dict[str, Fields] = {
     "device": {"platform": str, "kind": str, "count": int},
-    "machine": {"system": str, "cpu": (str, type(None)), "cores": (int, type(None))},
+    "machine": {
+        **{"system": str, "cpu": (str, type(None)), "cores": (int, type(None))},
+        "features": list,
+    },
 }
 """Of `device` and `machine`, where it is told."""
+_DATA: Fields = {"sha256": str, "content": (str, type(None)), "official": (bool, type(None))}
+"""Of `data` in model.json, where it is told."""
 _DIGESTS: Fields = {
     "params_sha256": (str, type(None)),
     "data_sha256": (str, type(None)),
     "data_content": (str, type(None)),
     "data_official": (bool, type(None)),
+    **_HALVINGS,
 }
 RESULT: Fields = {
     "experiment": str,
@@ -72,17 +80,39 @@ def checked(value: Any, fields: Fields, path: Path) -> dict[str, Any]:
     return value
 
 
+def _where_told(value: Any, fields: Fields, path: Path) -> dict[str, Any]:
+    """`value`, read from `path`, which need not have `fields`, but not of another type."""
+    found = checked(value, {}, path)
+    return checked(found, {key: kind for key, kind in fields.items() if key in found}, path)
+
+
+def checked_epoch(value: Any, path: Path) -> dict[str, Any]:
+    """`value`, a line of `path`, which has to be an epoch's metrics.
+
+    Raises:
+      UserError: it is not.
+    """
+    return _where_told(checked(value, EPOCH, path), _HALVINGS, path)
+
+
+def checked_images(value: Any, path: Path) -> dict[str, Any]:
+    """`value`, what `path` tells of a run's images, which may be nothing.
+
+    Raises:
+      UserError: it makes no sense.
+    """
+    return _where_told(value, _DATA, path)
+
+
 def checked_start(value: Any, path: Path) -> dict[str, Any]:
     """`value`, read from `path`, which has to say where a start ran.
 
     Raises:
       UserError: it does not.
     """
-    start = checked(value, START, path)
+    start = _where_told(checked(value, START, path), _VERSIONS, path)
     for name, fields in _WHERE.items():
-        checked(
-            start[name], {key: kind for key, kind in fields.items() if key in start[name]}, path
-        )
+        _where_told(start[name], fields, path)
     return start
 
 
@@ -92,8 +122,7 @@ def checked_result(value: Any, path: Path) -> dict[str, Any]:
     Raises:
       UserError: it does not.
     """
-    digests = {key: kind for key, kind in _DIGESTS.items() if key in (value or ())}
-    return checked_start(checked(value, {**RESULT, **digests}, path), path)
+    return checked_start(_where_told(checked(value, RESULT, path), _DIGESTS, path), path)
 
 
 def checked_run(value: Any, settings: str, path: Path) -> dict[str, Any]:

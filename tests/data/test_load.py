@@ -191,6 +191,19 @@ def test_leftovers_of_a_killed_run_go_away(prepared: Path) -> None:
     assert not leftover.exists()
 
 
+def test_a_folder_that_is_no_entry_is_left_alone(
+    prepared: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data.load("cifar10")
+    (entry,) = (p for p in cache.cache_dir().iterdir() if p.is_dir())
+    shutil.rmtree(entry)
+    entry.mkdir()
+    (entry / "thesis.tex").write_text("of somebody")
+    assert len(data.load("cifar10").train.labels) == 20
+    assert "files there that are not its own" in capsys.readouterr().err
+    assert (entry / "thesis.tex").read_text() == "of somebody"
+
+
 def test_unwritable_cache_is_done_without(
     prepared: Path,
     tmp_path: Path,

@@ -120,6 +120,8 @@ def test_a_damaged_export_is_told_in_one_line(basic: Path, tmp_path: Path, kind:
 def test_bad_requests(basic: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown format"):
         exports.export(network(basic), "keras", tmp_path / "model")
+    with pytest.raises(UserError, match="is a folder: name a file in it"):
+        exports.export(network(basic), "safetensors", tmp_path, force=True)
     with pytest.raises(UserError, match="cannot be written"):
         exports.export(network(basic), "safetensors", tmp_path / "no" / "folder")
     file = tmp_path / "model.stablehlo"

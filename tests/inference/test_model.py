@@ -118,6 +118,18 @@ def damaged(card: dict[str, Any], **changes: Any) -> str:
         ({"model": {"name": "net", "num_classes": 10}}, "it is of another network"),
         ({"model": {"name": "nett", "num_classes": 10}}, "did you mean net"),
         ({"precision": "int8"}, "precision"),
+        ({"mean": [125.3, 123.0, 113.9]}, "mean is not of pixels from 0 to 1"),
+        ({"mean": [float("nan"), 0.5, 0.5]}, "mean is not of pixels from 0 to 1"),
+        ({"std": [63.0, 62.1, 66.7]}, "std is not of pixels from 0 to 1"),
+        ({"std": [float("inf"), 0.2, 0.2]}, "std is not of pixels from 0 to 1"),
+        ({"experiment": "../../elsewhere"}, "names no experiment"),
+        ({"experiment": 3}, "names no experiment"),
+        ({"seed": "x"}, "names no experiment and seed"),
+        ({"test_time": {"x": 1}}, "x"),
+        ({"test_time": {"shift": "far"}}, "shift"),
+        ({"test_time": []}, "test_time is no object"),
+        ({"data": 5}, "data is no object"),
+        ({"model": {"name": "basic", "num_classes": 10, "dropout": "x"}}, "dropout"),
     ],
 )
 def test_a_card_that_makes_no_sense_is_refused(

@@ -183,6 +183,17 @@ def test_what_is_no_state_dict_is_refused_and_nothing_executed(
     assert not (tmp_path / "executed").exists()
 
 
+def test_many_tensors_of_one_storage_take_no_more_than_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is a copy: a small file could ask for all memory."""
+    monkeypatch.setattr(torch_file, "_MAX_BYTES", 15_000)
+    tensors = {f"a{i}": tensor(size=(1000,), count=1000) for i in range(5)}
+    file = archive(tmp_path / "bomb.pth", crafted(tensors), s0=bytes(4000))
+    with pytest.raises(UserError, match="far more numbers than a network"):
+        torch_file.read(file)
+
+
 def test_a_file_that_is_cut_or_changed_is_told_in_one_line(tmp_path: Path) -> None:
     whole = SMALL.read_bytes()
     file = tmp_path / "weights.pth"
@@ -212,7 +223,7 @@ def test_another_network_leaves_no_folder(tmp_path: Path) -> None:
         ("resnet10", narrow, {}, "params/conv1/kernel"),
         ("resnet10", eleven, {}, "11 classes apart, not 10: name them with --classes"),
         ("resnet10", tensors, {"classes": ["a", "b"]}, "10 classes apart, not 2"),
-        ("resnet10", tensors, {"std": (1.0, 0.0, 1.0)}, "std is not above zero"),
+        ("resnet10", tensors, {"std": (1.0, 0.0, 1.0)}, "std is not of pixels from 0 to 1"),
         ("resnet18", tensors, {}, "has no layer"),
         ("basic", tensors, {}, "only resnet18 and resnet10"),
     ):

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from run_folders import MakeRun
@@ -31,6 +32,16 @@ def test_without_runs_there_is_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     assert report.read_runs() == []
 
 
+def start(**told: Any) -> str:
+    """An env.json of one start."""
+    return json.dumps([{"git_commit": None, "device": {}, "machine": {}} | told])
+
+
+def epoch(**told: Any) -> str:
+    """A line of metrics.jsonl."""
+    return json.dumps({"epoch": 1, "step": 1, "train_loss": 1.0, "train_accuracy": 1.0} | told)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
@@ -41,6 +52,11 @@ def test_without_runs_there_is_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         ("metrics.jsonl", '{"epoch": 1}\n', "metrics.jsonl is incomplete"),
         ("env.json", "{}", "env.json is not that of a run"),
         ("env.json", "[{}]", "env.json is incomplete: it has no 'git_commit'"),
+        ("env.json", start(machine={"features": None}), "'features' that makes no sense: None"),
+        ("env.json", start(versions=[]), r"'versions' that makes no sense: \[\]"),
+        ("env.json", "[" * 100_000, "env.json cannot be read"),
+        ("model.json", '{"data": {"sha256": 5}}', "'sha256' that makes no sense: 5"),
+        ("metrics.jsonl", epoch(halvings="x"), "'halvings' that makes no sense: 'x'"),
     ],
 )
 def test_damaged_runs_are_named(

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,15 @@ def test_what_is_no_record_is_refused(
         record(folder, tmp_path / "results")
     assert str(folder) in str(error.value)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_run_at_half_its_rate_is_not_the_papers(make_run: MakeRun) -> None:
+    paths = [make_run("basic", seed, halvings=seed) for seed in range(2)]
+    own, halved = (
+        group for group in report.collect(report.read_runs(paths)) if group.experiment == "basic"
+    )
+    assert (len(own.runs), own.changes) == (1, {})
+    assert (len(halved.runs), halved.changes, halved.paper) == (1, {"halvings": 1}, None)
 
 
 def test_an_unfinished_run_at_half_its_rate_is_no_record(make_run: MakeRun, tmp_path: Path) -> None:
@@ -187,17 +197,14 @@ def test_a_record_appears_whole_or_not_at_all(
     results = tmp_path / "results"
     record(make_run("basic", test=62.0), results)
     before = content(results)
-    written: list[Path] = []
-    write = Path.write_bytes
+    written: list[int] = []
 
-    def full(path: Path, data: bytes) -> int:
-        written.append(path)
+    def full(file: int) -> None:
+        written.append(file)
         if len(written) == 3:
-            write(path, data[:10])
             raise OSError(errno.ENOSPC, "No space left on device")
-        return write(path, data)
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="cannot be written: No space left"):
         record(make_run("basic", test=63.0, folder="again"), results)
     assert content(results) == before

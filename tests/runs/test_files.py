@@ -1,6 +1,7 @@
 """Files that appear whole or not at all, and errors that name the file."""
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,13 @@ def test_what_a_file_says_can_be_read_by_a_person(tmp_path: Path) -> None:
 def test_a_write_that_fails_names_its_file_and_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, write = tmp_path / "result.json", Path.write_bytes
+    path = tmp_path / "result.json"
     write_bytes(path, b"old")
 
-    def full(hidden: Path, content: bytes) -> None:
-        write(hidden, content[:1])
+    def full(file: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")  # as `write` has it: without a name
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left") as refused:
         write_bytes(path, b"new")
     assert refused.value.filename == str(path)
