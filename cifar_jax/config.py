@@ -153,7 +153,7 @@ class Initialisation(Settings):
     """What the weights begin with beside PyTorch's defaults."""
 
     dirac: bool = False
-    """The first filters of each convolution 3×3 and larger pass their input on."""
+    """The first filters of each convolution of 3×3 or a larger odd size pass their input on."""
     whitening: bool = False
     """The first convolution's first filters whiten patches of the training images, and its kernel
     stays so."""
@@ -239,7 +239,7 @@ class Train(Settings):
     checkpoint of its own. None for fresh ones."""
     max_minutes: Annotated[float | None, Field(gt=0)] = None
     """Train for so many minutes at most: where the epochs would take longer there are as many as
-    fit, and the schedule with them. None for all the epochs."""
+    fit, and the schedule with them; the last validation comes after it. None for all the epochs."""
     steps_per_call: Annotated[int | None, Field(ge=1), Execution()] = None
     """Train steps in one dispatch; none for as many as take about a fifth of a second."""
     eval_batch_size: Annotated[Count, Execution()] = 500

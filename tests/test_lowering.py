@@ -65,6 +65,18 @@ def test_better_recipes_become_programs_for_accelerators(name: str) -> None:
             assert "custom_call" not in text
 
 
+@pytest.mark.parametrize("name", [*catalog.names()])
+def test_every_recipe_of_the_package_can_begin(name: str) -> None:
+    config = catalog.load(name).config
+    prepare.check_beginning(config)
+    made = workload(name)
+    prepare.check_average(config, made.plan.steps)
+    assert {stage.image_size for stage in made.plan.stages} == {
+        32,
+        *(phase.image_size or 32 for phase in config.phases),
+    }
+
+
 def test_the_step_can_be_exported() -> None:
     made = workload("basic")
     (stage,) = made.plan.stages

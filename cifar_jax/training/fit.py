@@ -69,12 +69,15 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
             if (finished := _finished(run)) is not None:
                 display.note(f"{run.workdir} is finished; --fresh would train it anew")
                 return finished
+            begins = run.fresh or not Workdir(run.workdir).checkpoints.is_dir()
+            if begins:
+                processes.from_all(lambda: prepare.check_beginning(run.config, run.own))
             initial = processes.from_all(lambda: _initial(run))
             workload = processes.from_all(lambda: prepare.workload(run.config, own=run.own))
             if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {workload.dataset.name}")
-            if run.fresh or not Workdir(run.workdir).checkpoints.is_dir():
-                processes.from_all(lambda: prepare.check_beginning(workload))
+            if begins:
+                prepare.check_average(run.config, workload.plan.steps)
             processes.from_all(lambda: _hold_to_the_weights(run, workload))
             # Before the folder is opened, since weights that do not fit must leave it as it is.
             beginning = prepare.init_state(workload, run.seed, initial)
@@ -107,6 +110,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 with processes.together():
                     state, compile_seconds = trainer.train(state)
                     checkpoints.wait()
+                # Of fewer steps than were planned, where they are to fit into some minutes.
+                prepare.check_average(run.config, trainer.plan.steps)
                 with received.at_once(), processes.together():
                     done = workload._replace(plan=trainer.plan)
                     outcome, logits = measure_result(

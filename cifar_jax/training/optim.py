@@ -81,7 +81,8 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
 
 
 def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
-    """See that every group has parameters for itself, and that Muon has kernels that are matrices.
+    """See that every group has parameters for itself, that each of its patterns names some, and
+    that Muon has kernels that are matrices.
 
     It takes what `check` takes.
 
@@ -99,7 +100,14 @@ def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> Non
                 f'of its own, such as {{"parameters": "{path}", "optimizer": '
                 '{"name": "sgd", "lr": 0.1}}'
             )
+    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for number, group in enumerate(groups, start=1):
+        for pattern in _patterns(group):
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                raise UserError(
+                    f"groups: no parameter is called {pattern!r}, of {group.parameters!r}: correct "
+                    "it, or leave it out"
+                )
         if number not in used:
             raise UserError(
                 f"groups: all that is called {group.parameters!r} is in groups before it, of which "
@@ -124,7 +132,11 @@ def _group_of(groups: Sequence[Group], path: str) -> int:
 
 
 def _names(group: Group, path: str) -> bool:
-    return any(fnmatchcase(path, name.strip()) for name in group.parameters.split(","))
+    return any(fnmatchcase(path, pattern) for pattern in _patterns(group))
+
+
+def _patterns(group: Group) -> list[str]:
+    return [pattern.strip() for pattern in group.parameters.split(",")]
 
 
 def _rule(optimizer: Optimizer) -> optax.GradientTransformation:

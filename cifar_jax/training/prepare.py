@@ -96,25 +96,33 @@ def workload(
     )
 
 
-def check_beginning(workload: Workload) -> None:
-    """See that no part is in vain, before a run begins. One that did begin so goes on, and is read.
+def check_beginning(config: Config, own: models.Own | None = None) -> None:
+    """See that no part is in vain, before a run begins and its data is loaded. One that did begin
+    so goes on, and is read.
 
     Raises:
       UserError: a part is.
     """
-    config, steps = workload.config, workload.plan.steps
-    if config.averaging and config.averaging.every > steps:
-        raise UserError(
-            f"averaging.every is {config.averaging.every}, and the run has {steps} steps: its "
-            "average would be the weights that it begins with; lower averaging.every"
-        )
     if config.init.dirac and config.train.init_from:
         raise UserError(
             "init.dirac makes weights to begin with, and train.init_from brings others: leave one "
             "of them out"
         )
-    params = models.variable_shapes(workload.recipe.model)["params"]
+    params = models.variable_shapes(_network(config, own))["params"]
     optim.check_use(params, config.optimizer, config.groups)
+
+
+def check_average(config: Config, steps: int) -> None:
+    """See that a run of so many steps comes to an average.
+
+    Raises:
+      UserError: it does not.
+    """
+    if config.averaging and config.averaging.every > steps:
+        raise UserError(
+            f"averaging.every is {config.averaging.every}, and the run has {steps} steps: its "
+            "average would be the weights that it begins with; lower averaging.every"
+        )
 
 
 def _network(config: Config, own: models.Own | None, **options: Any) -> nn.Module:

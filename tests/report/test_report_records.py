@@ -1,6 +1,5 @@
 import errno
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -197,14 +196,17 @@ def test_a_record_appears_whole_or_not_at_all(
     results = tmp_path / "results"
     record(make_run("basic", test=62.0), results)
     before = content(results)
-    written: list[int] = []
+    written: list[Path] = []
+    write = Path.write_bytes
 
-    def full(file: int) -> None:
-        written.append(file)
+    def full(path: Path, data: bytes) -> int:
+        written.append(path)
         if len(written) == 3:
+            write(path, data[:10])
             raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, data)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(UserError, match="cannot be written: No space left"):
         record(make_run("basic", test=63.0, folder="again"), results)
     assert content(results) == before

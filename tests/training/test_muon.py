@@ -11,7 +11,9 @@ import optax
 import pytest
 from fixtures import recipe
 
+from cifar_jax.config import Optimizer
 from cifar_jax.training import muon
+from cifar_jax.training.optim import make_optimizer
 
 RECORD = json.loads((Path(__file__).parents[1] / "fixtures/torch_muon.json").read_text())
 SHAPES = {
@@ -167,22 +169,51 @@ def test_updates_are_those_that_pytorch_computed() -> None:
         name: jnp.asarray(to_ours(recipe.tensor(name, tuple(shape))))
         for name, shape in RECORD["kernels"].items()
     }
-    tx = muon.scale_by_muon(RECORD["momentum"], steps=RECORD["newton_schulz_steps"])
+    own = {name: RECORD[name] for name in ("momentum", "newton_schulz_steps")}
+    tx = make_optimizer(Optimizer(name="muon", nesterov=True, **own))
     state = tx.init(weights)
     for step, recorded in enumerate(RECORD["changes"]):
         gradients = {
             name: jnp.asarray(to_ours(recipe.tensor(f"step{step}.{name}", tuple(shape))))
             for name, shape in RECORD["kernels"].items()
         }
-        updates, state = tx.update(gradients, state, weights)
-        updates = jax.tree.map(lambda update: -RECORD["lr"] * update, updates)
-        before = weights
-        weights = muon.normalised(weights, dict.fromkeys(weights, True))
-        weights = optax.apply_updates(weights, updates)
+        rates = jnp.float32([RECORD["lr"]])
+        updates, state = tx.update(gradients, state, weights, rates=rates)
+        before, weights = weights, optax.apply_updates(weights, updates)
         for name, expected in recorded.items():
             change = to_torch(np.asarray(weights[name]) - np.asarray(before[name]))
             distance = recipe.distance(recipe.signature(name, change), expected)
             assert distance < 1e-5 * expected[0], (step, name)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"), [("nesterov", False), ("newton_schulz_steps", 2), ("weight_decay", 0.1)]
+)
+def test_its_settings_are_those_of_the_rule(setting: str, value: Any) -> None:
+    """Two steps by `optimizer.*`, beside the iteration as published."""
+    own: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "newton_schulz_steps": 3}
+    own |= {"weight_decay": 0.0, setting: value}
+    tx = make_optimizer(Optimizer(name="muon", **own))
+    weights, gradients = kernels(0), (kernels(1), kernels(2))
+    state, expected = tx.init(weights), {name: np.asarray(w) for name, w in weights.items()}
+    buffer = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    for gradient in gradients:
+        updates, state = tx.update(gradient, state, weights, rates=jnp.float32([0.05]))
+        for name, kernel in expected.items():
+            decayed = np.asarray(gradient[name]) + own["weight_decay"] * kernel
+            buffer[name] = 0.9 * buffer[name] + decayed
+            ahead = decayed + 0.9 * buffer[name] if own["nesterov"] else buffer[name]
+            normal = kernel * kernel.shape[-1] ** 0.5 / np.linalg.norm(kernel)
+            change = by_definition(ahead, own["newton_schulz_steps"])
+            expected[name] = normal - 0.05 * as_kernel(change, kernel.shape)
+        weights = optax.apply_updates(weights, updates)
+        for name, kernel in weights.items():
+            np.testing.assert_allclose(kernel, expected[name], atol=1e-4, err_msg=name)
+
+
+def as_kernel(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """What `as_matrix` is of."""
+    return np.moveaxis(matrix.reshape(shape[-1], *shape[:-1]), 0, -1)
 
 
 def to_ours(weight: np.ndarray) -> np.ndarray:

@@ -218,14 +218,31 @@ def test_whitening_is_for_the_convolution_that_takes_the_images(
         prepare.workload(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
 
 
-def test_no_learning_rate_is_in_the_program_that_makes_the_first_state(make_config: Make) -> None:
-    def program(rate: float) -> str:
-        workload = prepare.workload(make_config(**TINY | {"optimizer__lr": rate}))
+def test_no_learning_rate_is_in_a_program(make_config: Make) -> None:
+    """Neither in that of the first state nor in that of the steps: another compiles nothing."""
+
+    def lowered(rate: float) -> list[str]:
+        groups = f'[{{"parameters": "*/bias", "optimizer": {{"name": "adam", "lr": {rate}}}}}]'
+        workload = prepare.workload(
+            make_config(**TINY | {"optimizer__lr": rate, "groups": groups}), dataset=DATASET
+        )
         rates = prepare.learning_rates(workload.config)
         make = jax.jit(partial(prepare.fresh_state, workload))
-        return make.lower(prepare.random_keys(0)[0], rates).as_text()
+        (stage,) = workload.plan.stages
+        steps = programs.train_function(workload, stage)
+        arguments = programs.train_arguments(workload, stage)
+        return [
+            make.lower(prepare.random_keys(0)[0], rates).as_text(),
+            steps.lower(*arguments).as_text(),
+        ]
 
-    assert program(0.1) == program(0.2)
+    assert lowered(0.1) == lowered(0.2)
+
+
+def test_a_pattern_that_names_nothing_is_refused_beside_one_that_does(make_config: Make) -> None:
+    groups = '[{"parameters": "*/bias, fc9/*", "optimizer": {"name": "sgd", "lr": 0.1}}]'
+    with pytest.raises(UserError, match=r"no parameter is called 'fc9/\*'"):
+        prepare.check_beginning(make_config(**TINY, groups=groups))
 
 
 @pytest.mark.parametrize(

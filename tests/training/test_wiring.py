@@ -186,7 +186,8 @@ SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "data.validation": (14, {"validation", "train", *BATCHES}),
     "data.train_images": (17, {"train", *BATCHES}),
     "loss.label_smoothing": (0.2, {"loss"}),
-    "data.crop_padding": (2, {"images"}),
+    "data.crop_padding": (4, {"images"}),
+    "data.crop_fill": ("reflect", {"images"}),
     "data.flip": ("alternating", {"images"}),
     "data.cutout": (7, {"images"}),
     "data.mixup": (0.5, {"images", "labels"}),
@@ -211,6 +212,7 @@ ELSEWHERE = {
 
 USUAL = TINY | {
     **{"data__validation": 5, "optimizer__name": "adam", "optimizer__lr": 0.05},
+    "data__crop_padding": 3,
     "schedule__name": "one-cycle",
 }
 
@@ -234,8 +236,46 @@ def test_a_setting_reaches_what_it_is_for_and_nothing_else(
     assert {key for key in usual if found[key] != usual[key]} == concerned
 
 
+def test_alternating_flips_turn_with_the_epoch_and_not_with_the_step(make_config: Make) -> None:
+    config = make_config(**TINY, data__flip="alternating")
+    workload = prepare.workload(config, dataset=DATASET)
+
+    def images(step: int, epoch: int) -> np.ndarray:
+        moment = Moment(step, epoch, workload.plan.steps)
+        given = (DATASET, workload.plan.stages[0], "float32", programs.train_data(workload))
+        return np.asarray(batches.make_batch(*given, jnp.arange(8), jax.random.key(0), moment)[0])
+
+    first = images(1, 0)
+    np.testing.assert_array_equal(images(2, 0), first)
+    np.testing.assert_array_equal(images(3, 1), first[:, :, ::-1])
+    np.testing.assert_array_equal(images(4, 2), first)
+
+
+@pytest.mark.parametrize("mixed", ["data__mixup", "data__cutmix"])
+def test_a_step_learns_from_the_labels_that_are_mixed(make_config: Make, mixed: str) -> None:
+    settings = {mixed: 1.0, "loss__label_smoothing": 0.2, "model__dropout": 0}
+    config = make_config(**TINY | settings | {"epochs": 1, "data__train_images": 8})
+    workload, state, training = compiled(config, seed=3)
+    before = jax.device_get(state)
+    (epoch,) = workload.plan.epochs
+    order = training.order(epoch)
+    state = training.begin(epoch, order, workload.plan.steps)(state, 1)
+    key, _ = jax.random.split(prepare.random_keys(3)[2])
+    given = (DATASET, epoch.stage, "float32", programs.train_data(workload))
+    images, labels = batches.make_batch(*given, order[0], key, Moment(0, 0, workload.plan.steps))
+    assert labels.shape == (8, by_hand.CLASSES)
+    assert 0 < float(labels.max(-1).min()) < 1
+    variables = {"params": before.params, "batch_stats": before.batch_stats}
+    model: Any = workload.recipe.model
+    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    smooth = 0.8 * np.asarray(labels) + 0.2 / by_hand.CLASSES
+    losses = -(smooth * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
+    np.testing.assert_allclose(state.metrics.loss, losses.sum(), rtol=1e-4)
+    assert int(state.metrics.images) == 8
+
+
 OF_THEIR_OWN = {
-    *("data.dataset", "data.crop_fill", "train.init_from", "train.max_minutes"),
+    *("data.dataset", "train.init_from", "train.max_minutes"),
     *("optimizer.newton_schulz_steps", "groups", "averaging", "phases"),
     *("init.dirac", "init.whitening", "test_time.flip", "test_time.shift", "test_time.unsure"),
 }
