@@ -41,6 +41,27 @@ def test_make_knows_the_targets_that_are_named(page: str) -> None:
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
+def commands(*arguments: str) -> str:
+    """What make would do."""
+    command = ["make", "--dry-run", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_what_is_installed_is_not_installed_again_but_another_extra_is(tmp_path: Path) -> None:
+    """Each by a stamp of its own."""
+    (tmp_path / ".installed").touch()
+    assert "pip install" not in commands(f"VENV={tmp_path}", "EXTRA=", "setup")
+    installing = commands(f"VENV={tmp_path}", "EXTRA=tpu", "setup")
+    assert "pip install" in installing
+    assert "-e '.[tpu]'" in installing
+
+
+def test_a_user_gets_no_tools_of_developers(tmp_path: Path) -> None:
+    assert "-e '.'" in commands(f"VENV={tmp_path}", "EXTRA=", "demo")
+    assert "-e '.[test]'" in commands(f"VENV={tmp_path}", "EXTRA=", "test")
+    assert "-e '.[lint]'" in commands(f"VENV={tmp_path}", "EXTRA=", "lint")
+
+
 @pytest.mark.parametrize("page", [Path("README.md"), *Path(ROOT, "docs").glob("*.md")], ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     path = ROOT / page

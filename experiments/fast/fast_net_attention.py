@@ -1,9 +1,10 @@
-"""The recipe of `fast-net-bn-gap` for `net-attention`, epoch by epoch the same.
+"""The recipe of `fast-net-bn-gap` for `net-attention`, in six epochs.
 
     make exp-fast-net-attention
+    cifar-jax train fast-net-bn-gap --set epochs=6
 
-It is to tell what attention brings where both are trained better than in the paper, which has
-81.77 % with attention and 82.14 % without. Not tried at its length yet.
+Side by side the two tell what attention brings where both are trained better than in the paper,
+which has 81.77 % with attention and 82.14 % without. A step takes six times as long with it.
 """
 
 from cifar_jax.config import (
@@ -20,7 +21,7 @@ from cifar_jax.config import (
 
 CONFIG = Config(
     model=Model(name="net-attention", dropout=0.0),
-    epochs=17,
+    epochs=6,
     batch_size=250,
     optimizer=Optimizer(name="muon", lr=0.16, momentum=0.6, nesterov=True),
     groups=(
