@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,7 +100,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 told += map(str, damaged)
                 if len(rows) != epoch:
                     told.append(f"metrics.jsonl has lost {epoch - len(rows)} of {epoch} epochs")
-                for text in [_headline(run, workload, plan, meta), *told]:
+                told = [_headline(run, workload, plan, meta), *_sizes(run.config, plan), *told]
+                for text in told:
                     display.line(text)
                 earlier = rows[-1]["wall_seconds"] if rows else 0.0
                 progress = Progress.saved(extra, began, earlier)
@@ -295,6 +297,17 @@ def _headline(run: Run, workload: Workload, plan: Plan, meta: Meta | None) -> st
         f"{len(workload.train.labels)} training and {len(workload.validation.labels)} validation "
         f"images, on {device['count']} × {device['kind']}{_arithmetic(run, device)}; {run.workdir}"
     )
+
+
+def _sizes(config: Config, plan: Plan) -> list[str]:
+    """Which epochs have which image size, where phases have several: few epochs pass over some."""
+    if not any(phase.image_size for phase in config.phases):
+        return []
+    spans = []
+    for size, epochs in groupby(plan.epochs, lambda epoch: epoch.stage.image_size):
+        first, *rest = [epoch.number + 1 for epoch in epochs]
+        spans.append(f"of {size} pixels in epoch{f's {first}–{rest[-1]}' if rest else f' {first}'}")
+    return ["images are " + ", ".join(spans)]
 
 
 def _arithmetic(run: Run, device: Mapping[str, Any]) -> str:

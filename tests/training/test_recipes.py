@@ -360,8 +360,10 @@ def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path
     assert sizes == [(8, 16, 16, 3), (8, 24, 24, 3), (8, 32, 32, 3)]
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    result = train(config, whole)
+    result = train(config, whole, display := Spy())
     assert result["steps"] == 14
+    told = "images are of 16 pixels in epoch 1, of 24 pixels in epoch 2, of 32 pixels in epochs 3–4"
+    assert display.lines[1] == told
     assert [row["step"] for row in rows_of(whole)] == [2, 6, 10, 14]
     with pytest.raises(KeyboardInterrupt):
         train(config, resumed, Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt())))
