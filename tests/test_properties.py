@@ -39,7 +39,10 @@ WORDS = [
 # Neither `train`, which would, nor `data`, which would download.
 VERBS = ["evaluate", "predict", "export", "import-torch", "experiments", "settings", "report", ""]
 
-words_of_anything = st.text(st.characters(exclude_characters="\0"))  # as the system has them
+# As the system has them: bytes without a zero, of which some are no UTF-8.
+words_of_anything = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | (
+    st.binary(max_size=9).filter(lambda word: 0 not in word).map(os.fsdecode)
+)
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 anything = st.recursive(
     scalars,
