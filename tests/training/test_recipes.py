@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import chex
 import jax
@@ -13,12 +12,11 @@ import pytest
 from short_runs import Spy, assert_same_run, raise_it, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
-from cifar_jax.config import Config, Group, Optimizer
-from cifar_jax.errors import UserError
+from cifar_jax.config import Config
 from cifar_jax.evaluation import Views, over_views
 from cifar_jax.models import initialisation
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import batches, optim, prepare, programs
+from cifar_jax.training import batches, prepare, programs
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -147,77 +145,6 @@ def test_muon_moves_kernels_by_orthogonal_matrices_at_their_norm(make_config: Ma
     assert last < 0.01  # the gradients of the classes add up to zero
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"groups": '[{"parameters": "fc9/*", "optimizer": {}}]'}, "no parameter is called 'fc9/"),
-        ({"optimizer__name": "muon"}, "muon is for kernels, and bn/bias is none"),
-        ({"init__whitening": True}, "no convolution conv1 to whiten"),
-        (
-            {"phases": '[{"until": 0.5, "image_size": 24}]'},
-            "tiny takes images of 32 pixels only, and a phase has 24",
-        ),
-        ({"phases": '[{"until": 0.5, "batch_size": 64}]'}, "batch_size 64 is larger than the 32"),
-    ],
-)
-def test_what_does_not_fit_is_refused_before_anything_is_computed(
-    make_config: Make, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        prepare.workload(make_config(**TINY | settings))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (
-            {
-                "groups": '[{"parameters": "*", "optimizer": {}},'
-                ' {"parameters": "fc/*", "optimizer": {}}]'
-            },
-            r"all that is called 'fc/\*' is in groups before it",
-        ),
-        (
-            {"averaging__name": "lookahead", "averaging__every": 1000},
-            "averaging.every is 1000, and the run has",
-        ),
-        ({"init__dirac": True, "train__init_from": "basic"}, "leave one of them out"),
-    ],
-)
-def test_what_would_be_in_vain_is_refused_where_a_run_begins(
-    make_config: Make, tmp_path: Path, settings: dict[str, Any], message: str
-) -> None:
-    """And not where one is read, or goes on, that an earlier version began."""
-    config = make_config(**TINY | settings)
-    prepare.workload(config)
-    with pytest.raises(UserError, match=message):
-        train(config, tmp_path / "run", initial=dict)
-    assert not (tmp_path / "run").exists()
-
-
-def test_muon_refuses_depthwise_kernels() -> None:
-    """Each of their channels has a filter of its own: they are no matrix."""
-    shapes = {
-        "depthwise": {"kernel": jax.ShapeDtypeStruct((3, 3, 1, 8), np.float32)},
-        "pointwise": {"kernel": jax.ShapeDtypeStruct((1, 1, 8, 16), np.float32)},
-    }
-    by_muon = Optimizer(name="muon")
-    with pytest.raises(UserError, match="depthwise/kernel is depthwise"):
-        optim.check_use(shapes, by_muon, ())
-    optim.check_use(shapes, by_muon, (Group(parameters="depthwise/*", optimizer=Optimizer()),))
-
-
-def test_whitening_is_for_the_convolution_that_takes_the_images(
-    make_config: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kernel = jax.ShapeDtypeStruct((3, 3, 16, 32), np.float32)
-    shapes = {"params": {"conv1": {"kernel": kernel}}}
-    monkeypatch.setattr(prepare.models, "variable_shapes", lambda *_: shapes)
-    told = "of 3 channels, and conv1 takes 16"
-    with pytest.raises(UserError, match=told):
-        prepare.workload(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
-
-
 def test_no_learning_rate_is_in_a_program(make_config: Make) -> None:
     """Neither in that of the first state nor in that of the steps: another compiles nothing."""
 
@@ -237,30 +164,6 @@ def test_no_learning_rate_is_in_a_program(make_config: Make) -> None:
         ]
 
     assert lowered(0.1) == lowered(0.2)
-
-
-def test_a_pattern_that_names_nothing_is_refused_beside_one_that_does(make_config: Make) -> None:
-    groups = '[{"parameters": "*/bias, fc9/*", "optimizer": {"name": "sgd", "lr": 0.1}}]'
-    with pytest.raises(UserError, match=r"no parameter is called 'fc9/\*'"):
-        prepare.check_beginning(make_config(**TINY, groups=groups))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"data__mixup": 1, "data__cutmix": 1}, "mixup and cutmix exclude each other"),
-        ({"phases": '[{"until": 0.5}, {"until": 0.4}]'}, "let each end after the one before"),
-        ({"phases": '[{"until": 0.5, "image_size": 40}]'}, "image_size must be in 8..32, not 40"),
-        ({"train__max_minutes": 1}, "the schedule constant has no end to fit into"),
-        ({"init__whitening": True, "train__init_from": "basic"}, "leave one of them out"),
-        ({"test_time__unsure": 0.5}, "test_time.unsure is a share of the images"),
-    ],
-)
-def test_parts_that_exclude_each_other_make_no_config(
-    make_config: Make, settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        make_config(**settings)
 
 
 # Beginnings
