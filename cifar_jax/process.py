@@ -153,7 +153,7 @@ def require(device: str | None = None) -> None:
         kind, name = has
         print(
             f"cifar-jax: this machine has {name}, but JAX sees only the CPU, which is much slower: "
-            f"{_advice(kind)}; --device cpu says that the CPU is meant",
+            f"{_advice(kind)}; JAX_PLATFORMS=cpu says that the CPU is meant",
             file=sys.stderr,
             flush=True,
         )

@@ -35,7 +35,7 @@ def import_torch(
     is not needed. Scripts of pytorch-cifar normalise with --std 0.2023 0.1994 0.2010.
     """
     process.set_up()
-    process.require()
+    process.require("cpu")  # no device has work here
 
     from cifar_jax.inference.torch_weights import import_torch
 

@@ -16,7 +16,7 @@ from cifar_jax.cli.output import AS_JSON, count, print_table
 def models(as_json: bool) -> None:
     """The networks: their parameters, and the paper's count."""
     process.set_up()
-    process.require()
+    process.require("cpu")  # no device has work here
 
     from cifar_jax import models
 
@@ -44,7 +44,7 @@ def summary(model: str, as_json: bool) -> None:
     MODEL is a name of `cifar-jax models`, or a config file, whose model it then is.
     """
     process.set_up()
-    process.require()
+    process.require("cpu")  # no device has work here
 
     from cifar_jax import catalog, models
     from cifar_jax.models.summary import summarise

@@ -161,7 +161,8 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
         (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
         if entry.exists():
             if not {path.name for path in entry.iterdir()} <= _FILES:
-                raise FileExistsError(errno.EEXIST, "there are files there that are not its own")
+                what = f"{entry.name} there has files that are not its own"
+                raise FileExistsError(errno.EEXIST, what)
             entry.rename(Path(scratch) / "stale")
         fresh.rename(entry)
 

@@ -1,6 +1,5 @@
 """Attention that moves little memory, its products such as XLA does fast on a CPU."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -69,8 +68,9 @@ def _by_image(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others: 
     if query.shape[-2] * key.shape[-2] < LARGE:
         return f(*arrays)
     # A loop over images that lie on several devices would gather them on each. So as many are taken
-    # at a time as there are devices, one from each one's part of the batch.
-    devices = math.gcd(len(query), jax.device_count())
+    # at a time as there are devices in a mesh for this batch (`devices.make_mesh`), one from each.
+    count = jax.device_count()
+    devices = max((n for n in range(1, count + 1) if len(query) % n == 0), default=1)
     if devices == 1:
         return jax.lax.map(lambda image: f(*image), arrays)
     parts = [x.reshape(devices, -1, *x.shape[1:]).swapaxes(0, 1) for x in arrays]

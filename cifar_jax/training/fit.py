@@ -112,8 +112,8 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 with processes.together():
                     state, compile_seconds = trainer.train(state)
                     checkpoints.wait()
-                # Of fewer steps than were planned, where they are to fit into some minutes.
-                prepare.check_average(run.config, trainer.plan.steps)
+                if trainer.plan.steps < workload.plan.steps:  # to fit into some minutes
+                    prepare.check_average(run.config, trainer.plan.steps)
                 with received.at_once(), processes.together():
                     done = workload._replace(plan=trainer.plan)
                     outcome, logits = measure_result(
@@ -300,8 +300,9 @@ def _headline(run: Run, workload: Workload, plan: Plan, meta: Meta | None) -> st
 
 
 def _sizes(config: Config, plan: Plan) -> list[str]:
-    """Which epochs have which image size, where phases have several: few epochs pass over some."""
-    if not any(phase.image_size for phase in config.phases):
+    """Which epochs have which image size, where phases have several: few epochs pass over some.
+    Under `train.max_minutes` it is not known yet."""
+    if config.train.max_minutes or not any(phase.image_size for phase in config.phases):
         return []
     spans = []
     for size, epochs in groupby(plan.epochs, lambda epoch: epoch.stage.image_size):

@@ -109,6 +109,7 @@ def check_beginning(config: Config, own: models.Own | None = None) -> None:
             "of them out"
         )
     params = models.variable_shapes(_network(config, own))["params"]
+    optim.check(params, config.optimizer, config.groups)
     optim.check_use(params, config.optimizer, config.groups)
 
 

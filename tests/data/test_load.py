@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_entry_is_left_alone(
     entry.mkdir()
     (entry / "thesis.tex").write_text("of somebody")
     assert len(data.load("cifar10").train.labels) == 20
-    assert "files there that are not its own" in capsys.readouterr().err
+    assert f"{entry.name} there has files that are not its own" in capsys.readouterr().err
     assert (entry / "thesis.tex").read_text() == "of somebody"
 
 

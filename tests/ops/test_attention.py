@@ -47,10 +47,11 @@ def test_half_precision_keeps_its_type_and_is_no_worse_than_it():
 
 
 @pytest.mark.usefixtures("form")
-def test_each_device_mixes_its_own_images():
+@pytest.mark.parametrize("images", [4, 10])
+def test_each_device_mixes_its_own_images(images):
     """Though a CPU takes large ones in a loop, for which they could be gathered."""
-    sharding = devices.batch_sharding(devices.make_mesh(2))
-    inputs, dy = arrays((4, 520, 512, 2, 4), np.float32)
+    sharding = devices.batch_sharding(devices.make_mesh(images))
+    inputs, dy = arrays((images, 520, 512, 2, 4), np.float32)
     compiled = jax.jit(partial(run, ops.attention), in_shardings=sharding, out_shardings=sharding)
     placed = jax.device_put((inputs, dy), sharding)
     assert "all-gather" not in compiled.lower(*placed).compile().as_text()

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from short_runs import train
+from short_runs import Spy, raise_it, train
 from tiny import TINY
 
 from cifar_jax.config import Config, Group, Optimizer
@@ -64,6 +64,18 @@ def test_what_would_be_in_vain_is_refused_where_a_run_begins(
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run", initial=dict)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_an_earlier_version_began_in_vain_goes_on_to_its_end(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(**TINY | {"averaging__name": "lookahead", "averaging__every": 1000})
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "check_average", lambda *_: None)
+        stop = Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path / "run", stop)
+    assert train(config, tmp_path / "run")["epochs"] == config.epochs
 
 
 def test_muon_refuses_depthwise_kernels() -> None:
