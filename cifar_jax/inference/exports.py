@@ -146,7 +146,7 @@ def _read_safetensors(content: bytes, name: str) -> tuple[dict[str, Any], dict[s
         # The library reads metadata from files only; the format begins with the header's size.
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         card = json.loads(header["__metadata__"]["card"])
-    except (SafetensorError, ValueError, LookupError, TypeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{name} is no safetensors file of cifar-jax export ({error!r})") from None
     card = cards.checked(card, name)
     if card.get("sha256") != _digest(tensors):
@@ -188,7 +188,7 @@ def _from_stablehlo(content: bytes, name: str) -> Classifier:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             program = content[: archive.getinfo(_CARD).header_offset]
             card = json.loads(archive.read(_CARD))
-    except (zipfile.BadZipFile, LookupError, ValueError, NotImplementedError):
+    except (zipfile.BadZipFile, LookupError, ValueError, RecursionError, NotImplementedError):
         raise UserError(f"{name} is no StableHLO file of cifar-jax export") from None
     card = cards.checked(card, name)
     if card.get("sha256") != hashlib.sha256(program).hexdigest():
