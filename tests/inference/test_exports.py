@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jax import export as jax_export
+from safetensors.numpy import save_file
 
 import cifar_jax
 from cifar_jax.errors import UserError
@@ -115,6 +116,18 @@ def test_a_damaged_export_is_told_in_one_line(basic: Path, tmp_path: Path, kind:
             cifar_jax.load(file)
         assert str(file) in str(error.value)
         assert "\n" not in str(error.value)
+
+
+def test_a_card_that_is_nested_too_deeply_is_told_in_one_line(tmp_path: Path) -> None:
+    deep = "[" * 100_000
+    tensors = tmp_path / "model.safetensors"
+    save_file({"params/w": np.zeros(1, np.float32)}, tensors, {"card": deep})
+    program = tmp_path / "model.stablehlo"
+    with zipfile.ZipFile(program, "w") as archive:
+        archive.writestr("card.json", deep)
+    for file in (tensors, program):
+        with pytest.raises(UserError, match=r"is no (safetensors|StableHLO) file"):
+            cifar_jax.load(file)
 
 
 def test_bad_requests(basic: Path, tmp_path: Path) -> None:
