@@ -116,7 +116,8 @@ def recipes(pairs: Sequence[Pair], peers: Sequence[Peer], figure: str) -> list[s
     rows = [(p.faithful and row(p.faithful), row(p.better)) for p in pairs if p.better.results]
     absent = [_linked(group.experiment) for group in groups if not group.runs]
     others = [
-        f"- {p.name}: {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine} ({p.source})"
+        f"- {p.name}: {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine} ({p.source}; "
+        f"by `{p.command}`)"
         for p in peers
     ]
     return [

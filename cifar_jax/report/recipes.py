@@ -36,6 +36,8 @@ class Peer(NamedTuple):
     machine: str
     source: str
     """What was run, and how."""
+    command: str
+    """That gave it."""
 
 
 class Point(NamedTuple):
@@ -57,6 +59,7 @@ _PEER: schema.Fields = {
     "minutes": (int, float),
     "machine": str,
     "source": str,
+    "command": str,
 }
 
 

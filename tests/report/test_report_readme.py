@@ -109,11 +109,14 @@ def test_the_readme_sets_better_recipes_beside_the_papers(
     assert line() == f"{paper} **62.50** | 1,250 | {rest}"
 
     peer = {"name": "theirs", "accuracy": 92.5, "minutes": 27.8, "machine": "a Xeon"}
-    (results / "peers.json").write_text(json.dumps([peer | {"source": "their script"}]))
+    peer["source"] = "their script"
+    (results / "peers.json").write_text(json.dumps([peer | {"command": "./run"}]))
     assert not report.readme_is_current(readme, results)
     before = (results / "recipes.svg").read_bytes()
     report.update_readme(readme, results)
-    assert "- theirs: 92.50 % in 27.8 min on a Xeon (their script)\n" in readme.read_text()
+    assert (
+        "- theirs: 92.50 % in 27.8 min on a Xeon (their script; by `./run`)\n" in readme.read_text()
+    )
     assert (results / "recipes.svg").read_bytes() != before
     assert report.readme_is_current(readme, results)
     text = readme.read_text()

@@ -69,7 +69,7 @@ def test_a_point_is_the_mean_of_its_seeds(make_run: MakeRun) -> None:
         make_run("net", test=None, done=3),
         make_run("basic", overrides={"epochs": 1}, folder="short"),
     ]
-    peer = Peer("theirs", 92.5, 27.8, "a Xeon", "their script")
+    peer = Peer("theirs", 92.5, 27.8, "a Xeon", "their script", "./run")
     assert recipes.points(report.collect(report.read_runs(runs)), [peer]) == [
         ("basic", PAPERS, 1.5, 62.0, pytest.approx(2**0.5)),
         ("fast-basic", BETTER, 2.5, 68.0, 0.0),
