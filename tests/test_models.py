@@ -26,7 +26,7 @@ PARAMETERS = {
     "resnet18": 11_173_962,
     "resnet10": 4_903_242,
     "resnet10-separable": 722_186,
-    "speednet": 1_972_000,
+    "speednet": 1_971_640,
 }
 WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net", "speednet")]
 NETS = ["net", "net-bn-gap", "net-attention", "net-inception"]

@@ -11,7 +11,6 @@ from cifar_jax.config import (
     Data,
     Group,
     Initialisation,
-    Lookahead,
     Loss,
     Model,
     Optimizer,
@@ -20,36 +19,24 @@ from cifar_jax.config import (
     TestTime,
 )
 
+KERNELS = Optimizer(name="muon", lr=0.14, momentum=0.6, nesterov=True)
+BIASES = Optimizer(name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6)
+LAST = Optimizer(name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4)
+
 CONFIG = Config(
     model=Model(name="speednet"),
     epochs=10,
     batch_size=250,
-    optimizer=Optimizer(name="muon", lr=0.14, momentum=0.6, nesterov=True),
+    optimizer=KERNELS,
     groups=(
-        # Its gradient takes that of the first stage's input, which nothing else needs.
-        Group(
-            parameters="conv1/bias",
-            optimizer=Optimizer(
-                name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6
-            ),
-            until=0.3,
-        ),
-        Group(
-            parameters="fc/kernel",
-            optimizer=Optimizer(
-                name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4
-            ),
-        ),
-        Group(
-            parameters="*/bias",
-            optimizer=Optimizer(
-                name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6
-            ),
-        ),
+        Group(parameters="conv1/bias", optimizer=BIASES, until=0.3),
+        Group(parameters="stage1_*/kernel", optimizer=KERNELS, until=0.8),
+        Group(parameters="stage1_*/bias", optimizer=BIASES, until=0.8),
+        Group(parameters="fc/kernel", optimizer=LAST),
+        Group(parameters="*/bias", optimizer=BIASES),
     ),
     schedule=Schedule(name="linear"),
     loss=Loss(label_smoothing=0.2),
-    averaging=Lookahead(decay=0.77, every=5, power=3),
     init=Initialisation(whitening=True, dirac=True),
     phases=(Phase(until=0.3, image_size=16),),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
