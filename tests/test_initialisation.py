@@ -133,6 +133,8 @@ def test_images_and_networks_that_cannot_be() -> None:
         initialisation.whitened(fresh("net"), images()[..., :1])
     with pytest.raises(UserError, match="no convolution conv1"):
         initialisation.first_convolution({"params": {"fc1": {"kernel": jnp.ones((3, 4))}}})
+    with pytest.raises(UserError, match="no convolution conv1"):  # a parameter of this name
+        initialisation.first_convolution({"params": {"conv1": jnp.ones((2, 2, 3, 4))}})
 
 
 @pytest.mark.skipif(

@@ -255,6 +255,18 @@ def test_initialisers_are_the_modules_own() -> None:
     assert params["head"]["bias"].shape == (3,)
 
 
+def test_whatever_a_module_raises_it_does_not_take_that_size() -> None:
+    class Fixed(Special):
+        @nn.compact
+        def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+            assert x.shape[1] == 32
+            return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
+
+    model = models.create("fixed", Own(Fixed))
+    assert models.takes(model, 32)
+    assert not models.takes(model, 16)
+
+
 def test_fields_of_an_instance_are_kept() -> None:
     class Deep(Special):
         depth: int = 1

@@ -103,7 +103,7 @@ def first_convolution(variables: Mapping[str, Any]) -> tuple[str, str]:
     Raises:
       UserError: the network has none of that name.
     """
-    kernel = variables["params"].get("conv1", {}).get("kernel")
+    kernel: Any = flatten_dict(variables["params"]).get(("conv1", "kernel"))
     if kernel is None or kernel.ndim != 4:
         raise UserError("the network has no convolution conv1 to whiten: choose another model")
     return "conv1", "kernel"
