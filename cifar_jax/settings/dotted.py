@@ -209,7 +209,7 @@ def _read(name: str, text: str, field: FieldInfo) -> Any:
         if isinstance(value, list | dict):
             return value  # whatever is wrong in it is told with its place
     adapter = TypeAdapter(kind, config=TYPES)
-    expected = described(kind)
+    expected = _kinds(name, field) if field.discriminator else described(kind)
     for reading in _READINGS:
         try:
             return adapter.validate_python(reading(text), context=IN_WHOLE)
@@ -219,6 +219,11 @@ def _read(name: str, text: str, field: FieldInfo) -> Any:
         except (ValueError, KeyError):
             continue
     raise _refusal(f"{name}={text}", f"expected {expected}")
+
+
+def _kinds(name: str, field: FieldInfo) -> str:
+    """How each of the groups of a field is asked for."""
+    return " or ".join([*(f"{name}.{field.discriminator}={tag}" for tag in tags(field)), "none"])
 
 
 _READINGS: tuple[Callable[[str], Any], ...] = (

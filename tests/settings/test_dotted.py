@@ -76,6 +76,7 @@ def test_override_reaches_every_field(changes: list[str], expected: dict[str, An
         (["optimizer=sgd"], "no field 'optimizer'; did you mean optimizer."),
         (["average=yes"], "expected Average(…) or none"),
         (["average.decay=2"], "average.decay must be in [0, 1), not 2.0"),
+        (["weights=ema"], "expected weights.name=ema or weights.name=lookahead or none"),
         (["weights.decay=0.5"], "weights.name is missing: it must be one of ema, lookahead"),
         (["average.decay=0.5", "weights.name=ema"], "exclude each other"),
         (["remark=x"], "no field 'remark'"),
