@@ -113,7 +113,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     state, compile_seconds = trainer.train(state)
                     checkpoints.wait()
                 if trainer.plan.steps < workload.plan.steps:  # to fit into some minutes
-                    prepare.check_average(run.config, trainer.plan.steps)
+                    prepare.check_average(run.config, trainer.plan.steps, over=True)
                 with received.at_once(), processes.together():
                     done = workload._replace(plan=trainer.plan)
                     outcome, logits = measure_result(

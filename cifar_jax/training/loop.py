@@ -285,6 +285,7 @@ class Trainer:
             rate = f" ({row['learning_rate']:g} in epoch {row['epoch']})" if row else ""
             raise UserError(
                 f"{error}: lower optimizer.lr{rate}"
+                + (" or those of groups" if self.config.groups else "")
                 + (f", which was halved {halvings} times" if halvings else "")
                 + (f"; the checkpoint of step {kept} is kept" if kept else "")
             )

@@ -113,8 +113,8 @@ def check_beginning(config: Config, own: models.Own | None = None) -> None:
     optim.check_use(params, config.optimizer, config.groups)
 
 
-def check_average(config: Config, steps: int) -> None:
-    """See that a run of so many steps comes to an average.
+def check_average(config: Config, steps: int, *, over: bool = False) -> None:
+    """See that a run of so many steps comes to an average, or has come to one if it is `over`.
 
     Raises:
       UserError: it does not.
@@ -123,6 +123,7 @@ def check_average(config: Config, steps: int) -> None:
         raise UserError(
             f"averaging.every is {config.averaging.every}, and the run has {steps} steps: its "
             "average would be the weights that it begins with; lower averaging.every"
+            + (", and begin anew (--fresh)" if over else "")
         )
 
 

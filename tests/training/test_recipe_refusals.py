@@ -71,7 +71,7 @@ def test_what_an_earlier_version_began_in_vain_goes_on_to_its_end(
 ) -> None:
     config = make_config(**TINY | {"averaging__name": "lookahead", "averaging__every": 1000})
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "check_average", lambda *_: None)
+        patch.setattr(prepare, "check_average", lambda *_, **__: None)
         stop = Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run", stop)

@@ -1,5 +1,6 @@
 """`train.max_minutes`: a plan that is fitted into the time that there is."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from short_runs import Spy, rows_of, train
+from short_runs import Spy, rows_of, send, train
 from tiny import TINY
 
 from cifar_jax.config import Config, override
+from cifar_jax.errors import Stopped, UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import loop, plan, prepare, programs
@@ -143,18 +145,14 @@ def test_time_that_was_lost_by_going_back_is_no_measure_of_speed(
     assert result["steps"] > 40
 
 
-def test_a_run_ends_in_its_minutes_with_its_schedule_done(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By a clock on which each look takes a second."""
+@pytest.fixture
+def planned_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The run's steps as each of its epochs and new plans has them. By a clock on which each look
+    takes a second."""
     clock = iter(range(10**6))
-    monkeypatch.setattr("cifar_jax.training.loop.time.perf_counter", lambda: float(next(clock)))
-    config = make_config(
-        **TINY | {"epochs": 500, "schedule__name": "linear"},
-        train__max_minutes=5,
-        train__steps_per_call=1,
-    )
-    monkeypatch.setattr("cifar_jax.training.fit.time.perf_counter", lambda: float(next(clock)))
+    for module in ("loop", "fit"):
+        name = f"cifar_jax.training.{module}.time.perf_counter"
+        monkeypatch.setattr(name, lambda: float(next(clock)))
     compile_training, ends = programs.compile_training, []
 
     def observed(*args: Any) -> programs.Executables:
@@ -167,8 +165,24 @@ def test_a_run_ends_in_its_minutes_with_its_schedule_done(
         return made._replace(begin=begin)
 
     monkeypatch.setattr(programs, "compile_training", observed)
+    return ends
+
+
+def long_run(make_config: Make, **settings: Any) -> Config:
+    """Of more epochs than its five minutes have room for."""
+    return make_config(
+        **TINY | {"epochs": 500, "schedule__name": "linear"} | settings,
+        train__max_minutes=5,
+        train__steps_per_call=1,
+    )
+
+
+def test_a_run_ends_in_its_minutes_with_its_schedule_done(
+    make_config: Make, tmp_path: Path, planned_steps: list[int]
+) -> None:
+    config = long_run(make_config)
     result = train(config, tmp_path / "run")
-    assert ends[-1] == result["steps"]  # by which the learning rate has gone to its end
+    assert planned_steps[-1] == result["steps"]  # by which the learning rate has gone to its end
     rows = rows_of(tmp_path / "run")
     assert 4 < result["epochs"] == len(rows) < 40
     assert rows[-1]["step"] == result["steps"]
@@ -177,3 +191,28 @@ def test_a_run_ends_in_its_minutes_with_its_schedule_done(
     assert evaluate(tmp_path / "run")["epoch"] == result["epochs"]
     again = train(config, tmp_path / "run")  # it is found finished
     assert again["params_sha256"] == result["params_sha256"]
+
+
+def test_a_run_that_was_stopped_keeps_its_plan_and_its_minutes(
+    make_config: Make, tmp_path: Path, planned_steps: list[int]
+) -> None:
+    config = long_run(make_config)
+    with pytest.raises(Stopped):
+        train(config, tmp_path, Spy("[EPOCH 003 | IT 00002]", send(signal.SIGTERM)))
+    stopped, full = planned_steps[-1], 500 * 4
+    assert stopped < full / 4
+    del planned_steps[:]
+    result = train(config, tmp_path)
+    assert planned_steps[0] == stopped
+    assert planned_steps[-1] == result["steps"]
+    assert 240 < result["wall_seconds"] < 330
+
+
+@pytest.mark.usefixtures("planned_steps")
+def test_an_average_that_there_was_no_time_for_is_told_with_the_way_out(
+    make_config: Make, tmp_path: Path
+) -> None:
+    averaging = {"averaging__name": "lookahead", "averaging__every": 1000}
+    config = long_run(make_config, **averaging)
+    with pytest.raises(UserError, match=r"averaging\.every is 1000.*begin anew \(--fresh\)"):
+        train(config, tmp_path)
