@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib import util
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from jax import export
 
 from benchmarks import tpu_check
 from cifar_jax import catalog, models, ops
+from cifar_jax.config import override
 from cifar_jax.training import prepare, programs
 from cifar_jax.training.prepare import Workload
 
@@ -23,9 +25,10 @@ CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
 
 
-def workload(name: str) -> Workload:
+def workload(name: str, settings: Sequence[str] = ()) -> Workload:
     """An experiment at the size of CIFAR-10, without images."""
-    return prepare.workload(catalog.load(name).config, dataset=tpu_check.no_images())
+    config = override(catalog.load(name).config, settings)
+    return prepare.workload(config, dataset=tpu_check.no_images())
 
 
 PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
@@ -53,10 +56,18 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
         assert "custom_call" not in text
 
 
-@pytest.mark.parametrize("name", ["fast-net-bn-gap", "fast-resnet10-separable", "speedrun-92"])
-def test_better_recipes_become_programs_for_accelerators(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("fast-net-bn-gap", []),
+        ("fast-resnet10-separable", []),
+        ("speedrun-92", []),
+        ("speedrun-92", ["averaging.name=lookahead", "averaging.decay=0.8"]),
+    ],
+)
+def test_better_recipes_become_programs_for_accelerators(name: str, settings: list[str]) -> None:
     """Muon, phases, whitening, averages: their products and loops are their own."""
-    made = workload(name)
+    made = workload(name, settings)
     for stage in made.plan.stages:
         traced = programs.train_function(made, stage).trace(*programs.train_arguments(made, stage))
         for platform in ("cuda", "tpu"):

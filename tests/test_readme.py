@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench
-from cifar_jax import report
+from cifar_jax import models, report
 from cifar_jax.report.table import row
 
 ROOT = Path(__file__).parent.parent
@@ -16,6 +16,14 @@ ROOT = Path(__file__).parent.parent
 
 def test_the_table_is_made_of_the_records() -> None:
     assert report.readme_is_current(ROOT / "README.md", ROOT / "results"), "run `make readme`"
+
+
+def test_records_are_of_the_networks_of_today() -> None:
+    """Their settings alone do not tell: a network may change behind its name."""
+    for path in (ROOT / "results").glob("*-seed*.json"):
+        record = json.loads(path.read_text())
+        params = models.variable_shapes(models.create(record["model"]))["params"]
+        assert record["parameters"] == models.count_parameters(params), path.name
 
 
 def test_the_papers_page_tells_what_is_recorded() -> None:

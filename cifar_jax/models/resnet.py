@@ -67,7 +67,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Logits `[N, num_classes]`, float32, of images `[N, 32, 32, 3]`.
+    """Logits `[N, num_classes]`, float32, of images `[N, H, W, 3]`, 32×32 in the paper.
 
     The stem is a 3×3 convolution of stride 1 without max-pooling; stages are 64, 128, 256 and 512
     wide and halve the image from the second on; dropout comes before the final layer (3.5(1)).

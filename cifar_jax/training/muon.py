@@ -22,12 +22,15 @@ import optax
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of X, (XXᵀ)X and (XXᵀ)²X in a step of the iteration, chosen for a steep slope at zero."""
 
+_FOLLOWED = 5
+"""Steps that XᵀX is followed for before it is made of X again: as far as float32 carries."""
+
 _SMALLEST_NORM = 1e-18
 """A matrix below it has a norm whose square float32 cannot hold, and counts as next to zero."""
 
 
 def scale_by_muon(
-    momentum: float = 0.6, *, nesterov: bool = True, steps: int = 3, dtype: Any = jnp.float32
+    momentum: float = 0.6, *, nesterov: bool = True, steps: int = 3
 ) -> optax.GradientTransformation:
     """Gradients of kernels to orthogonalised directions of ascent, whatever the learning rate.
 
@@ -37,8 +40,7 @@ def scale_by_muon(
     Args:
       momentum: from 0 to below 1.
       nesterov: look ahead.
-      steps: of `orthogonalised`.
-      dtype: of `orthogonalised`. The buffer is of the gradients' type.
+      steps: of `orthogonalised`. The buffer is of the gradients' type.
 
     Raises:
       ValueError: in `update`, of a parameter that is no kernel.
@@ -47,11 +49,11 @@ def scale_by_muon(
         raise ValueError(f"steps {steps} is to be at least 1")
     return optax.chain(
         optax.trace(momentum, nesterov),
-        optax.stateless(lambda updates, _: orthogonalised(updates, steps=steps, dtype=dtype)),
+        optax.stateless(lambda updates, _: orthogonalised(updates, steps=steps)),
     )
 
 
-def orthogonalised(kernels: Any, *, steps: int = 3, dtype: Any = jnp.float32) -> Any:
+def orthogonalised(kernels: Any, *, steps: int = 3) -> Any:
     """Each kernel, as a matrix UΣVᵀ, brought near to UVᵀ by the Newton–Schulz iteration.
 
     A kernel `[..., O]` counts as the matrix `[O, the rest]`: HWIO as `[O, H·W·I]`, dense as
@@ -70,8 +72,6 @@ def orthogonalised(kernels: Any, *, steps: int = 3, dtype: Any = jnp.float32) ->
     Args:
       kernels: a tree of arrays of two or more axes.
       steps: of the iteration, at least 1.
-      dtype: of the products. What float32 takes once in 5 steps a narrower type takes at every
-        step, since its errors would grow.
 
     Returns:
       The same tree, of the same shapes and types.
@@ -88,7 +88,7 @@ def orthogonalised(kernels: Any, *, steps: int = 3, dtype: Any = jnp.float32) ->
     for shape, numbers in alike.items():
         matrices = [_matrix(leaves[number]) for number in numbers]
         stacked = jnp.stack([m if m.shape == shape else m.T for m in matrices])
-        done = _newton_schulz(stacked.astype(jnp.float32), steps, dtype)
+        done = _newton_schulz(stacked.astype(jnp.float32), steps)
         for number, matrix, result in zip(numbers, matrices, done, strict=True):
             result = result if matrix.shape == shape else result.T
             found[number] = result.reshape(leaves[number].shape).astype(leaves[number].dtype)
@@ -125,7 +125,7 @@ def _matrix(kernel: jax.Array) -> jax.Array:
     return kernel.reshape(-1, kernel.shape[-1])
 
 
-def _newton_schulz(x: jax.Array, steps: int, dtype: Any) -> jax.Array:
+def _newton_schulz(x: jax.Array, steps: int) -> jax.Array:
     """Of matrices `[N, long, short]`.
 
     A step takes X to X·q(XᵀX), and XᵀX, which commutes with q, to q·XᵀX·q. Where XᵀX is followed
@@ -133,13 +133,11 @@ def _newton_schulz(x: jax.Array, steps: int, dtype: Any) -> jax.Array:
     """
     a, b, c = COEFFICIENTS
     x /= jnp.maximum(jnp.linalg.norm(x, axis=(1, 2), keepdims=True), _SMALLEST_NORM)
-    x = x.astype(dtype)
-    identity = jnp.eye(x.shape[-1], dtype=dtype)
-    span = 5 if jnp.finfo(dtype).nmant >= 23 else 1
-    for start in range(0, steps, span):
+    identity = jnp.eye(x.shape[-1], dtype=x.dtype)
+    for start in range(0, steps, _FOLLOWED):
         gram = jnp.einsum("nls,nlt->nst", x, x)
         product = identity
-        for step in range(start, last := min(start + span, steps)):
+        for step in range(start, last := min(start + _FOLLOWED, steps)):
             factor = a * identity + b * gram + c * (gram @ gram)
             product = factor if step == start else product @ factor
             if step + 1 < last:

@@ -61,9 +61,8 @@ def test_it_is_the_iteration_as_published(steps: int) -> None:
         np.testing.assert_allclose(as_matrix(kernel), expected, atol=1e-5 if steps < 5 else 1e-3)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("steps", [3, 5])
-def test_singular_values_come_close_to_one(dtype: str, steps: int) -> None:
+def test_singular_values_come_close_to_one(steps: int) -> None:
     """Also of what is scaled or badly conditioned, down to what these steps can lift."""
     random = np.random.default_rng(1)
     for rows, columns in [(72, 16), (16, 72), (32, 32)]:
@@ -72,14 +71,14 @@ def test_singular_values_come_close_to_one(dtype: str, steps: int) -> None:
         values = np.geomspace(1, 0.06 if steps == 3 else 0.01, len(right))
         for scale in (1e-12, 1e-3, 1e6):
             x = jnp.asarray(scale * (left * values) @ right, jnp.float32)
-            found = muon.orthogonalised([x], steps=steps, dtype=jnp.dtype(dtype))[0]
+            found = muon.orthogonalised([x], steps=steps)[0]
             assert found.dtype == jnp.float32
             around = np.linalg.svd(np.asarray(found), compute_uv=False)
             assert 0.6 < around.min() <= around.max() < 1.3
             # The directions stay what they were.
             turned = left.T @ np.asarray(found) @ right.T
             off = turned - np.diag(np.diag(turned))
-            assert np.abs(off).max() < (1e-3 if dtype == "float32" else 0.2)
+            assert np.abs(off).max() < 1e-3
 
 
 def test_a_kernel_among_others_is_what_it_is_alone() -> None:
