@@ -9,7 +9,7 @@ root of its width.
 
 Two epochs are of small images. Once they are whole, the first convolution's bias stays, whose
 gradient takes that of the first stage's input, which nothing else needs; and in the last epoch so
-does the first stage, whose gradients are a quarter of a step.
+does the first stage, whose gradients are a fifth of a step.
 
 Muon's rate is lower than airbench's, for batches of 250 instead of 2,000; docs/recipes.md has what
 was tried. Seeds 0 to 4 are to count, of which 4 has not run yet.
