@@ -2,8 +2,8 @@
 
     make exp-speedrun-94
 
-`speedrun-92` with ten epochs, of which seven are of whole images, instead of five and three; see
-there. Not tried at its length yet. Seeds 0 to 2 are to count.
+`speedrun-92` with nine epochs, three of 16, two of 24 and four of 32 pixels, in batches of 500; see
+there, and docs/recipes.md for what was tried. Seeds 0 to 2 are to count.
 """
 
 from cifar_jax.config import (
@@ -25,8 +25,8 @@ LAST = Optimizer(name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=
 
 CONFIG = Config(
     model=Model(name="speednet"),
-    epochs=10,
-    batch_size=250,
+    epochs=9,
+    batch_size=500,
     optimizer=KERNELS,
     groups=(
         Group(parameters="conv1/bias", optimizer=BIASES, until=0.3),
@@ -38,7 +38,7 @@ CONFIG = Config(
     schedule=Schedule(name="linear"),
     loss=Loss(label_smoothing=0.2),
     init=Initialisation(whitening=True, dirac=True),
-    phases=(Phase(until=0.3, image_size=16),),
+    phases=(Phase(until=0.33, image_size=16), Phase(until=0.55, image_size=24)),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
     test_time=TestTime(flip=True, shift=1, unsure=0.3),
 )
