@@ -115,10 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if len(names) == 1:
         print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
-    peak = matrix_peak()
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share a GPU
+    device, size, peak = matrix_peak()
     print(
-        f"{environment.machine()['cpu']}, {os.cpu_count()} cores; "
-        "a matrix product of 2048³ in float32 "
+        f"{environment.machine()['cpu']}, {os.cpu_count()} cores, on {device}; "
+        f"a matrix product of {size}³ in float32 "
     )
     print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
     print(HEADER)
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "git_commit": environment.git_commit("benchmarks"),
         "machine": environment.machine(),
         "versions": environment.versions(),
+        "device": device,
         "matrix_gflops": round(peak / 1e9, 1),
         "rounds": options.rounds,
         "pytorch_keeps_memory": options.keep_memory,
@@ -280,20 +282,24 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def matrix_peak(size: int = 2048, tries: int = 8) -> float:
-    """FLOP/s of the fastest float32 matrix product, which is what a step could run at."""
-    import jax
-    import jax.numpy as jnp
+def matrix_peak(tries: int = 8) -> tuple[str, int, float]:
+    """JAX's device, the side of a matrix that fills it, and FLOP/s of the fastest float32 product.
 
-    a = jnp.ones((size, size))
-    product = jax.jit(jnp.matmul)
+    Products are as JAX makes them by default: on a GPU in TF32. That is what a step could run at.
+    """
+    import jax
+
+    device = jax.devices()[0]
+    size = 2048 if device.platform == "cpu" else 8192
+    a = jax.random.normal(jax.random.key(0), (size, size))  # zeros or ones take less power
+    product = jax.jit(jax.numpy.matmul)
     product(a, a).block_until_ready()
     best = math.inf
     for _ in range(tries):
         began = time.perf_counter()
         product(a, a).block_until_ready()
         best = min(best, time.perf_counter() - began)
-    return 2 * size**3 / best
+    return device.device_kind, size, 2 * size**3 / best
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import sys
@@ -160,6 +161,11 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     from benchmarks import torch_models
 
     torch.manual_seed(0)
+    # Where JAX computes by default, with the products that it chooses there.
+    gpu = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
+    device = "cuda" if gpu else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     images, labels = made_images().train
     layout = torch.channels_last if contender == "torch-channels-last" else torch.contiguous_format
     batches = []
@@ -167,10 +173,11 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
         part = slice(start, start + config.batch_size)
         x = torch.from_numpy(_normalised(images[part])).permute(0, 3, 1, 2)
         y = torch.from_numpy(labels[part].astype(np.int64))
-        batches.append((x.contiguous(memory_format=layout), y))
+        batches.append((x.to(device).contiguous(memory_format=layout), y.to(device)))
     options = {"dropout": config.model.dropout, "pooling": config.model.pooling}
     given = {name: value for name, value in options.items() if value is not None}
-    model = torch_models.MODELS[config.model.name](**given).to(memory_format=layout).train()
+    model = torch_models.MODELS[config.model.name](**given)
+    model = model.to(device, memory_format=layout).train()
     chosen = config.optimizer
     if chosen.name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -185,11 +192,12 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
             chosen.eps,
             weight_decay=chosen.weight_decay,
         )
-    precision = torch.autocast("cpu", torch.bfloat16, config.train.precision == "bfloat16")
+    precision = torch.autocast(device, torch.bfloat16, config.train.precision == "bfloat16")
     facts = {
         "version": torch.__version__,
         "parameters": torch_models.count_parameters(model),
         "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if gpu else "cpu",
     }
     run = torch.compile(model) if contender == "torch-compile" else model
     done = 0
@@ -204,6 +212,8 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
             cross_entropy(logits.float(), y).backward()
             optimizer.step()
             done += 1
+        if gpu:
+            torch.cuda.synchronize()
 
     return steps, facts
 

@@ -26,7 +26,7 @@ def idle(monkeypatch: pytest.MonkeyPatch) -> None:
         return {name: Idle(62_006) for name in names}
 
     monkeypatch.setattr(bench, "take_turns", take_turns)
-    monkeypatch.setattr(bench, "matrix_peak", lambda: 1e11)
+    monkeypatch.setattr(bench, "matrix_peak", lambda: ("cpu", 2048, 1e11))
 
 
 @pytest.fixture(params=[True, False], ids=["with PyTorch", "without PyTorch"])
