@@ -1,9 +1,8 @@
-"""A better recipe for `resnet18`: the same 11,173,962 parameters, in hours instead of days.
+"""A better recipe for `resnet18`: the same 11,173,962 parameters, in 16 epochs.
 
     make exp-fast-resnet18
 
-That of `fast-resnet10`, in sixteen epochs. The paper's best, after 100 epochs of Adam: 91.27 %. Not
-tried at its length yet.
+That of `fast-resnet10`, four epochs longer. The paper's best, after 100 epochs of Adam: 91.27 %.
 """
 
 from cifar_jax.config import (

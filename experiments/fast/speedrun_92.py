@@ -12,7 +12,7 @@ gradient takes that of the first stage's input, which nothing else needs; and in
 does the first stage, whose gradients are a fifth of a step.
 
 Muon's rate is lower than airbench's, for batches of 250 instead of 2,000; docs/recipes.md has what
-was tried. Seeds 0 to 4 are to count, of which 4 has not run yet.
+was tried. Seeds 0 to 4 are to count.
 """
 
 from cifar_jax.config import (
