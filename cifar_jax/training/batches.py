@@ -63,7 +63,8 @@ def make_batch(
         images = augment.alternating_flip(flip_key, images, indices, moment.epoch)
     images = normalise(images, dataset, precision)
 
-    jitter_key, cutout_key, mix_key = (jax.random.fold_in(step_key, part) for part in range(3))
+    # Numbers 0 and 1 make the keys into which `augment` splits this one.
+    jitter_key, cutout_key, mix_key = (jax.random.fold_in(step_key, part) for part in (2, 3, 4))
     if how.brightness or how.contrast:
         images = augment.jitter(jitter_key, images, how.brightness, how.contrast)
     if how.cutout:
