@@ -54,12 +54,17 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
+_OWN_PRODUCTS_FROM = 64
+"""Images a device, from which on XLA's own matrix products are taken to be faster on AVX2. Measured
+at 8, where they are not for most networks, and from 128 on."""
+
+
 @cache
 def _without_ynn() -> dict[str, str | bool]:
     """Options by which XLA's CPU compiler leaves matrix products to its own kernels.
 
-    By default it gives them to the library ynn (YNNPACK). On AVX2 its own take 0.8 of that time,
-    and a train step 0.82 to 0.96. With AVX-512 this was not measured, and stays as it is.
+    By default it gives them to the library ynn (YNNPACK). With AVX-512 this was not measured, and
+    stays as it is.
     """
     if "avx2" not in (flags := cpu.processor().flags) or "avx512f" in flags:
         return {}
@@ -73,9 +78,13 @@ def _without_ynn() -> dict[str, str | bool]:
     return options
 
 
-def compiler_options(mesh: Mesh) -> dict[str, str | bool]:
-    """What XLA is told when it compiles for these devices, to be fast: no result needs it."""
-    return _without_ynn() if mesh.devices.flat[0].platform == "cpu" else {}
+def compiler_options(mesh: Mesh, batch_size: int) -> dict[str, str | bool]:
+    """What XLA is told when it compiles for these devices, to be fast: no result needs it.
+
+    `batch_size` images are divided over them. docs/performance.md has what was measured.
+    """
+    large = batch_size // mesh.size >= _OWN_PRODUCTS_FROM
+    return _without_ynn() if large and mesh.devices.flat[0].platform == "cpu" else {}
 
 
 def put(arrays: Any, sharding: NamedSharding) -> Any:

@@ -72,7 +72,7 @@ def compile_logits(
     program = (
         jax.jit(logits, out_shardings=devices.replicated(mesh))
         .lower(variables, kept[0])
-        .compile(compiler_options=devices.compiler_options(mesh))
+        .compile(compiler_options=devices.compiler_options(mesh, batch))
     )
 
     def evaluate(variables: Mapping[str, Any]) -> np.ndarray:

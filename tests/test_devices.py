@@ -152,11 +152,12 @@ def test_products_are_compiled_by_what_is_faster_on_the_processor(
     mesh = devices.make_mesh(8)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, compiler_options: None)
     processor("avx2", "fma")
-    (option,) = devices.compiler_options(mesh).items()
+    (option,) = devices.compiler_options(mesh, 128 * mesh.size).items()
     assert option == ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE")
+    assert devices.compiler_options(mesh, 8 * mesh.size) == {}  # slower there
     for flags in ({"avx2", "avx512f"}, {"asimd"}, set()):
         processor(*flags)
-        assert devices.compiler_options(mesh) == {}
+        assert devices.compiler_options(mesh, 128 * mesh.size) == {}
 
 
 def test_an_option_that_this_xla_does_not_know_is_left_out(
@@ -167,4 +168,4 @@ def test_an_option_that_this_xla_does_not_know_is_left_out(
 
     processor("avx2")
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
-    assert devices.compiler_options(devices.make_mesh(8)) == {}
+    assert devices.compiler_options(devices.make_mesh(8), 1024) == {}

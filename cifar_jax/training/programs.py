@@ -65,7 +65,6 @@ def compile_training(
             )
         return state._replace(plateau=plateau, metrics=Metrics.zero())
 
-    options = devices.compiler_options(workload.mesh)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
@@ -77,7 +76,7 @@ def compile_training(
         training = (
             train_function(workload, stage)
             .lower(shapes, data, order, np.int32(0), step_key, _moment(0, 0, 1))
-            .compile(compiler_options=options)
+            .compile(compiler_options=devices.compiler_options(workload.mesh, stage.batch_size))
         )
         return ordering, training
 
