@@ -50,6 +50,8 @@ class Point(NamedTuple):
     accuracy: float
     spread: float
     """Sample standard deviation over the seeds; 0 of one alone."""
+    accelerated: bool = False
+    """On a GPU or TPU, some of it or all: its time is no CPU's."""
 
 
 PAPERS, BETTER, OTHERS = "the paper's recipe", "better recipe", "others' code"
@@ -86,7 +88,9 @@ def points(groups: Sequence[Group], peers: Sequence[Peer] = ()) -> list[Point]:
             spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
             kind = PAPERS if group.paper else BETTER
             mean = statistics.fmean(accuracies)
-            found.append(Point(group.experiment, kind, minutes, mean, spread))
+            starts = [start for run in group.finished for start in run.starts]
+            accelerated = any(start["device"].get("platform", "cpu") != "cpu" for start in starts)
+            found.append(Point(group.experiment, kind, minutes, mean, spread, accelerated))
     return found + [Point(peer.name, OTHERS, peer.minutes, peer.accuracy, 0.0) for peer in peers]
 
 

@@ -78,7 +78,10 @@ def _drawn(points: Sequence[Point]) -> mpl_figure.Figure:
     for point in points:
         marker, colour = _LOOKS[point.kind]
         x, y, spread = point.minutes, point.accuracy, point.spread or None
-        axes.errorbar(x, y, spread, fmt=marker, color=colour, ms=6, elinewidth=1, zorder=4)
+        inside = "white" if point.accelerated else colour
+        axes.errorbar(
+            x, y, spread, fmt=marker, color=colour, mfc=inside, ms=6, elinewidth=1, zorder=4
+        )
     _name_papers(axes, papers, gap=12.5 / (72 * 0.765 * fig.get_figheight()))
     _name_points(axes, points, canvas.get_renderer())
     fig.suptitle(TITLE, x=0.012, ha="left", size=12, weight="bold")
@@ -87,6 +90,10 @@ def _drawn(points: Sequence[Point]) -> mpl_figure.Figure:
         for kind, (marker, colour) in _LOOKS.items()
         if any(point.kind == kind for point in points)
     ]
+    if any(point.accelerated for point in points):
+        hollow = Line2D([], [], lw=0, ms=6, marker="o", color=GREY, mfc="white")
+        hollow.set_label("hollow: on a GPU or TPU")
+        key.append(hollow)
     key.append(Line2D([], [], color=GREY, lw=0.9, ls=DASHED, label="what the paper reports"))
     fig.legend(handles=key, loc="upper left", ncols=len(key), bbox_to_anchor=(0.055, 0.95))
     return fig

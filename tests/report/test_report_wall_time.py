@@ -71,10 +71,25 @@ def test_a_point_is_the_mean_of_its_seeds(make_run: MakeRun) -> None:
     ]
     peer = Peer("theirs", 92.5, 27.8, "a Xeon", "their script", "./run")
     assert recipes.points(report.collect(report.read_runs(runs)), [peer]) == [
-        ("basic", PAPERS, 1.5, 62.0, pytest.approx(2**0.5)),
-        ("fast-basic", BETTER, 2.5, 68.0, 0.0),
-        ("theirs", OTHERS, 27.8, 92.5, 0.0),
+        ("basic", PAPERS, 1.5, 62.0, pytest.approx(2**0.5), False),
+        ("fast-basic", BETTER, 2.5, 68.0, 0.0, False),
+        ("theirs", OTHERS, 27.8, 92.5, 0.0, False),
     ]
+
+
+def test_what_ran_on_an_accelerator_is_told_from_what_ran_on_cpus(
+    make_run: MakeRun, drawn: list[Any]
+) -> None:
+    gpu = {"device": {"platform": "gpu", "kind": "NVIDIA L4", "count": 1}}
+    runs = [make_run("basic", starts=[{}]), make_run("fast-basic", starts=[gpu])]
+    points = recipes.points(report.collect(report.read_runs(runs)))
+    assert [point.accelerated for point in points] == [False, True]
+    wall_time.svg(points, "")
+    (axes,) = drawn[0].axes
+    marks = [container.lines[0] for container in axes.containers]
+    assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True]
+    (legend,) = drawn[0].legends
+    assert "hollow: on a GPU or TPU" in [text.get_text() for text in legend.get_texts()]
 
 
 def test_a_report_has_it_where_there_is_something_to_compare(make_run: MakeRun) -> None:
