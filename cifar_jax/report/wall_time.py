@@ -92,10 +92,16 @@ def _drawn(points: Sequence[Point]) -> mpl_figure.Figure:
     ]
     if any(point.accelerated for point in points):
         hollow = Line2D([], [], lw=0, ms=6, marker="o", color=GREY, mfc="white")
-        hollow.set_label("hollow: on a GPU or TPU")
+        hollow.set_label("on a GPU or TPU")
         key.append(hollow)
     key.append(Line2D([], [], color=GREY, lw=0.9, ls=DASHED, label="what the paper reports"))
-    fig.legend(handles=key, loc="upper left", ncols=len(key), bbox_to_anchor=(0.055, 0.95))
+    fig.legend(
+        handles=key,
+        loc="upper left",
+        ncols=len(key),
+        bbox_to_anchor=(0.055, 0.95),
+        columnspacing=1.6,
+    )
     return fig
 
 

@@ -89,7 +89,13 @@ def test_what_ran_on_an_accelerator_is_told_from_what_ran_on_cpus(
     marks = [container.lines[0] for container in axes.containers]
     assert [mark.get_markerfacecolor() == "white" for mark in marks] == [False, True]
     (legend,) = drawn[0].legends
-    assert "hollow: on a GPU or TPU" in [text.get_text() for text in legend.get_texts()]
+    assert "on a GPU or TPU" in [text.get_text() for text in legend.get_texts()]
+
+
+def test_the_longest_key_is_inside_the_figure(drawn: list[Any]) -> None:
+    wall_time.svg([*CROWDED, CROWDED[0]._replace(accelerated=True)], "")
+    (legend,) = drawn[0].legends
+    assert legend.get_window_extent().x1 < drawn[0].bbox.x1
 
 
 def test_a_report_has_it_where_there_is_something_to_compare(make_run: MakeRun) -> None:
