@@ -194,7 +194,9 @@ def time_row(
         # A step is a forward pass and two products of the same size backward.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
-    for name, contender in take_turns(experiment, names, options).items():
+    contenders = take_turns(experiment, names, options)
+    refuse_unequal({name: contender.facts["platform"] for name, contender in contenders.items()})
+    for name, contender in contenders.items():
         seconds = statistics.median(contender.measured)
         row[name] = {
             "images_per_second": settings.batch_size / seconds,
@@ -210,6 +212,15 @@ def time_row(
     if eager:
         row["ratio"] = row["jax"]["images_per_second"] / max(eager)
     return row
+
+
+def refuse_unequal(platforms: Mapping[str, str]) -> None:
+    """End where contenders compute on different kinds of device: that is no comparison."""
+    if len(set(platforms.values())) > 1:
+        found = ", ".join(f"{name} on {platform}" for name, platform in platforms.items())
+        raise SystemExit(
+            f"{found}: install both for the same kind of device, or set JAX_PLATFORMS=cpu"
+        )
 
 
 def take_turns(

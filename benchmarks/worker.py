@@ -145,6 +145,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         outside,
         {
             "version": jax.__version__,
+            "platform": jax.default_backend(),
             "parameters": models.count_parameters(state.params),
             "compile_seconds": round(training.compile_seconds, 2),
             "steps_per_call": tuner.steps,
@@ -197,7 +198,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
         "version": torch.__version__,
         "parameters": torch_models.count_parameters(model),
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if gpu else "cpu",
+        "platform": "gpu" if gpu else "cpu",
     }
     run = torch.compile(model) if contender == "torch-compile" else model
     done = 0

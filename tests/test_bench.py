@@ -17,7 +17,7 @@ class Idle:
     measured, peak_mb = (0.5,), 100
 
     def __init__(self, parameters: int) -> None:
-        self.facts = {"parameters": parameters, "compile_seconds": 1.0}
+        self.facts = {"parameters": parameters, "compile_seconds": 1.0, "platform": "cpu"}
 
 
 @pytest.fixture
@@ -48,6 +48,12 @@ def test_the_table_and_the_record_are_of_the_settings_that_were_timed(
     assert row["jax"]["images_per_second"] == 128
     assert row["settings"] == changes
     assert "|    64 |           128 |" in capsys.readouterr().out
+
+
+def test_a_gpu_is_not_compared_with_a_cpu() -> None:
+    bench.refuse_unequal({"jax": "gpu", "torch": "gpu"})
+    with pytest.raises(SystemExit, match="jax on gpu, torch on cpu: install both"):
+        bench.refuse_unequal({"jax": "gpu", "torch": "cpu"})
 
 
 @pytest.mark.usefixtures("idle")
