@@ -54,28 +54,34 @@ def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-_OWN_PRODUCTS_FROM = 64
-"""Images a device, from which on XLA's own matrix products are taken to be faster on AVX2. Measured
-at 8, where they are not for most networks, and from 128 on."""
+_MANY_IMAGES = 64
+"""Images a device, from which on XLA's own matrix products are taken to be faster. Measured at 8,
+where for most networks they are not, and from 128 on."""
 
 
 @cache
-def _without_ynn() -> dict[str, str | bool]:
-    """Options by which XLA's CPU compiler leaves matrix products to its own kernels.
+def _cpu_options() -> dict[str, str | bool]:
+    """What makes XLA's CPU compiler fast on this machine's processors, of which it knows less.
 
-    By default it gives them to the library ynn (YNNPACK). With AVX-512 this was not measured, and
-    stays as it is.
+    By default it gives matrix products to the library ynn (YNNPACK), and does not use vectors of
+    512 bits. Xeons with AVX-512 were not measured without ynn, which they keep.
     """
-    if "avx2" not in (flags := cpu.processor().flags) or "avx512f" in flags:
-        return {}
-    options: dict[str, str | bool] = {
-        "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"
-    }
+    model, flags = cpu.processor()
+    options: dict[str, str | bool] = {}
+    if "avx512f" in flags:
+        options["xla_cpu_prefer_vector_width"] = "512"
+    if "avx2" in flags and ("avx512f" not in flags or "AMD" in model):
+        options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+def _is_known(name: str, value: str | bool) -> bool:
+    """Whether this XLA has such an option, and ynn."""
     try:
-        jax.jit(lambda: 0).lower().compile(compiler_options=options)
-    except jax.errors.JaxRuntimeError:  # an XLA without ynn, or with other names for this
-        return {}
-    return options
+        jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 def compiler_options(mesh: Mesh, batch_size: int) -> dict[str, str | bool]:
@@ -83,8 +89,8 @@ def compiler_options(mesh: Mesh, batch_size: int) -> dict[str, str | bool]:
 
     `batch_size` images are divided over them. docs/performance.md has what was measured.
     """
-    large = batch_size // mesh.size >= _OWN_PRODUCTS_FROM
-    return _without_ynn() if large and mesh.devices.flat[0].platform == "cpu" else {}
+    large = batch_size // mesh.size >= _MANY_IMAGES
+    return _cpu_options() if large and mesh.devices.flat[0].platform == "cpu" else {}
 
 
 def put(arrays: Any, sharding: NamedSharding) -> Any:

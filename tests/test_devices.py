@@ -136,28 +136,43 @@ def test_each_device_works_on_its_share_of_the_batch(
 
 @pytest.fixture
 def processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Make this machine one whose processors have these flags."""
+    """Make this machine one whose processors are of this model, with these flags."""
 
-    def become(*flags: str) -> None:
-        monkeypatch.setattr(cpu, "processor", lambda: cpu.Processor("Model", frozenset(flags)))
-        devices._without_ynn.cache_clear()
+    def become(model: str, *flags: str) -> None:
+        monkeypatch.setattr(cpu, "processor", lambda: cpu.Processor(model, frozenset(flags)))
+        devices._cpu_options.cache_clear()
 
     yield become
-    devices._without_ynn.cache_clear()
+    devices._cpu_options.cache_clear()
 
 
-def test_products_are_compiled_by_what_is_faster_on_the_processor(
-    processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+OWN_PRODUCTS = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+WIDE_VECTORS = {"xla_cpu_prefer_vector_width": "512"}
+
+
+@pytest.mark.parametrize(
+    ("model", "flags", "options"),
+    [
+        ("AMD EPYC", ["avx2"], OWN_PRODUCTS),
+        ("Intel Xeon", ["avx2"], OWN_PRODUCTS),
+        ("AMD EPYC", ["avx2", "avx512f"], OWN_PRODUCTS | WIDE_VECTORS),
+        ("Intel Xeon", ["avx2", "avx512f"], WIDE_VECTORS),
+        ("Arm", ["asimd"], {}),
+        ("unknown", [], {}),
+    ],
+)
+def test_programs_are_compiled_by_what_is_faster_on_the_processor(
+    processor: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    flags: list[str],
+    options: dict[str, Any],
 ) -> None:
     mesh = devices.make_mesh(8)
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, compiler_options: None)
-    processor("avx2", "fma")
-    (option,) = devices.compiler_options(mesh, 128 * mesh.size).items()
-    assert option == ("xla_cpu_experimental_ynn_fusion_type", "LIBRARY_FUSION_TYPE_REDUCE")
+    processor(model, *flags)
+    assert devices.compiler_options(mesh, 128 * mesh.size) == options
     assert devices.compiler_options(mesh, 8 * mesh.size) == {}  # slower there
-    for flags in ({"avx2", "avx512f"}, {"asimd"}, set()):
-        processor(*flags)
-        assert devices.compiler_options(mesh, 128 * mesh.size) == {}
 
 
 def test_an_option_that_this_xla_does_not_know_is_left_out(
@@ -166,6 +181,6 @@ def test_an_option_that_this_xla_does_not_know_is_left_out(
     def refuse(self: Any, compiler_options: Any) -> None:
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")
 
-    processor("avx2")
+    processor("AMD EPYC", "avx2", "avx512f")
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     assert devices.compiler_options(devices.make_mesh(8), 1024) == {}

@@ -80,7 +80,9 @@ def _transform_input(x: jax.Array, padding: Pads) -> jax.Array:
     bottom, right = 4 * (down + 1) - rows - top, 4 * (across + 1) - columns - left
     x = lax.pad(x, zero, ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
 
-    x = x.reshape(n, down + 1, 4, -1)
+    # With columns and channels as one axis, XLA decides for each number whether it is padding, and
+    # computes what comes before, such as GELU and pooling, without vectors: twice the time of all.
+    x = x.reshape(n, down + 1, 4, 4 * (across + 1), c)
     parts = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(2)]
     x = _input_rows(parts).reshape(6, n, down, across + 1, 4, c)
     parts = [x[..., :-1, i, :] for i in range(4)] + [x[..., 1:, i, :] for i in range(2)]
