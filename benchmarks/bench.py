@@ -3,7 +3,7 @@
 Each contender is a process of its own that may use every core; they take turns, round after round,
 and only one works at a time. What is given is the median over the rounds. PyTorch is eager, in the
 better of its two layouts; torch.compile stands beside it where it works. Our steps are those of a
-training run, which gather and normalise their own images; PyTorch's batches lie ready. The images
+training run, which gather and normalize their own images; PyTorch's batches lie ready. The images
 are made: a step does the same whatever they show.
 """
 
@@ -165,7 +165,7 @@ def refuse_unfollowed(experiment: str, settings: Config, changes: Mapping[str, A
     optimizer, network = settings.optimizer, settings.model.name
     if network not in models.PAPER_PARAMETERS:
         raise UserError(f"PyTorch's {network} of {experiment} is not written: it has the paper's")
-    if optimizer.name == "muon" or optimizer.nesterov or settings.groups:
+    if optimizer.name == "muon" or optimizer.nesterov or settings.param_groups:
         raise UserError(
             f"{experiment} has Muon, Nesterov momentum or groups of parameters, which PyTorch's "
             "step here does not follow: time one of the paper's experiments"

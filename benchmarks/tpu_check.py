@@ -134,11 +134,11 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    from cifar_jax.training import prepare, programs
+    from cifar_jax.training import compilation, setup
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    workload = prepare.workload(
+    workload = setup.workload(
         config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
         dataset=no_images(),
         available=described.devices[:count],
@@ -146,8 +146,8 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     began = time.perf_counter()
     try:
         stage = workload.plan.stages[-1]
-        arguments = programs.train_arguments(workload, stage)
-        lowered = programs.train_function(workload, stage).lower(*arguments)
+        arguments = compilation.train_arguments(workload, stage)
+        lowered = compilation.train_function(workload, stage).lower(*arguments)
         compiled = lowered.compile()
     except JaxRuntimeError as error:  # also raised where the program does not fit the chip
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}

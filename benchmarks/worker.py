@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_jax import catalog, process
+from cifar_jax import catalog, runtime
 from cifar_jax.config import Config, override
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ WARM_SECONDS = 0.5
 def main(contender: str, experiment: str, settings: list[str]) -> None:
     """Serve the parent until standard input ends."""
     if contender.startswith("jax"):
-        process.configure_jax()
+        runtime.configure_jax()
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
     if contender == "jax":
@@ -90,17 +90,17 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
     import jax.numpy as jnp
 
     from cifar_jax import models
-    from cifar_jax.training import batches, prepare, programs
-    from cifar_jax.training.schedules import Moment
+    from cifar_jax.training import batches, compilation, setup
+    from cifar_jax.training.schedules import StepInfo
 
-    workload = prepare.workload(config, dataset=made_images())
-    state = prepare.init_state(workload, seed=0)
-    data = programs.train_data(workload)
-    training = programs.compile_training(workload, 0, state, data)
+    workload = setup.workload(config, dataset=made_images())
+    state = setup.init_state(workload, seed=0)
+    data = compilation.train_data(workload)
+    training = compilation.compile_training(workload, 0, state, data)
     epoch = workload.plan.epochs[0]
     order = training.order(epoch)
     take_steps = training.begin(epoch, order, workload.plan.steps)
-    tuner = programs.StepsPerCallTuner(config.train.steps_per_call)
+    tuner = compilation.StepsPerCallTuner(config.train.steps_per_call)
     while not tuner.settled:
         began = time.perf_counter()
         state = jax.block_until_ready(take_steps(state, tuner.steps))
@@ -123,7 +123,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         total: jax.Array, data: batches.TrainData, order: jax.Array, count: jax.Array
     ) -> jax.Array:
         def one(step: jax.Array, total: jax.Array) -> jax.Array:
-            indices, moment = order[step % len(order)], Moment(step, 0, workload.plan.steps)
+            indices, moment = order[step % len(order)], StepInfo(step, 0, workload.plan.steps)
             images, labels = make(data, indices, jax.random.key(0), moment)
             return total + images.sum() + labels.sum()
 
@@ -172,7 +172,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     batches = []
     for start in range(0, 8 * config.batch_size, config.batch_size):
         part = slice(start, start + config.batch_size)
-        x = torch.from_numpy(_normalised(images[part])).permute(0, 3, 1, 2)
+        x = torch.from_numpy(_normalized(images[part])).permute(0, 3, 1, 2)
         y = torch.from_numpy(labels[part].astype(np.int64))
         batches.append((x.to(device).contiguous(memory_format=layout), y.to(device)))
     options = {"dropout": config.model.dropout, "pooling": config.model.pooling}
@@ -236,7 +236,7 @@ def made_images() -> Dataset:
     return Dataset("made", tuple(map(str, range(10))), train, test, half, half, fingerprint="")
 
 
-def _normalised(images: Any) -> Any:
+def _normalized(images: Any) -> Any:
     """NumPy's uint8 images as the float32 that a network is given."""
     return ((images.astype("float32") / 255 - 0.473) / 0.251).astype("float32")
 
@@ -250,5 +250,5 @@ if __name__ == "__main__":
     parser.add_argument("settings", nargs="*")
     options = parser.parse_args()
     if options.keep_memory:
-        process.keep_memory()
+        runtime.keep_memory()
     main(options.contender, options.experiment, options.settings)

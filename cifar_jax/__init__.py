@@ -35,6 +35,6 @@ def load(
     """
     # Here, so that importing the package stays light.
     from cifar_jax.inference.load import load
-    from cifar_jax.models.own import Own
+    from cifar_jax.models.custom import CustomModel
 
-    return load(path, best=best, own=None if model is None else Own(model))
+    return load(path, best=best, own=None if model is None else CustomModel(model))

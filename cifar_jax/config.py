@@ -14,23 +14,23 @@ from pydantic import Field, model_validator
 from cifar_jax.errors import UserError
 from cifar_jax.settings import dotted
 from cifar_jax.settings.dotted import differences, flatten, override
-from cifar_jax.settings.groups import Execution, Settings
+from cifar_jax.settings.fields import RuntimeOnly, Settings
 
 __all__ = [
     "Augmentation",
     "Config",
     "Data",
     "Ema",
-    "Group",
-    "Initialisation",
+    "Initialization",
     "Lookahead",
     "Loss",
     "Model",
     "Optimizer",
     "Paper",
+    "ParamGroup",
     "Phase",
     "Schedule",
-    "TestTime",
+    "TTAConfig",
     "Train",
     "describe",
     "differences",
@@ -42,8 +42,8 @@ __all__ = [
 ]
 
 Count = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
+OpenUnit = Annotated[float, Field(gt=0, lt=1)]
+HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Model(Settings):
@@ -65,24 +65,24 @@ class Optimizer(Settings):
     give all else a group of its own."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Learning rate; the schedule moves it."""
-    momentum: Decay = 0.9
+    momentum: HalfOpenUnit = 0.9
     """Of SGD and Muon; not used by the others."""
     nesterov: bool = False
     """Of SGD and Muon: look ahead."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Coupled L2 on every parameter for sgd, adam and muon (added to the gradient, as PyTorch's
     `weight_decay=` does); decoupled for adamw."""
-    beta1: Decay = 0.9
+    beta1: HalfOpenUnit = 0.9
     """Of Adam and AdamW: decay of the mean of gradients."""
-    beta2: Decay = 0.999
+    beta2: HalfOpenUnit = 0.999
     """Of Adam and AdamW: decay of the mean of squared gradients."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
     """Of Adam and AdamW: added to the root of the mean of squared gradients."""
     newton_schulz_steps: Count = 3
-    """Of Muon: iterations that orthogonalise an update."""
+    """Of Muon: iterations that orthogonalize an update."""
 
 
-class Group(Settings):
+class ParamGroup(Settings):
     """Parameters with an update rule of their own."""
 
     parameters: str
@@ -90,7 +90,7 @@ class Group(Settings):
     optimizer: Optimizer
     """Their update rule; the schedule moves its learning rate as that of the others."""
     until: Annotated[float | None, Field(ge=0, lt=1)] = None
-    """Share of the epochs after which they stay as they are, and nothing is computed for their
+    """OpenUnit of the epochs after which they stay as they are, and nothing is computed for their
     gradient: 0 freezes them from the first step on. None to train them to the end."""
 
 
@@ -102,15 +102,15 @@ class Schedule(Settings):
     )
     """As it is, lower every few epochs, a cosine to zero, up and down once by cosines, straight
     down, straight up and down, or lower whenever the validation loss stops falling."""
-    factor: Share = 0.5
+    factor: OpenUnit = 0.5
     """What `step` and `plateau` multiply the learning rate by."""
     patience: Annotated[int, Field(ge=0)] = 5
     """`plateau`: bad epochs that are waited out; the next one reduces."""
-    threshold: Decay = 1e-4
+    threshold: HalfOpenUnit = 1e-4
     """`plateau`: relative improvement that counts."""
     step_epochs: Count = 30
     """`step`: epochs between reductions."""
-    warmup: Share = 0.3
+    warmup: OpenUnit = 0.3
     """`one-cycle`, `triangular`: share of the run in which it rises to `optimizer.lr`."""
     start: Annotated[float, Field(ge=0, le=1)] = 0.0
     """`triangular`: share of `optimizer.lr` that it begins at."""
@@ -121,8 +121,8 @@ class Schedule(Settings):
 class Loss(Settings):
     """Cross-entropy."""
 
-    label_smoothing: Decay = 0.0
-    """Share of a label that is spread evenly over all classes."""
+    label_smoothing: HalfOpenUnit = 0.0
+    """OpenUnit of a label that is spread evenly over all classes."""
 
 
 class Ema(Settings):
@@ -130,7 +130,7 @@ class Ema(Settings):
 
     name: Literal["ema"] = "ema"
     """Which average."""
-    decay: Decay = 0.999
+    decay: HalfOpenUnit = 0.999
     """What an update keeps of the average; less at first, as `min(decay, (1 + t) / (10 + t))`."""
     every: Count = 1
     """Steps from update to update."""
@@ -141,7 +141,7 @@ class Lookahead(Settings):
 
     name: Literal["lookahead"] = "lookahead"
     """Which average."""
-    decay: Decay = 0.5
+    decay: HalfOpenUnit = 0.5
     """What an update keeps of the slow weights, at the end of training."""
     every: Count = 5
     """Steps from update to update."""
@@ -149,7 +149,7 @@ class Lookahead(Settings):
     """Earlier it keeps `decay · progress**power`."""
 
 
-class Initialisation(Settings):
+class Initialization(Settings):
     """What the weights begin with beside PyTorch's defaults."""
 
     dirac: bool = False
@@ -159,14 +159,14 @@ class Initialisation(Settings):
     stays so."""
 
 
-class TestTime(Settings):
+class TTAConfig(Settings):
     """Test-time augmentation: of which views of an image the logits are averaged."""
 
     flip: bool = False
     """Its mirror image as well."""
     shift: Annotated[int, Field(ge=0, le=4)] = 0
     """It moved by so many pixels as well, up and left, and down and right."""
-    unsure: Annotated[float | None, Field(gt=0, lt=1)] = None
+    least_confident: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Only for this share of the images, those that the plain view is the least sure of; none for
     all."""
 
@@ -189,7 +189,7 @@ class Augmentation(Settings):
     """Put a box of another image into each, its area from Beta(cutmix, cutmix); 0 for none."""
     brightness: Annotated[float, Field(ge=0)] = 0.0
     """Make each image brighter or darker by up to so many standard deviations."""
-    contrast: Decay = 0.0
+    contrast: HalfOpenUnit = 0.0
     """Raise or lower each image's contrast by up to this share."""
 
     @model_validator(mode="after")
@@ -202,8 +202,8 @@ class Augmentation(Settings):
 class Phase(Settings):
     """A part of the training with other images than the rest, in whole epochs."""
 
-    until: Share
-    """Share of the epochs that are over when it ends; it begins where the one before ends."""
+    until: OpenUnit
+    """OpenUnit of the epochs that are over when it ends; it begins where the one before ends."""
     image_size: Annotated[int | None, Field(ge=8, le=32)] = None
     """Pixels along a side that images are resized to; none for 32."""
     batch_size: Annotated[int | None, Field(ge=1)] = None
@@ -240,21 +240,21 @@ class Train(Settings):
     max_minutes: Annotated[float | None, Field(gt=0)] = None
     """Train for so many minutes at most: where the epochs would take longer there are as many as
     fit, and the schedule with them; the last validation comes after it. None for all the epochs."""
-    steps_per_call: Annotated[int | None, Field(ge=1), Execution()] = None
+    steps_per_call: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
     """Train steps in one dispatch; none for as many as take about a fifth of a second."""
-    eval_batch_size: Annotated[Count, Execution()] = 500
+    eval_batch_size: Annotated[Count, RuntimeOnly()] = 500
     """Images in a batch of an evaluation."""
-    log_every: Annotated[Count, Execution()] = 2000
+    log_every: Annotated[Count, RuntimeOnly()] = 2000
     """Iterations between `[EPOCH 041 | IT 04000] LOSS: 0.001` lines."""
-    keep_checkpoints: Annotated[Count, Execution()] = 2
+    keep_checkpoints: Annotated[Count, RuntimeOnly()] = 2
     """The last so many are kept, and that of the best validation accuracy."""
-    checkpoint_minutes: Annotated[float | None, Field(gt=0), Execution()] = 10.0
+    checkpoint_minutes: Annotated[float | None, Field(gt=0), RuntimeOnly()] = 10.0
     """Save within an epoch too, when so many minutes have gone by since the last time; none for
     never."""
-    on_nan: Annotated[Literal["stop", "restore"], Execution()] = "stop"
+    on_nan: Annotated[Literal["stop", "restore"], RuntimeOnly()] = "stop"
     """When the loss is no longer finite: stop, or go on from the last checkpoint with half the
     learning rate, at most three times."""
-    devices: Annotated[int | None, Field(ge=1), Execution()] = None
+    devices: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
     """Use the first so many devices; none for all that divide the batch."""
 
 
@@ -272,7 +272,7 @@ class Paper(Settings):
 class Config(Settings):
     """One experiment. Fields are in the order of the paper's hyperparameter tables."""
 
-    is_whole: ClassVar = True
+    is_root: ClassVar = True
 
     model: Model
     """Which network."""
@@ -282,24 +282,24 @@ class Config(Settings):
     """Images in a train step, over all devices."""
     optimizer: Optimizer
     """Update rule."""
-    groups: Annotated[tuple[Group, ...], Field(strict=False)] = ()
+    param_groups: Annotated[tuple[ParamGroup, ...], Field(strict=False)] = ()
     """Parameters with an update rule of their own: of several groups the first that names them.
     Each has `parameters`, a pattern of their paths, an `optimizer`, and `until`, the share of the
     epochs after which they stay as they are: 0 for never trained, none to the end."""
     schedule: Schedule = Schedule()
     """How the learning rate moves."""
     loss: Loss = Loss()
-    """What is minimised."""
+    """What is minimized."""
     averaging: Annotated[Ema | Lookahead | None, Field(discriminator="name")] = None
     """Which weights are evaluated: an average; none for those that are trained."""
-    init: Initialisation = Initialisation()
+    init: Initialization = Initialization()
     """What the weights begin with."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
     """Parts of the training before the rest, in which images differ. Each has `until`, the share of
     the epochs at which it ends, and of `image_size`, `batch_size` and `augmentation` its own."""
     data: Data = Data()
     """Which images."""
-    test_time: TestTime = TestTime()
+    tta: TTAConfig = TTAConfig()
     """How images are looked at in evaluation."""
     train: Train = Train()
     """How the run is carried out."""
@@ -318,10 +318,10 @@ class Config(Settings):
                 f"the schedule {self.schedule.name} has no end to fit into train.max_minutes: "
                 "choose linear, triangular, cosine or one-cycle, or unset train.max_minutes"
             )
-        if self.test_time.unsure and not (self.test_time.flip or self.test_time.shift):
+        if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
             raise UserError(
-                "test_time.unsure is a share of the images that are looked at again: set "
-                "test_time.flip or test_time.shift too"
+                "tta.least_confident is a share of the images that are looked at again: set "
+                "tta.flip or tta.shift too"
             )
         if self.init.whitening and self.train.init_from:
             raise UserError(

@@ -1,4 +1,4 @@
-"""3.1 The basic model: LeNet-5's shape on colour images (Tables 1–3).
+"""3.1 The basic model: LeNet-5's shape on color images (Tables 1–3).
 
 Two 5×5 convolutions and three dense layers; no augmentation.
 

@@ -57,13 +57,14 @@ TESTS = {
     "training/test_interrupted.py training/test_resume.py training/test_fit.py",
     "training/losses.py": "training/test_losses.py training/test_wiring.py",
     "training/muon.py": "training/test_muon.py",
-    "training/optim.py": "training/test_plateau.py training/test_muon.py training/test_wiring.py "
+    "training/optimizers.py": "training/test_plateau.py training/test_muon.py "
+    "training/test_wiring.py "
     "training/test_recipe_refusals.py",
     "training/plan.py": "training/test_time_budget.py training/test_recipes.py "
     "training/test_wiring.py",
-    "training/prepare.py": "training/test_programs.py training/test_wiring.py "
+    "training/setup.py": "training/test_programs.py training/test_wiring.py "
     "training/test_recipes.py training/test_recipe_refusals.py",
-    "training/programs.py": "training/test_programs.py training/test_wiring.py",
+    "training/compiled.py": "training/test_programs.py training/test_wiring.py",
     "training/result.py": "training/test_results.py training/test_fit.py "
     "training/test_whole_runs.py training/test_resume.py",
     "training/schedules.py": "training/test_schedules.py training/test_wiring.py",

@@ -229,7 +229,7 @@ def test_a_run_of_an_earlier_version_is_the_experiments_own(path: Path) -> None:
     assert {name: now[name] for name in stored["config"]} == stored["config"]
     later = {name: value for name, value in now.items() if name not in stored["config"]}
     assert later == {name: flatten(CONFIG)[name] for name in later}  # nothing that is new is on
-    assert {"train.init_from", "groups", "averaging", "data.crop_fill"} <= later.keys()
+    assert {"train.init_from", "param_groups", "averaging", "data.crop_fill"} <= later.keys()
     ours = catalog.load(stored["experiment"]).config
     if path.stem == "net-attention":  # with the validation images of that time
         ours = override(ours, ["data.validation=0.1"])

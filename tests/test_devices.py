@@ -14,9 +14,9 @@ from cifar_jax import cpu, devices
 from cifar_jax.config import Config
 from cifar_jax.data import pipeline
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import measure
 from cifar_jax.models import layers
-from cifar_jax.training import prepare, programs
+from cifar_jax.training import compilation, setup
+from cifar_jax.training.evaluation import measure
 from cifar_jax.training.step import TrainState
 
 STEPS = 3
@@ -68,14 +68,14 @@ class Small(nn.Module):
 
 def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[str, float]]:
     """The state after a few steps, and what evaluation says of it."""
-    workload = prepare.workload(config)
+    workload = setup.workload(config)
     workload = workload._replace(
         recipe=workload.recipe._replace(model=model or workload.recipe.model)
     )
-    state = prepare.init_state(workload, seed=0)
-    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    state = setup.init_state(workload, seed=0)
+    training = compilation.compile_training(workload, 0, state, compilation.train_data(workload))
     images, labels = workload.validation
-    evaluate = programs.compile_evaluation(workload, state, images)
+    evaluate = compilation.compile_evaluation(workload, state, images)
     epoch = workload.plan.epochs[0]
     take_steps = training.begin(epoch, training.order(epoch), workload.plan.steps)
     for _ in range(STEPS):
@@ -118,19 +118,19 @@ def test_each_device_works_on_its_share_of_the_batch(
     make_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = []
-    normalise = pipeline.normalise
+    normalize = pipeline.normalize
 
     def spy(images: jax.Array, *rest: Any) -> jax.Array:
-        result = normalise(images, *rest)
+        result = normalize(images, *rest)
         jax.debug.inspect_array_sharding(
             result, callback=lambda sharding: shares.append(sharding.shard_shape(result.shape))
         )
         return result
 
-    monkeypatch.setattr(pipeline, "normalise", spy)
-    workload = prepare.workload(make_config(batch_size=16, data__flip=True, train__devices=8))
-    state = prepare.init_state(workload, 0)
-    programs.compile_training(workload, 0, state, programs.train_data(workload))
+    monkeypatch.setattr(pipeline, "normalize", spy)
+    workload = setup.workload(make_config(batch_size=16, data__flip=True, train__devices=8))
+    state = setup.init_state(workload, 0)
+    compilation.compile_training(workload, 0, state, compilation.train_data(workload))
     assert shares == [(2, 32, 32, 3)]
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from cifar_jax import catalog, config
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import fit, prepare
+from cifar_jax.training import fit, setup
 from cifar_jax.training.display import Display
 
 EPOCHS, STEPS = 2, 8
@@ -93,7 +93,7 @@ def restored(folder: Path, devices: int) -> Any:
     with Checkpoints(folder / "checkpoints") as checkpoints:
         latest = checkpoints.latest()
         assert latest is not None
-        return checkpoints.restore(latest, prepare.init_state(prepare.workload(chosen), seed=0))
+        return checkpoints.restore(latest, setup.init_state(setup.workload(chosen), seed=0))
 
 
 def assert_same(result: dict[str, Any], other: dict[str, Any]) -> None:
@@ -166,9 +166,9 @@ def test_a_signal_to_one_process_stops_both(tmp_path: Path, begun: str, said: st
 def test_what_stops_one_process_stops_all() -> None:
     script = """
 import json, os
-from cifar_jax import devices, processes
+from cifar_jax import devices, distributed
 from cifar_jax.errors import UserError
-processes.initialize_distributed()
+distributed.initialize_distributed()
 index = int(os.environ["JAX_PROCESS_ID"])
 def only_here():
     if index:
@@ -178,15 +178,15 @@ def no_room():
     if index:
         raise OSError(28, "No space left on device", "result.json")
 said = {
-    "exchanged": processes.exchange({"index": "ä" * index}),
-    "first": processes.from_first(lambda: index),
+    "exchanged": distributed.allgather({"index": "ä" * index}),
+    "first": distributed.run_on_main(lambda: index),
 }
 try:
-    processes.from_all(only_here)
+    distributed.run_on_all(only_here)
 except UserError as error:
     said["error"] = str(error)
 try:
-    processes.from_all(no_room)
+    distributed.run_on_all(no_room)
 except (OSError, UserError) as error:
     said["full"] = str(error)
 try:
@@ -212,13 +212,13 @@ def test_processes_that_cannot_be_found() -> None:
     """In a process of its own: where a device is in use already, all of it would be refused."""
     script = """
 import json, os, sys
-from cifar_jax import processes
+from cifar_jax import distributed
 from cifar_jax.errors import UserError
 said = []
 for environment in json.loads(sys.argv[1]):
     os.environ |= environment
     try:
-        processes.initialize_distributed()
+        distributed.initialize_distributed()
     except UserError as error:
         said.append(str(error))
     for name in environment:
@@ -249,20 +249,20 @@ print(json.dumps(said))
 
 AT_WORK = """
 import os, sys, time
-from cifar_jax import processes
+from cifar_jax import distributed
 processes.HEARTBEAT_SECONDS = 5
-processes.initialize_distributed()
+distributed.initialize_distributed()
 index = int(os.environ["JAX_PROCESS_ID"])
 def work(seconds, leave_with=None):
-    with processes.together():
+    with distributed.together():
         for number in range(int(seconds * 10)):
             if sys.argv[1] == "together":
-                processes.exchange(number)
+                distributed.allgather(number)
             time.sleep(0.1)
     if leave_with is not None:
         sys.stderr.write(f"{index} leaves\\n")
-        processes.leave(leave_with)
-processes.exchange("here")
+        distributed.leave(leave_with)
+distributed.allgather("here")
 print("at work", flush=True)
 """
 GONE = "cifar-jax: another process of the run is gone ("
@@ -296,7 +296,7 @@ def test_last_words_are_told_where_the_client_exits_at_once() -> None:
     """As that of JAX 0.7 does, which leaves no thread the time to read them."""
     script = """
 import os
-from cifar_jax.processes import _Watch
+from cifar_jax.distributed import _Watch
 watch = _Watch()
 os.write(2, b"JAX distributed service detected fatal errors: absl::Status: GONE: x. y\\n")
 os._exit(1)

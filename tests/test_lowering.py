@@ -18,17 +18,17 @@ from jax import export
 from benchmarks import tpu_check
 from cifar_jax import catalog, models, ops
 from cifar_jax.config import override
-from cifar_jax.training import prepare, programs
-from cifar_jax.training.prepare import Workload
+from cifar_jax.training import compilation, setup
+from cifar_jax.training.setup import Setup
 
 CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
 
 
-def workload(name: str, settings: Sequence[str] = ()) -> Workload:
+def workload(name: str, settings: Sequence[str] = ()) -> Setup:
     """An experiment at the size of CIFAR-10, without images."""
     config = override(catalog.load(name).config, settings)
-    return prepare.workload(config, dataset=tpu_check.no_images())
+    return setup.workload(config, dataset=tpu_check.no_images())
 
 
 PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
@@ -40,11 +40,11 @@ def test_accelerators_get_plain_convolutions(name: str) -> None:
     must not reach a GPU or TPU, and neither may anything that calls the host."""
     made = workload(name)
     (stage,) = made.plan.stages
-    arguments = programs.train_arguments(made, stage)
+    arguments = compilation.train_arguments(made, stage)
     paths = jax.tree_util.tree_leaves_with_path(arguments[0].params)
     axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
     attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
-    traced = programs.train_function(made, stage).trace(*arguments)
+    traced = compilation.train_function(made, stage).trace(*arguments)
     for platform in ("cuda", "tpu"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
         # Forward, and the gradients of kernel and input; images need none.
@@ -69,7 +69,9 @@ def test_better_recipes_become_programs_for_accelerators(name: str, settings: li
     """Muon, phases, whitening, averages: their products and loops are their own."""
     made = workload(name, settings)
     for stage in made.plan.stages:
-        traced = programs.train_function(made, stage).trace(*programs.train_arguments(made, stage))
+        traced = compilation.train_function(made, stage).trace(
+            *compilation.train_arguments(made, stage)
+        )
         for platform in ("cuda", "tpu"):
             text = traced.lower(lowering_platforms=(platform,)).as_text()
             assert CONVOLUTION in text
@@ -79,9 +81,9 @@ def test_better_recipes_become_programs_for_accelerators(name: str, settings: li
 @pytest.mark.parametrize("name", [*catalog.names()])
 def test_every_recipe_of_the_package_can_begin(name: str) -> None:
     config = catalog.load(name).config
-    prepare.check_beginning(config)
+    setup.check_beginning(config)
     made = workload(name)
-    prepare.check_average(config, made.plan.steps)
+    setup.check_average(config, made.plan.steps)
     assert {stage.image_size for stage in made.plan.stages} == {
         32,
         *(phase.image_size or 32 for phase in config.phases),
@@ -91,8 +93,8 @@ def test_every_recipe_of_the_package_can_begin(name: str) -> None:
 def test_the_step_can_be_exported() -> None:
     made = workload("basic")
     (stage,) = made.plan.stages
-    arguments = programs.train_arguments(made, stage)
-    function = programs.train_function(made, stage)
+    arguments = compilation.train_arguments(made, stage)
+    function = compilation.train_function(made, stage)
     exported = export.export(function, platforms=("cuda", "tpu"))(*arguments)
     assert exported.nr_devices == made.mesh.size
     state = jax.tree.unflatten(jax.tree.structure(arguments[0]), exported.out_avals)

@@ -37,13 +37,13 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 
 def images(count: int) -> jax.Array:
-    """What normalised images look like."""
+    """What normalized images look like."""
     pixels = np.random.default_rng(0).standard_normal((count, *models.IMAGE_SHAPE))
     return jnp.asarray(pixels, jnp.float32)
 
 
 def filled(shapes: Any) -> dict[str, Any]:
-    """Variables of plausible size without the cost of compiling an initialisation."""
+    """Variables of plausible size without the cost of compiling an initialization."""
     random = np.random.default_rng(0)
 
     def fill(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -332,7 +332,7 @@ def test_pooling_takes_what_it_says_of_two_by_two_pixels(kind: Any, reduce: Any)
 
 
 @pytest.mark.usefixtures("form")
-def test_normalising_without_a_scale_is_normalising_by_one() -> None:
+def test_normalizing_without_a_scale_is_normalizing_by_one() -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)), jnp.float32)
     with_it, without = layers.BatchNorm(), layers.BatchNorm(use_scale=False)
     variables = with_it.init(jax.random.key(0), x, train=True)
@@ -402,13 +402,13 @@ def variables_of(classes: int, seed: int) -> dict:
 def test_weights_are_taken_over_whole_where_the_classes_are_as_many() -> None:
     given = variables_of(10, 1)
     chex.assert_trees_all_equal(
-        models.taken_over(variables_of(10, 0), given)["params"], given["params"]
+        models.transfer(variables_of(10, 0), given)["params"], given["params"]
     )
 
 
 def test_the_last_layer_begins_anew_where_the_classes_are_others() -> None:
     fresh, given = variables_of(3, 0), variables_of(10, 1)
-    taken = models.taken_over(fresh, given)["params"]
+    taken = models.transfer(fresh, given)["params"]
     chex.assert_trees_all_equal(taken["fc3"], fresh["params"]["fc3"])
     for layer in ("conv1", "conv2", "fc1", "fc2"):
         chex.assert_trees_all_equal(taken[layer], given["params"][layer])
@@ -417,7 +417,7 @@ def test_the_last_layer_begins_anew_where_the_classes_are_others() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     other = models.init_variables(models.create("net"), jax.random.key(0))
     with pytest.raises(UserError, match="of another network: they differ in params/conv1/bias"):
-        models.taken_over(variables_of(10, 0), other)
+        models.transfer(variables_of(10, 0), other)
 
 
 @pytest.mark.parametrize("side", [20, 24, 27, 32])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cifar_jax import catalog, config
-from cifar_jax.training import prepare
+from cifar_jax.training import setup
 
 PAGE = (Path(__file__).parents[1] / "docs" / "recipes.md").read_text()
 SETTINGS = {setting["name"]: setting for setting in config.describe()}
@@ -18,12 +18,12 @@ def test_the_example_is_a_recipe_that_fits_its_network(tmp_path: Path) -> None:
     experiment = catalog.load(str(path))
     assert experiment.name == "my-recipe"
     quick = ["data.dataset=digits", "data.validation=0.1", "batch_size=64", "train.devices=1"]
-    workload = prepare.workload(config.override(experiment.config, quick))
+    workload = setup.workload(config.override(experiment.config, quick))
     assert {stage.image_size for stage in workload.plan.stages} == {24, 32}
 
 
 def test_its_settings_exist() -> None:
-    named = set(re.findall(r"\b(?:data|init|loss|test_time|train|optimizer|averaging)\.\w+", PAGE))
+    named = set(re.findall(r"\b(?:data|init|loss|tta|train|optimizer|averaging)\.\w+", PAGE))
     assert len(named) > 20
     assert named <= SETTINGS.keys()
     for assignment in re.findall(r"--set '?([^\s'`)]+)", PAGE):
@@ -34,8 +34,8 @@ def test_its_settings_exist() -> None:
     ("group", "prefix"),
     [
         (config.Augmentation, "data."),
-        (config.Initialisation, "init."),
-        (config.TestTime, "test_time."),
+        (config.Initialization, "init."),
+        (config.TTAConfig, "tta."),
         (config.Loss, "loss."),
         (config.Ema, ""),
         (config.Lookahead, ""),

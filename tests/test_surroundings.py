@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import catalog, cli
-from cifar_jax.cli import faults
+from cifar_jax.cli import error_messages
 
 COMMAND = [sys.executable, "-m", "cifar_jax"]
 TRAIN = (
@@ -210,19 +210,19 @@ def test_errors_of_the_system_name_the_place_and_the_way_out(
 def test_too_little_memory() -> None:
     with pytest.raises(Exception, match="RESOURCE_EXHAUSTED") as device:
         jnp.zeros(2**46).block_until_ready()
-    said = faults.explain(device.value)
+    said = error_messages.explain(device.value)
     assert said is not None
     assert "the device is out of memory" in said
     assert "lower train.eval_batch_size or batch_size" in said
     with pytest.raises(MemoryError) as host:
         np.zeros(2**50)
-    assert "out of memory (Unable to allocate" in (faults.explain(host.value) or "")
+    assert "out of memory (Unable to allocate" in (error_messages.explain(host.value) or "")
 
 
 def test_what_is_no_ones_business_is_a_fault() -> None:
-    assert faults.explain(RuntimeError("RESOURCE_EXHAUSTED")) is None
-    assert faults.explain(OSError(errno.EINVAL, "", "a")) is None
-    assert faults.explain(OSError("handle is closed")) is None
+    assert error_messages.explain(RuntimeError("RESOURCE_EXHAUSTED")) is None
+    assert error_messages.explain(OSError(errno.EINVAL, "", "a")) is None
+    assert error_messages.explain(OSError("handle is closed")) is None
 
 
 @pytest.mark.slow

@@ -19,9 +19,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import config, models
 from cifar_jax.training import schedules
-from cifar_jax.training.optim import make_optimizer, plateau_init
-from cifar_jax.training.schedules import Moment
-from cifar_jax.training.step import Metrics, Recipe, TrainState, train_step
+from cifar_jax.training.optimizers import make_optimizer, plateau_init
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.step import Metrics, StepSpec, TrainState, train_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())
@@ -132,7 +132,7 @@ def steps() -> Iterator[Any]:
 def test_train_step(form: None, name: str):
     network, record = Network(name), RECORD["train_steps"][name]
     tx = any_of([optimizer(fields) for fields in RECORD["model_optimizers"].values()])
-    step = quick_jit(partial(train_step, recipe=Recipe(network.model, tx)))
+    step = quick_jit(partial(train_step, recipe=StepSpec(network.model, tx)))
     _, rule_states = tx.init(network.params)
     start = TrainState(
         step=jnp.int32(0),
@@ -144,7 +144,7 @@ def test_train_step(form: None, name: str):
         lr=jnp.float32([1]),
         averaged={},
     )
-    key, moment = jax.random.key(0), Moment(0, 0, 1)
+    key, moment = jax.random.key(0), StepInfo(0, 0, 1)
     params = network.by_torch_name(start.params)
     statistics = network.by_torch_name(start.batch_stats)
     for i, (optimizer_name, expected) in enumerate(record["optimizers"].items()):
@@ -206,5 +206,5 @@ def test_optimizer(name: str):
 def test_schedule(name: Any):
     schedule = config.Schedule(name=name, step_epochs=2)
     shape = schedules.make(schedule)
-    rates = [0.1 * shape(Moment(step, step // 5, 20)) for step in range(20)]
+    rates = [0.1 * shape(StepInfo(step, step // 5, 20)) for step in range(20)]
     np.testing.assert_allclose(rates, SCHEDULES[name], rtol=1e-5)

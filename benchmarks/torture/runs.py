@@ -23,11 +23,11 @@ import jax
 import sklearn.datasets  # noqa: F401
 
 from benchmarks.torture import SCRATCH
-from cifar_jax import catalog, cli, config, processes  # noqa: F401
+from cifar_jax import catalog, cli, config, distributed  # noqa: F401
 from cifar_jax.data import digits  # noqa: F401
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import fit, loop, prepare
+from cifar_jax.training import fit, loop, setup
 
 PHASES = (
     "starting",
@@ -120,7 +120,7 @@ def mark_phases() -> None:
 
     loop.Trainer._compile = compile_
     for owner, name, phase in (
-        (prepare, "workload", "loading data"),
+        (setup, "workload", "loading data"),
         (Checkpoints, "restore_newest", "restoring"),
         (loop.Trainer, "_train_epoch", "training"),
         (Checkpoints, "save", "saving"),

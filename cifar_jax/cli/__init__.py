@@ -18,7 +18,7 @@ from typing import NoReturn
 
 import click
 
-from cifar_jax.cli import faults
+from cifar_jax.cli import error_messages
 from cifar_jax.cli.data import data
 from cifar_jax.cli.evaluate import evaluate
 from cifar_jax.cli.experiments import experiments
@@ -69,9 +69,9 @@ def main() -> NoReturn:
         traceback.print_exc()
         code = 1
     if "jax" in sys.modules:
-        from cifar_jax import processes
+        from cifar_jax import distributed
 
-        processes.leave(code)
+        distributed.leave(code)
     if code == 2:  # what was told may fail again on the way out, as an event file on a full disk
         sys.unraisablehook = threading.excepthook = lambda failure: None
     sys.exit(code)
@@ -115,12 +115,12 @@ def _fail(message: str, code: int) -> int:
 
 def _explained(error: Exception) -> int:
     """The exit code of what a person can mend, which is told; a fault is raised again."""
-    if isinstance(error, OSError) and faults.standard_output_fails(error):
+    if isinstance(error, OSError) and error_messages.standard_output_fails(error):
         if isinstance(error, BrokenPipeError):
             return _nobody_reads()
         _drop_output()
         return _fail(f"standard output: {error.strerror}: have it written elsewhere", 2)
-    if (message := faults.explain(error)) is None:
+    if (message := error_messages.explain(error)) is None:
         raise error
     return _fail(message, 2)
 
@@ -139,9 +139,9 @@ def _drop_output() -> None:
 
 def _end_if_alone(error: Exception) -> None:
     if "jax" in sys.modules:
-        from cifar_jax import processes
+        from cifar_jax import distributed
 
-        processes.end_if_alone(error)
+        distributed.end_if_alone(error)
 
 
 def unraisable(failure: sys.UnraisableHookArgs) -> None:

@@ -11,7 +11,7 @@ from cifar_jax import catalog
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cifar_jax.models import Own
+    from cifar_jax.models import CustomModel
 
 CODE = click.option(
     "--code",
@@ -22,7 +22,7 @@ CODE = click.option(
 )
 
 
-def own_model(experiment: catalog.Experiment) -> Own | None:
+def own_model(experiment: catalog.Experiment) -> CustomModel | None:
     """The experiment's `MODEL`; None where its network is one of the package's.
 
     Raises:
@@ -30,7 +30,7 @@ def own_model(experiment: catalog.Experiment) -> Own | None:
     """
     if experiment.model is None:
         return None
-    from cifar_jax.models import MODELS, Own
+    from cifar_jax.models import MODELS, CustomModel
 
     path, name = experiment.path, experiment.config.model.name
     if name in MODELS:
@@ -38,10 +38,10 @@ def own_model(experiment: catalog.Experiment) -> Own | None:
             f"{path} has a MODEL, but its CONFIG names the package's {name!r}: "
             "give it another name, such as Model(name='mine')"
         )
-    return Own(experiment.model, name, path, path.read_bytes())
+    return CustomModel(experiment.model, name, path, path.read_bytes())
 
 
-def named_code(code: Path | None, run: Path) -> Own | None:
+def named_code(code: Path | None, run: Path) -> CustomModel | None:
     """The model that the file `code` defines; that it is not the one of `run`, is told.
 
     Raises:

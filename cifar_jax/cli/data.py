@@ -47,7 +47,7 @@ def import_(path: Path) -> None:
 
 def _print_import(result: ImportResult) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in result.counts.items())
-    click.echo(f"{result.recognised}: {counts} images")
+    click.echo(f"{result.recognized}: {counts} images")
     click.echo(f"official: {result.official or 'no'}")
     for remark in result.remarks:
         click.echo(remark)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from cifar_jax import process
+from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, named_code
 from cifar_jax.cli.output import AS_JSON, DEVICE
 
@@ -27,8 +27,8 @@ def evaluate(
     RUN is a run's folder; or a file that `cifar-jax export` made, or the name of an experiment
     whose weights come with the package: these on the test images.
     """
-    process.set_up()
-    process.require(device)
+    runtime.set_up()
+    runtime.require(device)
     from cifar_jax.inference.evaluate import evaluate
 
     found = evaluate(run, split, best, named_code(code, run))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from cifar_jax import process
+from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, named_code
 
 
@@ -31,8 +31,8 @@ def export(
 
     Its answers are compared with the run's own before the file is there.
     """
-    process.set_up()
-    process.require()
+    runtime.set_up()
+    runtime.require()
 
     from cifar_jax.inference import exports
     from cifar_jax.inference.load import load

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cifar_jax import process
+from cifar_jax import runtime
 
 _THREE = (float, float, float)
 
@@ -19,7 +19,7 @@ _THREE = (float, float, float)
     "--workdir", type=click.Path(path_type=Path), help="The folder.  [runs/MODEL-imported/seed0]"
 )
 @click.option("--classes", help="Their names, separated by commas.  [CIFAR-10's]")
-@click.option("--mean", type=_THREE, help="What its images were normalised by.  [CIFAR-10's]")
+@click.option("--mean", type=_THREE, help="What its images were normalized by.  [CIFAR-10's]")
 @click.option("--std", type=_THREE, help="The same.  [CIFAR-10's]")
 def import_torch(
     file: Path,
@@ -32,10 +32,10 @@ def import_torch(
     """Make a run's folder of the state dict in FILE, of torch.save or safetensors.
 
     Layers are named as in pytorch-cifar or torchvision. Nothing in FILE is executed, and PyTorch
-    is not needed. Scripts of pytorch-cifar normalise with --std 0.2023 0.1994 0.2010.
+    is not needed. Scripts of pytorch-cifar normalize with --std 0.2023 0.1994 0.2010.
     """
-    process.set_up()
-    process.require("cpu")  # no device has work here
+    runtime.set_up()
+    runtime.require("cpu")  # no device has work here
 
     from cifar_jax.inference.torch_weights import import_torch
 

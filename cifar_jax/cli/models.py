@@ -6,7 +6,7 @@ import json
 
 import click
 
-from cifar_jax import process
+from cifar_jax import runtime
 from cifar_jax.cli.code import own_model
 from cifar_jax.cli.output import AS_JSON, count, print_table
 
@@ -15,8 +15,8 @@ from cifar_jax.cli.output import AS_JSON, count, print_table
 @AS_JSON
 def models(as_json: bool) -> None:
     """The networks: their parameters, and the paper's count."""
-    process.set_up()
-    process.require("cpu")  # no device has work here
+    runtime.set_up()
+    runtime.require("cpu")  # no device has work here
 
     from cifar_jax import models
 
@@ -43,8 +43,8 @@ def summary(model: str, as_json: bool) -> None:
 
     MODEL is a name of `cifar-jax models`, or a config file, whose model it then is.
     """
-    process.set_up()
-    process.require("cpu")  # no device has work here
+    runtime.set_up()
+    runtime.require("cpu")  # no device has work here
 
     from cifar_jax import catalog, models
     from cifar_jax.models.summary import summarise

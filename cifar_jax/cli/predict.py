@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cifar_jax import process
+from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, named_code
 from cifar_jax.cli.output import AS_JSON
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from cifar_jax.evaluation import Views
     from cifar_jax.inference.model import Classifier
+    from cifar_jax.training.evaluation import TTA
 
 _BATCH = 256
 
@@ -56,8 +56,8 @@ def predict(
     """
     if as_json and as_csv:
         raise UserError("--json or --csv, not both")
-    process.set_up()
-    process.require()
+    runtime.set_up()
+    runtime.require()
 
     from cifar_jax.inference.images import find
     from cifar_jax.inference.load import load
@@ -85,7 +85,7 @@ def predict(
 
 
 def _answers(
-    model: Classifier, names: Any, top: int, views: Views | None
+    model: Classifier, names: Any, top: int, views: TTA | None
 ) -> Iterator[dict[str, Any]]:
     """An object for each image, in their order."""
     import numpy as np

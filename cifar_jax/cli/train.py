@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cifar_jax import process
+from cifar_jax import runtime
 from cifar_jax.cli.code import own_model
 from cifar_jax.cli.output import DEVICE
 from cifar_jax.errors import UserError
@@ -64,10 +64,10 @@ def train(
         found = [experiment for experiment in found if experiment.config.paper]
     asked = [(experiment, config.override(experiment.config, settings)) for experiment in found]
 
-    process.set_up()
+    runtime.set_up()
 
-    from cifar_jax import processes
-    from cifar_jax.cli.several import train_each
+    from cifar_jax import distributed as processes
+    from cifar_jax.cli.run_many import train_each
     from cifar_jax.inference.load import weights
     from cifar_jax.runs.folder import folder_name
     from cifar_jax.runs.reading import RUNS
@@ -76,8 +76,8 @@ def train(
 
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
         processes.initialize_distributed()
-    process.require(device)
-    display = Display(quiet=not processes.is_first())
+    runtime.require(device)
+    display = Display(quiet=not processes.is_main_process())
     runs = []
     for experiment, overridden in asked:
         # How a run is carried out makes it no other.

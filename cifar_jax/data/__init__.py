@@ -40,7 +40,7 @@ def load(name: str, *, data_dir: Path | None = None) -> Dataset:
     ``name`` is one of `DATASETS`, or ``folder:PATH`` for a folder of images (`image_folder`).
     ``data_dir`` is the folder of prepared tfds data sets: by default $TFDS_DATA_DIR, or
     ~/tensorflow_datasets. Arrays may be read-only. Raises UserError for an unknown name, and for
-    data that is absent, unreadable or cannot be normalised.
+    data that is absent, unreadable or cannot be normalized.
     """
     dataset = cache.load(_source(name, data_dir or default_data_dir()))
     return dataset._replace(official=dataset.content == facts.CONTENT)

@@ -1,6 +1,6 @@
 """Augmentation of batches on the device, inside jit; everything random follows from a key.
 
-What moves pixels takes them as bytes, what changes their values takes them normalised.
+What moves pixels takes them as bytes, what changes their values takes them normalized.
 """
 
 from functools import partial
@@ -116,14 +116,14 @@ def crop_by_products(
 
 
 def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """Images with a square of zeros, which is the mean of normalised ones.
+    """Images with a square of zeros, which is the mean of normalized ones.
 
     Its centre is any pixel of the image, so that it may lie in part outside (T. DeVries and
     G. Taylor, arXiv:1708.04552).
 
     Args:
       key: of this batch.
-      images: float `[N, H, W, C]`, normalised.
+      images: float `[N, H, W, C]`, normalized.
       size: pixels along a side of the square.
     """
     count, height, width, _ = images.shape
@@ -141,7 +141,7 @@ def mixup(
 
     Args:
       key: of this batch.
-      images: float `[N, H, W, C]`, normalised.
+      images: float `[N, H, W, C]`, normalized.
       labels: int32 `[N]`.
       alpha: above 0; the larger, the more even the mixtures.
       classes: how many there are.
@@ -229,7 +229,7 @@ def jitter(key: jax.Array, images: jax.Array, brightness: float, contrast: float
 
     Args:
       key: of this batch.
-      images: float `[N, H, W, C]`, normalised.
+      images: float `[N, H, W, C]`, normalized.
       brightness: the largest offset, in standard deviations of the data set.
       contrast: the largest change of the factor.
     """

@@ -130,7 +130,7 @@ def summarise(name: str, decoded: Decoded) -> Dataset:
     mean, std = channel_statistics(decoded.train.images)
     if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:
         raise UserError(
-            f"the training images of {name} cannot be normalised: every pixel has the same "
+            f"the training images of {name} cannot be normalized: every pixel has the same "
             f"{' and '.join(constant)}"
         )
     order, content = fingerprint(*decoded[1:]), content_digest(*decoded[1:])

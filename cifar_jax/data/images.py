@@ -1,7 +1,7 @@
 """From an image file of any size and mode to what the networks take: uint8 ``[32, 32, 3]``.
 
 The first frame is turned as its EXIF data say, laid on white where it is transparent, and brought
-to 8 bits of red, green and blue (colour profiles are not applied). Its largest square in the middle
+to 8 bits of red, green and blue (color profiles are not applied). Its largest square in the middle
 is then resized by Pillow's antialiased bicubic filter; 32×32 images keep every pixel's value.
 """
 

@@ -1,4 +1,4 @@
-"""Batches on the device: their order, their images, and normalisation, all inside jit.
+"""Batches on the device: their order, their images, and normalization, all inside jit.
 
 The data set lies on the device as uint8; everything random follows from a key.
 """
@@ -46,7 +46,7 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     return platform.choose(platform.named(), rows, indices, cpu=one_by_one, default=at_once)
 
 
-def normalise(
+def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
 ) -> jax.Array:
     """uint8 `[..., H, W, C]`, 0..255, to zero mean and unit variance a channel.

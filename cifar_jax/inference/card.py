@@ -10,7 +10,7 @@ Run folders hold it as `model.json`, exports carry it inside. It is JSON:
     input_shape         [32, 32, 3]: uint8 images, red, green, blue
     data                what it was trained on: name, and digests where they are known
     mean, std           a channel, of 0..1: the network takes (image / 255 - mean) / std
-    test_time           how images were looked at when they were tested: flip, shift, unsure
+    tta           how images were looked at when they were tested: flip, shift, unsure
     step, epoch         of the weights
     test_accuracy       in percent, where these weights were measured, else null
     git_commit          of the run's code, where it is known
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax import data
-from cifar_jax.config import Model, TestTime
+from cifar_jax.config import Model, TTAConfig
 from cifar_jax.data.cifar10 import facts
 from cifar_jax.errors import UserError
 from cifar_jax.models import IMAGE_SHAPE
@@ -119,12 +119,12 @@ def checked(card: Any, name: str) -> dict[str, Any]:
         and type(card.get("seed")) is int,
         "it names no experiment and seed",
     )
-    views = card.get("test_time", {})
-    require(isinstance(views, dict), "its test_time is no object")
+    views = card.get("tta", {})
+    require(isinstance(views, dict), "its tta is no object")
     options = {option: value for option, value in model.items() if option != "num_classes"}
     try:
         Model(**options)
-        TestTime(**views)
+        TTAConfig(**views)
     except (UserError, TypeError) as error:
         require(False, str(error))
     require(isinstance(card.get("data", {}), dict), "its data is no object")

@@ -10,12 +10,12 @@ import numpy as np
 from cifar_jax import data, models
 from cifar_jax.config import Config, from_flat, override
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import compile_logits, measure
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import existing_workdir
-from cifar_jax.training import prepare
+from cifar_jax.training import setup
+from cifar_jax.training.evaluation import compile_logits, measure
 from cifar_jax.training.loop import planned
 from cifar_jax.training.result import params_sha256
 
@@ -38,7 +38,7 @@ class Evaluated(NamedTuple):
 
 
 def evaluate(
-    path: Path, split: str = "test", best: bool = False, own: models.Own | None = None
+    path: Path, split: str = "test", best: bool = False, own: models.CustomModel | None = None
 ) -> dict[str, Any]:
     """Loss and accuracy of a run's last checkpoint, or its best on validation, over a whole split.
 
@@ -61,7 +61,7 @@ def evaluate(
 
 
 def logits(
-    path: Path, split: str = "test", best: bool = False, own: models.Own | None = None
+    path: Path, split: str = "test", best: bool = False, own: models.CustomModel | None = None
 ) -> Evaluated:
     """What a run's last checkpoint, or its best on validation, says of every image of a split.
 
@@ -77,7 +77,7 @@ def logits(
     step = network.card["step"]
     with Checkpoints(workdir.checkpoints) as checkpoints:  # before the run, at work, deletes it
         extra = next((meta.extra for meta in checkpoints.all() if meta.step == step), {})
-    workload = prepare.workload(_on_this_machine(from_flat(identity["config"])), own=own)
+    workload = setup.workload(_on_this_machine(from_flat(identity["config"])), own=own)
     _hold_to_its_classes(path, network.classes, workload.dataset)
     images = {
         "train": workload.train,
@@ -91,7 +91,7 @@ def logits(
         network.module,
         network.variables,
         images.images,
-        normalise=network.normalise,
+        normalize=network.normalize,
         batch_size=workload.config.train.eval_batch_size,
         mesh=workload.mesh,
         views=network.views,
@@ -108,7 +108,7 @@ def logits(
     )
 
 
-def _of_a_file(path: Path, split: str, best: bool, own: models.Own | None) -> Evaluated:
+def _of_a_file(path: Path, split: str, best: bool, own: models.CustomModel | None) -> Evaluated:
     """Of an export, or of weights that come with the package: on the test images alone, since it
     does not say which were held out."""
     network = load(path, best=best, own=own)
@@ -144,7 +144,7 @@ def _hold_to_its_classes(path: Path, classes: Sequence[str], dataset: data.Datas
 
 
 def _hold_to_its_images(
-    path: Path, trained: Mapping[str, Any] | None, workload: prepare.Workload, split: str
+    path: Path, trained: Mapping[str, Any] | None, workload: setup.Setup, split: str
 ) -> None:
     """That the images are those that the run was trained on; the test images in any order."""
     if trained is None:

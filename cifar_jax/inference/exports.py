@@ -6,7 +6,7 @@
     onnx          input `images`, output `logits`; the card in the metadata, as `card`
 
 The programs take uint8 images [N, 32, 32, 3], for any N, and give float32 logits [N, classes]: the
-normalisation is inside. The card says of what model; `sha256` in it is that of the weights or of
+normalization is inside. The card says of what model; `sha256` in it is that of the weights or of
 the program.
 """
 
@@ -82,7 +82,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
     return difference
 
 
-def load(path: Path, own: models.Own | None = None) -> Classifier:
+def load(path: Path, own: models.CustomModel | None = None) -> Classifier:
     """The model in a safetensors or StableHLO file.
 
     Args:
@@ -132,7 +132,9 @@ def _safetensors(network: TrainedNetwork) -> bytes:
     return save(tensors, {"format": "cifar-jax", "card": json.dumps(card)})
 
 
-def _from_safetensors(content: bytes, name: str, own: models.Own | None = None) -> TrainedNetwork:
+def _from_safetensors(
+    content: bytes, name: str, own: models.CustomModel | None = None
+) -> TrainedNetwork:
     return TrainedNetwork(*_read_safetensors(content, name), name, own)
 
 

@@ -13,7 +13,9 @@ WEIGHTS = Path(__file__).parents[1] / "weights"
 """Trained small networks that come with the package: `EXPERIMENT.safetensors`, each of a record."""
 
 
-def load(path: str | Path, *, best: bool = False, own: models.Own | None = None) -> Classifier:
+def load(
+    path: str | Path, *, best: bool = False, own: models.CustomModel | None = None
+) -> Classifier:
     """The trained model in `path`: a run's folder, a file of `cifar-jax export`, or the name of an
     experiment whose weights come with the package.
 

@@ -16,10 +16,10 @@ from cifar_jax import models
 from cifar_jax.data import pipeline
 from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import Views, over_views
 from cifar_jax.inference import card as cards
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir, existing_workdir
+from cifar_jax.training.evaluation import TTA, over_views
 
 Variables = Mapping[str, Any]
 
@@ -44,12 +44,12 @@ class Classifier:
         return tuple(self.card["classes"])
 
     @property
-    def views(self) -> Views:
+    def views(self) -> TTA:
         """What the run looked at of its test images, for `predict` and `logits`."""
-        return Views(**self.card.get("test_time", {}))
+        return TTA(**self.card.get("tta", {}))
 
     def predict(
-        self, images: np.ndarray | Sequence[str | Path], views: Views | None = None
+        self, images: np.ndarray | Sequence[str | Path], views: TTA | None = None
     ) -> np.ndarray:
         """Probabilities `[N, classes]`, float32, each row of sum one.
 
@@ -61,17 +61,17 @@ class Classifier:
         Raises:
           UserError: an array of another shape or type, or a file that is no image.
         """
-        views = views and views._replace(unsure=None)
+        views = views and views._replace(least_confident=None)
         logits = self.logits(images, views).astype(np.float64)
         odds = np.exp(logits - logits.max(-1, keepdims=True))
         return (odds / odds.sum(-1, keepdims=True)).astype(np.float32)
 
     def logits(
-        self, images: np.ndarray | Sequence[str | Path], views: Views | None = None
+        self, images: np.ndarray | Sequence[str | Path], views: TTA | None = None
     ) -> np.ndarray:
         """Logits `[N, classes]`, float32; arguments and errors are those of `predict`.
 
-        Here `views.unsure` counts, as in a run's test.
+        Here `views.least_confident` counts, as in a run's test.
         """
         if not hasattr(images, "dtype"):
             files = [read_image(Path(file)) for file in images]
@@ -118,7 +118,7 @@ class TrainedNetwork(Classifier):
         card: Mapping[str, Any],
         variables: Variables,
         name: str,
-        own: models.Own | None = None,
+        own: models.CustomModel | None = None,
     ) -> None:
         super().__init__(card, self.apply)
         options = dict(card["model"])
@@ -130,19 +130,23 @@ class TrainedNetwork(Classifier):
         self.module: nn.Module = models.create(
             model, own, **options, dtype=jnp.dtype(card["precision"])
         )
-        self.variables = models.fitting(variables, models.variable_shapes(self.module), name)
+        self.variables = models.match_variables(
+            variables, models.variable_shapes(self.module), name
+        )
 
-    def normalise(self, images: jax.Array) -> jax.Array:
+    def normalize(self, images: jax.Array) -> jax.Array:
         """uint8 images to what the network takes."""
         dtype = jnp.dtype(self.card["precision"])
-        return pipeline.normalise(images, self.card["mean"], self.card["std"], dtype)
+        return pipeline.normalize(images, self.card["mean"], self.card["std"], dtype)
 
     def apply(self, images: jax.Array) -> Any:
         """Logits of uint8 images `[N, 32, 32, 3]`, as a function that JAX can trace."""
-        return self.module.apply(self.variables, self.normalise(images), train=False)
+        return self.module.apply(self.variables, self.normalize(images), train=False)
 
 
-def load_run(path: Path, *, best: bool = False, own: models.Own | None = None) -> TrainedNetwork:
+def load_run(
+    path: Path, *, best: bool = False, own: models.CustomModel | None = None
+) -> TrainedNetwork:
     """The network of the run in folder `path`, of its last checkpoint or its best on validation.
 
     Raises:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cifar_jax import data, process
+from cifar_jax import data, runtime
 from cifar_jax.errors import UserError
 from cifar_jax.runs.folder import LOGITS
 from cifar_jax.runs.records import Outputs
@@ -29,8 +29,8 @@ def test_outputs(run: Run) -> Outputs:
         # JAX starts here, and only for a run that kept no logits.
         from cifar_jax.inference import evaluate
 
-        process.set_up()
-        process.require()
+        runtime.set_up()
+        runtime.require()
         found = evaluate.logits(run.path)
         logits, labels, images = found.logits, found.labels, found.data_sha256
         if found.params_sha256 != run.result.get("params_sha256"):

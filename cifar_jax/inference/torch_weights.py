@@ -61,7 +61,7 @@ def import_torch(
       name: one of MODELS.
       folder: appears whole or not at all.
       classes: in the order of the logits; without them there are to be CIFAR-10's ten.
-      mean, std: a channel, of 0..1, by which its images were normalised.
+      mean, std: a channel, of 0..1, by which its images were normalized.
 
     Raises:
       UserError: the file is no state dict, or one of another network; classes that are not as many

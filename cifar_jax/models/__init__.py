@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax.errors import UserError
 from cifar_jax.models.basic import Basic
+from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel
 from cifar_jax.models.net import Net, NetBNGAP, NetInception
-from cifar_jax.models.own import IMAGE_SHAPE, Own
 from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
 from cifar_jax.models.speednet import SpeedNet
 
@@ -24,13 +24,13 @@ __all__ = [
     "IMAGE_SHAPE",
     "MODELS",
     "PAPER_PARAMETERS",
-    "Own",
+    "CustomModel",
     "count_parameters",
     "create",
-    "fitting",
     "init_variables",
-    "taken_over",
+    "match_variables",
     "takes",
+    "transfer",
     "variable_shapes",
 ]
 
@@ -57,7 +57,7 @@ PAPER_PARAMETERS: dict[str, int] = {
 }
 
 
-def create(name: str, own: Own | None = None, **options: Any) -> nn.Module:
+def create(name: str, own: CustomModel | None = None, **options: Any) -> nn.Module:
     """The network of that name. Options that are None keep the network's own default.
 
     Args:
@@ -106,8 +106,8 @@ def takes(model: nn.Module, image_size: int) -> bool:
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """Fresh variables: of the registry's networks in PyTorch's default initialisation, of any
-    other module as its own initialisers say.
+    """Fresh variables: of the registry's networks in PyTorch's default initialization, of any
+    other module as its own initializers say.
 
     PyTorch's: kernels and the biases beside them are U(±1/√fan_in), which PyTorch's
     `kaiming_uniform_(a=√5)` comes to; BatchNorm starts as the identity, running variances at one.
@@ -135,7 +135,9 @@ def _is_in_the_registry(model: nn.Module) -> bool:
     return type(model) in built
 
 
-def fitting(variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str) -> dict[str, Any]:
+def match_variables(
+    variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str
+) -> dict[str, Any]:
     """`variables`, if they are as many, as large and of such types as `shapes`.
 
     Raises:
@@ -156,7 +158,7 @@ def fitting(variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str) 
     return {key: variables[key] for key in shapes}
 
 
-def taken_over(fresh: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def transfer(fresh: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`given` variables for those of a network, whose last layer stays `fresh` if its classes are
     others.
 

@@ -1,7 +1,7 @@
 """Linen's layers with PyTorch's defaults: BatchNorm's statistics, and padding written out.
 
 The paper is a PyTorch work and says nothing of these, so its defaults are meant. (Parameters are
-initialised by `models.init_variables`, not by the layers.) Every layer has its
+initialized by `models.init_variables`, not by the layers.) Every layer has its
 `configuration` in the words of the paper's tables, for `cifar-jax summary`, which puts the width of
 the input where `{in_dim}` stands.
 """
@@ -34,7 +34,7 @@ class Conv(nn.Conv):
         if self.padding != 0:
             words.append(f"padding={self.padding}")
         if self.feature_group_count != 1:
-            words.append(f"groups={self.feature_group_count}")
+            words.append(f"param_groups={self.feature_group_count}")
         if not self.use_bias:
             words.append("bias=False")
         return ", ".join(words)
@@ -50,9 +50,9 @@ class Dense(nn.Dense):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation over all axes but the last, with PyTorch's running statistics.
+    """Batch normalization over all axes but the last, with PyTorch's running statistics.
 
-    Normalises by the biased variance and keeps the unbiased one, where Linen keeps the biased.
+    Normalizes by the biased variance and keeps the unbiased one, where Linen keeps the biased.
     Statistics are float32 and of the global batch, however it is sharded.
     """
 
@@ -78,8 +78,8 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
             gain = scale * jax.lax.rsqrt(var + self.epsilon)
             return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(x.dtype)
-        normalised: Any = ops.batch_norm(x, scale, bias, self.epsilon)
-        y, mean, var = normalised
+        normalized: Any = ops.batch_norm(x, scale, bias, self.epsilon)
+        y, mean, var = normalized
         if not self.is_initializing():
             count = x.size // features
             keep, unbiased = self.momentum, var * (count / max(count - 1, 1))

@@ -1,4 +1,4 @@
-"""Batch normalisation of a training batch, with its gradient in two passes over memory.
+"""Batch normalization of a training batch, with its gradient in two passes over memory.
 
 Its statistics take two passes on a CPU, and elsewhere one: there memory bounds a step, and several
 devices then wait for each other once a layer instead of twice.
@@ -17,9 +17,9 @@ from cifar_jax.ops import platform
 def batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalises over all axes but the last: `[..., C]`, with scale and bias `[C]`.
+    """Normalizes over all axes but the last: `[..., C]`, with scale and bias `[C]`.
 
-    Returns the normalised batch in `x`'s type, and its mean and biased variance `[C]`, at least
+    Returns the normalized batch in `x`'s type, and its mean and biased variance `[C]`, at least
     float32. Differentiating the formula instead keeps and reads several copies of the batch; this
     keeps the input alone. Plain reference: `flax.linen.BatchNorm`.
     """

@@ -8,7 +8,7 @@ markdown.py      the tables in report.md and in the README
 plots.py         the figures of a report: curves, and the paper beside what was measured
 wall_time.py     the figure of accuracy against wall time
 predictions.py   confusion matrix and reliability diagram, where a record has outputs
-style.py         colours, and figures as files
+style.py         colors, and figures as files
 readme.py        the README's tables and figures, made of the records in results/
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cifar_jax.errors import UserError
-from cifar_jax.report.groups import Group, collect
+from cifar_jax.report.groups import SeedGroup, collect
 from cifar_jax.report.readme import readme_is_current, update_readme
 from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.reading import RUNS, read_runs
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "RUNS",
-    "Group",
     "Run",
+    "SeedGroup",
     "collect",
     "read_runs",
     "readme_is_current",
@@ -71,14 +71,14 @@ def report(
     return write(groups, folder) if runs and folder else None
 
 
-def show(groups: Sequence[Group], console: Console | None = None) -> None:
+def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     """Print the table, and how to make a run where there is none."""
     from cifar_jax.report import terminal
 
     terminal.show(groups, console)
 
 
-def write(groups: Sequence[Group], folder: Path) -> Path:
+def write(groups: Sequence[SeedGroup], folder: Path) -> Path:
     """Write report.md and curves/*.png in `folder`, each whole or not at all; returns report.md.
 
     Raises:

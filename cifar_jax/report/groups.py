@@ -12,7 +12,7 @@ from cifar_jax.runs.run import Run, experiments, key
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """The runs of one experiment with the same settings and data, which differ in their seeds."""
 
     experiment: str
@@ -84,7 +84,7 @@ class Group:
         return [statistics.fmean(values) for values in seeds.values()]
 
 
-def collect(runs: Iterable[Run]) -> list[Group]:
+def collect(runs: Iterable[Run]) -> list[SeedGroup]:
     """Runs of the same settings and data together: every experiment of the paper in its order, run
     or not, then other experiments, then whatever ran with other settings or images."""
     runs = list(runs)
@@ -100,7 +100,7 @@ def collect(runs: Iterable[Run]) -> list[Group]:
         told = _images(run) if run.tells_its_images or not of_images else next(iter(of_images))
         of_images.setdefault(told, []).append(run)
     groups = [
-        Group(
+        SeedGroup(
             name,
             _changes(of[0], runs, told, len(of_images) > 1) if of else {},
             tuple(sorted(of, key=lambda run: (run.seed, run.path))),
@@ -110,7 +110,7 @@ def collect(runs: Iterable[Run]) -> list[Group]:
     ]
     order = list(experiments())
 
-    def place(group: Group) -> tuple[bool, int, str, str]:
+    def place(group: SeedGroup) -> tuple[bool, int, str, str]:
         name = group.experiment
         known = order.index(name) if name in order else len(order)
         return bool(group.changes), known, name, " ".join(settings_text(group.changes))

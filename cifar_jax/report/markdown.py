@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 from cifar_jax import catalog
-from cifar_jax.report.groups import Group
+from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.recipes import Pair, Peer
 from cifar_jax.report.table import Part, Row, parts, row
 
@@ -68,7 +68,7 @@ _PARTS: Columns[Part] = {
 }
 
 
-def page(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
+def page(groups: Sequence[SeedGroup], figures: Sequence[Figure]) -> str:
     """What report.md holds: the tables, what they mean, and the figures."""
     own = [group for group in groups if not group.changes and not group.better]
     better = [group for group in groups if group.better]
@@ -99,7 +99,7 @@ def page(groups: Sequence[Group], figures: Sequence[Figure]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def readme(groups: Sequence[Group], figure: str) -> list[str]:
+def readme(groups: Sequence[SeedGroup], figure: str) -> list[str]:
     """The README's blocks: the table, in which rows without a record say so, the runs in part, and
     the curves, in the file `figure`."""
     return [
@@ -129,7 +129,7 @@ def recipes(pairs: Sequence[Pair], peers: Sequence[Peer], figure: str) -> list[s
     ]
 
 
-def _in_part(groups: Sequence[Group], heading: str) -> list[str]:
+def _in_part(groups: Sequence[SeedGroup], heading: str) -> list[str]:
     unfinished = [part for group in groups for part in parts(group)]
     return [heading, table(unfinished, _PARTS)] if unfinished else []
 

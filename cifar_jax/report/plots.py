@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from cifar_jax.report import predictions, recipes, wall_time
-from cifar_jax.report.groups import Group, settings_text
+from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.report.style import (
     DASHED,
     GREY,
@@ -36,7 +36,7 @@ _REDUCING = ("plateau", "step")
 _FEW_EPOCHS = 10
 
 
-def draw(groups: Sequence[Group]) -> list[Figure]:
+def draw(groups: Sequence[SeedGroup]) -> list[Figure]:
     """The figures of a report, in its order; there is none of what left nothing to draw."""
     own = [group for group in groups if not group.changes]
     figures = []
@@ -60,20 +60,20 @@ def draw(groups: Sequence[Group]) -> list[Figure]:
     return figures
 
 
-def panels_svg(groups: Sequence[Group], description: str) -> bytes:
+def panels_svg(groups: Sequence[SeedGroup], description: str) -> bytes:
     """A small panel for each group, run or not, as an SVG file that holds `description`."""
     with mpl.rc_context(STYLE):
         return svg(_panels(groups), description)
 
 
-def _group(group: Group) -> Figure:
+def _group(group: SeedGroup) -> Figure:
     """Loss and accuracy of one group, side by side."""
     seeds = [run.seed for run in group.runs if run.rows]
     fig = mpl_figure.Figure(figsize=(10, 4.2))
     loss, accuracy = fig.subplots(1, 2)
     for axes, name in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
-            _lines(axes, _curves(group, f"{split}_{name}"), colour)
+        for split, color in (("train", TRAIN), ("validation", VALIDATION)):
+            _lines(axes, _curves(group, f"{split}_{name}"), color)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(_whole(8))
         _epoch_limits(axes, group)
@@ -105,15 +105,15 @@ def _group(group: Group) -> Figure:
     return Figure(f"{_name(group)}.png", title, png(fig))
 
 
-def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
+def _panels(groups: Sequence[SeedGroup]) -> mpl_figure.Figure:
     """Accuracy by epoch, a small panel each: ten lines in one panel would end in one knot."""
     columns = min(5, len(groups))
     rows = math.ceil(len(groups) / columns)
     fig = mpl_figure.Figure(figsize=(max(7.4, 2 * columns + 0.3), 2 * rows + 0.75))
     panels = list(fig.subplots(rows, columns, sharey=True, squeeze=False).flat)
     for axes, group in zip(panels, groups, strict=False):
-        for split, colour in (("train", TRAIN), ("validation", VALIDATION)):
-            _lines(axes, _curves(group, f"{split}_accuracy"), colour, width=1.2)
+        for split, color in (("train", TRAIN), ("validation", VALIDATION)):
+            _lines(axes, _curves(group, f"{split}_accuracy"), color, width=1.2)
         epochs = group.epochs or 1
         if group.reference:
             axes.axhline(group.reference.test_accuracy, color=INK, lw=0.9, ls=DASHED, zorder=1.5)
@@ -140,7 +140,7 @@ def _panels(groups: Sequence[Group]) -> mpl_figure.Figure:
     return fig
 
 
-def _told(group: Group) -> str:
+def _told(group: SeedGroup) -> str:
     """What came out, in a few words."""
     paper = f"paper {group.reference.test_accuracy:.2f}" if group.reference else ""
     if measured := mean_std(group.measured()):
@@ -149,7 +149,7 @@ def _told(group: Group) -> str:
     return ", ".join(filter(None, (paper, *so_far)))
 
 
-def _paper_against_measured(groups: Sequence[Group]) -> Figure:
+def _paper_against_measured(groups: Sequence[SeedGroup]) -> Figure:
     """Measured less the paper's test accuracy, a row an experiment."""
     fig = mpl_figure.Figure(figsize=(8, 0.36 * len(groups) + 1.5))
     axes = fig.subplots()
@@ -180,7 +180,7 @@ Curve = tuple[list[int], list[float]]
 """Epochs, and a value each; NaN where it was not finite."""
 
 
-def _curves(group: Group, name: str) -> list[Curve]:
+def _curves(group: SeedGroup, name: str) -> list[Curve]:
     """A curve each run that has `name` among its metrics."""
     curves = []
     for run in group.runs:
@@ -200,16 +200,16 @@ def _mean_curve(curves: Sequence[Curve]) -> Curve:
     return shared, [statistics.fmean(value[epoch] for value in values) for epoch in shared]
 
 
-def _lines(axes: Axes, curves: Sequence[Curve], colour: str, width: float = 1.8) -> None:
+def _lines(axes: Axes, curves: Sequence[Curve], color: str, width: float = 1.8) -> None:
     if not curves:
         return
     if len(curves) > 1:
         for curve in curves:
-            axes.plot(*curve, color=colour, lw=0.45 * width, alpha=0.45)
+            axes.plot(*curve, color=color, lw=0.45 * width, alpha=0.45)
     epochs, values = _mean_curve(curves)
     # Few epochs, and those between epochs that are not finite, would hardly show as a line.
     lone = len(epochs) <= _FEW_EPOCHS
-    axes.plot(epochs, values, color=colour, lw=width, marker="o" if lone else None, ms=4)
+    axes.plot(epochs, values, color=color, lw=width, marker="o" if lone else None, ms=4)
 
 
 def reductions(run: Run) -> list[int]:
@@ -222,7 +222,7 @@ def reductions(run: Run) -> list[int]:
     ]
 
 
-def _references(axes: Axes, group: Group) -> None:
+def _references(axes: Axes, group: SeedGroup) -> None:
     """The paper's and the measured test accuracy, named in the margin where nothing is crossed."""
     named = []
     if group.reference:
@@ -250,7 +250,7 @@ def _whole(ticks: int) -> MaxNLocator:
     return MaxNLocator(nbins=ticks, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)
 
 
-def _epoch_limits(axes: Axes, group: Group) -> None:
+def _epoch_limits(axes: Axes, group: SeedGroup) -> None:
     last = max(run.epochs for run in group.runs)
     margin = 0.5 if last == 1 else 0.02 * last
     axes.set_xlim(1 - margin, last + margin)
@@ -262,7 +262,7 @@ def _accuracy_limits(axes: Axes) -> None:
     axes.set_ylim(max(0, low), min(100.8, high + 2))
 
 
-def _name(group: Group) -> str:
+def _name(group: SeedGroup) -> str:
     """For files: of the same settings always the same, and of others another."""
     name = group.experiment.replace("/", "-")
     if not group.changes:

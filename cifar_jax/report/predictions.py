@@ -80,7 +80,7 @@ def draw(run: Run, name: str) -> Figure:
 
 def _matrix(axes: Axes, counts: np.ndarray) -> None:
     shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    # The diagonal would leave no colour for the mistakes, which are what one looks for.
+    # The diagonal would leave no color for the mistakes, which are what one looks for.
     mistakes = np.where(np.eye(len(counts), dtype=bool), np.nan, shares)
     axes.imshow(mistakes, cmap="Oranges", vmin=0, vmax=max(10, float(np.nanmax(mistakes))))
     for row, column in np.ndindex(shares.shape):

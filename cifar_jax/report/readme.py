@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from cifar_jax.errors import UserError
 from cifar_jax.report import markdown, recipes
-from cifar_jax.report.groups import Group, collect, settings_text
+from cifar_jax.report.groups import SeedGroup, collect, settings_text
 from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.records import read_records
 from cifar_jax.runs.run import experiments
@@ -87,7 +87,7 @@ def _made(readme: Path, records: Path) -> _Made:
     passed_over = _passed_over([g for g in groups if not (g.paper or g.better)])
     run = {group.experiment for group in better}
     better += [
-        Group(name, {}, ())
+        SeedGroup(name, {}, ())
         for name, config in experiments().items()
         if not (config.paper or name in run)
     ]
@@ -117,7 +117,7 @@ def _filled(readme: Path, text: str, name: str, blocks: Sequence[str]) -> str:
     return place.sub(lambda _: "\n\n".join([begin, *blocks, end]), text)
 
 
-def _curves(groups: Sequence[Group]) -> Any:
+def _curves(groups: Sequence[SeedGroup]) -> Any:
     """What the figure of curves shows."""
     return [
         [g.experiment, g.paper and g.paper.test_accuracy, g.measured(), [r.rows for r in g.runs]]
@@ -125,7 +125,7 @@ def _curves(groups: Sequence[Group]) -> Any:
     ]
 
 
-def _draw_curves(groups: Sequence[Group], description: str) -> bytes:
+def _draw_curves(groups: Sequence[SeedGroup], description: str) -> bytes:
     from cifar_jax.report import plots
 
     return plots.panels_svg(groups, description)
@@ -142,7 +142,7 @@ def _digest(shown: Any) -> str:
     return f"made of records {hashlib.sha256(text.encode()).hexdigest()}"
 
 
-def _passed_over(groups: Sequence[Group]) -> list[str]:
+def _passed_over(groups: Sequence[SeedGroup]) -> list[str]:
     """A line for each record that is of other settings or images than its experiment's today."""
     return [
         f"`{run.path.name}` is not of {group.experiment} as it is today: "

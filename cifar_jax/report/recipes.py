@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.errors import UserError
-from cifar_jax.report.groups import Group, papers_best
+from cifar_jax.report.groups import SeedGroup, papers_best
 from cifar_jax.runs import schema
 from cifar_jax.runs.files import read_json
 from cifar_jax.runs.run import experiments
@@ -20,8 +20,8 @@ PEERS = "peers.json"
 class Pair(NamedTuple):
     """A better recipe, and the paper's best for the same network."""
 
-    better: Group
-    faithful: Group | None
+    better: SeedGroup
+    faithful: SeedGroup | None
     """Run or not; none where the network is not the paper's."""
 
 
@@ -65,7 +65,7 @@ _PEER: schema.Fields = {
 }
 
 
-def pairs(groups: Sequence[Group]) -> list[Pair]:
+def pairs(groups: Sequence[SeedGroup]) -> list[Pair]:
     """The better recipes among `groups`, in the order of the paper's networks; others' at last."""
     faithful = {group.experiment: group for group in groups if group.paper}
     order = list(experiments())
@@ -78,7 +78,7 @@ def pairs(groups: Sequence[Group]) -> list[Pair]:
     return [Pair(group, faithful.get(best) if best else None) for _, group, best in found]
 
 
-def points(groups: Sequence[Group], peers: Sequence[Peer] = ()) -> list[Point]:
+def points(groups: Sequence[SeedGroup], peers: Sequence[Peer] = ()) -> list[Point]:
     """A point each group of the paper's experiments and of better recipes that has a finished run,
     the mean of its seeds, and each peer."""
     found = []

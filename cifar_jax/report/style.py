@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from matplotlib import figure as mpl_figure
 
-# Okabe and Ito's palette, which colour-blind people can tell apart.
+# Okabe and Ito's palette, which color-blind people can tell apart.
 TRAIN, VALIDATION = "#0072B2", "#D55E00"
 INK, GREY, FAINT = "#222222", "#767676", "#DDDDDD"
 DASHED = (0, (4, 3))

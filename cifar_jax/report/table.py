@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Paper
-from cifar_jax.report.groups import Group, settings_text
+from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.runs.run import Run
 
 # Features of a processor, as Linux names them, and how people do.
@@ -60,7 +60,7 @@ class Part(NamedTuple):
     commit: str
 
 
-def row(group: Group) -> Row:
+def row(group: SeedGroup) -> Row:
     """What a table says of `group`."""
     results, paper, config = group.results, group.reference, group.config
     test, best = group.measured(), group.measured("best_validation_test_accuracy")
@@ -88,7 +88,7 @@ def row(group: Group) -> Row:
     )
 
 
-def parts(group: Group) -> list[Part]:
+def parts(group: SeedGroup) -> list[Part]:
     """What a table says of each unfinished run of `group`."""
     return [
         Part(

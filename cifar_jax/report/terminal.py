@@ -1,4 +1,4 @@
-"""The table on a console: coloured and as wide as the terminal, plain where there is none."""
+"""The table on a console: colored and as wide as the terminal, plain where there is none."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cifar_jax.report.groups import Group
+from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.table import Row, row
 
 PLAIN_WIDTH = 100
@@ -19,7 +19,7 @@ _BETTER = "Better recipes, and the paper's best with the same network"
 _OTHER = "With other settings or images"
 
 
-def show(groups: Sequence[Group], console: Console | None = None) -> None:
+def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     """Print the table of the paper's and others' experiments, and those of better recipes and of
     runs with other settings, where there are some."""
     console = console or Console(highlight=False)
@@ -87,14 +87,14 @@ def _table(title: str, rows: Sequence[Row], width: int, *, paper: bool, device: 
         so_far = [line.replace(" of ", "/").replace(": ", "\n") for line in r.unfinished]
         lines += [f"[dim]{line}[/]" for line in so_far]
         lines = lines or ["[dim]not run[/]"]
-        colour = "yellow" if r.difference.startswith("−") else "green"
+        color = "yellow" if r.difference.startswith("−") else "green"
         cells = [experiment]
         if paper:
             cells += [r.parameters.replace(" ≠", "\n≠") if ran else f"[dim]{r.parameters}[/]"]
             cells += [r.paper]
         cells += ["\n".join(lines)]
         if paper:
-            cells += [f"[{colour}]{r.difference}[/]"]
+            cells += [f"[{color}]{r.difference}[/]"]
         cells += [r.best, r.epochs, r.wall_time]
         table.add_row(*cells, *([escape(r.device)] if device else []))
     return table

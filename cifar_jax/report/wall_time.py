@@ -20,7 +20,7 @@ from cifar_jax.report.style import DASHED, GREY, INK, STYLE, TRAIN, VALIDATION, 
 
 TITLE = "Test accuracy (%) against wall time"
 _LOOKS = {PAPERS: ("o", TRAIN), BETTER: ("D", VALIDATION), OTHERS: ("s", INK)}
-"""Marker and colour of each kind."""
+"""Marker and color of each kind."""
 _ACCURACIES = (10, 20, 30, 40, 50, 60, 70, 80, 85, 90, 92, 94, 95, 96, 97, 98, 99)
 _MINUTES = (0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000, 3000, 10_000, 30_000)
 _Side = tuple[tuple[int, int], str, str]
@@ -76,18 +76,18 @@ def _drawn(points: Sequence[Point]) -> mpl_figure.Figure:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     axes.set_xlabel("wall time of the whole command, minutes")
     for point in points:
-        marker, colour = _LOOKS[point.kind]
+        marker, color = _LOOKS[point.kind]
         x, y, spread = point.minutes, point.accuracy, point.spread or None
-        inside = "white" if point.accelerated else colour
+        inside = "white" if point.accelerated else color
         axes.errorbar(
-            x, y, spread, fmt=marker, color=colour, mfc=inside, ms=6, elinewidth=1, zorder=4
+            x, y, spread, fmt=marker, color=color, mfc=inside, ms=6, elinewidth=1, zorder=4
         )
     _name_papers(axes, papers, gap=12.5 / (72 * 0.765 * fig.get_figheight()))
     _name_points(axes, points, canvas.get_renderer())
     fig.suptitle(TITLE, x=0.012, ha="left", size=12, weight="bold")
     key = [
-        Line2D([], [], lw=0, ms=6, marker=marker, color=colour, label=kind)
-        for kind, (marker, colour) in _LOOKS.items()
+        Line2D([], [], lw=0, ms=6, marker=marker, color=color, label=kind)
+        for kind, (marker, color) in _LOOKS.items()
         if any(point.kind == kind for point in points)
     ]
     if any(point.accelerated for point in points):

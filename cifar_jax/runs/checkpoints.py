@@ -22,9 +22,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from cifar_jax import devices, processes
+from cifar_jax import devices, distributed
 from cifar_jax.errors import UserError
-from cifar_jax.runs.files import out_of_sight
+from cifar_jax.runs.files import hide
 from cifar_jax.runs.meta import Meta, as_saved, best, digest, read_meta
 
 _WEIGHTS = ("params", "batch_stats")
@@ -122,7 +122,7 @@ class Checkpoints:
                 f"no checkpoint could be written to {self._folder} ({_first_line(error)}): make "
                 "room there, and start again: the run goes on from the one before"
             ) from error
-        if self._saved and processes.is_first():  # who only reads, deletes nothing
+        if self._saved and distributed.is_main_process():  # who only reads, deletes nothing
             self._prune()
 
     def all(self) -> list[Meta]:
@@ -168,7 +168,7 @@ class Checkpoints:
         fields = state._asdict()
         digests = {name: digest(tree) for name, tree in fields.items()}
         meta = Meta(step, whole, validation_accuracy, dict(extra or {}), digests)
-        if processes.is_first() and (path := self._folder / str(step)).exists():
+        if distributed.is_main_process() and (path := self._folder / str(step)).exists():
             # Made within the epoch that ends here, or the run went another way from this step. It
             # is all that there is of it, until the new one is written.
             self._remove(self._replaced(step))
@@ -214,14 +214,14 @@ class Checkpoints:
             touched.
         """
         # As the first process sees it, which deletes what is no longer kept.
-        found = processes.from_first(
+        found = distributed.run_on_main(
             lambda: [[meta.step, meta.digests is not None] for meta in self.all()]
         )
         aside: list[Damaged] = []
         damaged: dict[int, str] = {}
         for step, _ in reversed(found):
             state, reason = self.restore_together(step, like)
-            if reason and processes.from_first(partial(self._has_one_before, step)):
+            if reason and distributed.run_on_main(partial(self._has_one_before, step)):
                 aside += self._set_all_aside({step: reason})
                 state, reason = self.restore_together(step, like)
             if not reason:
@@ -246,8 +246,8 @@ class Checkpoints:
             except DamagedError as error:
                 return like, error.reason
 
-        state, reason = processes.from_all(tried)
-        reasons = [text for text in processes.exchange(reason) if text]
+        state, reason = distributed.run_on_all(tried)
+        reasons = [text for text in distributed.allgather(reason) if text]
         return (like, reasons[0]) if reasons else (state, None)
 
     def weights(self, step: int) -> dict[str, Any]:
@@ -264,7 +264,7 @@ class Checkpoints:
             averaged = self._read(step, ("averaged",), None)["averaged"]
         return {"batch_stats": {}} | (averaged or self._read(step, _WEIGHTS, None))
 
-    def set_aside(self, step: int) -> Path:
+    def quarantine(self, step: int) -> Path:
         """Rename a checkpoint so that it is none any more; returns where it is now."""
         aside, number = self._folder / f"damaged-{step}", 1
         while aside.exists():
@@ -275,7 +275,7 @@ class Checkpoints:
 
     def _set_all_aside(self, damaged: Mapping[int, str]) -> list[Damaged]:
         """Those steps, with the reasons; the first process does it for all."""
-        aside = processes.from_first(lambda: [str(self.set_aside(step)) for step in damaged])
+        aside = distributed.run_on_main(lambda: [str(self.quarantine(step)) for step in damaged])
         return [
             Damaged(step, reason, Path(path))
             for (step, reason), path in zip(damaged.items(), aside, strict=True)
@@ -354,7 +354,7 @@ class Checkpoints:
     def _remove(self, path: Path) -> None:
         """Out of sight at once: half deleted it would be taken for a damaged one."""
         if path.exists():
-            shutil.rmtree(out_of_sight(path), ignore_errors=True)
+            shutil.rmtree(hide(path), ignore_errors=True)
 
     def _orbax_folder(self) -> Path:
         """The folder under a name that orbax takes as it is, where its own has what is a pattern

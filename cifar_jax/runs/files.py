@@ -59,7 +59,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read: {error}") from None
 
 
-def out_of_sight(path: Path) -> Path:
+def hide(path: Path) -> Path:
     """Rename a folder that is about to be deleted, so that none of it is taken for the whole if
     that is not finished; returns where it is."""
     hidden = path.with_name(f".deleted-{path.name.lstrip('.')}")

@@ -32,7 +32,7 @@ import filelock
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment, schema
-from cifar_jax.runs.files import naming, out_of_sight, read_json, write_bytes, write_json
+from cifar_jax.runs.files import hide, naming, read_json, write_bytes, write_json
 
 LOGITS = "test_logits.npy"
 _OWN_FILES = (
@@ -303,7 +303,7 @@ def _delete_run(path: Path) -> None:
         # First what a run that begins here would go on from, were this killed on the way.
         (path / "result.json").unlink(missing_ok=True)
         for found in named(_CHECKPOINT):
-            out_of_sight(found)
+            hide(found)
         for name in _OWN_FILES:
             (path / name).unlink(missing_ok=True)
         for found in named(_NONE_ANY_MORE):
@@ -339,7 +339,7 @@ def _made_for_its_epochs(config: Mapping[str, Any]) -> str:
         return f"{schedule} schedule is"
     if config.get("phases"):
         return "phases are"
-    if any(group.get("until") for group in config.get("groups") or ()):
+    if any(group.get("until") for group in config.get("param_groups") or ()):
         return "groups' until is"
     return "lookahead's power is" if config.get("averaging.power") else ""
 

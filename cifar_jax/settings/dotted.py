@@ -11,11 +11,11 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from cifar_jax.errors import UserError
-from cifar_jax.settings.groups import (
+from cifar_jax.settings.fields import (
     IN_WHOLE,
     TYPES,
     Before,
-    Execution,
+    RuntimeOnly,
     Settings,
     described,
     groups,
@@ -63,7 +63,7 @@ def restore(cls: type[S], stored: Mapping[str, Any]) -> S:
 
 
 def part(settings: Settings, *, execution: bool) -> dict[str, Any]:
-    """Of the flat settings those that are marked `Execution`, or else those that are not."""
+    """Of the flat settings those that are marked `RuntimeOnly`, or else those that are not."""
     flat = flatten(settings)
     known = _fields(type(settings), flat)
     return {name: value for name, value in flat.items() if _is_execution(known[name]) is execution}
@@ -151,7 +151,7 @@ def _make(cls: type[S], flat: Mapping[str, Any]) -> S:
 
 
 def _is_execution(field: FieldInfo) -> bool:
-    return any(isinstance(mark, Execution) for mark in field.metadata)
+    return any(isinstance(mark, RuntimeOnly) for mark in field.metadata)
 
 
 def _fields(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, FieldInfo]:

@@ -1,4 +1,4 @@
-"""The batch of a step: images taken, augmented and normalised, and labels; all inside jit."""
+"""The batch of a step: images taken, augmented and normalized, and labels; all inside jit."""
 
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ import numpy as np
 
 from cifar_jax import models
 from cifar_jax.data import Dataset, Split, augment, pipeline
-from cifar_jax.training.plan import Stage
-from cifar_jax.training.schedules import Moment
+from cifar_jax.training.plan import StepVariant
+from cifar_jax.training.schedules import StepInfo
 
 
 class TrainData(NamedTuple):
@@ -30,12 +30,12 @@ def rows(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 def make_batch(
     dataset: Dataset,
-    stage: Stage,
+    stage: StepVariant,
     precision: str,
     data: TrainData,
     indices: jax.Array,
     key: jax.Array,
-    moment: Moment,
+    moment: StepInfo,
 ) -> tuple[jax.Array, jax.Array]:
     """Images and labels of a step, as its stage has them.
 
@@ -61,7 +61,7 @@ def make_batch(
     if how.flip == "alternating":
         flip_key = jax.random.fold_in(key, np.uint32(2**32 - 1))  # no step's
         images = augment.alternating_flip(flip_key, images, indices, moment.epoch)
-    images = normalise(images, dataset, precision)
+    images = normalize(images, dataset, precision)
 
     # Numbers 0 and 1 make the keys into which `augment` splits this one.
     jitter_key, cutout_key, mix_key = (jax.random.fold_in(step_key, part) for part in (2, 3, 4))
@@ -79,8 +79,8 @@ def make_batch(
     return images, labels
 
 
-def normalise(
+def normalize(
     images: jax.Array | np.ndarray, dataset: Dataset, precision: str = "float32"
 ) -> jax.Array:
     """uint8 images to zero mean and unit variance over the training images."""
-    return pipeline.normalise(jnp.asarray(images), dataset.mean, dataset.std, jnp.dtype(precision))
+    return pipeline.normalize(jnp.asarray(images), dataset.mean, dataset.std, jnp.dtype(precision))

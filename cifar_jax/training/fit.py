@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cifar_jax import catalog, models, processes
+from cifar_jax import catalog, distributed, models
 from cifar_jax.config import Config, execution, flatten
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment, schema
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError, Meta
 from cifar_jax.runs.folder import Workdir, finished_result, open_workdir
-from cifar_jax.training import prepare, signals
+from cifar_jax.training import setup, signals
 from cifar_jax.training.display import Display
 from cifar_jax.training.loop import Progress, Trainer, epochs_over, planned
 from cifar_jax.training.plan import Plan
-from cifar_jax.training.prepare import Workload
 from cifar_jax.training.result import measure_result, params_sha256
+from cifar_jax.training.setup import Setup
 
 
 class Run(NamedTuple):
@@ -39,7 +39,7 @@ class Run(NamedTuple):
     """Reads the variables that `train.init_from` names. Called where there is no checkpoint yet."""
     extend: bool = False
     """Let a run that is in the folder have more epochs than it was made with."""
-    own: models.Own | None = None
+    own: models.CustomModel | None = None
     """The model, where the config names none of the package's."""
 
     def identity(self) -> dict[str, Any]:
@@ -72,30 +72,30 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 return finished
             begins = run.fresh or not Workdir(run.workdir).checkpoints.is_dir()
             if begins:
-                processes.from_all(lambda: prepare.check_beginning(run.config, run.own))
-            initial = processes.from_all(lambda: _initial(run))
-            workload = processes.from_all(lambda: prepare.workload(run.config, own=run.own))
-            if len(set(processes.exchange(workload.dataset.fingerprint))) > 1:
+                distributed.run_on_all(lambda: setup.check_beginning(run.config, run.own))
+            initial = distributed.run_on_all(lambda: _initial(run))
+            workload = distributed.run_on_all(lambda: setup.workload(run.config, own=run.own))
+            if len(set(distributed.allgather(workload.dataset.fingerprint))) > 1:
                 raise UserError(f"the processes have different images of {workload.dataset.name}")
             if begins:
-                prepare.check_average(run.config, workload.plan.steps)
-            processes.from_all(lambda: _hold_to_the_weights(run, workload))
+                setup.check_average(run.config, workload.plan.steps)
+            distributed.run_on_all(lambda: _hold_to_the_weights(run, workload))
             # Before the folder is opened, since weights that do not fit must leave it as it is.
-            beginning = prepare.init_state(workload, run.seed, initial)
+            beginning = setup.init_state(workload, run.seed, initial)
         keep = run.config.train.keep_checkpoints
         with _opened(run) as workdir, Checkpoints(workdir.checkpoints, keep) as checkpoints:
             with received.at_once():
-                told = processes.from_first(lambda: _begin(run, workload, workdir, initial))
+                told = distributed.run_on_main(lambda: _begin(run, workload, workdir, initial))
                 state, meta, damaged = checkpoints.restore_newest(beginning)
                 extra = meta.extra if meta else {}
                 plan = planned(workload, extra.get("epochs"))
                 # An epoch may have been written down whose checkpoint was not finished.
                 epoch = epochs_over(plan, state)
                 if run.extend:  # not before all is seen to fit, since it takes the result away
-                    processes.from_first(lambda: workdir.extend(run.identity()))
-                rows = processes.from_first(lambda: workdir.rewind(epoch))
-                told += processes.from_first(lambda: _keep_code(run, workdir))
-            log = workdir.log if processes.is_first() else Path(os.devnull)
+                    distributed.run_on_main(lambda: workdir.extend(run.identity()))
+                rows = distributed.run_on_main(lambda: workdir.rewind(epoch))
+                told += distributed.run_on_main(lambda: _keep_code(run, workdir))
+            log = workdir.log if distributed.is_main_process() else Path(os.devnull)
             with display.showing(log, run.experiment, len(plan.epochs), plan.steps):
                 told += map(str, damaged)
                 if len(rows) != epoch:
@@ -109,17 +109,17 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     *(run.config, run.seed, workload, workdir, checkpoints, display, received),
                     *(progress, rows, run.initial),
                 )
-                with processes.together():
+                with distributed.together():
                     state, compile_seconds = trainer.train(state)
                     checkpoints.wait()
                 if trainer.plan.steps < workload.plan.steps:  # to fit into some minutes
-                    prepare.check_average(run.config, trainer.plan.steps, over=True)
-                with received.at_once(), processes.together():
+                    setup.check_average(run.config, trainer.plan.steps, over=True)
+                with received.at_once(), distributed.together():
                     done = workload._replace(plan=trainer.plan)
                     outcome, logits = measure_result(
                         run.config, done, state, rows, checkpoints, display, received.check
                     )
-            starts = processes.from_first(workdir.starts)
+            starts = distributed.run_on_main(workdir.starts)
             result = {
                 "experiment": run.experiment,
                 "seed": run.seed,
@@ -132,7 +132,7 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                 **{key: starts[-1][key] for key in ("git_commit", "versions", "device", "machine")},
                 "starts": starts,
             }
-            processes.from_first(lambda: workdir.write_result(result, logits))
+            distributed.run_on_main(lambda: workdir.write_result(result, logits))
         received.check()
     return result
 
@@ -147,7 +147,7 @@ def _finished(run: Run) -> dict[str, Any] | None:
             return None
         return schema.checked_result(result, run.workdir / "result.json")
 
-    return processes.from_first(read)
+    return distributed.run_on_main(read)
 
 
 def _initial(run: Run) -> Mapping[str, Any] | None:
@@ -170,8 +170,8 @@ def _opened(run: Run) -> Iterator[Workdir]:
                 open_workdir(run.workdir, run.identity(), fresh=run.fresh, extend=run.extend)
             )
 
-        processes.from_first(open_it)
-        if not all(processes.exchange((run.workdir / "config.json").exists())):
+        distributed.run_on_main(open_it)
+        if not all(distributed.allgather((run.workdir / "config.json").exists())):
             raise UserError(
                 f"{run.workdir} is not the same folder in every process: "
                 "choose a --workdir on a file system that they share"
@@ -180,7 +180,7 @@ def _opened(run: Run) -> Iterator[Workdir]:
 
 
 def _begin(
-    run: Run, workload: Workload, workdir: Workdir, initial: Mapping[str, Any] | None
+    run: Run, workload: Setup, workdir: Workdir, initial: Mapping[str, Any] | None
 ) -> list[str]:
     """Hold data and first weights to the run's, and write down this start; returns what is to be
     told.
@@ -214,7 +214,7 @@ def _begin(
     return [f"not bit for bit what one start would come to: {', '.join(differing)}"]
 
 
-def _hold_to_the_weights(run: Run, workload: Workload) -> None:
+def _hold_to_the_weights(run: Run, workload: Setup) -> None:
     """See that a model that is now defined otherwise fits what was trained, before it is touched.
 
     Raises:
@@ -232,7 +232,7 @@ def _hold_to_the_weights(run: Run, workload: Workload) -> None:
         if weights:
             shapes = models.variable_shapes(workload.recipe.model)
             try:
-                models.fitting(weights, shapes, "its checkpoint")
+                models.match_variables(weights, shapes, "its checkpoint")
             except UserError as error:
                 raise UserError(f"{told}: {error}; choose another --workdir, or --fresh") from None
 
@@ -254,7 +254,7 @@ def _changed_code(run: Run, workdir: Workdir) -> str | None:
     return f"{run.own.file} defines the model otherwise than when {workdir.path} was last started"
 
 
-def model_card(run: Run, workload: Workload) -> dict[str, Any]:
+def model_card(run: Run, workload: Setup) -> dict[str, Any]:
     """What is needed to use the model without the run: network, classes, inputs, data."""
     dataset, model = workload.dataset, run.config.model
     return {
@@ -271,7 +271,7 @@ def model_card(run: Run, workload: Workload) -> dict[str, Any]:
         "input_shape": list(models.IMAGE_SHAPE),
         "mean": list(dataset.mean),
         "std": list(dataset.std),
-        "test_time": run.config.test_time.model_dump(),
+        "tta": run.config.tta.model_dump(),
         "data": {
             "name": dataset.name,
             "sha256": dataset.fingerprint,
@@ -284,7 +284,7 @@ def model_card(run: Run, workload: Workload) -> dict[str, Any]:
     }
 
 
-def _headline(run: Run, workload: Workload, plan: Plan, meta: Meta | None) -> str:
+def _headline(run: Run, workload: Setup, plan: Plan, meta: Meta | None) -> str:
     device = _device(workload)
     source = run.config.train.init_from
     begun = "begins" + (f" with the weights of {source}" if source else "")
@@ -319,6 +319,6 @@ def _arithmetic(run: Run, device: Mapping[str, Any]) -> str:
     return f" in {run.config.train.precision}, products in {precision} precision"
 
 
-def _device(workload: Workload) -> dict[str, Any]:
+def _device(workload: Setup) -> dict[str, Any]:
     device = workload.mesh.devices.flat[0]
     return {"platform": device.platform, "kind": device.device_kind, "count": workload.mesh.size}

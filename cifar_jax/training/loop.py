@@ -11,26 +11,26 @@ from typing import Any
 import jax
 from tensorboardX import SummaryWriter
 
-from cifar_jax import models, processes
+from cifar_jax import distributed, models
 from cifar_jax.config import Config
 from cifar_jax.errors import Stopped, UserError
-from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.files import naming
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import plan, prepare, programs
+from cifar_jax.training import compilation, plan, setup
+from cifar_jax.training.compilation import CompiledSteps, StepsPerCallTuner
 from cifar_jax.training.display import Display
+from cifar_jax.training.evaluation import measure
 from cifar_jax.training.plan import Epoch, Plan
-from cifar_jax.training.prepare import Workload
-from cifar_jax.training.programs import Executables, StepsPerCallTuner
-from cifar_jax.training.schedules import Moment
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.setup import Setup
 from cifar_jax.training.signals import Signals
 from cifar_jax.training.step import TrainState
 
 SECONDS_BETWEEN_UPDATES = 0.5
 MAX_HALVINGS = 3
 FITTED_EVERY = 0.01
-"""Share of `train.max_minutes`: so often that the learning rate moves evenly."""
+"""OpenUnit of `train.max_minutes`: so often that the learning rate moves evenly."""
 
 
 class Diverged(Exception):
@@ -79,7 +79,7 @@ class Trainer:
 
     config: Config
     seed: int
-    workload: Workload
+    workload: Setup
     workdir: Workdir
     checkpoints: Checkpoints
     display: Display
@@ -128,21 +128,21 @@ class Trainer:
 
     def _set_out(self, state: TrainState) -> None:
         """Take the speed by which the plan is fitted from here on."""
-        (elapsed,) = processes.greatest(self.progress.elapsed())
+        (elapsed,) = distributed.all_max(self.progress.elapsed())
         self.origin = (elapsed, self.plan.pixels_before(int(state.step)))
         self.fitted_at = elapsed
 
     def _compile(
         self, state: TrainState
-    ) -> tuple[Executables, Callable[[TrainState], dict[str, float]] | None, float]:
+    ) -> tuple[CompiledSteps, Callable[[TrainState], dict[str, float]] | None, float]:
         workload = self.workload
-        data = programs.train_data(workload)
-        training = programs.compile_training(workload, self.seed, state, data)
+        data = compilation.train_data(workload)
+        training = compilation.compile_training(workload, self.seed, state, data)
         images, labels = workload.validation
         if not len(labels):
             return training, None, training.compile_seconds
         began = time.perf_counter()
-        logits = programs.compile_evaluation(workload, state, images, self.signals.check)
+        logits = compilation.compile_evaluation(workload, state, images, self.signals.check)
         seconds = training.compile_seconds + time.perf_counter() - began
         return training, lambda state: measure(logits(state.evaluated), labels), seconds
 
@@ -150,7 +150,7 @@ class Trainer:
         self,
         state: TrainState,
         epoch: Epoch,
-        training: Executables,
+        training: CompiledSteps,
         validate: Callable[[TrainState], dict[str, float]] | None,
         board: SummaryWriter,
     ) -> TrainState:
@@ -172,7 +172,7 @@ class Trainer:
         self.progress.line = (0.0, 0)
         row["wall_seconds"] = round(self.progress.elapsed(), 1)
         self.rows.append(row)
-        if processes.is_first():
+        if distributed.is_main_process():
             self.workdir.append_epoch(row)
         for name, value in row.items():
             if name not in ("epoch", "step"):
@@ -188,7 +188,7 @@ class Trainer:
         return state
 
     def _train_epoch(
-        self, state: TrainState, epoch: Epoch, training: Executables
+        self, state: TrainState, epoch: Epoch, training: CompiledSteps
     ) -> tuple[TrainState, dict[str, Any]]:
         """From wherever in `epoch` the state is to its last step, with the metrics of training."""
         display, every = self.display, self.config.train.log_every
@@ -216,9 +216,9 @@ class Trainer:
             if display.live and now - updated > SECONDS_BETWEEN_UPDATES:
                 updated = now
                 speed = (step - begun_at) * epoch.stage.batch_size / (now - began)
-                display.update(step, epoch.number + 1, speed, **programs.means(state.metrics))
+                display.update(step, epoch.number + 1, speed, **compilation.means(state.metrics))
             # All processes must make the same calls, and stop and save after the same one.
-            seconds, signum, due, elapsed = processes.greatest(
+            seconds, signum, due, elapsed = distributed.all_max(
                 now - called, self.signals.received or 0, self._is_due(now), self.progress.elapsed()
             )
             if self._refit(epoch, step, elapsed):
@@ -236,7 +236,7 @@ class Trainer:
         return state, {
             "epoch": epoch.number + 1,
             "step": step,
-            **{f"train_{name}": value for name, value in programs.means(state.metrics).items()},
+            **{f"train_{name}": value for name, value in compilation.means(state.metrics).items()},
             "images_per_second": round(speed, 1),
         }
 
@@ -267,7 +267,7 @@ class Trainer:
     def _save(
         self, state: TrainState, validation_accuracy: float | None = None, *, whole: bool = True
     ) -> None:
-        if not programs.is_finite(state):
+        if not compilation.is_finite(state):
             raise Diverged(f"the weights are not finite after step {int(state.step)}")
         self.checkpoints.save(state, validation_accuracy, whole=whole, extra=self.progress.extra())
         self.saved = time.perf_counter()
@@ -285,12 +285,12 @@ class Trainer:
             rate = f" ({row['learning_rate']:g} in epoch {row['epoch']})" if row else ""
             raise UserError(
                 f"{error}: lower optimizer.lr{rate}"
-                + (" or those of groups" if self.config.groups else "")
+                + (" or those of groups" if self.config.param_groups else "")
                 + (f", which was halved {halvings} times" if halvings else "")
                 + (f"; the checkpoint of step {kept} is kept" if kept else "")
             )
         initial = self.initial() if self.initial and kept is None else None
-        beginning = prepare.init_state(self.workload, self.seed, initial)
+        beginning = setup.init_state(self.workload, self.seed, initial)
         state, meta, damaged = self.checkpoints.restore_newest(beginning)
         for found in damaged:
             self.display.line(str(found))
@@ -300,9 +300,9 @@ class Trainer:
         self.progress.epochs = meta.extra.get("epochs") if meta else None
         self.plan = planned(self.workload, self.progress.epochs)
         factor = 0.5 ** (self.progress.halvings - before)
-        state = programs.with_lower_rate(self.workload, state, factor)
+        state = compilation.with_lower_rate(self.workload, state, factor)
         epochs = epochs_over(self.plan, state)
-        self.rows[:] = processes.from_first(lambda: self.workdir.rewind(epochs))
+        self.rows[:] = distributed.run_on_main(lambda: self.workdir.rewind(epochs))
         self._set_out(state)
         self.display.replan(len(self.plan.epochs), self.plan.steps)
         self.display.line(
@@ -314,7 +314,7 @@ class Trainer:
     def _learning_rate(self, state: TrainState) -> float:
         """Of the last update."""
         step = max(int(state.step) - 1, 0)
-        moment = Moment(step, self.plan.epochs_before(step), self.plan.steps)
+        moment = StepInfo(step, self.plan.epochs_before(step), self.plan.steps)
         shape, scale = float(self.workload.recipe.schedule(moment)), float(state.plateau.scale)
         return self.config.optimizer.lr * shape * scale
 
@@ -324,7 +324,7 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
     """TensorBoard's events, from `epoch` on, of the first process."""
     # Unbounded, since its thread ends on a full disk, and a full queue would then block.
     board = SummaryWriter(
-        str(folder), purge_step=epoch, max_queue=0, write_to_disk=processes.is_first()
+        str(folder), purge_step=epoch, max_queue=0, write_to_disk=distributed.is_main_process()
     )
     try:
         yield board
@@ -338,7 +338,7 @@ def _board(folder: Path, epoch: int) -> Iterator[SummaryWriter]:
             raise
 
 
-def planned(workload: Workload, epochs: list[list[int]] | None) -> Plan:
+def planned(workload: Setup, epochs: list[list[int]] | None) -> Plan:
     """What happens when, in a run whose progress has these `epochs`."""
     return workload.plan if epochs is None else plan.from_json(epochs, workload.stages)
 

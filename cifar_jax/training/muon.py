@@ -1,4 +1,4 @@
-"""Muon: momentum whose matrices are orthogonalised, for the kernels of a network.
+"""Muon: momentum whose matrices are orthogonalized, for the kernels of a network.
 
 After Keller Jordan (kellerjordan.github.io/posts/muon, airbench94_muon), whose CIFAR-10 recipe
 differs from `optax.contrib.muon` (0.2.6 to 0.2.8) in what is here:
@@ -6,9 +6,9 @@ differs from `optax.contrib.muon` (0.2.6 to 0.2.8) in what is here:
 - momentum is a plain sum, `optax.trace`, which is used. optax's Muon has a mean corrected for its
   start, and so with Nesterov other weights of gradient and buffer in the first steps;
 - the update is not scaled by the kernel's shape, and the kernel's norm is set anew before every
-  update (`normalised`). optax's has nothing for it;
+  update (`normalized`). optax's has nothing for it;
 - what is no kernel has another rule, chosen by `optax.partition`. optax's gives it Adam;
-- kernels of one shape are orthogonalised together, in a form that takes half the arithmetic.
+- kernels of one shape are orthogonalized together, in a form that takes half the arithmetic.
   optax's takes each by itself, at the parameter's own precision.
 """
 
@@ -32,15 +32,15 @@ _SMALLEST_NORM = 1e-18
 def scale_by_muon(
     momentum: float = 0.6, *, nesterov: bool = True, steps: int = 3
 ) -> optax.GradientTransformation:
-    """Gradients of kernels to orthogonalised directions of ascent, whatever the learning rate.
+    """Gradients of kernels to orthogonalized directions of ascent, whatever the learning rate.
 
-    The buffer is `momentum · buffer + gradient`; what is orthogonalised is the buffer, or with
+    The buffer is `momentum · buffer + gradient`; what is orthogonalized is the buffer, or with
     `nesterov` `gradient + momentum · buffer`. Multiply the outcome by minus the learning rate.
 
     Args:
       momentum: from 0 to below 1.
       nesterov: look ahead.
-      steps: of `orthogonalised`. The buffer is of the gradients' type.
+      steps: of `orthogonalized`. The buffer is of the gradients' type.
 
     Raises:
       ValueError: in `update`, of a parameter that is no kernel.
@@ -49,11 +49,11 @@ def scale_by_muon(
         raise ValueError(f"steps {steps} is to be at least 1")
     return optax.chain(
         optax.trace(momentum, nesterov),
-        optax.stateless(lambda updates, _: orthogonalised(updates, steps=steps)),
+        optax.stateless(lambda updates, _: orthogonalized(updates, steps=steps)),
     )
 
 
-def orthogonalised(kernels: Any, *, steps: int = 3) -> Any:
+def orthogonalized(kernels: Any, *, steps: int = 3) -> Any:
     """Each kernel, as a matrix UΣVᵀ, brought near to UVᵀ by the Newton–Schulz iteration.
 
     A kernel `[..., O]` counts as the matrix `[O, the rest]`: HWIO as `[O, H·W·I]`, dense as
@@ -95,12 +95,12 @@ def orthogonalised(kernels: Any, *, steps: int = 3) -> Any:
     return structure.unflatten(found)
 
 
-def normalised(params: Any, chosen: Any) -> Any:
+def normalized(params: Any, chosen: Any) -> Any:
     """The chosen kernels at Frobenius norm √O, O being their last axis; the others as they are.
 
     So the learning rate alone says how far an update turns a kernel, and none needs weight decay;
     BatchNorm behind it takes the size away again. It is no part of the update, which the learning
-    rate multiplies: a step computes gradients, then has `params = normalised(params, chosen)`, and
+    rate multiplies: a step computes gradients, then has `params = normalized(params, chosen)`, and
     adds the updates to these.
 
     Args:

@@ -12,7 +12,7 @@ from cifar_jax.config import Augmentation, Config
 from cifar_jax.data import pipeline
 
 
-class Stage(NamedTuple):
+class StepVariant(NamedTuple):
     """What is the same in some epochs and may differ in others: each has a program of its own."""
 
     image_size: int
@@ -28,7 +28,7 @@ class Epoch(NamedTuple):
 
     number: int
     """From 0."""
-    stage: Stage
+    stage: StepVariant
     begin: int
     """Updates made before it."""
     steps: int
@@ -56,7 +56,7 @@ class Plan(NamedTuple):
         return self.epochs[-1].end
 
     @property
-    def stages(self) -> tuple[Stage, ...]:
+    def stages(self) -> tuple[StepVariant, ...]:
         """Each that occurs, once, in the order of the first epochs that have it."""
         return tuple(dict.fromkeys(epoch.stage for epoch in self.epochs))
 
@@ -71,12 +71,12 @@ class Plan(NamedTuple):
         )
 
 
-def as_json(plan: Plan, stages: Sequence[Stage]) -> list[list[int]]:
+def as_json(plan: Plan, stages: Sequence[StepVariant]) -> list[list[int]]:
     """Of each epoch the place of its stage among `stages`, and its steps."""
     return [[stages.index(epoch.stage), epoch.steps] for epoch in plan.epochs]
 
 
-def from_json(epochs: Sequence[Sequence[int]], stages: Sequence[Stage]) -> Plan:
+def from_json(epochs: Sequence[Sequence[int]], stages: Sequence[StepVariant]) -> Plan:
     """The plan that `as_json` wrote down."""
     ends = list(accumulate((steps for _, steps in epochs), initial=0))
     return Plan(
@@ -126,7 +126,7 @@ def fitted(
     return Plan((*kept, last._replace(steps=steps)) if steps else tuple(kept))
 
 
-def possible_stages(config: Config, image_size: int) -> tuple[Stage, ...]:
+def possible_stages(config: Config, image_size: int) -> tuple[StepVariant, ...]:
     """Each that some number of epochs has, once; a plan may pass over the shorter ones."""
     return tuple(dict.fromkeys(stage for _, stage in _stages(config, image_size)))
 
@@ -148,25 +148,25 @@ def _laid_out(
     return Plan(tuple(planned))
 
 
-def _stages(config: Config, image_size: int) -> list[tuple[float, Stage]]:
+def _stages(config: Config, image_size: int) -> list[tuple[float, StepVariant]]:
     """Each with the share of the epochs that are over when it begins, in their order."""
     ends = {phase.until for phase in config.phases}
-    frozen = {group.until for group in config.groups if group.until is not None}
+    frozen = {group.until for group in config.param_groups if group.until is not None}
     shares = sorted({0.0} | ends | frozen)
     return [(share, _stage(config, image_size, share)) for share in shares]
 
 
-def _stage(config: Config, image_size: int, over: float) -> Stage:
+def _stage(config: Config, image_size: int, over: float) -> StepVariant:
     """The one in which an epoch is that begins when that share of the epochs is over."""
     usual = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
-    groups = enumerate(config.groups, start=1)
+    groups = enumerate(config.param_groups, start=1)
     frozen = tuple(i for i, group in groups if group.until is not None and over >= group.until)
     for phase in config.phases:
         if over < phase.until:
-            return Stage(
+            return StepVariant(
                 phase.image_size or image_size,
                 phase.batch_size or config.batch_size,
                 phase.augmentation or usual,
                 frozen,
             )
-    return Stage(image_size, config.batch_size, usual, frozen)
+    return StepVariant(image_size, config.batch_size, usual, frozen)

@@ -8,20 +8,20 @@ from typing import Any
 import jax
 import numpy as np
 
-from cifar_jax import models, processes
+from cifar_jax import distributed, models
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import measure
 from cifar_jax.runs.checkpoints import Checkpoints, Meta
-from cifar_jax.training import programs
+from cifar_jax.training import compilation
 from cifar_jax.training.display import Display
-from cifar_jax.training.prepare import Workload
+from cifar_jax.training.evaluation import measure
+from cifar_jax.training.setup import Setup
 from cifar_jax.training.step import TrainState
 
 
 def measure_result(
     config: Config,
-    workload: Workload,
+    workload: Setup,
     state: TrainState,
     rows: Sequence[Mapping[str, Any]],
     checkpoints: Checkpoints,
@@ -35,7 +35,7 @@ def measure_result(
       UserError: the loss on the test images is not finite.
     """
     images, labels = workload.dataset.test
-    evaluate = programs.compile_evaluation(workload, state, images, after_batch)
+    evaluate = compilation.compile_evaluation(workload, state, images, after_batch)
     logits = evaluate(state.evaluated)
     test = measure(logits, labels)
     if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
@@ -82,7 +82,7 @@ def _restore_best(
     state: TrainState, checkpoints: Checkpoints, display: Display
 ) -> tuple[Meta, TrainState] | None:
     """The checkpoint of the best validation accuracy that can be read."""
-    while (meta := processes.from_all(checkpoints.best_meta)) is not None:
+    while (meta := distributed.run_on_all(checkpoints.best_meta)) is not None:
         if meta.step == int(state.step):
             return meta, state
         best, reason = checkpoints.restore_together(meta.step, state)
@@ -92,7 +92,7 @@ def _restore_best(
             f"the checkpoint of step {meta.step} is damaged ({reason}): set aside, and not counted "
             "as the best on validation"
         )
-        processes.from_first(lambda step=meta.step: str(checkpoints.set_aside(step)))
+        distributed.run_on_main(lambda step=meta.step: str(checkpoints.quarantine(step)))
     return None
 
 

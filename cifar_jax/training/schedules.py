@@ -1,6 +1,6 @@
 """How the learning rate moves over a run: shapes, by which the highest rate is multiplied.
 
-A shape is a function of a `Moment`, whose numbers may be traced: neither another rate nor another
+A shape is a function of a `StepInfo`, whose numbers may be traced: neither another rate nor another
 length of the run compiles anything anew.
 """
 
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from cifar_jax.config import Schedule
 
 
-class Moment(NamedTuple):
+class StepInfo(NamedTuple):
     """Where in a run an update is made: scalars of int32."""
 
     step: Any
@@ -24,7 +24,7 @@ class Moment(NamedTuple):
     """Updates that the whole run makes."""
 
 
-Shape = Callable[[Moment], jax.Array]
+Shape = Callable[[StepInfo], jax.Array]
 """float32, of the highest learning rate."""
 
 START, END = 1 / 25, 1 / 25e4
@@ -54,21 +54,21 @@ def make(schedule: Schedule) -> Shape:
             return lambda moment: _triangular(schedule, moment)
 
 
-def _one_cycle(warmup: float, moment: Moment) -> jax.Array:
+def _one_cycle(warmup: float, moment: StepInfo) -> jax.Array:
     top = _top(warmup, moment)
     rising = _cosine(START, 1, _share(0, moment.step, top))
     falling = _cosine(1, END, _share(top, moment.step, moment.steps))
     return jnp.where(moment.step < top, rising, falling)
 
 
-def _triangular(schedule: Schedule, moment: Moment) -> jax.Array:
+def _triangular(schedule: Schedule, moment: StepInfo) -> jax.Array:
     top = _top(schedule.warmup, moment)
     rising = _line(schedule.start, 1, _share(0, moment.step, top))
     falling = _line(1, schedule.end, _share(top, moment.step, moment.steps))
     return jnp.where(moment.step < top, rising, falling)
 
 
-def _top(warmup: float, moment: Moment) -> jax.Array:
+def _top(warmup: float, moment: StepInfo) -> jax.Array:
     """The step of the highest rate."""
     # The thousandth is for products such as 0.7 · 10, which must not round to below 7.
     return jnp.floor(jnp.float32(warmup) * moment.steps + 1e-3)

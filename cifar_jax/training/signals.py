@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cifar_jax import processes
+from cifar_jax import distributed
 from cifar_jax.errors import Stopped
 
 
@@ -20,7 +20,7 @@ class Signals:
 
     def check(self) -> None:
         """Raise `Stopped` if one came, to whichever process of the run. All must call it."""
-        (signum,) = processes.greatest(self.received or 0)
+        (signum,) = distributed.all_max(self.received or 0)
         if signum:
             raise Stopped(int(signum))
 
@@ -33,7 +33,7 @@ class Signals:
         through.
         """
         self.check()
-        self._nothing_new, self._at_once = True, processes.are_one()
+        self._nothing_new, self._at_once = True, distributed.is_single_process()
         try:
             yield
         finally:

@@ -10,13 +10,13 @@ from flax import linen as nn
 
 from cifar_jax.training import averaging, losses
 from cifar_jax.training.averaging import Ema, Lookahead
-from cifar_jax.training.optim import PlateauState, path_name, plateau_init
-from cifar_jax.training.schedules import Moment, Shape
+from cifar_jax.training.optimizers import PlateauState, parameter_path, plateau_init
+from cifar_jax.training.schedules import Shape, StepInfo
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
-class Recipe(NamedTuple):
+class StepSpec(NamedTuple):
     """What a step is made of."""
 
     model: nn.Module
@@ -80,7 +80,7 @@ class TrainState(NamedTuple):
         return self.averaged or self.variables
 
 
-def init_state(variables: Mapping[str, Any], recipe: Recipe, lr: Any) -> TrainState:
+def init_state(variables: Mapping[str, Any], recipe: StepSpec, lr: Any) -> TrainState:
     """The state before the first step, of a model's fresh variables and the learning rates."""
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
@@ -102,15 +102,15 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
-    moment: Moment,
+    moment: StepInfo,
     *,
-    recipe: Recipe,
+    recipe: StepSpec,
 ) -> TrainState:
     """One update on a batch.
 
     Args:
       state: before it.
-      images: float `[N, H, W, C]`, normalised.
+      images: float `[N, H, W, C]`, normalized.
       labels: int32 `[N]`, or probabilities of classes, float32 `[N, K]`.
       key: the step's own: fold the step into it before.
       moment: where in the run it is.
@@ -157,11 +157,11 @@ def train_step(
     )
 
 
-def _with_frozen(recipe: Recipe, before: Any, after: Any) -> Any:
+def _with_frozen(recipe: StepSpec, before: Any, after: Any) -> Any:
     """`after`, but for the frozen parameters, which are those of `before`."""
 
     def chosen(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        return old if path_name(path) in recipe.frozen else new
+        return old if parameter_path(path) in recipe.frozen else new
 
     return jax.tree_util.tree_map_with_path(chosen, before, after)
 
@@ -171,9 +171,9 @@ def train_steps(
     count: jax.Array,
     key: jax.Array,
     batch: BatchFn,
-    moment: Callable[[jax.Array], Moment],
+    moment: Callable[[jax.Array], StepInfo],
     *,
-    recipe: Recipe,
+    recipe: StepSpec,
 ) -> TrainState:
     """`count` (int32) updates in one call, equal bit for bit to as many calls with one.
 

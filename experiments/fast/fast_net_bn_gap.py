@@ -10,13 +10,13 @@ SGD: 82.14 %.
 from cifar_jax.config import (
     Config,
     Data,
-    Group,
     Loss,
     Model,
     Optimizer,
+    ParamGroup,
     Phase,
     Schedule,
-    TestTime,
+    TTAConfig,
 )
 
 CONFIG = Config(
@@ -24,12 +24,12 @@ CONFIG = Config(
     epochs=17,
     batch_size=250,
     optimizer=Optimizer(name="muon", lr=0.16, momentum=0.6, nesterov=True),
-    groups=(
-        Group(parameters="*/bias, */scale, fc3/*", optimizer=Optimizer(name="adamw", lr=5e-3)),
+    param_groups=(
+        ParamGroup(parameters="*/bias, */scale, fc3/*", optimizer=Optimizer(name="adamw", lr=5e-3)),
     ),
     schedule=Schedule(name="triangular", warmup=0.1, start=0.3, end=0.0),
     loss=Loss(label_smoothing=0.1),
     phases=(Phase(until=0.41, image_size=16),),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    test_time=TestTime(flip=True, shift=1),
+    tta=TTAConfig(flip=True, shift=1),
 )

@@ -10,13 +10,13 @@ pixels first, no dropout. The paper, after 135 epochs of Adam: 90.68 %.
 from cifar_jax.config import (
     Config,
     Data,
-    Group,
     Loss,
     Model,
     Optimizer,
+    ParamGroup,
     Phase,
     Schedule,
-    TestTime,
+    TTAConfig,
 )
 
 CONFIG = Config(
@@ -24,8 +24,8 @@ CONFIG = Config(
     epochs=21,
     batch_size=250,
     optimizer=Optimizer(name="muon", lr=0.1, momentum=0.6, nesterov=True),
-    groups=(
-        Group(
+    param_groups=(
+        ParamGroup(
             parameters="*/bias, */scale, *depthwise*, fc/*",
             optimizer=Optimizer(name="adamw", lr=5e-3),
         ),
@@ -34,5 +34,5 @@ CONFIG = Config(
     loss=Loss(label_smoothing=0.1),
     phases=(Phase(until=0.47, image_size=16),),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    test_time=TestTime(flip=True, shift=1, unsure=0.3),
+    tta=TTAConfig(flip=True, shift=1, least_confident=0.3),
 )

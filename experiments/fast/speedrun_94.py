@@ -9,14 +9,14 @@ there, and docs/recipes.md for what was tried. Seeds 0 to 2 are to count.
 from cifar_jax.config import (
     Config,
     Data,
-    Group,
-    Initialisation,
+    Initialization,
     Loss,
     Model,
     Optimizer,
+    ParamGroup,
     Phase,
     Schedule,
-    TestTime,
+    TTAConfig,
 )
 
 KERNELS = Optimizer(name="muon", lr=0.14, momentum=0.6, nesterov=True)
@@ -28,17 +28,17 @@ CONFIG = Config(
     epochs=9,
     batch_size=500,
     optimizer=KERNELS,
-    groups=(
-        Group(parameters="conv1/bias", optimizer=BIASES, until=0.3),
-        Group(parameters="stage1_*/kernel", optimizer=KERNELS, until=0.8),
-        Group(parameters="stage1_*/bias", optimizer=BIASES, until=0.8),
-        Group(parameters="fc/kernel", optimizer=LAST),
-        Group(parameters="*/bias", optimizer=BIASES),
+    param_groups=(
+        ParamGroup(parameters="conv1/bias", optimizer=BIASES, until=0.3),
+        ParamGroup(parameters="stage1_*/kernel", optimizer=KERNELS, until=0.8),
+        ParamGroup(parameters="stage1_*/bias", optimizer=BIASES, until=0.8),
+        ParamGroup(parameters="fc/kernel", optimizer=LAST),
+        ParamGroup(parameters="*/bias", optimizer=BIASES),
     ),
     schedule=Schedule(name="linear"),
     loss=Loss(label_smoothing=0.2),
-    init=Initialisation(whitening=True, dirac=True),
+    init=Initialization(whitening=True, dirac=True),
     phases=(Phase(until=0.33, image_size=16), Phase(until=0.55, image_size=24)),
     data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    test_time=TestTime(flip=True, shift=1, unsure=0.3),
+    tta=TTAConfig(flip=True, shift=1, least_confident=0.3),
 )

@@ -24,7 +24,7 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture
-def normalised() -> np.ndarray:
+def normalized() -> np.ndarray:
     return np.random.default_rng(1).normal(size=(64, 8, 6, 3)).astype(np.float32)
 
 
@@ -166,18 +166,18 @@ def test_cutout_is_a_square_around_any_pixel_clipped_at_the_border(size: int) ->
         assert abs(found[image] / 2000 - share) < 4 * np.sqrt(share / 2000)
 
 
-def test_cutout_leaves_the_rest_as_it_was(normalised: np.ndarray) -> None:
-    cut = np.asarray(augment.cutout(jax.random.key(0), jnp.asarray(normalised), 4))
-    assert ((cut == normalised) | (cut == 0)).all()
-    unchanged = augment.cutout(jax.random.key(0), jnp.asarray(normalised), 0)
-    np.testing.assert_array_equal(unchanged, normalised)
+def test_cutout_leaves_the_rest_as_it_was(normalized: np.ndarray) -> None:
+    cut = np.asarray(augment.cutout(jax.random.key(0), jnp.asarray(normalized), 4))
+    assert ((cut == normalized) | (cut == 0)).all()
+    unchanged = augment.cutout(jax.random.key(0), jnp.asarray(normalized), 0)
+    np.testing.assert_array_equal(unchanged, normalized)
 
 
 def test_mixup_mixes_images_and_labels_by_the_same_share(
-    normalised: np.ndarray, labels: np.ndarray
+    normalized: np.ndarray, labels: np.ndarray
 ) -> None:
     mixed, soft = augment.mixup(
-        jax.random.key(0), jnp.asarray(normalised), jnp.asarray(labels), 0.4, 5
+        jax.random.key(0), jnp.asarray(normalized), jnp.asarray(labels), 0.4, 5
     )
     chex.assert_type([mixed, soft], jnp.float32)
     np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
@@ -186,7 +186,7 @@ def test_mixup_mixes_images_and_labels_by_the_same_share(
     share = shares[0]
     np.testing.assert_allclose(shares, share, rtol=1e-6)
     assert 0 < share < 1
-    expected = share * normalised + (1 - share) * np.roll(normalised, 1, axis=0)
+    expected = share * normalized + (1 - share) * np.roll(normalized, 1, axis=0)
     np.testing.assert_allclose(mixed, expected, atol=1e-6)
     one_hot = np.eye(5)[labels]
     expected = share * one_hot + (1 - share) * np.roll(one_hot, 1, axis=0)
@@ -202,18 +202,18 @@ def test_shares_of_mixup_are_of_the_beta_distribution(alpha: float) -> None:
 
 
 def test_cutmix_takes_a_box_and_mixes_the_labels_by_its_area(
-    normalised: np.ndarray, labels: np.ndarray
+    normalized: np.ndarray, labels: np.ndarray
 ) -> None:
     """Over many draws: boxes of all sizes, clipped at each border."""
-    height, width = normalised.shape[1:3]
-    other = np.roll(normalised, 1, axis=0)
+    height, width = normalized.shape[1:3]
+    other = np.roll(normalized, 1, axis=0)
     differ = labels != np.roll(labels, 1)
-    cutmix = jax.jit(lambda key: augment.cutmix(key, normalised, labels, 1.0, 5))
+    cutmix = jax.jit(lambda key: augment.cutmix(key, normalized, labels, 1.0, 5))
     corners, areas = [], []
     for seed in range(100):
         mixed, soft = (np.asarray(x) for x in cutmix(jax.random.key(seed)))
         taken = (mixed == other).all((0, 3))
-        assert ((mixed == normalised).all((0, 3)) == ~taken).all()
+        assert ((mixed == normalized).all((0, 3)) == ~taken).all()
         rows, columns = taken.any(1).nonzero()[0], taken.any(0).nonzero()[0]
         assert taken.sum() == len(rows) * len(columns)  # a box
         share = 1 - taken.mean()
@@ -247,12 +247,12 @@ def test_boxes_of_cutmix_are_as_often_as_large_as_the_authors() -> None:
     assert stats.ks_2samp(np.asarray(soft), np.float32(expected)).pvalue > 0.01
 
 
-def test_jitter_shifts_each_image_and_stretches_it_about_its_mean(normalised: np.ndarray) -> None:
-    jittered = np.asarray(augment.jitter(jax.random.key(0), jnp.asarray(normalised), 0.2, 0.5))
-    means, stds = (a.mean((1, 2, 3), keepdims=True) for a in (normalised, jittered))
+def test_jitter_shifts_each_image_and_stretches_it_about_its_mean(normalized: np.ndarray) -> None:
+    jittered = np.asarray(augment.jitter(jax.random.key(0), jnp.asarray(normalized), 0.2, 0.5))
+    means, stds = (a.mean((1, 2, 3), keepdims=True) for a in (normalized, jittered))
     offsets = stds - means
-    factors = jittered.std((1, 2, 3), keepdims=True) / normalised.std((1, 2, 3), keepdims=True)
-    expected = means + factors * (normalised - means) + offsets
+    factors = jittered.std((1, 2, 3), keepdims=True) / normalized.std((1, 2, 3), keepdims=True)
+    expected = means + factors * (normalized - means) + offsets
     np.testing.assert_allclose(jittered, expected, atol=1e-5)
 
 
@@ -266,15 +266,15 @@ def test_jitter_is_uniform_and_its_two_draws_are_independent() -> None:
     assert abs(np.corrcoef(offsets, factors)[0, 1]) < 0.06
 
 
-def test_jitter_of_nothing_changes_nothing(normalised: np.ndarray) -> None:
-    unchanged = augment.jitter(jax.random.key(0), jnp.asarray(normalised), 0, 0)
-    np.testing.assert_array_equal(unchanged, normalised)
+def test_jitter_of_nothing_changes_nothing(normalized: np.ndarray) -> None:
+    unchanged = augment.jitter(jax.random.key(0), jnp.asarray(normalized), 0, 0)
+    np.testing.assert_array_equal(unchanged, normalized)
 
 
 @pytest.mark.parametrize("size", [3, 5, 6, 11])
-def test_resize_is_pillows(normalised: np.ndarray, size: int) -> None:
-    resized = augment.resize(jnp.asarray(normalised[:4]), size)
-    for image, small in zip(normalised[:4], np.asarray(resized), strict=True):
+def test_resize_is_pillows(normalized: np.ndarray, size: int) -> None:
+    resized = augment.resize(jnp.asarray(normalized[:4]), size)
+    for image, small in zip(normalized[:4], np.asarray(resized), strict=True):
         for channel in range(3):
             picture = Image.fromarray(image[..., channel])
             expected = picture.resize((size, size), Image.Resampling.BILINEAR)

@@ -152,7 +152,7 @@ def test_constant_images(images: Decoded, tmp_path: Path) -> None:
     images.train.images[..., 2] = 7
     data.import_path(synthetic.write_binary(tmp_path, images))
     for _ in range(2):
-        with pytest.raises(UserError, match="cannot be normalised: every pixel has the same blue"):
+        with pytest.raises(UserError, match="cannot be normalized: every pixel has the same blue"):
             data.load("cifar10")
 
 

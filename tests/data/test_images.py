@@ -27,8 +27,8 @@ def noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def about(image: np.ndarray, colour: tuple[int, ...], within: int = 3) -> bool:
-    return image.shape == (32, 32, 3) and bool((abs(image.astype(int) - colour) <= within).all())
+def about(image: np.ndarray, color: tuple[int, ...], within: int = 3) -> bool:
+    return image.shape == (32, 32, 3) and bool((abs(image.astype(int) - color) <= within).all())
 
 
 def test_its_own_size_keeps_every_value(tmp_path: Path) -> None:
@@ -47,7 +47,7 @@ def test_formats(format: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "colour"),
+    ("image", "color"),
     [
         (Image.new("L", (40, 40), 77), (77,) * 3),
         (Image.new("1", (40, 40), 1), (255,) * 3),
@@ -61,11 +61,11 @@ def test_formats(format: str) -> None:
         (Image.fromarray(np.full((40, 40), 0x00FF, np.uint16)), (1,) * 3),
     ],
 )
-def test_modes_of_png(image: Image.Image, colour: tuple[int, ...]) -> None:
-    assert about(read_image(encoded(image)), colour, within=1)
+def test_modes_of_png(image: Image.Image, color: tuple[int, ...]) -> None:
+    assert about(read_image(encoded(image)), color, within=1)
 
 
-def test_transparent_palette_and_colour_lie_on_white() -> None:
+def test_transparent_palette_and_color_lie_on_white() -> None:
     palette = Image.new("P", (40, 40), 0)
     palette.putpalette([*RGB, 0, 0, 255])
     assert about(read_image(encoded(palette)), RGB)
@@ -74,7 +74,7 @@ def test_transparent_palette_and_colour_lie_on_white() -> None:
     assert about(read_image(encoded(Image.new("RGB", (9, 9), RGB), transparency=RGB)), (255,) * 3)
 
 
-def png_of_16_bit_colour() -> bytes:
+def png_of_16_bit_color() -> bytes:
     """Pillow reads it and cannot write it."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
@@ -88,7 +88,7 @@ def png_of_16_bit_colour() -> bytes:
 
 
 def test_more_than_8_bits() -> None:
-    assert about(read_image(png_of_16_bit_colour()), RGB)
+    assert about(read_image(png_of_16_bit_color()), RGB)
     wide = Image.fromarray(np.full((40, 40), 0x8080, np.uint16))
     assert about(read_image(encoded(wide, "TIFF")), (128,) * 3, within=1)
     assert about(read_image(encoded(wide, "PPM")), (128,) * 3, within=1)
@@ -97,7 +97,7 @@ def test_more_than_8_bits() -> None:
             read_image(encoded(Image.fromarray(np.ones((40, 40), kind)), "TIFF"), "x.tif")
 
 
-def test_printers_colours() -> None:
+def test_printers_colors() -> None:
     content = encoded(Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "JPEG", quality=95)
     assert about(read_image(content), (255, 0, 0), within=8)
 
@@ -123,7 +123,7 @@ def test_damaged_metadata_do_no_harm() -> None:
 
 
 def test_first_frame_of_an_animation() -> None:
-    frames = [Image.new("RGB", (40, 40), colour) for colour in (RGB, (0, 0, 255))]
+    frames = [Image.new("RGB", (40, 40), color) for color in (RGB, (0, 0, 255))]
     for format in ("GIF", "PNG", "WEBP", "TIFF"):
         content = encoded(frames[0], format, save_all=True, append_images=frames[1:])
         assert about(read_image(content), RGB, within=8)

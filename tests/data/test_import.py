@@ -44,7 +44,7 @@ def test_every_form_reads_back_equal(
 ) -> None:
     path = synthetic.FORMS[form](tmp_path / "given", images)
     result = data.import_path(path, data_dir)
-    assert result.recognised == form
+    assert result.recognized == form
     assert result.official is None
     assert result.counts == {"train": 20, "test": 4}
     assert "20 training and 4 test images" in result.remarks[-1]
@@ -105,10 +105,10 @@ def test_a_folder_around_the_batches_will_do(
     images: Decoded, tmp_path: Path, data_dir: Path
 ) -> None:
     synthetic.write_binary(tmp_path / "given", images)
-    assert data.import_path(tmp_path / "given", data_dir).recognised == "unpacked binary archive"
+    assert data.import_path(tmp_path / "given", data_dir).recognized == "unpacked binary archive"
 
 
-def test_official_archive_is_recognised(
+def test_official_archive_is_recognized(
     images: Decoded, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = synthetic.pack(synthetic.write_python(tmp_path, images))
@@ -118,7 +118,7 @@ def test_official_archive_is_recognised(
     assert result.official == "its SHA-256 is that of the official cifar-10-python.tar.gz"
 
 
-def test_official_batches_are_recognised(
+def test_official_batches_are_recognized(
     images: Decoded, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = synthetic.write_binary(tmp_path, images)

@@ -1,4 +1,4 @@
-"""Order, taking and normalisation of batches, against plain NumPy."""
+"""Order, taking and normalization of batches, against plain NumPy."""
 
 import chex
 import jax
@@ -54,20 +54,20 @@ def test_rows_are_taken_in_the_order_of_their_indices() -> None:
     chex.assert_type(taken, jnp.uint8)
 
 
-def test_normalised_images_have_zero_mean_and_unit_variance(images: np.ndarray) -> None:
+def test_normalized_images_have_zero_mean_and_unit_variance(images: np.ndarray) -> None:
     channels = images.reshape(-1, 3) / 255
     mean, std = channels.mean(0), channels.std(0)
-    normalised = pipeline.normalise(jnp.asarray(images), mean.tolist(), std.tolist())
-    chex.assert_type(normalised, jnp.float32)
+    normalized = pipeline.normalize(jnp.asarray(images), mean.tolist(), std.tolist())
+    chex.assert_type(normalized, jnp.float32)
     expected = (images / 255 - mean) / std
-    np.testing.assert_allclose(normalised, expected, atol=2e-6)
-    np.testing.assert_allclose(np.mean(normalised, (0, 1, 2)), 0, atol=1e-5)
-    np.testing.assert_allclose(np.std(normalised, (0, 1, 2)), 1, atol=1e-5)
+    np.testing.assert_allclose(normalized, expected, atol=2e-6)
+    np.testing.assert_allclose(np.mean(normalized, (0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(np.std(normalized, (0, 1, 2)), 1, atol=1e-5)
 
 
-def test_normalise_computes_in_float32_whatever_it_returns(images: np.ndarray) -> None:
+def test_normalize_computes_in_float32_whatever_it_returns(images: np.ndarray) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
-    wide = pipeline.normalise(jnp.asarray(images), mean, std)
-    narrow = pipeline.normalise(jnp.asarray(images), mean, std, jnp.bfloat16)
+    wide = pipeline.normalize(jnp.asarray(images), mean, std)
+    narrow = pipeline.normalize(jnp.asarray(images), mean, std, jnp.bfloat16)
     chex.assert_type(narrow, jnp.bfloat16)
     np.testing.assert_array_equal(narrow, wide.astype(jnp.bfloat16))

@@ -11,11 +11,11 @@ from short_runs import files
 from cifar_jax import data
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import Views, measure
 from cifar_jax.inference import exports
 from cifar_jax.inference.evaluate import evaluate, logits
 from cifar_jax.inference.model import load_run
 from cifar_jax.runs import folder as workdir
+from cifar_jax.training.evaluation import TTA, measure
 from cifar_jax.training.fit import Run
 
 
@@ -35,9 +35,9 @@ def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
 def test_images_are_looked_at_as_the_run_looked_at_them(finished: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(finished, tmp_path / "run")
     card = json.loads((folder / "model.json").read_text())
-    card["test_time"] = {"flip": True, "shift": 1, "unsure": None}
+    card["tta"] = {"flip": True, "shift": 1, "least_confident": None}
     (folder / "model.json").write_text(json.dumps(card))
-    views = Views(flip=True, shift=1)
+    views = TTA(flip=True, shift=1)
     images, labels = data.load("digits").test
     found = logits(folder).logits
     np.testing.assert_allclose(found, load_run(finished).logits(images, views), atol=1e-4)

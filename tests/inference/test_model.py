@@ -18,8 +18,8 @@ from cifar_jax import data, models
 from cifar_jax.data import images as pictures
 from cifar_jax.data.cifar10 import facts
 from cifar_jax.errors import UserError
-from cifar_jax.evaluation import Views
 from cifar_jax.inference import card as cards
+from cifar_jax.training.evaluation import TTA
 
 RANDOM = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
 
@@ -55,13 +55,13 @@ def test_the_number_of_images_does_not_matter(basic: Path) -> None:
 def test_more_views_of_an_image_are_averaged(basic: Path) -> None:
     model = cifar_jax.load(basic)
     model.largest_batch = 2
-    found = model.logits(RANDOM, Views(flip=True))
+    found = model.logits(RANDOM, TTA(flip=True))
     mirrored = RANDOM[:, :, ::-1]
     expected = (by_hand(basic, RANDOM, 7) + by_hand(basic, mirrored, 7)) / 2
     np.testing.assert_allclose(found, expected, atol=1e-5)
     odds = np.exp(expected) / np.exp(expected).sum(-1, keepdims=True)
-    np.testing.assert_allclose(model.predict(RANDOM, Views(flip=True)), odds, atol=1e-5)
-    assert model.predict(RANDOM[:0], Views(flip=True)).shape == (0, 10)
+    np.testing.assert_allclose(model.predict(RANDOM, TTA(flip=True)), odds, atol=1e-5)
+    assert model.predict(RANDOM[:0], TTA(flip=True)).shape == (0, 10)
 
 
 def test_files_are_read_as_arrays_are(basic: Path, tmp_path: Path) -> None:
@@ -125,9 +125,9 @@ def damaged(card: dict[str, Any], **changes: Any) -> str:
         ({"experiment": "../../elsewhere"}, "names no experiment"),
         ({"experiment": 3}, "names no experiment"),
         ({"seed": "x"}, "names no experiment and seed"),
-        ({"test_time": {"x": 1}}, "x"),
-        ({"test_time": {"shift": "far"}}, "shift"),
-        ({"test_time": []}, "test_time is no object"),
+        ({"tta": {"x": 1}}, "x"),
+        ({"tta": {"shift": "far"}}, "shift"),
+        ({"tta": []}, "tta is no object"),
         ({"data": 5}, "data is no object"),
         ({"model": {"name": "basic", "num_classes": 10, "dropout": "x"}}, "dropout"),
     ],

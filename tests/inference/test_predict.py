@@ -14,7 +14,7 @@ from PIL import Image
 
 import cifar_jax
 from cifar_jax import cli
-from cifar_jax.evaluation import Views
+from cifar_jax.training.evaluation import TTA
 
 
 @pytest.fixture
@@ -54,13 +54,13 @@ def test_views_are_those_that_the_run_was_tested_with(
     assert cli.run(["predict", str(basic), str(pictures), "--views"]) == 2
     assert "was tested with images as they are: leave --views out" in capsys.readouterr().err
     run = shutil.copytree(basic, tmp_path / "run")
-    card = cifar_jax.load(basic).card | {"test_time": {"flip": True, "shift": 1, "unsure": 0.25}}
+    card = cifar_jax.load(basic).card | {"tta": {"flip": True, "shift": 1, "least_confident": 0.25}}
     (run / "model.json").write_text(json.dumps(card))
     assert cli.run(["predict", str(run), str(pictures), "--views", "--json", "--top", "10"]) == 0
     rows = json.loads(capsys.readouterr().out)
     model = cifar_jax.load(basic)
     files = [pictures / name for name in ("a.PNG", "b.png", "more/c.bmp")]
-    for row, odds in zip(rows, model.predict(files, Views(flip=True, shift=1)), strict=True):
+    for row, odds in zip(rows, model.predict(files, TTA(flip=True, shift=1)), strict=True):
         found = {answer["class"]: answer["probability"] for answer in row["top"]}
         np.testing.assert_allclose([found[name] for name in model.classes], odds, atol=1e-6)
 

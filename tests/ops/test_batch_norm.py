@@ -1,4 +1,4 @@
-"""Batch normalisation against the formula in NumPy, its gradient against complex steps."""
+"""Batch normalization against the formula in NumPy, its gradient against complex steps."""
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def test_values_and_gradients_are_those_of_the_formula(shape, dtype, tolerance):
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_normalises_each_channel():
+def test_normalizes_each_channel():
     x = 100 + jax.random.normal(jax.random.key(0), (8, 4, 4, 3))
     y, mean, var = ops.batch_norm(x, jnp.ones(3), jnp.zeros(3), 1e-5)
     np.testing.assert_allclose(y.mean((0, 1, 2)), 0, atol=1e-4)

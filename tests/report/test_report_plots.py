@@ -70,8 +70,8 @@ def test_scanty_runs_are_drawn(make_run: MakeRun, experiment: str, options: dict
     groups = report.collect(report.read_runs([make_run(experiment, **options)]))
     (figure,) = plots.draw(groups)
     with Image.open(io.BytesIO(figure.png)) as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 24)}
-    assert tuple(bytes.fromhex(plots.TRAIN[1:])) in colours
+        colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 24)}
+    assert tuple(bytes.fromhex(plots.TRAIN[1:])) in colors
 
 
 def test_the_paper_is_drawn_against_what_was_measured(
@@ -103,12 +103,12 @@ def test_the_paper_is_drawn_against_what_was_measured(
     assert (high - low) / 2 == pytest.approx(statistics.stdev([63.0, 61.5]))
 
 
-def curves(axes: Axes, colour: str, width: float) -> list[list[list[float]]]:
+def curves(axes: Axes, color: str, width: float) -> list[list[list[float]]]:
     """The points of the lines of that look."""
     return [
         np.array(line.get_xydata()).tolist()
         for line in axes.lines
-        if (line.get_color(), line.get_linewidth()) == (colour, pytest.approx(width))
+        if (line.get_color(), line.get_linewidth()) == (color, pytest.approx(width))
     ]
 
 
@@ -125,11 +125,11 @@ def test_the_curves_of_seeds_and_their_mean(make_run: MakeRun, drawn: list[Any])
     assert (figure.name, len(drawn)) == ("resnet10-plateau.png", 1)
     loss, accuracy = drawn[0].axes
     for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
-        for split, colour in (("train", plots.TRAIN), ("validation", plots.VALIDATION)):
+        for split, color in (("train", plots.TRAIN), ("validation", plots.VALIDATION)):
             name = f"{split}_{metric}"
             each = [[[row["epoch"], row[name]] for row in run.rows] for run in read]
-            assert curves(axes, colour, 0.81) == each
-            (mean,) = curves(axes, colour, 1.8)
+            assert curves(axes, color, 0.81) == each
+            (mean,) = curves(axes, color, 1.8)
             np.testing.assert_allclose(mean, np.mean(each, axis=0))
         assert axes.get_xlabel() == "epoch"
         left, right = axes.get_xlim()

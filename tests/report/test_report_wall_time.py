@@ -103,9 +103,9 @@ def test_a_report_has_it_where_there_is_something_to_compare(make_run: MakeRun) 
     assert "wall-time.png" not in [figure.name for figure in _figures(one)]
     (figure,) = (f for f in _figures(one, make_run("basic")) if f.name == "wall-time.png")
     with Image.open(io.BytesIO(figure.png)) as image:
-        colours = {colour for _, colour in image.convert("RGB").getcolors(maxcolors=1 << 24)}
-    for colour in (style.TRAIN, style.VALIDATION):
-        assert tuple(bytes.fromhex(colour[1:])) in colours
+        colors = {color for _, color in image.convert("RGB").getcolors(maxcolors=1 << 24)}
+    for color in (style.TRAIN, style.VALIDATION):
+        assert tuple(bytes.fromhex(color[1:])) in colors
 
 
 def _figures(*runs: Path) -> list[style.Figure]:

@@ -14,7 +14,7 @@ from cifar_jax.report import plots
 from cifar_jax.report.style import Figure
 
 
-def printed(groups: list[report.Group], width: int | None = None) -> str:
+def printed(groups: list[report.SeedGroup], width: int | None = None) -> str:
     """What appears on a terminal of that width, or in a file."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=bool(width), color_system=None)
@@ -142,7 +142,7 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
         if group.runs or group.experiment == "net-attention"
     ]
 
-    def lines(groups: list[report.Group], width: int) -> str:
+    def lines(groups: list[report.SeedGroup], width: int) -> str:
         return "".join(f"{line.rstrip()}\n" for line in printed(groups, width).splitlines())
 
     assert lines(shown, 80).rstrip() + "\n" == NARROW
@@ -151,12 +151,12 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     assert "device" not in lines(report.collect([]), 100)
     assert ONE_DEVICE in lines(shown[:2], 100)
     assert "Time is a run's. Device: AMD EPYC 7B13, 2 cores.\n" in lines(shown[:2], 250)
-    coloured = io.StringIO()
-    report.show(shown, Console(file=coloured, force_terminal=True, color_system="standard"))
-    assert "\x1b[2mnet\x1b[0m" in coloured.getvalue()  # dim, where nothing is measured
-    assert "\x1b[2mbasic" not in coloured.getvalue()
-    assert "\x1b[33m−0.31\x1b[0m" in coloured.getvalue()  # yellow
-    assert "\x1b[32m+3.22\x1b[0m" in coloured.getvalue()  # green
+    colored = io.StringIO()
+    report.show(shown, Console(file=colored, force_terminal=True, color_system="standard"))
+    assert "\x1b[2mnet\x1b[0m" in colored.getvalue()  # dim, where nothing is measured
+    assert "\x1b[2mbasic" not in colored.getvalue()
+    assert "\x1b[33m−0.31\x1b[0m" in colored.getvalue()  # yellow
+    assert "\x1b[32m+3.22\x1b[0m" in colored.getvalue()  # green
 
 
 def test_better_recipes_have_a_table_of_their_own(make_run: MakeRun, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from short_runs import change_meta
 
 from cifar_jax.errors import UserError
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
-from cifar_jax.training.optim import plateau_init
+from cifar_jax.training.optimizers import plateau_init
 from cifar_jax.training.step import Metrics, TrainState
 
 Damage = Callable[[Path], object]

@@ -28,7 +28,7 @@ IDENTITY = {"experiment": "basic", "seed": 0, "overrides": {}, "config": flatten
         ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
         ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
         ({"data.flip": False}, "net@flip=False"),
-        ({"test_time.flip": False}, "net@test_time.flip=False"),
+        ({"tta.flip": False}, "net@tta.flip=False"),
         ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
     ],
 )
@@ -46,7 +46,7 @@ def test_long_names_of_folders_are_cut_and_stay_apart() -> None:
     ("changes", "name"),
     [
         ({"model.name": "x"}, "net@model.name=x"),
-        ({"data.flip": True, "test_time.flip": True}, "net@flip=True,test_time.flip=True"),
+        ({"data.flip": True, "tta.flip": True}, "net@flip=True,tta.flip=True"),
     ],
 )
 def test_a_name_says_which_setting_is_meant(changes: dict[str, Any], name: str) -> None:

@@ -85,7 +85,7 @@ def test_a_run_that_is_asked_for_again_keeps_its_result(unfinished: Path) -> Non
         (['phases=[{"until": 0.5, "image_size": 24}]'], "its phases are made for 2 epochs"),
         (["averaging.name=lookahead", "averaging.power=3"], "its lookahead's power is made for 2"),
         (
-            ['groups=[{"parameters": "fc1/*", "optimizer": {}, "until": 0.5}]'],
+            ['param_groups=[{"parameters": "fc1/*", "optimizer": {}, "until": 0.5}]'],
             "its groups' until is made for 2",
         ),
     ],

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from cifar_jax.errors import UserError
-from cifar_jax.settings.groups import Before, Execution, Settings
+from cifar_jax.settings.fields import Before, RuntimeOnly, Settings
 
 
 class Phase(Settings):
@@ -44,7 +44,7 @@ class Lookahead(Settings):
 
 
 class Lab(Settings):
-    is_whole: ClassVar = True
+    is_root: ClassVar = True
 
     optimizer: Annotated[Sgd | Muon, Field(discriminator="name")] = Sgd()
     """The update rule."""
@@ -56,7 +56,7 @@ class Lab(Settings):
     weights: Annotated[Ema | Lookahead | None, Field(discriminator="name")] = None
     smoothing: Annotated[float, Field(ge=0, lt=1), Before(0.0)] = 0.2
     rest: Annotated[Average | None, Before(None)] = Average(decay=0.5)
-    workers: Annotated[int | None, Field(ge=1), Execution()] = None
+    workers: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
     note: str | None = None
     remark: Annotated[str, Field(exclude=True)] = "no setting"
 

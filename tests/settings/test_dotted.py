@@ -80,7 +80,7 @@ def test_override_reaches_every_field(changes: list[str], expected: dict[str, An
         (["weights.decay=0.5"], "weights.name is missing: it must be one of ema, lookahead"),
         (["average.decay=0.5", "weights.name=ema"], "exclude each other"),
         (["remark=x"], "no field 'remark'"),
-        (["is_whole=x"], "no field 'is_whole'"),
+        (["is_root=x"], "no field 'is_root'"),
     ],
 )
 def test_a_fault_is_told_with_its_place(changes: list[str], message: str) -> None:

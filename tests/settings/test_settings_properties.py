@@ -12,7 +12,7 @@ from cifar_jax import config
 from cifar_jax.config import Config, Data, Model, Optimizer, Paper, Schedule, Train
 from cifar_jax.errors import UserError
 from cifar_jax.settings.dotted import describe, differences, flatten, override, part, restore
-from cifar_jax.settings.groups import Settings
+from cifar_jax.settings.fields import Settings
 
 S = TypeVar("S", bound=Settings)
 

@@ -152,7 +152,7 @@ class Hand:
             found[i] = window[:, ::-1] if mirror else window
         return found
 
-    def normalised(self, pixels: np.ndarray) -> jax.Array:
+    def normalized(self, pixels: np.ndarray) -> jax.Array:
         """Of zero mean and unit variance, in the type that is computed in."""
         mean, std = (np.float64(s) for s in (self.dataset.mean, self.dataset.std))
         return jnp.asarray((pixels / 255 - mean) / std, self.config.train.precision)
@@ -163,7 +163,7 @@ class Hand:
         epoch, place = divmod(self.step, self.steps_per_epoch)
         chosen = self.order(epoch)[place]
         labels = self.train.labels[chosen]
-        inputs = self.normalised(self.augmented(self.train.images[chosen]))
+        inputs = self.normalized(self.augmented(self.train.images[chosen]))
         key = jax.random.fold_in(self.dropout_key, self.step)
         params = jax.tree.map(np.float32, self.params)
         smoothing = self.config.loss.label_smoothing
@@ -210,7 +210,7 @@ class Hand:
         return measured(
             self.model,
             {"params": jax.tree.map(np.float32, self.params), "batch_stats": self.batch_stats},
-            self.normalised(split.images),
+            self.normalized(split.images),
             split.labels,
         )
 

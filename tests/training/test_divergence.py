@@ -10,7 +10,7 @@ from short_runs import STEPS, Spy, assert_same_run, rows_of, train
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
-from cifar_jax.training import loop, programs
+from cifar_jax.training import compilation, loop
 
 Make = Callable[..., Config]
 
@@ -71,7 +71,7 @@ def test_a_loss_that_diverges_goes_on_with_half_the_rate_where_that_is_asked_for
 def test_weights_that_are_not_finite_are_never_saved(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(programs, "is_finite", lambda state: int(state.step) < 9)
+    monkeypatch.setattr(compilation, "is_finite", lambda state: int(state.step) < 9)
     with pytest.raises(UserError, match="the weights are not finite after step 16"):
         train(make_config(), tmp_path)
     assert evaluate(tmp_path)["step"] == 8

@@ -28,7 +28,7 @@ from cifar_jax.config import Config, flatten, override
 from cifar_jax.data import tfds_folder
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
-from cifar_jax.training import fit, loop, prepare
+from cifar_jax.training import fit, loop, setup
 from cifar_jax.training.display import Display
 from cifar_jax.training.fit import Run
 from cifar_jax.training.result import params_sha256
@@ -212,13 +212,13 @@ def test_a_folder_in_use_is_refused(config: Config, tmp_path: Path) -> None:
 def test_a_loss_that_diverges_is_the_users_to_mend(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    init_state = prepare.init_state
+    init_state = setup.init_state
 
     def far_off(*args: Any) -> TrainState:
         state = init_state(*args)
         return state._replace(params=jax.tree.map(lambda x: x * 1e12, state.params))
 
-    monkeypatch.setattr(prepare, "init_state", far_off)
+    monkeypatch.setattr(setup, "init_state", far_off)
     with pytest.raises(UserError, match=r"not finite in epoch 1, by step 1: lower optimizer\.lr"):
         train(config, tmp_path)
     assert rows_of_or_none(tmp_path) == []

@@ -21,7 +21,7 @@ from short_runs import (
 
 from cifar_jax.config import Config
 from cifar_jax.errors import Stopped
-from cifar_jax.training import fit, prepare, programs
+from cifar_jax.training import compilation, fit, setup
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -48,7 +48,7 @@ def test_a_signal_in_validation_is_heard(
 ) -> None:
     """Between its batches: the epoch's steps are saved, and validation is made again."""
     for epoch in (1, EPOCHS):
-        compiled = programs.compile_evaluation
+        compiled = compilation.compile_evaluation
 
         def interrupted(workload: Any, state: Any, images: Any, after_batch: Any = bool) -> Any:
             calls = []
@@ -62,7 +62,7 @@ def test_a_signal_in_validation_is_heard(
             return compiled(workload, state, images, after)  # noqa: B023
 
         with monkeypatch.context() as patch:
-            patch.setattr(programs, "compile_evaluation", interrupted)
+            patch.setattr(compilation, "compile_evaluation", interrupted)
             with pytest.raises(Stopped, match="saved and stopped by SIGTERM"):
                 train(config, tmp_path)
         assert len(rows_of_or_none(tmp_path)) == epoch - 1
@@ -76,7 +76,7 @@ def test_a_signal_in_validation_is_heard(
 
 @pytest.mark.parametrize(
     ("module", "where"),
-    [(prepare, "workload"), (programs, "compile_training"), (fit, "measure_result")],
+    [(setup, "workload"), (compilation, "compile_training"), (fit, "measure_result")],
 )
 def test_a_signal_where_there_is_nothing_to_save_ends_the_run_at_once(
     config: Config,

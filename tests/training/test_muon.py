@@ -13,7 +13,7 @@ from fixtures import recipe
 
 from cifar_jax.config import Optimizer
 from cifar_jax.training import muon
-from cifar_jax.training.optim import make_optimizer
+from cifar_jax.training.optimizers import make_optimizer
 
 RECORD = json.loads((Path(__file__).parents[1] / "fixtures/torch_muon.json").read_text())
 SHAPES = {
@@ -53,7 +53,7 @@ def by_definition(kernel: Any, steps: int) -> np.ndarray:
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 11])
 def test_it_is_the_iteration_as_published(steps: int) -> None:
     given = kernels()
-    found = muon.orthogonalised(given, steps=steps)
+    found = muon.orthogonalized(given, steps=steps)
     for name, kernel in found.items():
         assert kernel.shape == SHAPES[name]
         assert kernel.dtype == jnp.float32
@@ -71,7 +71,7 @@ def test_singular_values_come_close_to_one(steps: int) -> None:
         values = np.geomspace(1, 0.06 if steps == 3 else 0.01, len(right))
         for scale in (1e-12, 1e-3, 1e6):
             x = jnp.asarray(scale * (left * values) @ right, jnp.float32)
-            found = muon.orthogonalised([x], steps=steps)[0]
+            found = muon.orthogonalized([x], steps=steps)[0]
             assert found.dtype == jnp.float32
             around = np.linalg.svd(np.asarray(found), compute_uv=False)
             assert 0.6 < around.min() <= around.max() < 1.3
@@ -83,24 +83,24 @@ def test_singular_values_come_close_to_one(steps: int) -> None:
 
 def test_a_kernel_among_others_is_what_it_is_alone() -> None:
     given = kernels()
-    together = muon.orthogonalised(given)
+    together = muon.orthogonalized(given)
     for name, kernel in given.items():
-        alone = muon.orthogonalised({name: kernel})[name]
+        alone = muon.orthogonalized({name: kernel})[name]
         np.testing.assert_allclose(together[name], alone, atol=1e-6)
 
 
 def test_names_decide_nothing() -> None:
     given = kernels()
     renamed = dict(zip(sorted(given, reverse=True), sorted(given), strict=True))
-    found = muon.orthogonalised({renamed[name]: kernel for name, kernel in given.items()})
-    for name, kernel in muon.orthogonalised(given).items():
+    found = muon.orthogonalized({renamed[name]: kernel for name, kernel in given.items()})
+    for name, kernel in muon.orthogonalized(given).items():
         np.testing.assert_allclose(found[renamed[name]], kernel, atol=1e-6)
 
 
 def test_equal_shapes_share_their_products() -> None:
     """Four of these six are of two shapes."""
-    program = jax.jit(muon.orthogonalised).lower(kernels()).as_text()
-    one = jax.jit(muon.orthogonalised).lower({"square": kernels()["square"]}).as_text()
+    program = jax.jit(muon.orthogonalized).lower(kernels()).as_text()
+    one = jax.jit(muon.orthogonalized).lower({"square": kernels()["square"]}).as_text()
     assert program.count("dot_general") == 4 * one.count("dot_general")
 
 
@@ -108,20 +108,20 @@ def test_zero_and_what_is_next_to_it() -> None:
     random = np.random.default_rng(0)
     for size in (0.0, 1e-45, 1e-38, 1e-25, 1e-19):
         x = jnp.asarray(size * random.standard_normal((9, 4)), jnp.float32)
-        found = np.asarray(muon.orthogonalised([x])[0])
+        found = np.asarray(muon.orthogonalized([x])[0])
         assert np.isfinite(found).all()
         assert np.linalg.norm(found, 2) < 1.3
         assert size or not found.any()
     zero = {"conv": jnp.zeros((3, 3, 2, 4))}
     updates, _ = muon.scale_by_muon().update(zero, muon.scale_by_muon().init(zero))
     assert not np.asarray(updates["conv"]).any()
-    assert not np.asarray(muon.normalised(zero, {"conv": True})["conv"]).any()
+    assert not np.asarray(muon.normalized(zero, {"conv": True})["conv"]).any()
 
 
-def test_normalised_kernels_have_the_root_of_their_filters_as_norm() -> None:
+def test_normalized_kernels_have_the_root_of_their_filters_as_norm() -> None:
     params = {**kernels(), "bias": jnp.ones(5)}
     chosen = {name: name not in ("bias", "fc2") for name in params}
-    found = muon.normalised(params, chosen)
+    found = muon.normalized(params, chosen)
     for name, array in found.items():
         if chosen[name]:
             norm = np.linalg.norm(np.asarray(array))
@@ -133,7 +133,7 @@ def test_normalised_kernels_have_the_root_of_their_filters_as_norm() -> None:
             np.testing.assert_array_equal(array, params[name])
 
 
-def test_without_nesterov_the_buffer_itself_is_orthogonalised() -> None:
+def test_without_nesterov_the_buffer_itself_is_orthogonalized() -> None:
     tx = muon.scale_by_muon(0.9, nesterov=False, steps=2)
     first, second = kernels(0), kernels(1)
     state = tx.init(first)
@@ -150,14 +150,14 @@ def test_beside_another_rule() -> None:
     labels = {"conv": {"kernel": "muon", "bias": "sgd"}}
     tx = optax.partition({"muon": muon.scale_by_muon(), "sgd": optax.identity()}, labels)
     updates, _ = jax.jit(tx.update)(params, tx.init(params))
-    alone = muon.orthogonalised({"kernel": params["conv"]["kernel"]})
+    alone = muon.orthogonalized({"kernel": params["conv"]["kernel"]})
     np.testing.assert_allclose(updates["conv"]["kernel"], alone["kernel"], atol=1e-6)
     np.testing.assert_array_equal(updates["conv"]["bias"], params["conv"]["bias"])
 
 
 def test_what_muon_is_not_for() -> None:
     with pytest.raises(ValueError, match=r"array of shape \(5,\)"):
-        muon.orthogonalised({"bias": jnp.ones(5)})
+        muon.orthogonalized({"bias": jnp.ones(5)})
     with pytest.raises(ValueError, match="steps 0"):
         muon.scale_by_muon(steps=0)
 

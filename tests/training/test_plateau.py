@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax.training.optim import plateau_init, plateau_update
+from cifar_jax.training.optimizers import plateau_init, plateau_update
 
 TRACES = json.loads((Path(__file__).parents[1] / "fixtures/torch_rates.json").read_text())[
     "plateau"

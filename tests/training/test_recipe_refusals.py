@@ -10,9 +10,9 @@ import pytest
 from short_runs import Spy, raise_it, train
 from tiny import TINY
 
-from cifar_jax.config import Config, Group, Optimizer
+from cifar_jax.config import Config, Optimizer, ParamGroup
 from cifar_jax.errors import UserError
-from cifar_jax.training import optim, prepare
+from cifar_jax.training import optimizers, setup
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -21,7 +21,10 @@ pytestmark = pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"groups": '[{"parameters": "fc9/*", "optimizer": {}}]'}, "no parameter is called 'fc9/"),
+        (
+            {"param_groups": '[{"parameters": "fc9/*", "optimizer": {}}]'},
+            "no parameter is called 'fc9/",
+        ),
         ({"optimizer__name": "muon"}, "muon is for kernels, and bn/bias is none"),
         ({"init__whitening": True}, "no convolution conv1 to whiten"),
         (
@@ -35,7 +38,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     make_config: Make, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        prepare.workload(make_config(**TINY | settings))
+        setup.workload(make_config(**TINY | settings))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +46,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     [
         (
             {
-                "groups": '[{"parameters": "*", "optimizer": {}},'
+                "param_groups": '[{"parameters": "*", "optimizer": {}},'
                 ' {"parameters": "fc/*", "optimizer": {}}]'
             },
             r"all that is called 'fc/\*' is in groups before it",
@@ -60,7 +63,7 @@ def test_what_would_be_in_vain_is_refused_where_a_run_begins(
 ) -> None:
     """And not where one is read, or goes on, that an earlier version began."""
     config = make_config(**TINY | settings)
-    prepare.workload(config)
+    setup.workload(config)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run", initial=dict)
     assert not (tmp_path / "run").exists()
@@ -71,7 +74,7 @@ def test_what_an_earlier_version_began_in_vain_goes_on_to_its_end(
 ) -> None:
     config = make_config(**TINY | {"averaging__name": "lookahead", "averaging__every": 1000})
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "check_average", lambda *_, **__: None)
+        patch.setattr(setup, "check_average", lambda *_, **__: None)
         stop = Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt()))
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run", stop)
@@ -86,8 +89,10 @@ def test_muon_refuses_depthwise_kernels() -> None:
     }
     by_muon = Optimizer(name="muon")
     with pytest.raises(UserError, match="depthwise/kernel is depthwise"):
-        optim.check_use(shapes, by_muon, ())
-    optim.check_use(shapes, by_muon, (Group(parameters="depthwise/*", optimizer=Optimizer()),))
+        optimizers.validate_group_use(shapes, by_muon, ())
+    optimizers.validate_group_use(
+        shapes, by_muon, (ParamGroup(parameters="depthwise/*", optimizer=Optimizer()),)
+    )
 
 
 def test_whitening_is_for_the_convolution_that_takes_the_images(
@@ -95,16 +100,16 @@ def test_whitening_is_for_the_convolution_that_takes_the_images(
 ) -> None:
     kernel = jax.ShapeDtypeStruct((3, 3, 16, 32), np.float32)
     shapes = {"params": {"conv1": {"kernel": kernel}}}
-    monkeypatch.setattr(prepare.models, "variable_shapes", lambda *_: shapes)
+    monkeypatch.setattr(setup.models, "variable_shapes", lambda *_: shapes)
     told = "of 3 channels, and conv1 takes 16"
     with pytest.raises(UserError, match=told):
-        prepare.workload(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
+        setup.workload(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
 
 
 def test_a_pattern_that_names_nothing_is_refused_beside_one_that_does(make_config: Make) -> None:
     groups = '[{"parameters": "*/bias, fc9/*", "optimizer": {"name": "sgd", "lr": 0.1}}]'
     with pytest.raises(UserError, match=r"no parameter is called 'fc9/\*'"):
-        prepare.check_beginning(make_config(**TINY, groups=groups))
+        setup.check_beginning(make_config(**TINY, param_groups=groups))
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,7 @@ def test_a_pattern_that_names_nothing_is_refused_beside_one_that_does(make_confi
         ({"phases": '[{"until": 0.5, "image_size": 40}]'}, "image_size must be in 8..32, not 40"),
         ({"train__max_minutes": 1}, "the schedule constant has no end to fit into"),
         ({"init__whitening": True, "train__init_from": "basic"}, "leave one of them out"),
-        ({"test_time__unsure": 0.5}, "test_time.unsure is a share of the images"),
+        ({"tta__least_confident": 0.5}, "tta.least_confident is a share of the images"),
     ],
 )
 def test_parts_that_exclude_each_other_make_no_config(

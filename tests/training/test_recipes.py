@@ -13,10 +13,10 @@ from short_runs import Spy, assert_same_run, raise_it, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
 from cifar_jax.config import Config
-from cifar_jax.evaluation import Views, over_views
-from cifar_jax.models import initialisation
+from cifar_jax.models import initialization
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import batches, prepare, programs
+from cifar_jax.training import batches, compilation, setup
+from cifar_jax.training.evaluation import TTA, over_views
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -31,7 +31,7 @@ def test_a_group_has_the_learning_rate_and_the_rule_of_its_own(make_config: Make
     alone = make_config(**TINY | {"epochs": 1, "data__train_images": 8})
     grouped = make_config(
         **TINY | {"epochs": 1, "data__train_images": 8},
-        groups='[{"parameters": "*/bias, fc/*", "optimizer": {"name": "sgd", "lr": 0.1}}]',
+        param_groups='[{"parameters": "*/bias, fc/*", "optimizer": {"name": "sgd", "lr": 0.1}}]',
     )
     _, start, plain = after_an_epoch(alone)
     _, _, found = after_an_epoch(grouped)
@@ -52,9 +52,9 @@ def test_a_group_is_trained_until_its_share_of_the_epochs_is_over(make_config: M
     )
     slow = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 2}
     until_half, to_the_end, never = (
-        make_config(**TINY, **slow, groups=group % until) for until in ("0.5", "null", "0")
+        make_config(**TINY, **slow, param_groups=group % until) for until in ("0.5", "null", "0")
     )
-    assert [e.stage.frozen for e in prepare.workload(until_half).plan.epochs] == [
+    assert [e.stage.frozen for e in setup.workload(until_half).plan.epochs] == [
         (),
         (),
         (1,),
@@ -86,9 +86,9 @@ def test_a_group_is_trained_until_its_share_of_the_epochs_is_over(make_config: M
 
 def after_epochs(config: Config) -> list[TrainState]:
     """Before the first step, after half of the epochs, after another step, and in the end."""
-    workload = prepare.workload(config)
-    state = prepare.init_state(workload, 0)
-    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    workload = setup.workload(config)
+    state = setup.init_state(workload, 0)
+    training = compilation.compile_training(workload, 0, state, compilation.train_data(workload))
     found = [jax.device_get(state)]
     for epoch in workload.plan.epochs:
         steps = training.begin(epoch, training.order(epoch), workload.plan.steps)
@@ -105,7 +105,7 @@ def after_epochs(config: Config) -> list[TrainState]:
 def test_no_gradient_is_computed_of_what_is_not_trained(make_config: Make) -> None:
     """Its momentum, which without decay is made of gradients alone, stays nothing."""
     group = '{"parameters": "*/bias", "until": 0, "optimizer": {"name": "sgd", "momentum": 0.9}}'
-    config = make_config(**TINY | {"epochs": 1}, groups=f"[{group}]")
+    config = make_config(**TINY | {"epochs": 1}, param_groups=f"[{group}]")
     _, _, state = after_an_epoch(config)
     shape = state.params["fc"]["bias"].shape
     momenta = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == shape]
@@ -119,12 +119,12 @@ def test_an_average_begins_with_what_the_weights_begin_with(
 ) -> None:
     options = {} if beginning == "init_from" else {beginning: True}
     settings = TINY | {"model__name": "pooled", "averaging__name": "ema"}
-    workload = prepare.workload(make_config(**settings, **options))
-    usual = prepare.init_state(workload, 1).variables if not options else None
-    rates = prepare.learning_rates(workload.config)
-    state = prepare.init_state(workload, 0, usual)
+    workload = setup.workload(make_config(**settings, **options))
+    usual = setup.init_state(workload, 1).variables if not options else None
+    rates = setup.learning_rates(workload.config)
+    state = setup.init_state(workload, 0, usual)
     chex.assert_trees_all_equal(state.averaged, state.variables)
-    fresh = prepare.fresh_state(workload, prepare.random_keys(0)[0], rates)
+    fresh = setup.fresh_state(workload, setup.random_keys(0)[0], rates)
     kernel = fresh.params["conv1"]["kernel"]
     assert np.abs(state.averaged["params"]["conv1"]["kernel"] - kernel).max() > 0.01
 
@@ -134,7 +134,7 @@ def test_muon_moves_kernels_by_orthogonal_matrices_at_their_norm(make_config: Ma
         **TINY | {"epochs": 1, "data__train_images": 8},
         optimizer__name="muon",
         optimizer__newton_schulz_steps=5,
-        groups='[{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.01}}]',
+        param_groups='[{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.01}}]',
     )
     _, start, found = after_an_epoch(config)
     kernel = np.asarray(start.params["fc"]["kernel"])
@@ -150,16 +150,16 @@ def test_no_learning_rate_is_in_a_program(make_config: Make) -> None:
 
     def lowered(rate: float) -> list[str]:
         groups = f'[{{"parameters": "*/bias", "optimizer": {{"name": "adam", "lr": {rate}}}}}]'
-        workload = prepare.workload(
-            make_config(**TINY | {"optimizer__lr": rate, "groups": groups}), dataset=DATASET
+        workload = setup.workload(
+            make_config(**TINY | {"optimizer__lr": rate, "param_groups": groups}), dataset=DATASET
         )
-        rates = prepare.learning_rates(workload.config)
-        make = jax.jit(partial(prepare.fresh_state, workload))
+        rates = setup.learning_rates(workload.config)
+        make = jax.jit(partial(setup.fresh_state, workload))
         (stage,) = workload.plan.stages
-        steps = programs.train_function(workload, stage)
-        arguments = programs.train_arguments(workload, stage)
+        steps = compilation.train_function(workload, stage)
+        arguments = compilation.train_arguments(workload, stage)
         return [
-            make.lower(prepare.random_keys(0)[0], rates).as_text(),
+            make.lower(setup.random_keys(0)[0], rates).as_text(),
             steps.lower(*arguments).as_text(),
         ]
 
@@ -170,14 +170,14 @@ def test_no_learning_rate_is_in_a_program(make_config: Make) -> None:
 
 
 def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_config: Make) -> None:
-    # Decay moves the bias, which has no gradient before BatchNorm.
+    # HalfOpenUnit moves the bias, which has no gradient before BatchNorm.
     config = make_config(
         **TINY | {"model__name": "pooled", "init__whitening": True, "optimizer__weight_decay": 0.1}
     )
     workload, start, found = after_an_epoch(config)
-    images = np.asarray(batches.normalise(workload.train.images, DATASET))
+    images = np.asarray(batches.normalize(workload.train.images, DATASET))
     kernel = np.asarray(start.params["conv1"]["kernel"])
-    expected = initialisation.whitening(images, kernel.shape)
+    expected = initialization.whitening(images, kernel.shape)
     np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.params["conv1"]["kernel"], kernel)
     assert (found.params["conv1"]["bias"] != start.params["conv1"]["bias"]).any()
@@ -185,10 +185,8 @@ def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_co
 
 
 def test_dirac_filters_pass_their_input_on(make_config: Make) -> None:
-    workload = prepare.workload(
-        make_config(**TINY | {"model__name": "pooled", "init__dirac": True})
-    )
-    kernel = np.asarray(prepare.init_state(workload, 0).params["conv1"]["kernel"])
+    workload = setup.workload(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
+    kernel = np.asarray(setup.init_state(workload, 0).params["conv1"]["kernel"])
     np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
     assert (kernel[..., 3:] != 0).mean() > 0.99
 
@@ -230,7 +228,7 @@ def test_the_average_is_evaluated_saved_and_gone_on_from(
         weights = checkpoints.weights(result["steps"])
         last = checkpoints.restore(result["steps"], state)
     chex.assert_trees_all_equal(weights, jax.device_get(last.averaged))
-    images = batches.normalise(DATASET.test.images, DATASET)
+    images = batches.normalize(DATASET.test.images, DATASET)
     logits = workload.recipe.model.apply(weights, images, train=False)
     np.testing.assert_allclose(np.load(whole / "test_logits.npy"), logits, atol=5e-3)
 
@@ -246,7 +244,7 @@ PHASES = (
 
 def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY | {"model__name": "pooled"}, phases=PHASES, data__flip=True)
-    workload = prepare.workload(config)
+    workload = setup.workload(config)
     found = [
         (e.stage.image_size, e.stage.batch_size, e.begin, e.steps, e.stage.augmentation.cutout)
         for e in workload.plan.epochs
@@ -255,8 +253,8 @@ def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path
     assert [e.stage.augmentation.flip for e in workload.plan.epochs] == [True, False, True, True]
     sizes = [
         batches.make_batch(
-            *(DATASET, stage, "float32", programs.train_data(workload), jnp.arange(8)),
-            *(jax.random.key(0), programs.Moment(0, 0, 14)),
+            *(DATASET, stage, "float32", compilation.train_data(workload), jnp.arange(8)),
+            *(jax.random.key(0), compilation.StepInfo(0, 0, 14)),
         )[0].shape
         for stage in workload.plan.stages
     ]
@@ -278,17 +276,17 @@ def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path
 
 
 def test_a_run_is_measured_by_the_views_that_it_names(make_config: Make, tmp_path: Path) -> None:
-    config = make_config(**TINY, test_time__flip=True, test_time__shift=2, test_time__unsure=0.5)
+    config = make_config(**TINY, tta__flip=True, tta__shift=2, tta__least_confident=0.5)
     train(config, tmp_path / "run")
-    workload = prepare.workload(config)
+    workload = setup.workload(config)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         weights = checkpoints.weights(workload.plan.steps)
 
     def logits_of(images: np.ndarray) -> np.ndarray:
-        normal = batches.normalise(images, DATASET)
+        normal = batches.normalize(images, DATASET)
         return np.asarray(workload.recipe.model.apply(weights, normal, train=False))
 
-    expected = over_views(logits_of, DATASET.test.images, Views(True, 2, 0.5))
+    expected = over_views(logits_of, DATASET.test.images, TTA(True, 2, 0.5))
     found = np.load(tmp_path / "run" / "test_logits.npy")
     np.testing.assert_allclose(found, expected, atol=5e-3)
     assert np.abs(found - logits_of(DATASET.test.images)).max() > 0.01

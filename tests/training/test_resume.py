@@ -27,13 +27,13 @@ from short_runs import (
     train,
 )
 
-from cifar_jax.cli import faults
+from cifar_jax.cli import error_messages
 from cifar_jax.config import Config, override
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.inference.load import weights
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import Workdir
-from cifar_jax.training import fit, prepare, programs
+from cifar_jax.training import compilation, fit, setup
 from cifar_jax.training.plan import Epoch
 
 Make = Callable[..., Config]
@@ -151,7 +151,7 @@ def test_a_process_that_is_stopped_goes_on_exactly(
 def test_a_finished_run_prints_its_result_and_is_left_alone(
     config: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "workload", raise_it(AssertionError("trained again")))
+    monkeypatch.setattr(setup, "workload", raise_it(AssertionError("trained again")))
     before = files(finished)
     assert train(config, finished) == json.loads((finished / "result.json").read_text())
     assert files(finished) == before
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
         patch.setattr(Workdir, write, full)
         with pytest.raises(OSError) as refused:
             train(config, tmp_path / "run")
-    told = faults.explain(refused.value)
+    told = error_messages.explain(refused.value)
     assert told is not None
     assert "No space left on device: make room there" in told
     assert "\n" not in told
@@ -189,9 +189,9 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
 def test_too_little_memory_of_the_device_is_told_and_the_run_goes_on_exactly(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compile_training = programs.compile_training
+    compile_training = compilation.compile_training
 
-    def compiled(*arguments: Any) -> programs.Executables:
+    def compiled(*arguments: Any) -> compilation.CompiledSteps:
         training = compile_training(*arguments)
 
         def begin(epoch: Epoch, *others: Any) -> Any:
@@ -202,10 +202,10 @@ def test_too_little_memory_of_the_device_is_told_and_the_run_goes_on_exactly(
         return training._replace(begin=begin)
 
     with monkeypatch.context() as patch:
-        patch.setattr(programs, "compile_training", compiled)
+        patch.setattr(compilation, "compile_training", compiled)
         with pytest.raises(jax.errors.JaxRuntimeError) as refused:
             train(config, tmp_path)
-    told = faults.explain(refused.value)
+    told = error_messages.explain(refused.value)
     assert told is not None
     assert "the device is out of memory" in told
     assert "\n" not in told
@@ -327,7 +327,7 @@ def test_a_run_is_held_to_its_images_and_tells_of_lost_epochs(
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
         train(config, tmp_path, Spy("epoch 2/", raise_it(KeyboardInterrupt())))
-    workload = prepare.workload
+    workload = setup.workload
     before = files(tmp_path)
     for fields, told in (
         ({"fingerprint": "0" * 64}, "in another order"),
@@ -341,7 +341,7 @@ def test_a_run_is_held_to_its_images_and_tells_of_lost_epochs(
             return made._replace(dataset=made.dataset._replace(**changed))
 
         with monkeypatch.context() as patch:
-            patch.setattr(prepare, "workload", other)
+            patch.setattr(setup, "workload", other)
             with pytest.raises(UserError, match=f"digits that are {told}"):
                 train(config, tmp_path)
         assert files(tmp_path) == before

@@ -9,7 +9,7 @@ import pytest
 
 from cifar_jax.config import Schedule
 from cifar_jax.training import schedules
-from cifar_jax.training.schedules import Moment
+from cifar_jax.training.schedules import StepInfo
 
 LR, EPOCHS = 1e-3, 12
 
@@ -18,7 +18,9 @@ def rates(schedule: Schedule, steps_per_epoch: int, epochs: int = EPOCHS) -> np.
     """The learning rate of each step of a run, as it is computed inside jit."""
     shape, count = schedules.make(schedule), steps_per_epoch * epochs
     steps = jnp.arange(count, dtype=jnp.int32)
-    by_step = jax.vmap(lambda step: shape(Moment(step, step // steps_per_epoch, jnp.int32(count))))
+    by_step = jax.vmap(
+        lambda step: shape(StepInfo(step, step // steps_per_epoch, jnp.int32(count)))
+    )
     return LR * np.asarray(jax.jit(by_step)(steps))
 
 

@@ -10,10 +10,10 @@ from flax import linen as nn
 from short_runs import Spy, files, raise_it, train
 from tiny import DATASET, TINY
 
-from cifar_jax import models, processes
+from cifar_jax import distributed, models
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.models import Own
+from cifar_jax.models import CustomModel
 from cifar_jax.training import fit
 
 Make = Callable[..., Config]
@@ -44,16 +44,16 @@ def given(make_config: Make) -> Config:
 
 
 def start(config: Config, folder: Path, display: Spy | None = None, **run: Any) -> dict[str, Any]:
-    return train(config, folder, display, **{"own": Own(Mine)} | run)
+    return train(config, folder, display, **{"own": CustomModel(Mine)} | run)
 
 
 def weights(seed: int) -> Mapping[str, Any]:
     return models.init_variables(Mine(len(DATASET.classes)), jax.random.key(seed))
 
 
-def defined(folder: Path, source: bytes, values: int = 8) -> Own:
+def defined(folder: Path, source: bytes, values: int = 8) -> CustomModel:
     """The network as a file defines it; what is in the file only has to differ."""
-    return Own(Mine(values=values), "mine", folder / "mine.py", source)
+    return CustomModel(Mine(values=values), "mine", folder / "mine.py", source)
 
 
 # Processes
@@ -76,11 +76,11 @@ def test_processes_that_see_different_things_are_refused(
     told: str,
 ) -> None:
     """Of a second process there is only its answer."""
-    exchange = processes.exchange
+    allgather = distributed.allgather
     monkeypatch.setattr(
-        processes,
-        "exchange",
-        lambda value: [value, elsewhere] if value == seen else exchange(value),
+        distributed,
+        "allgather",
+        lambda value: [value, elsewhere] if value == seen else allgather(value),
     )
     with pytest.raises(UserError, match=told):
         start(small, tmp_path / "run")

@@ -13,12 +13,12 @@ import pytest
 from cifar_jax import models
 from cifar_jax.config import Optimizer
 from cifar_jax.training import step
-from cifar_jax.training.optim import make_optimizer
-from cifar_jax.training.schedules import Moment
-from cifar_jax.training.step import Metrics, Recipe, TrainState
+from cifar_jax.training.optimizers import make_optimizer
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.step import Metrics, StepSpec, TrainState
 
 MODEL = models.create("basic")
-BATCH, MOMENT = 8, Moment(0, 0, 60)
+BATCH, MOMENT = 8, StepInfo(0, 0, 60)
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +29,9 @@ def batches() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(images), jnp.asarray(random.integers(0, 10, (4, BATCH), np.int32))
 
 
-def made_of(name: str, lr: float, **options: Any) -> tuple[Recipe, TrainState]:
+def made_of(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
     """An update rule, and a fresh state for it."""
-    recipe = Recipe(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
+    recipe = StepSpec(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
     return recipe, step.init_state(models.init_variables(MODEL, jax.random.key(0)), recipe, [lr])
 
 
@@ -117,7 +117,7 @@ def test_several_steps_in_a_call_are_so_many_single_ones(
     program = jit_once(
         *(step.train_steps,),
         batch=batch,
-        moment=lambda number: Moment(number, 0, 6),
+        moment=lambda number: StepInfo(number, 0, 6),
         recipe=recipe,
     )
 

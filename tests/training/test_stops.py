@@ -12,7 +12,7 @@ from tiny import TINY
 
 from cifar_jax.config import Config
 from cifar_jax.errors import Stopped
-from cifar_jax.training import loop, plan, programs
+from cifar_jax.training import compilation, loop, plan
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -48,7 +48,7 @@ def test_what_a_signal_saves_takes_the_place_of_no_whole_epoch(
     assert saved(Spy("epoch 2/", send(signal.SIGTERM))) == {best, last}
     within = Spy("[EPOCH 003 | IT 00002]", send(signal.SIGTERM))
     assert saved(within) == {best, last, "10"}
-    compile_evaluation = programs.compile_evaluation
+    compile_evaluation = compilation.compile_evaluation
 
     def interrupted(*args: Any) -> Callable[..., Any]:
         evaluate = compile_evaluation(*args)
@@ -59,6 +59,6 @@ def test_what_a_signal_saves_takes_the_place_of_no_whole_epoch(
 
         return logits
 
-    monkeypatch.setattr(programs, "compile_evaluation", interrupted)
+    monkeypatch.setattr(compilation, "compile_evaluation", interrupted)
     assert saved(Spy()) == {best, last, "12"}
     assert len(rows_of(tmp_path)) == 2

@@ -15,7 +15,7 @@ from cifar_jax.config import Config, override
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import loop, plan, prepare, programs
+from cifar_jax.training import compilation, loop, plan, setup
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -55,13 +55,13 @@ def test_a_plan_may_have_stages_that_a_longer_one_passes_over(make_config: Make)
     config = make_config(
         **TINY | {"model__name": "pooled", "epochs": 17, "schedule__name": "linear"},
         phases='[{"until": 0.41, "image_size": 16}]',
-        groups='[{"parameters": "*/bias", "until": 0.4, "optimizer": {}}]',
+        param_groups='[{"parameters": "*/bias", "until": 0.4, "optimizer": {}}]',
         train__max_minutes=5,
     )
-    workload = prepare.workload(config)
+    workload = setup.workload(config)
     full = workload.plan
-    state = prepare.init_state(workload, 0)
-    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    state = setup.init_state(workload, 0)
+    training = compilation.compile_training(workload, 0, state, compilation.train_data(workload))
     passed_over = []
     for pixels in range(0, full.pixels_before(full.steps), 8 * 32**2):
         found = plan.fitted(config, 32, 32, full.epochs[:1], pixels)
@@ -77,7 +77,7 @@ def test_what_is_over_does_not_come_back_when_there_is_more_time(make_config: Ma
     config = make_config(
         **TINY | {"model__name": "pooled", "epochs": 40, "schedule__name": "linear"},
         phases='[{"until": 0.2, "image_size": 16}]',
-        groups='[{"parameters": "*/bias", "until": 0.3, "optimizer": {}}]',
+        param_groups='[{"parameters": "*/bias", "until": 0.3, "optimizer": {}}]',
     )
     of_ten = plan.make(override(config, ["epochs=10"]), 32, 32)
     grown = plan.fitted(config, 32, 32, of_ten.epochs[:4], 10**9)
@@ -89,7 +89,7 @@ def test_what_is_over_does_not_come_back_when_there_is_more_time(make_config: Ma
 def test_what_there_is_time_for_goes_by_the_speed_of_this_start(make_config: Make) -> None:
     """Not by that of the run, whose earlier starts may have been on another machine."""
     config = make_config(**TINY | {"epochs": 40, "schedule__name": "linear"}, train__max_minutes=1)
-    workload, progress, unused = prepare.workload(config), loop.Progress(0.0), [None] * 4
+    workload, progress, unused = setup.workload(config), loop.Progress(0.0), [None] * 4
     trainer = loop.Trainer(config, 0, workload, *unused, progress, [])
     trainer.origin, trainer.fitted_at = (30.0, trainer.plan.pixels_before(20)), 30.0
     epochs = trainer.plan.epochs
@@ -153,18 +153,18 @@ def planned_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     for module in ("loop", "fit"):
         name = f"cifar_jax.training.{module}.time.perf_counter"
         monkeypatch.setattr(name, lambda: float(next(clock)))
-    compile_training, ends = programs.compile_training, []
+    compile_training, ends = compilation.compile_training, []
 
-    def observed(*args: Any) -> programs.Executables:
+    def observed(*args: Any) -> compilation.CompiledSteps:
         made = compile_training(*args)
 
-        def begin(epoch: plan.Epoch, order: jax.Array, run_steps: int) -> programs.StepsFn:
+        def begin(epoch: plan.Epoch, order: jax.Array, run_steps: int) -> compilation.StepsFn:
             ends.append(run_steps)
             return made.begin(epoch, order, run_steps)
 
         return made._replace(begin=begin)
 
-    monkeypatch.setattr(programs, "compile_training", observed)
+    monkeypatch.setattr(compilation, "compile_training", observed)
     return ends
 
 

@@ -18,7 +18,7 @@ from short_runs import Spy, assert_same_run, raise_it, rows_of, send, train
 from cifar_jax import models
 from cifar_jax.config import Config
 from cifar_jax.errors import Stopped
-from cifar_jax.training import loop, prepare
+from cifar_jax.training import loop, setup
 
 DATASET = by_hand.images()
 STEPS = 3
@@ -29,12 +29,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
     """The network and the images by hand, and no time spent on making programs fast."""
-    workload = prepare.workload
+    workload = setup.workload
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setattr(
-            prepare,
+            setup,
             "workload",
             lambda config, **options: workload(config, dataset=DATASET, **options),
         )
@@ -137,7 +137,7 @@ def test_the_best_accuracy_is_that_of_the_best_weights(
     assert (result["best_validation_epoch"], result["best_validation_accuracy"]) == (2, 60.0)
     best, last = saved(tmp_path, 2 * STEPS), saved(tmp_path)
     hand = by_hand.Hand(small, DATASET, seed=0)
-    inputs = hand.normalised(DATASET.test.images)
+    inputs = hand.normalized(DATASET.test.images)
     found = []
     for state in (best, last):
         variables = {name: state[name] for name in ("params", "batch_stats")}

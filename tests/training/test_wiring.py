@@ -14,10 +14,10 @@ import pytest
 from cifar_jax import config as configs
 from cifar_jax import models
 from cifar_jax.config import Config
-from cifar_jax.training import batches, prepare, programs
-from cifar_jax.training.prepare import Workload
-from cifar_jax.training.programs import Executables
-from cifar_jax.training.schedules import Moment
+from cifar_jax.training import batches, compilation, setup
+from cifar_jax.training.compilation import CompiledSteps
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.setup import Setup
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -41,11 +41,11 @@ def tiny() -> Iterator[None]:
 
 def compiled(
     config: Config, seed: int = 0, **options: Any
-) -> tuple[Workload, TrainState, Executables]:
-    workload = prepare.workload(config, dataset=DATASET)
-    state = prepare.init_state(workload, seed)
-    data = programs.train_data(workload)
-    return workload, state, programs.compile_training(workload, seed, state, data)
+) -> tuple[Setup, TrainState, CompiledSteps]:
+    workload = setup.workload(config, dataset=DATASET)
+    state = setup.init_state(workload, seed)
+    data = compilation.train_data(workload)
+    return workload, state, compilation.compile_training(workload, seed, state, data)
 
 
 OBSERVED = (1.0, 0.9, 0.95, 0.5)
@@ -115,10 +115,10 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
     """Of forward and backward pass; what is kept is float32 either way."""
-    workload = prepare.workload(make_config(**TINY, train__precision=precision), dataset=DATASET)
+    workload = setup.workload(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (stage,) = workload.plan.stages
-    arguments = programs.train_arguments(workload, stage)
-    text = programs.train_function(workload, stage).lower(*arguments).as_text()
+    arguments = compilation.train_arguments(workload, stage)
+    text = compilation.train_function(workload, stage).lower(*arguments).as_text()
     operations = [
         line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)
     ]
@@ -137,21 +137,26 @@ def test_precision_is_that_of_every_product(make_config: Make, precision: str) -
 
 def noticed(config: Config) -> dict[str, Any]:
     """What can be seen of a workload from outside, by what it concerns."""
-    workload = prepare.workload(config, dataset=DATASET)
+    workload = setup.workload(config, dataset=DATASET)
     recipe, plan = workload.recipe, workload.plan
     model: Any = recipe.model
     gradient = {"w": jnp.float32([1e-3, 2.0])}
-    moments_of = (Moment(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
+    moments_of = (StepInfo(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
     rates = [config.optimizer.lr * recipe.schedule(moment) for moment in moments_of]
     params, moments = {"w": jnp.float32([0.5, -0.25])}, None
     for rate in rates[:3]:
         moments = moments or recipe.tx.init(params)
-        rates_now = jnp.float32([rate, *(group.optimizer.lr for group in config.groups)])
+        rates_now = jnp.float32([rate, *(group.optimizer.lr for group in config.param_groups)])
         change, moments = recipe.tx.update(gradient, moments, params, rates=rates_now)
         params = jax.tree.map(jnp.add, params, change)
     images, labels = batches.make_batch(
-        *(workload.dataset, plan.stages[0], config.train.precision, programs.train_data(workload)),
-        *(jnp.arange(8), jax.random.key(0), Moment(1, 1, plan.steps)),
+        *(
+            workload.dataset,
+            plan.stages[0],
+            config.train.precision,
+            compilation.train_data(workload),
+        ),
+        *(jnp.arange(8), jax.random.key(0), StepInfo(1, 1, plan.steps)),
     )
     return {
         "rates": [float(rate) for rate in rates],
@@ -238,11 +243,11 @@ def test_a_setting_reaches_what_it_is_for_and_nothing_else(
 
 def test_alternating_flips_turn_with_the_epoch_and_not_with_the_step(make_config: Make) -> None:
     config = make_config(**TINY, data__flip="alternating")
-    workload = prepare.workload(config, dataset=DATASET)
+    workload = setup.workload(config, dataset=DATASET)
 
     def images(step: int, epoch: int) -> np.ndarray:
-        moment = Moment(step, epoch, workload.plan.steps)
-        given = (DATASET, workload.plan.stages[0], "float32", programs.train_data(workload))
+        moment = StepInfo(step, epoch, workload.plan.steps)
+        given = (DATASET, workload.plan.stages[0], "float32", compilation.train_data(workload))
         return np.asarray(batches.make_batch(*given, jnp.arange(8), jax.random.key(0), moment)[0])
 
     first = images(1, 0)
@@ -260,9 +265,9 @@ def test_a_step_learns_from_the_labels_that_are_mixed(make_config: Make, mixed: 
     (epoch,) = workload.plan.epochs
     order = training.order(epoch)
     state = training.begin(epoch, order, workload.plan.steps)(state, 1)
-    key, _ = jax.random.split(prepare.random_keys(3)[2])
-    given = (DATASET, epoch.stage, "float32", programs.train_data(workload))
-    images, labels = batches.make_batch(*given, order[0], key, Moment(0, 0, workload.plan.steps))
+    key, _ = jax.random.split(setup.random_keys(3)[2])
+    given = (DATASET, epoch.stage, "float32", compilation.train_data(workload))
+    images, labels = batches.make_batch(*given, order[0], key, StepInfo(0, 0, workload.plan.steps))
     assert labels.shape == (8, by_hand.CLASSES)
     assert 0 < float(labels.max(-1).min()) < 1
     variables = {"params": before.params, "batch_stats": before.batch_stats}
@@ -276,8 +281,8 @@ def test_a_step_learns_from_the_labels_that_are_mixed(make_config: Make, mixed: 
 
 OF_THEIR_OWN = {
     *("data.dataset", "train.init_from", "train.max_minutes"),
-    *("optimizer.newton_schulz_steps", "groups", "averaging", "phases"),
-    *("init.dirac", "init.whitening", "test_time.flip", "test_time.shift", "test_time.unsure"),
+    *("optimizer.newton_schulz_steps", "param_groups", "averaging", "phases"),
+    *("init.dirac", "init.whitening", "tta.flip", "tta.shift", "tta.least_confident"),
 }
 """Settings of what a run begins with, which `workload` is handed or does not see, and of parts that
 have tests of their own in test_recipes.py."""
@@ -307,12 +312,12 @@ def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> No
     for ours, theirs in ((workload.train, other.train), (workload.validation, other.validation)):
         np.testing.assert_array_equal(ours.images, theirs.images)
     epoch = workload.plan.epochs[0]
-    orders = [np.asarray(programs.order(epoch)) for programs in (training, differently)]
+    orders = [np.asarray(compiled.order(epoch)) for programs in (training, differently)]
     assert (orders[0] != orders[1]).any()
     # From the same weights in the same order, steps differ by crops, flips and dropout alone.
     copy = jax.tree.map(jnp.copy, first)
     ways = [
-        programs.begin(epoch, training.order(epoch), workload.plan.steps)(state, 1)
+        compiled.begin(epoch, training.order(epoch), workload.plan.steps)(state, 1)
         for programs, state in ((training, first), (differently, copy))
     ]
     assert not np.allclose(*(way.params["fc"]["kernel"] for way in ways))
@@ -323,7 +328,7 @@ def test_two_seeds_do_the_same_where_nothing_is_random(make_config: Make) -> Non
     (workload, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
     epoch, copy = workload.plan.epochs[0], jax.tree.map(jnp.copy, state)
     ways = [
-        programs.begin(epoch, training.order(epoch), workload.plan.steps)(state, 2)
+        compiled.begin(epoch, training.order(epoch), workload.plan.steps)(state, 2)
         for programs, state in ((training, state), (differently, copy))
     ]
     chex.assert_trees_all_equal(*ways)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.config import Config
-from cifar_jax.training import prepare, programs
-from cifar_jax.training.prepare import Workload
+from cifar_jax.training import compilation, setup
+from cifar_jax.training.setup import Setup
 from cifar_jax.training.step import TrainState
 
 DATASET = by_hand.images(train=40)
@@ -40,12 +40,12 @@ class Dense(by_hand.nn.Module):
         return by_hand.nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(few)
 
 
-def after_an_epoch(config: Config) -> tuple[Workload, TrainState, TrainState]:
+def after_an_epoch(config: Config) -> tuple[Setup, TrainState, TrainState]:
     """Its workload, and the states before and after the first epoch."""
-    workload = prepare.workload(config)
-    state = prepare.init_state(workload, 0)
+    workload = setup.workload(config)
+    state = setup.init_state(workload, 0)
     before = jax.tree.map(jnp.copy, state)
-    training = programs.compile_training(workload, 0, state, programs.train_data(workload))
+    training = compilation.compile_training(workload, 0, state, compilation.train_data(workload))
     epoch = workload.plan.epochs[0]
     begun = training.begin(epoch, training.order(epoch), workload.plan.steps)
     return workload, before, begun(state, epoch.steps)

@@ -18,12 +18,12 @@ _ACCEPTED = (
 class ImportResult(NamedTuple):
     """What was imported.
 
-    ``recognised`` names the format; ``official`` says what showed that these are the official
+    ``recognized`` names the format; ``official`` says what showed that these are the official
     images, and is None where nothing did; ``counts`` are images a split; ``remarks`` are worth
     printing, one line each; ``path`` is the folder that was written.
     """
 
-    recognised: str
+    recognized: str
     official: str | None
     counts: dict[str, int]
     remarks: tuple[str, ...]
@@ -38,7 +38,7 @@ def import_path(path: Path, data_dir: Path | None = None) -> ImportResult:
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
     tfds_write.check_target(data_dir)
-    recognised, official, decoded, remarks = _read(path)
+    recognized, official, decoded, remarks = _read(path)
     counts = {"train": len(decoded.train.labels), "test": len(decoded.test.labels)}
     if counts != facts.COUNTS:
         remarks = (
@@ -47,7 +47,7 @@ def import_path(path: Path, data_dir: Path | None = None) -> ImportResult:
             f"where CIFAR-10 has {facts.COUNTS['train']:,} and {facts.COUNTS['test']:,}",
         )
     written = tfds_write.write_cifar10(decoded, data_dir)
-    return ImportResult(recognised, official, counts, remarks, written)
+    return ImportResult(recognized, official, counts, remarks, written)
 
 
 def _read(path: Path) -> tuple[str, str | None, Decoded, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from short_runs import files
 import cifar_jax
 from cifar_jax import catalog, cli, models
 from cifar_jax.errors import UserError
-from cifar_jax.models.own import Own
+from cifar_jax.models.custom import CustomModel
 from cifar_jax.models.summary import summarise
 
 DOCS = Path(__file__).parents[1] / "docs" / "use.md"
@@ -247,8 +247,8 @@ class Special(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
 
 
-def test_initialisers_are_the_modules_own() -> None:
-    model = models.create("special", Own(Special), num_classes=3)
+def test_initializers_are_the_modules_own() -> None:
+    model = models.create("special", CustomModel(Special), num_classes=3)
     params = models.init_variables(model, jax.random.key(0))["params"]
     assert (params["position"] == 0.5).all()
     assert (params["head"]["kernel"] == 0).all()
@@ -262,7 +262,7 @@ def test_whatever_a_module_raises_it_does_not_take_that_size() -> None:
             assert x.shape[1] == 32
             return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
-    model = models.create("fixed", Own(Fixed))
+    model = models.create("fixed", CustomModel(Fixed))
     assert models.takes(model, 32)
     assert not models.takes(model, 16)
 
@@ -271,7 +271,9 @@ def test_fields_of_an_instance_are_kept() -> None:
     class Deep(Special):
         depth: int = 1
 
-    assert models.create("deep", Own(Deep(depth=3)), num_classes=7) == Deep(num_classes=7, depth=3)
+    assert models.create("deep", CustomModel(Deep(depth=3)), num_classes=7) == Deep(
+        num_classes=7, depth=3
+    )
 
 
 def test_summary_counts_everything_once(tmp_path: Path) -> None:
@@ -330,9 +332,9 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
 def test_a_model_that_cannot_be_trained_is_refused_before_all_else(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, words: str
 ) -> None:
-    from cifar_jax.training import prepare
+    from cifar_jax.training import setup
 
-    monkeypatch.setattr(prepare, "load", lambda name: pytest.fail("data was loaded"))
+    monkeypatch.setattr(setup, "load", lambda name: pytest.fail("data was loaded"))
     text = TINY.replace("import Config,", "import Config, Train,")
     assert old in text
     (tmp_path / "tiny.py").write_text(text.replace(old, new))

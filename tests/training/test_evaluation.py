@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import devices, models
-from cifar_jax.evaluation import Views, compile_logits, over_views
+from cifar_jax.training.evaluation import TTA, compile_logits, over_views
 
 COUNT, BATCH = 21, 8
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
@@ -17,13 +17,13 @@ MODEL = models.create("basic")
 VARIABLES = models.init_variables(MODEL, jax.random.key(0))
 
 
-def normalise(images: jax.Array) -> jax.Array:
+def normalize(images: jax.Array) -> jax.Array:
     return images.astype("float32") / 64 - 2
 
 
 @partial(jax.jit, static_argnums=1)
 def _apply(images: np.ndarray, train: bool) -> Any:
-    return MODEL.apply(VARIABLES, normalise(images), train=train)
+    return MODEL.apply(VARIABLES, normalize(images), train=train)
 
 
 def plain(images: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def seen(images: np.ndarray, *, flip: bool = False, by: int = 0) -> np.ndarray:
     return made
 
 
-def expected(images: np.ndarray, views: Views) -> np.ndarray:
+def expected(images: np.ndarray, views: TTA) -> np.ndarray:
     def mirror_mean(by: int) -> np.ndarray:
         found = plain(seen(images, by=by))
         return (found + plain(seen(images, by=by, flip=True))) / 2 if views.flip else found
@@ -56,13 +56,13 @@ def expected(images: np.ndarray, views: Views) -> np.ndarray:
 
 
 def compiled(
-    views: Views | None, *, on: int = 1, after_batch: Callable[[], None] = lambda: None
+    views: TTA | None, *, on: int = 1, after_batch: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     return compile_logits(
         MODEL,
         VARIABLES,
         IMAGES,
-        normalise=normalise,
+        normalize=normalize,
         batch_size=BATCH,
         mesh=devices.make_mesh(BATCH, on),
         after_batch=after_batch,
@@ -70,8 +70,8 @@ def compiled(
     )(VARIABLES)
 
 
-@pytest.mark.parametrize("views", [None, Views(), Views(unsure=0.5)])
-def test_without_views_each_image_is_seen_once(views: Views | None) -> None:
+@pytest.mark.parametrize("views", [None, TTA(), TTA(least_confident=0.5)])
+def test_without_views_each_image_is_seen_once(views: TTA | None) -> None:
     calls = []
     found = compiled(views, after_batch=lambda: calls.append(1))
     assert found.dtype == np.float32
@@ -83,9 +83,9 @@ def test_without_views_each_image_is_seen_once(views: Views | None) -> None:
 @pytest.mark.parametrize("on", [1, 2, 8])
 @pytest.mark.parametrize(
     ("views", "batches"),
-    [(Views(flip=True), 6), (Views(shift=1), 9), (Views(shift=2), 9), (Views(True, 1), 18)],
+    [(TTA(flip=True), 6), (TTA(shift=1), 9), (TTA(shift=2), 9), (TTA(True, 1), 18)],
 )
-def test_logits_are_the_mean_of_what_is_seen(views: Views, batches: int, on: int) -> None:
+def test_logits_are_the_mean_of_what_is_seen(views: TTA, batches: int, on: int) -> None:
     calls = []
     found = compiled(views, on=on, after_batch=lambda: calls.append(1))
     assert found.dtype == np.float32
@@ -98,7 +98,7 @@ def test_logits_are_the_mean_of_what_is_seen(views: Views, batches: int, on: int
 @pytest.mark.parametrize("on", [1, 2])
 def test_of_the_unsure_images_only(share: float, count: int, on: int) -> None:
     calls = []
-    views = Views(flip=True, shift=1, unsure=share)
+    views = TTA(flip=True, shift=1, least_confident=share)
     found = compiled(views, on=on, after_batch=lambda: calls.append(1))
     logits = plain(IMAGES)
     odds = np.sort(np.exp(logits) / np.exp(logits).sum(-1, keepdims=True))
@@ -111,7 +111,7 @@ def test_of_the_unsure_images_only(share: float, count: int, on: int) -> None:
 
 def test_of_one_image_and_of_a_function_that_is_no_network() -> None:
     """Exports are seen through the same views."""
-    views = Views(flip=True, shift=1, unsure=0.2)
+    views = TTA(flip=True, shift=1, least_confident=0.2)
     np.testing.assert_allclose(
         over_views(plain, IMAGES[:1], views), expected(IMAGES[:1], views), atol=1e-5
     )
@@ -125,5 +125,5 @@ def test_an_unsure_image_is_one_between_two_classes() -> None:
         return logits if images is pair else np.zeros((len(images), 3), np.float32)
 
     pair = IMAGES[:2]
-    found = over_views(logits_of, pair, Views(flip=True, unsure=0.5))
+    found = over_views(logits_of, pair, TTA(flip=True, least_confident=0.5))
     np.testing.assert_array_equal(found, [logits[0] / 2, logits[1]])

@@ -21,7 +21,7 @@ _KEEPS = 10
 
 
 @dataclass(frozen=True)
-class Own:
+class CustomModel:
     """A module, and where it comes from.
 
     Raises:

@@ -12,21 +12,21 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from cifar_jax import config as configs
-from cifar_jax import devices, models, processes
+from cifar_jax import devices, distributed, models
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, split_validation
 from cifar_jax.errors import UserError
-from cifar_jax.models import initialisation
-from cifar_jax.training import averaging, batches, losses, optim, plan, schedules
+from cifar_jax.models import initialization
+from cifar_jax.training import averaging, batches, losses, optimizers, plan, schedules
 from cifar_jax.training import step as steps
-from cifar_jax.training.plan import Plan, Stage
-from cifar_jax.training.step import Recipe, TrainState
+from cifar_jax.training.plan import Plan, StepVariant
+from cifar_jax.training.step import StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
 """As airbench has it."""
 
 
-class Workload(NamedTuple):
+class Setup(NamedTuple):
     """A config made concrete: checked against the data and the devices, nothing computed yet."""
 
     config: Config
@@ -34,19 +34,19 @@ class Workload(NamedTuple):
     train: Split
     validation: Split
     plan: Plan
-    stages: tuple[Stage, ...]
+    stages: tuple[StepVariant, ...]
     """The plan's, and under `train.max_minutes` those that another plan of the run may have."""
-    recipe: Recipe
+    recipe: StepSpec
     mesh: Mesh
 
 
 def workload(
     config: Config,
     *,
-    own: models.Own | None = None,
+    own: models.CustomModel | None = None,
     dataset: Dataset | None = None,
     available: Sequence[Any] | None = None,
-) -> Workload:
+) -> Setup:
     """Load the data and check that the settings fit it and the devices.
 
     Args:
@@ -84,7 +84,7 @@ def workload(
                 f"batch_size {stage.batch_size} is larger than the {len(train.labels)} training "
                 "images"
             )
-    return Workload(
+    return Setup(
         config=config,
         dataset=dataset,
         train=train,
@@ -96,7 +96,7 @@ def workload(
     )
 
 
-def check_beginning(config: Config, own: models.Own | None = None) -> None:
+def check_beginning(config: Config, own: models.CustomModel | None = None) -> None:
     """See that no part is in vain, before a run begins and its data is loaded. One that did begin
     so goes on, and is read.
 
@@ -109,8 +109,8 @@ def check_beginning(config: Config, own: models.Own | None = None) -> None:
             "of them out"
         )
     params = models.variable_shapes(_network(config, own))["params"]
-    optim.check(params, config.optimizer, config.groups)
-    optim.check_use(params, config.optimizer, config.groups)
+    optimizers.check(params, config.optimizer, config.param_groups)
+    optimizers.validate_group_use(params, config.optimizer, config.param_groups)
 
 
 def check_average(config: Config, steps: int, *, over: bool = False) -> None:
@@ -127,13 +127,13 @@ def check_average(config: Config, steps: int, *, over: bool = False) -> None:
         )
 
 
-def _network(config: Config, own: models.Own | None, **options: Any) -> nn.Module:
+def _network(config: Config, own: models.CustomModel | None, **options: Any) -> nn.Module:
     model, dtype = config.model, jnp.dtype(config.train.precision)
     options |= {"dropout": model.dropout, "pooling": model.pooling}
     return models.create(model.name, own, dtype=dtype, **options)
 
 
-def _check_network(config: Config, own: models.Own | None) -> None:
+def _check_network(config: Config, own: models.CustomModel | None) -> None:
     """See that the network has the parameters and takes the images that the recipe is for.
 
     Raises:
@@ -141,9 +141,9 @@ def _check_network(config: Config, own: models.Own | None) -> None:
     """
     model = _network(config, own)
     params = models.variable_shapes(model)["params"]
-    optim.check(params, config.optimizer, config.groups)
+    optimizers.check(params, config.optimizer, config.param_groups)
     if config.init.whitening:
-        layer, name = initialisation.first_convolution({"params": params})
+        layer, name = initialization.first_convolution({"params": params})
         takes, channels = params[layer][name].shape[2], models.IMAGE_SHAPE[2]
         if takes != channels:
             raise UserError(
@@ -159,29 +159,27 @@ def _check_network(config: Config, own: models.Own | None) -> None:
             )
 
 
-def _recipe(config: Config, model: nn.Module) -> Recipe:
+def _recipe(config: Config, model: nn.Module) -> StepSpec:
     frozen = []
     if config.init.whitening:
         shapes = models.variable_shapes(model)
-        frozen.append("/".join(initialisation.first_convolution(shapes)))
+        frozen.append("/".join(initialization.first_convolution(shapes)))
     rule = None
     match config.averaging:
         case configs.Ema(decay=decay, every=every):
             rule = averaging.Ema(decay, every)
         case configs.Lookahead(decay=decay, every=every, power=power):
             rule = averaging.Lookahead(decay, every, power)
-    return Recipe(
+    return StepSpec(
         model=model,
-        tx=optim.make_optimizer(config.optimizer, config.groups, frozen),
+        tx=optimizers.make_optimizer(config.optimizer, config.param_groups, frozen),
         schedule=schedules.make(config.schedule),
         loss=partial(losses.cross_entropy, smoothing=config.loss.label_smoothing),
         averaging=rule,
     )
 
 
-def init_state(
-    workload: Workload, seed: int, initial: Mapping[str, Any] | None = None
-) -> TrainState:
+def init_state(workload: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:
     """The state that a run of that seed begins with, on the devices.
 
     Args:
@@ -197,16 +195,16 @@ def init_state(
     init, settings = partial(fresh_state, workload), workload.config.init
     state = jax.jit(init, out_shardings=replicated)(key, learning_rates(workload.config))
     if initial is not None:
-        variables = models.taken_over(state.variables, initial)
+        variables = models.transfer(state.variables, initial)
     elif settings.dirac or settings.whitening:
         variables = jax.device_get(state.variables)
         if settings.dirac:
-            variables = initialisation.dirac(variables)
+            variables = initialization.dirac(variables)
         if settings.whitening:
-            images = batches.normalise(workload.train.images[:WHITENING_IMAGES], workload.dataset)
-            variables = initialisation.whitened(variables, images)
+            images = batches.normalize(workload.train.images[:WHITENING_IMAGES], workload.dataset)
+            variables = initialization.whitened(variables, images)
         # One process's arithmetic for all, which may have other processors.
-        variables = processes.arrays_from_first(variables)
+        variables = distributed.broadcast_arrays(variables)
     else:
         return state
     placed = devices.put(variables, replicated)
@@ -216,16 +214,16 @@ def init_state(
 
 def learning_rates(config: Config) -> np.ndarray:
     """float32 `[1 + groups]`. No program has them in it, so that another compiles nothing anew."""
-    groups = [group.optimizer.lr for group in config.groups]
+    groups = [group.optimizer.lr for group in config.param_groups]
     return np.array([config.optimizer.lr, *groups], np.float32)
 
 
-def fresh_state(workload: Workload, key: jax.Array, rates: jax.Array | np.ndarray) -> TrainState:
-    """The state before the first step, of the networks' own initialisation; for jit."""
+def fresh_state(workload: Setup, key: jax.Array, rates: jax.Array | np.ndarray) -> TrainState:
+    """The state before the first step, of the networks' own initialization; for jit."""
     variables = models.init_variables(workload.recipe.model, key)
     return steps.init_state(variables, workload.recipe, rates)
 
 
 def random_keys(seed: int) -> tuple[jax.Array, ...]:
-    """Of initialisation, of the epochs' orders, and of what is random in a step."""
+    """Of initialization, of the epochs' orders, and of what is random in a step."""
     return tuple(jax.random.split(jax.random.key(seed), 3))

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from cifar_jax import cpu, process
+from cifar_jax import cpu, runtime
 from cifar_jax.errors import UserError
 
 
@@ -31,9 +31,9 @@ def test_steps_use_the_memory_of_the_steps_before() -> None:
     """
     code = """
         import resource
-        from cifar_jax import process
-        process.keep_memory()
-        process.configure_jax()
+        from cifar_jax import runtime
+        runtime.keep_memory()
+        runtime.configure_jax()
         import jax
         import jax.numpy as jnp
         program = jax.jit(lambda x: jnp.cumsum(x * 2, axis=1).sum())
@@ -52,12 +52,12 @@ def test_compiled_programs_are_kept_in_the_cache_folder_unless_told_otherwise(
 ) -> None:
     code = """
         import jax
-        from cifar_jax import process
-        process.configure_jax()
+        from cifar_jax import runtime
+        runtime.configure_jax()
         print(jax.config.jax_compilation_cache_dir)
         """
     ours = ("-u", "JAX_COMPILATION_CACHE_DIR", f"CIFAR_JAX_CACHE={tmp_path}")
-    features = process.cpu_features()
+    features = runtime.cpu_features()
     assert run(code, *ours) == str(tmp_path / f"xla-{features}")
     assert run(code, f"JAX_COMPILATION_CACHE_DIR={tmp_path / 'own'}") == str(tmp_path / "own")
 
@@ -69,7 +69,7 @@ def test_caches_of_processors_that_differ_are_kept_apart(
     for flags in ("flags : sse2 avx", "flags : avx sse2", "flags : sse2 avx avx512f", ""):
         (tmp_path / "cpuinfo").write_text(f"model name : Xeon\n{flags}\nbugs :\n")
         monkeypatch.setattr(cpu, "_CPUINFO", tmp_path / "cpuinfo")
-        names.append(process.cpu_features())
+        names.append(runtime.cpu_features())
     assert names[0] == names[1]
     assert len(set(names)) == 3
 
@@ -85,7 +85,7 @@ def test_caches_of_processors_that_differ_are_kept_apart(
     ],
 )
 def test_surroundings_that_jax_cannot_work_in(environment: str, words: str, tmp_path: Path) -> None:
-    if environment == "JAX_PLATFORMS=cuda" and process.unused():
+    if environment == "JAX_PLATFORMS=cuda" and runtime.unused():
         pytest.skip("there is a GPU")
     refused_by(["evaluate", "nowhere"], environment, words, tmp_path)
 
@@ -109,8 +109,8 @@ def refused_by(verb: list[str], environment: str, words: str, tmp_path: Path) ->
 def test_few_open_files() -> None:
     code = """
         import resource
-        from cifar_jax import process
-        process.allow_open_files()
+        from cifar_jax import runtime
+        runtime.allow_open_files()
         print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
         """
     command = [sys.executable, "-c", textwrap.dedent(code)]
@@ -131,8 +131,8 @@ def nothing_asked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     for name in ("CUDA_VISIBLE_DEVICES", "TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(process, "_any", lambda folder, pattern: False)
-    monkeypatch.setattr(process, "_PCI", Path("nowhere"))
+    monkeypatch.setattr(runtime, "_any", lambda folder, pattern: False)
+    monkeypatch.setattr(runtime, "_PCI", Path("nowhere"))
     monkeypatch.setenv("PATH", "")
     jax.config.update("jax_platforms", None)
     yield
@@ -151,29 +151,29 @@ def nvidia(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.usefixtures("nothing_asked")
 def test_the_cpu_is_taken_without_a_word_where_there_is_nothing_else(capsys) -> None:
-    process.require()
-    process.require("cpu")
+    runtime.require()
+    runtime.require("cpu")
     assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.usefixtures("nothing_asked", "nvidia")
 def test_an_idle_gpu_is_told_of(capsys, monkeypatch: pytest.MonkeyPatch) -> None:
-    process.require()
+    runtime.require()
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "this machine has an NVIDIA GPU (Tesla T4), but JAX sees only the CPU" in said
     assert "cifar-jax[cuda12]" in said
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden: meant
-    process.require()
+    runtime.require()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    process.require("cpu")  # said: meant
+    runtime.require("cpu")  # said: meant
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("nothing_asked")
 def test_a_driver_without_a_gpu_is_none(nvidia: Path, capsys) -> None:
     nvidia.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
-    process.require()
+    runtime.require()
     assert capsys.readouterr().err == ""
 
 
@@ -189,8 +189,8 @@ def test_an_idle_tpu_is_told_of(
             (tmp_path / name).mkdir()
             (tmp_path / name / "vendor").write_text("0x1ae0\n")
             (tmp_path / name / "device").write_text(f"{product}\n")
-        monkeypatch.setattr(process, "_PCI", tmp_path)
-    process.require()
+        monkeypatch.setattr(runtime, "_PCI", tmp_path)
+    runtime.require()
     said = capsys.readouterr().err
     assert "this machine has a TPU, but JAX sees only the CPU" in said
     assert "cifar-jax[tpu]" in said
@@ -199,8 +199,8 @@ def test_an_idle_tpu_is_told_of(
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
 def test_a_device_that_is_not_there_is_refused(device: str, nothing_asked: None, capsys) -> None:
     with pytest.raises(UserError, match=f"there is no {device}, JAX sees only the cpu: to have"):
-        process.require(device)
+        runtime.require(device)
     jax.config.update("jax_platforms", "cpu")
     with pytest.raises(UserError, match="JAX_PLATFORMS=cpu hides any other: unset it"):
-        process.require(device)
+        runtime.require(device)
     assert capsys.readouterr() == ("", "")

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from cifar_jax import data, models
 from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
-from cifar_jax.models import initialisation
+from cifar_jax.models import initialization
 
 EPS = 5e-4
 
@@ -39,7 +39,7 @@ def convolved(x: Any, kernel: Any, padding: str = "VALID") -> np.ndarray:
 @pytest.mark.parametrize("name", ["basic", "net-inception", "resnet10"])
 def test_dirac_filters_pass_their_input_on(name: str) -> None:
     before = flatten_dict(fresh(name))
-    after = flatten_dict(initialisation.dirac(fresh(name)))
+    after = flatten_dict(initialization.dirac(fresh(name)))
     assert before.keys() == after.keys()
     changed = 0
     for path, kernel in after.items():
@@ -58,7 +58,7 @@ def test_dirac_filters_pass_their_input_on(name: str) -> None:
 
 
 def test_depthwise_kernels_are_left_alone() -> None:
-    before, after = fresh("resnet10-separable"), initialisation.dirac(fresh("resnet10-separable"))
+    before, after = fresh("resnet10-separable"), initialization.dirac(fresh("resnet10-separable"))
     blocks = [name for name in before["params"] if name.startswith("stage")]
     for block in blocks:
         jax.tree.map(np.testing.assert_array_equal, before["params"][block], after["params"][block])
@@ -69,7 +69,7 @@ def test_depthwise_kernels_are_left_alone() -> None:
 def test_whitened_patches_are_uncorrelated_and_of_variance_one(size: int) -> None:
     number = 3 * size**2
     x = images()
-    kernel = initialisation.whitening(x, (size, size, 3, 2 * number), eps=0)
+    kernel = initialization.whitening(x, (size, size, 3, 2 * number), eps=0)
     outputs = convolved(x, kernel).reshape(-1, 2 * number)
     positive, negative = outputs[:, ::2], outputs[:, 1::2]
     np.testing.assert_array_equal(positive, -negative)
@@ -93,23 +93,23 @@ def test_whitening_is_what_its_definition_says(count: int, outputs: int) -> None
     for value, vector in sorted(zip(values, vectors.T, strict=True), key=lambda pair: -pair[0]):
         scaled = vector * np.sign(vector[0]) / np.sqrt(value + EPS)
         expected += [scaled.reshape(2, 2, 3), -scaled.reshape(2, 2, 3)]
-    kernel = initialisation.whitening(jnp.asarray(x), (2, 2, 3, outputs), EPS)
+    kernel = initialization.whitening(jnp.asarray(x), (2, 2, 3, outputs), EPS)
     assert kernel.dtype == np.float32
     assert kernel.shape == (2, 2, 3, min(outputs, 24))
     np.testing.assert_allclose(kernel, np.stack(expected, -1)[..., :outputs], rtol=2e-3, atol=2e-3)
-    again = initialisation.whitening(x, (2, 2, 3, outputs), EPS)
+    again = initialization.whitening(x, (2, 2, 3, outputs), EPS)
     np.testing.assert_array_equal(kernel, again)
 
 
 @pytest.mark.parametrize(("name", "filled"), [("basic", 6), ("net", 54), ("resnet10", 54)])
 def test_the_first_convolution_whitens_and_all_else_stays(name: str, filled: int) -> None:
     before = flatten_dict(fresh(name))
-    path = ("params", *initialisation.first_convolution(fresh(name)))
-    after = flatten_dict(initialisation.whitened(fresh(name), images(), EPS))
+    path = ("params", *initialization.first_convolution(fresh(name)))
+    after = flatten_dict(initialization.whitened(fresh(name), images(), EPS))
     kernel = np.asarray(after.pop(path))
     own = np.asarray(before.pop(path))
     np.testing.assert_array_equal(
-        kernel[..., :filled], initialisation.whitening(images(), own.shape, EPS)
+        kernel[..., :filled], initialization.whitening(images(), own.shape, EPS)
     )
     np.testing.assert_array_equal(kernel[..., filled:], own[..., filled:])
     assert kernel.shape == own.shape
@@ -118,23 +118,23 @@ def test_the_first_convolution_whitens_and_all_else_stays(name: str, filled: int
 
 def test_directions_without_variance_stay_finite() -> None:
     grey = images()[..., :1].repeat(3, axis=-1)
-    assert np.abs(initialisation.whitening(grey, (3, 3, 3, 54), EPS)).max() < EPS**-0.5 * 1.01
+    assert np.abs(initialization.whitening(grey, (3, 3, 3, 54), EPS)).max() < EPS**-0.5 * 1.01
 
 
 @pytest.mark.parametrize("name", list(models.MODELS))
 def test_the_first_convolution_of_every_network(name: str) -> None:
     shapes = models.variable_shapes(models.create(name))
-    layer, leaf = initialisation.first_convolution(shapes)
+    layer, leaf = initialization.first_convolution(shapes)
     assert shapes["params"][layer][leaf].shape[2] == 3
 
 
 def test_images_and_networks_that_cannot_be() -> None:
     with pytest.raises(UserError, match=r"images of 1 channels.* takes 3"):
-        initialisation.whitened(fresh("net"), images()[..., :1])
+        initialization.whitened(fresh("net"), images()[..., :1])
     with pytest.raises(UserError, match="no convolution conv1"):
-        initialisation.first_convolution({"params": {"fc1": {"kernel": jnp.ones((3, 4))}}})
+        initialization.first_convolution({"params": {"fc1": {"kernel": jnp.ones((3, 4))}}})
     with pytest.raises(UserError, match="no convolution conv1"):  # a parameter of this name
-        initialisation.first_convolution({"params": {"conv1": jnp.ones((2, 2, 3, 4))}})
+        initialization.first_convolution({"params": {"conv1": jnp.ones((2, 2, 3, 4))}})
 
 
 @pytest.mark.skipif(
@@ -142,10 +142,10 @@ def test_images_and_networks_that_cannot_be() -> None:
     reason=f"CIFAR-10 is not prepared in {data.default_data_dir()}",
 )
 def test_real_images_are_whitened() -> None:
-    """Where a direction varies much more than eps; the finest three colours hardly do."""
+    """Where a direction varies much more than eps; the finest three colors hardly do."""
     dataset = data.load("cifar10")
     x = ((dataset.train.images[:1000] / 255 - dataset.mean) / dataset.std).astype(np.float32)
-    kernel = initialisation.whitening(x, (2, 2, 3, 24), EPS)
+    kernel = initialization.whitening(x, (2, 2, 3, 24), EPS)
     outputs = convolved(x, kernel[..., ::2]).reshape(-1, 12)
     covariance = outputs.T @ outputs / len(outputs)
     np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)

@@ -2,7 +2,7 @@
 
 One process is the same code as several.
 
-Where one of them is gone, the others cannot go on. JAX finds that out in two ways: the exchange in
+Where one of them is gone, the others cannot go on. JAX finds that out in two ways: the allgather in
 progress fails in Python, or JAX's coordination service tells its C++ client, which writes lines of
 C++ to standard error and aborts. Either becomes one line and exit code 1 here.
 """
@@ -75,19 +75,19 @@ def initialize_distributed() -> None:
     _watch.met = True
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that speaks and writes for all."""
     return jax.process_index() == 0
 
 
-def are_one() -> bool:
+def is_single_process() -> bool:
     """Whether this process is the only one of the run."""
     return jax.process_count() == 1
 
 
-def exchange(value: Any) -> list[Any]:
+def allgather(value: Any) -> list[Any]:
     """The `value` of every process, in their order: whatever JSON can hold. All must call it."""
-    if are_one():
+    if is_single_process():
         return [value]
     own = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = _gather(np.int32(own.size))
@@ -96,9 +96,9 @@ def exchange(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def greatest(*values: float) -> list[float]:
-    """Of each of the `values` the greatest that any process has. All must call it."""
-    if are_one():
+def all_max(*values: float) -> list[float]:
+    """Of each of the `values` the all_max that any process has. All must call it."""
+    if is_single_process():
         return list(values)
     rows = _gather(np.asarray(values, np.float32))
     return [float(value) for value in rows.max(0)]
@@ -129,7 +129,7 @@ def _gather(array: Any) -> np.ndarray:
         ) from error
 
 
-def from_all(function: Callable[[], T]) -> T:
+def run_on_all(function: Callable[[], T]) -> T:
     """Call `function` in every process; what stops one stops all: a `UserError`, or the system,
     whose `OSError` is the others' `UserError`."""
     result, failure = None, None
@@ -137,23 +137,23 @@ def from_all(function: Callable[[], T]) -> T:
         result = function()
     except (UserError, OSError) as error:
         failure = error
-    told = exchange(None if failure is None else str(failure))
+    told = allgather(None if failure is None else str(failure))
     if isinstance(failure, OSError):
         raise failure
     for index, text in enumerate(told):
         if text is not None:
-            raise UserError(f"process {index}: {text}" if not are_one() else text)
+            raise UserError(f"process {index}: {text}" if not is_single_process() else text)
     return result  # pyright: ignore[reportReturnType]
 
 
-def from_first(function: Callable[[], T]) -> T:
+def run_on_main(function: Callable[[], T]) -> T:
     """Call `function` in the first process alone, for all: JSON must be able to hold the result."""
-    return exchange(from_all(lambda: function() if is_first() else None))[0]
+    return allgather(run_on_all(lambda: function() if is_main_process() else None))[0]
 
 
-def arrays_from_first(tree: Any) -> Any:
+def broadcast_arrays(tree: Any) -> Any:
     """A tree of NumPy arrays, those of the first process in every one. All must call it."""
-    if are_one():
+    if is_single_process():
         return tree
     return jax.tree.map(lambda array: _gather(array)[0], tree)
 

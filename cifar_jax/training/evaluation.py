@@ -14,7 +14,7 @@ LogitsFn = Callable[[Mapping[str, Any]], np.ndarray]
 """From a model's variables to the logits of the images that it was compiled for."""
 
 
-class Views(NamedTuple):
+class TTA(NamedTuple):
     """What else is seen of an image when it is classed: test-time augmentation, by mean of logits.
 
     An image and its two shifts count ½, ¼ and ¼, and each half as itself and half as its mirror
@@ -27,7 +27,7 @@ class Views(NamedTuple):
     """Mirrored left to right as well."""
     shift: int = 0
     """Pixels: moved up and left by so many, and down and right, what comes in by reflection."""
-    unsure: float | None = None
+    least_confident: float | None = None
     """The share of the images that this is for: those with the smallest difference between the
     two largest probabilities of the plain view, which is all that the others have. None: of all."""
 
@@ -37,11 +37,11 @@ def compile_logits(
     variables: Mapping[str, Any],
     images: np.ndarray,
     *,
-    normalise: Callable[[jax.Array], jax.Array],
+    normalize: Callable[[jax.Array], jax.Array],
     batch_size: int,
     mesh: Mesh,
     after_batch: Callable[[], None] = lambda: None,
-    views: Views | None = None,
+    views: TTA | None = None,
 ) -> LogitsFn:
     """A function from variables to float32 logits `[N, classes]` of `images`, in evaluation mode.
 
@@ -50,7 +50,7 @@ def compile_logits(
       variables: for their shapes; they stay valid.
       images: uint8 `[N, H, W, C]`, at least one. They are put on the devices, in batches that are
         divided over them; the last is padded.
-      normalise: from uint8 images to what the network takes.
+      normalize: from uint8 images to what the network takes.
       batch_size: images at a time, rounded up to a multiple of the devices.
       mesh: where it runs.
       after_batch: called after each batch; what it raises ends the evaluation.
@@ -66,7 +66,7 @@ def compile_logits(
         return [devices.put(part, sharding) for part in parts]
 
     def logits(variables: Mapping[str, Any], images: jax.Array) -> Any:
-        return model.apply(variables, normalise(images), train=False)
+        return model.apply(variables, normalize(images), train=False)
 
     kept = batches(images)  # on the devices from evaluation to evaluation; other views are not
     program = (
@@ -89,7 +89,7 @@ def compile_logits(
 
 
 def over_views(
-    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: Views | None
+    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: TTA | None
 ) -> np.ndarray:
     """Logits `[N, classes]` of `images`, averaged over what `views` has of them.
 
@@ -100,7 +100,7 @@ def over_views(
       views: None are the images as they are.
     """
     plain = logits_of(images)
-    flip, shift, unsure = views or Views()
+    flip, shift, unsure = views or TTA()
     if not flip and not shift:
         return plain
     chosen = slice(None) if unsure is None else _least_sure(plain, unsure)

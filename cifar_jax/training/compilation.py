@@ -12,19 +12,19 @@ from jax.sharding import NamedSharding
 
 from cifar_jax import devices
 from cifar_jax.data import pipeline
-from cifar_jax.evaluation import LogitsFn, Views, compile_logits
-from cifar_jax.training import batches, optim
+from cifar_jax.training import batches, optimizers
 from cifar_jax.training import step as steps
 from cifar_jax.training.batches import TrainData
-from cifar_jax.training.plan import Epoch, Stage
-from cifar_jax.training.prepare import Workload, fresh_state, learning_rates, random_keys
-from cifar_jax.training.schedules import Moment
+from cifar_jax.training.evaluation import TTA, LogitsFn, compile_logits
+from cifar_jax.training.plan import Epoch, StepVariant
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.setup import Setup, fresh_state, learning_rates, random_keys
 from cifar_jax.training.step import Metrics, TrainState
 
 StepsFn = Callable[[TrainState, int], TrainState]
 
 
-class Executables(NamedTuple):
+class CompiledSteps(NamedTuple):
     """The compiled programs of a training run. Being compiled, they cannot recompile."""
 
     order: Callable[[Epoch], jax.Array]
@@ -38,14 +38,14 @@ class Executables(NamedTuple):
     compile_seconds: float
 
 
-def train_data(workload: Workload) -> TrainData:
+def train_data(workload: Setup) -> TrainData:
     """Put the training images on the devices."""
     return TrainData(*devices.put(batches.rows(workload.train), devices.replicated(workload.mesh)))
 
 
 def compile_training(
-    workload: Workload, seed: int, state: TrainState, data: TrainData
-) -> Executables:
+    workload: Setup, seed: int, state: TrainState, data: TrainData
+) -> CompiledSteps:
     """Compile what a training run calls. `state` is for its shapes and stays valid."""
     config = workload.config
     began = time.perf_counter()
@@ -55,7 +55,7 @@ def compile_training(
     def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
         plateau = state.plateau
         if config.schedule.name == "plateau":
-            plateau = optim.plateau_update(
+            plateau = optimizers.plateau_update(
                 plateau,
                 observed,
                 lr=state.lr[0],
@@ -70,7 +70,7 @@ def compile_training(
     )
 
     @cache
-    def compiled(stage: Stage) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
+    def compiled(stage: StepVariant) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
         ordering = order_function(workload, stage).lower(order_key, np.int32(0)).compile()
         order = ordering(order_key, np.int32(0))
         training = (
@@ -98,7 +98,7 @@ def compile_training(
         first = _moment(epoch.begin, epoch.number, run_steps)
         return lambda state, count: program(state, data, order, np.int32(count), step_key, first)
 
-    return Executables(
+    return CompiledSteps(
         order=order_of,
         begin=begin,
         end_epoch=lambda state, observed: ending(state, np.float32(observed)),
@@ -106,8 +106,8 @@ def compile_training(
     )
 
 
-def order_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
-    """What `Executables.order` calls, not yet compiled: of a key and an epoch's number."""
+def order_function(workload: Setup, stage: StepVariant) -> jax.stages.Wrapped:
+    """What `CompiledSteps.order` calls, not yet compiled: of a key and an epoch's number."""
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
         return pipeline.epoch_order(
@@ -120,7 +120,7 @@ def order_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
     return jax.jit(order, out_shardings=devices.batch_sharding(workload.mesh, axis=1))
 
 
-def train_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
+def train_function(workload: Setup, stage: StepVariant) -> jax.stages.Wrapped:
     """What takes the steps of a stage, not yet compiled.
 
     It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
@@ -134,14 +134,14 @@ def train_function(workload: Workload, stage: Stage) -> jax.stages.Wrapped:
         order: jax.Array,
         count: jax.Array,
         key: jax.Array,
-        first: Moment,
+        first: StepInfo,
     ) -> TrainState:
         augment_key, dropout_key = jax.random.split(key)
         make = partial(batches.make_batch, workload.dataset, stage, workload.config.train.precision)
-        frozen = optim.members(state.params, workload.config.groups, stage.frozen)
+        frozen = optimizers.members(state.params, workload.config.param_groups, stage.frozen)
         recipe = workload.recipe._replace(frozen=frozen)
 
-        def moment(step: jax.Array) -> Moment:
+        def moment(step: jax.Array) -> StepInfo:
             return first._replace(step=step)
 
         def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -182,7 +182,7 @@ class StepsPerCallTuner:
             self.settled = True
 
 
-def train_arguments(workload: Workload, stage: Stage) -> tuple[Any, ...]:
+def train_arguments(workload: Setup, stage: StepVariant) -> tuple[Any, ...]:
     """Shapes, types and shardings of `train_function`'s arguments; nothing is put anywhere.
 
     They suffice to compile it, also for devices that this machine does not have.
@@ -204,12 +204,12 @@ def train_arguments(workload: Workload, stage: Stage) -> tuple[Any, ...]:
         typed(order, devices.batch_sharding(workload.mesh, axis=1)),
         number,
         typed(key, replicated),
-        Moment(number, number, number),
+        StepInfo(number, number, number),
     )
 
 
 def compile_evaluation(
-    workload: Workload,
+    workload: Setup,
     state: TrainState,
     images: np.ndarray,
     after_batch: Callable[[], None] = lambda: None,
@@ -218,16 +218,16 @@ def compile_evaluation(
 
     `state` is for its shapes and stays valid; `after_batch` is as for `compile_logits`.
     """
-    precision, seen = workload.config.train.precision, workload.config.test_time
+    precision, seen = workload.config.train.precision, workload.config.tta
     return compile_logits(
         workload.recipe.model,
         state.variables,
         images,
-        normalise=partial(batches.normalise, dataset=workload.dataset, precision=precision),
+        normalize=partial(batches.normalize, dataset=workload.dataset, precision=precision),
         batch_size=workload.config.train.eval_batch_size,
         mesh=workload.mesh,
         after_batch=after_batch,
-        views=Views(seen.flip, seen.shift, seen.unsure),
+        views=TTA(seen.flip, seen.shift, seen.least_confident),
     )
 
 
@@ -242,7 +242,7 @@ def _all_finite(tree: Any) -> jax.Array:
     return jnp.stack(leaves).all()
 
 
-def with_lower_rate(workload: Workload, state: TrainState, factor: float) -> TrainState:
+def with_lower_rate(workload: Setup, state: TrainState, factor: float) -> TrainState:
     """`state`, whose updates are multiplied by `factor` from now on."""
     scale = np.float32(factor) * np.asarray(state.plateau.scale)
     plateau = state.plateau._replace(scale=devices.put(scale, devices.replicated(workload.mesh)))
@@ -255,5 +255,5 @@ def means(metrics: Metrics) -> dict[str, float]:
     return {"loss": loss / max(images, 1), "accuracy": 100 * correct / max(images, 1)}
 
 
-def _moment(step: int, epoch: int, steps: int) -> Moment:
-    return Moment(np.int32(step), np.int32(epoch), np.int32(steps))
+def _moment(step: int, epoch: int, steps: int) -> StepInfo:
+    return StepInfo(np.int32(step), np.int32(epoch), np.int32(steps))

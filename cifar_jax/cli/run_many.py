@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cifar_jax.cli import faults
+from cifar_jax.cli import error_messages
 from cifar_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def train_each(
             line = f"{name}: failed: {error}"
         except Exception as error:
             fault = fault or error
-            text = faults.explain(error)
+            text = error_messages.explain(error)
             text = text or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             line = f"{name}: failed: {text}"
         lines.append(line)

@@ -44,7 +44,7 @@ def whitened(variables: Mapping[str, Any], images: Images, eps: float = 5e-4) ->
 
     Args:
       variables: of a network.
-      images: float `[N, height, width, C]`, normalised, of the training images.
+      images: float `[N, height, width, C]`, normalized, of the training images.
       eps: of `whitening`.
 
     Raises:
@@ -61,11 +61,11 @@ def whitening(images: Images, kernel_shape: tuple[int, ...], eps: float = 5e-4) 
 
     They are the eigenvectors of the second moments of the images' patches, each divided by
     √(eigenvalue + eps), and its negative beside it, from the largest eigenvalue on. (The images
-    are normalised, so the moments are nearly the covariance.) An eigenvector's sign is arbitrary:
+    are normalized, so the moments are nearly the covariance.) An eigenvector's sign is arbitrary:
     here its first number, of the patch's top left and its first channel, is positive.
 
     Args:
-      images: float `[N, height, width, C]`, normalised; airbench takes 5,000.
+      images: float `[N, height, width, C]`, normalized; airbench takes 5,000.
       kernel_shape: `[H, W, C, O]`, of the convolution.
       eps: keeps directions that hardly vary from being all noise.
 

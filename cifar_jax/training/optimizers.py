@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cifar_jax.config import Group, Optimizer
+from cifar_jax.config import Optimizer, ParamGroup
 from cifar_jax.errors import UserError
 from cifar_jax.training import muon
 
@@ -21,7 +21,7 @@ _FROZEN = "frozen"
 
 
 def make_optimizer(
-    optimizer: Optimizer, groups: Sequence[Group] = (), frozen: Collection[str] = ()
+    optimizer: Optimizer, groups: Sequence[ParamGroup] = (), frozen: Collection[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
     """The update rule of all parameters.
 
@@ -36,7 +36,7 @@ def make_optimizer(
     rules = [optimizer, *(group.optimizer for group in groups)]
 
     def labels(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: label(path_name(path)), params)
+        return jax.tree_util.tree_map_with_path(lambda path, _: label(parameter_path(path)), params)
 
     def label(path: str) -> str:
         return _FROZEN if path in frozen else str(_group_of(groups, path))
@@ -48,10 +48,10 @@ def make_optimizer(
         rule = optax.partition({**inner, _FROZEN: optax.set_to_zero()}, labels)
     scaled = optax.chain(rule, _scale_by_rates(labels))
     orthogonal = {str(i) for i, rule in enumerate(rules) if rule.name == "muon"}
-    return optax.chain(scaled, _normalise(labels, orthogonal)) if orthogonal else scaled
+    return optax.chain(scaled, _normalize(labels, orthogonal)) if orthogonal else scaled
 
 
-def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
+def check(params: Any, optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
     """See that every group names parameters, and that Muon has kernels alone.
 
     Args:
@@ -62,13 +62,15 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
     Raises:
       UserError: it is not so.
     """
-    leaves = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    leaves = {
+        parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
     rest = dict(leaves)
-    for group in [*groups, Group(parameters="*", optimizer=optimizer)]:
+    for group in [*groups, ParamGroup(parameters="*", optimizer=optimizer)]:
         named = [path for path in leaves if _names(group, path)]
         if not named:
             raise UserError(
-                f"groups: no parameter is called {group.parameters!r}; there are "
+                f"param_groups: no parameter is called {group.parameters!r}; there are "
                 f"{', '.join(list(leaves)[:4])}, …"
             )
         for path in named:
@@ -80,7 +82,7 @@ def check(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
                 )
 
 
-def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> None:
+def validate_group_use(params: Any, optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
     """See that every group has parameters for itself, that each of its patterns names some, and
     that Muon has kernels that are matrices.
 
@@ -91,7 +93,7 @@ def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> Non
     """
     rules, used = [optimizer, *(group.optimizer for group in groups)], set()
     for key, leaf in jax.tree_util.tree_leaves_with_path(params):
-        path = path_name(key)
+        path = parameter_path(key)
         number = _group_of(groups, path)
         used.add(number)
         if rules[number].name == "muon" and leaf.ndim == 4 and leaf.shape[2] == 1 < leaf.shape[3]:
@@ -100,42 +102,42 @@ def check_use(params: Any, optimizer: Optimizer, groups: Sequence[Group]) -> Non
                 f'of its own, such as {{"parameters": "{path}", "optimizer": '
                 '{"name": "sgd", "lr": 0.1}}'
             )
-    paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    paths = [parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     for number, group in enumerate(groups, start=1):
         for pattern in _patterns(group):
             if not any(fnmatchcase(path, pattern) for path in paths):
                 raise UserError(
-                    f"groups: no parameter is called {pattern!r}, of {group.parameters!r}: correct "
-                    "it, or leave it out"
+                    f"param_groups: no parameter is called {pattern!r}, of {group.parameters!r}: "
+                    "correct it, or leave it out"
                 )
         if number not in used:
             raise UserError(
-                f"groups: all that is called {group.parameters!r} is in groups before it, of which "
-                "the first counts: put it first, or leave it out"
+                f"param_groups: all that is called {group.parameters!r} is in groups before it, of "
+                "which the first counts: put it first, or leave it out"
             )
 
 
-def members(params: Any, groups: Sequence[Group], numbers: Collection[int]) -> frozenset[str]:
+def members(params: Any, groups: Sequence[ParamGroup], numbers: Collection[int]) -> frozenset[str]:
     """Paths of the parameters that belong to the groups of these numbers, which are from 1 on."""
-    paths = (path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
+    paths = (parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     return frozenset(path for path in paths if _group_of(groups, path) in numbers)
 
 
-def path_name(path: Any) -> str:
+def parameter_path(path: Any) -> str:
     """Such as `conv1/bias`, of a parameter's key path."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _group_of(groups: Sequence[Group], path: str) -> int:
+def _group_of(groups: Sequence[ParamGroup], path: str) -> int:
     """The number of the first group that names it; 0 for none."""
     return next((i for i, group in enumerate(groups, start=1) if _names(group, path)), 0)
 
 
-def _names(group: Group, path: str) -> bool:
+def _names(group: ParamGroup, path: str) -> bool:
     return any(fnmatchcase(path, pattern) for pattern in _patterns(group))
 
 
-def _patterns(group: Group) -> list[str]:
+def _patterns(group: ParamGroup) -> list[str]:
     return [pattern.strip() for pattern in group.parameters.split(",")]
 
 
@@ -199,14 +201,14 @@ def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformatio
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _normalise(
+def _normalize(
     labels: Callable[[Any], Any], orthogonal: Collection[str]
 ) -> optax.GradientTransformation:
-    """Updates that first bring Muon's kernels to their norm: see `muon.normalised`."""
+    """Updates that first bring Muon's kernels to their norm: see `muon.normalized`."""
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         chosen = jax.tree.map(lambda label: label in orthogonal, labels(params))
-        normal = muon.normalised(params, chosen)
+        normal = muon.normalized(params, chosen)
         return jax.tree.map(
             lambda u, p, n, yes: (n - p) + u if yes else u, updates, params, normal, chosen
         )

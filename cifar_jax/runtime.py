@@ -121,7 +121,7 @@ def cpu_features() -> str:
 def require(device: str | None = None) -> None:
     """See that JAX computes on what was asked for, and never on the CPU in silence.
 
-    Call it before the first array is made, and after `processes.initialize_distributed`.
+    Call it before the first array is made, and after `distributed.initialize_distributed`.
 
     Args:
       device: "cpu", "gpu" or "tpu"; None takes what JAX finds, and says so on standard error where

@@ -29,7 +29,7 @@ IN_WHOLE = object()
 
 
 @dataclass(frozen=True)
-class Execution:
+class RuntimeOnly:
     """Marks a field that says how a run is carried out: it changes no result beyond rounding.
 
     It may differ from start to start; all others make a run the run that it is.
@@ -55,7 +55,7 @@ class Settings(BaseModel):
     """
 
     model_config = TYPES | ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-    is_whole: ClassVar[bool] = False
+    is_root: ClassVar[bool] = False
     """Whether this is no group of another: its fields are then named without its own name."""
 
     @model_validator(mode="wrap")
@@ -101,7 +101,7 @@ def message(cls: type[Settings], error: ValidationError) -> str:
     """One line of the first fault, by the field's dotted name."""
     fault = error.errors(include_url=False)[0]
     value, kind = fault["input"], fault["type"]
-    place = [] if cls.is_whole else [cls.__name__.lower()]
+    place = [] if cls.is_root else [cls.__name__.lower()]
     owner: type[Settings] = cls
     annotation: Any = cls
     field: FieldInfo | None = None
