@@ -1,7 +1,6 @@
-"""What a run is: settings, checked when made.
+"""The settings of a run, validated when a `Config` is made.
 
-Every field says what it means and its unit. Nothing heavy is imported, so that an experiment file
-stays data.
+This module imports no JAX, so that experiment files stay data.
 """
 
 from __future__ import annotations
@@ -34,239 +33,238 @@ __all__ = [
     "Train",
     "describe",
     "differences",
-    "execution",
     "flatten",
     "from_flat",
     "identity",
     "override",
+    "runtime_settings",
 ]
 
 Count = Annotated[int, Field(ge=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
+Arguments = dict[str, bool | int | float | str]
 
 
 class Model(Settings):
-    """Which network, and the options that the paper varies. None keeps the network's default."""
+    """The network and its options. None keeps the network's default."""
 
     name: str
-    """A name of `cifar-jax models`, or what the file that defines a `MODEL` of its own calls it."""
+    """A name that `cifar-jax models` lists, or any other name for a custom `MODEL`."""
     dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
-    """Rate of the dropout layer. The paper names 0.5 and no other."""
+    """Dropout rate. The paper uses 0.5."""
     pooling: Literal["max", "average", "strided-conv"] | None = None
-    """Downsampling of the `net*` family."""
+    """Downsampling in the `net*` networks."""
+    arguments: Arguments = {}
+    """Further fields of a custom `MODEL`, by name."""
 
 
 class Optimizer(Settings):
-    """Update rule, in PyTorch's terms."""
+    """Update rule, with PyTorch's semantics."""
 
-    name: Literal["sgd", "adam", "adamw", "muon"] = "sgd"
-    """SGD with momentum, Adam, Adam with decoupled weight decay, or Muon, which is for kernels:
-    give all else a group of its own."""
+    name: Literal["sgd", "adam", "adamw", "muon", "custom"] = "sgd"
+    """SGD with momentum, Adam, Adam with decoupled weight decay, Muon (kernels only; put other
+    parameters in a group of their own), or the experiment file's `OPTIMIZER`."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate; the schedule moves it."""
+    """Learning rate, scaled by the schedule."""
     momentum: HalfOpenUnit = 0.9
-    """Of SGD and Muon; not used by the others."""
+    """SGD and Muon: momentum."""
     nesterov: bool = False
-    """Of SGD and Muon: look ahead."""
+    """SGD and Muon: use Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Coupled L2 on every parameter for sgd, adam and muon (added to the gradient, as PyTorch's
-    `weight_decay=` does); decoupled for adamw."""
+    """Applied to every parameter. sgd, adam and muon: coupled L2, added to the gradient like
+    PyTorch's `weight_decay`. adamw: decoupled."""
     beta1: HalfOpenUnit = 0.9
-    """Of Adam and AdamW: decay of the mean of gradients."""
+    """Adam and AdamW: decay of the mean of the gradients."""
     beta2: HalfOpenUnit = 0.999
-    """Of Adam and AdamW: decay of the mean of squared gradients."""
+    """Adam and AdamW: decay of the mean of the squared gradients."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
-    """Of Adam and AdamW: added to the root of the mean of squared gradients."""
+    """Adam and AdamW: added to the root of the mean of the squared gradients."""
     newton_schulz_steps: Count = 3
-    """Of Muon: iterations that orthogonalize an update."""
+    """Muon: iterations of the orthogonalization."""
+    arguments: Arguments = {}
+    """Keyword arguments of a custom `OPTIMIZER`."""
 
 
 class ParamGroup(Settings):
-    """Parameters with an update rule of their own."""
+    """Parameters with an optimizer of their own."""
 
     parameters: str
-    """A pattern of their paths, such as `*/bias` or `fc3/*`; several, with commas between."""
+    """Pattern of parameter paths, such as `*/bias` or `fc3/*`. Separate several with commas."""
     optimizer: Optimizer
-    """Their update rule; the schedule moves its learning rate as that of the others."""
+    """Their optimizer. The schedule scales its learning rate like all others."""
     until: Annotated[float | None, Field(ge=0, lt=1)] = None
-    """OpenUnit of the epochs after which they stay as they are, and nothing is computed for their
-    gradient: 0 freezes them from the first step on. None to train them to the end."""
+    """Fraction of the epochs after which they are frozen: 0 freezes them from the start, None
+    never."""
 
 
 class Schedule(Settings):
-    """How the learning rate moves. `plateau` observes once an epoch, the others follow the step."""
+    """Learning rate schedule. `plateau` updates once per epoch, all others every step."""
 
-    name: Literal["constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau"] = (
-        "constant"
-    )
-    """As it is, lower every few epochs, a cosine to zero, up and down once by cosines, straight
-    down, straight up and down, or lower whenever the validation loss stops falling."""
+    name: Literal[
+        "constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau", "custom"
+    ] = "constant"
+    """Constant; reduced every few epochs; cosine to zero; one cycle of cosines up and down; linear
+    decay; linear up and down; reduced when the validation loss stops falling; or the experiment
+    file's `SCHEDULE`."""
     factor: OpenUnit = 0.5
-    """What `step` and `plateau` multiply the learning rate by."""
+    """`step` and `plateau`: factor of each reduction."""
     patience: Annotated[int, Field(ge=0)] = 5
-    """`plateau`: bad epochs that are waited out; the next one reduces."""
+    """`plateau`: epochs without improvement before a reduction; the next one triggers it."""
     threshold: HalfOpenUnit = 1e-4
-    """`plateau`: relative improvement that counts."""
+    """`plateau`: smallest relative improvement that counts."""
     step_epochs: Count = 30
     """`step`: epochs between reductions."""
     warmup: OpenUnit = 0.3
-    """`one-cycle`, `triangular`: share of the run in which it rises to `optimizer.lr`."""
+    """`one-cycle` and `triangular`: fraction of the run in which the rate rises."""
     start: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """`triangular`: share of `optimizer.lr` that it begins at."""
+    """`triangular`: initial rate, as a fraction of `optimizer.lr`."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """`linear`, `triangular`: share of `optimizer.lr` that it ends at."""
+    """`linear` and `triangular`: final rate, as a fraction of `optimizer.lr`."""
+    arguments: Arguments = {}
+    """Keyword arguments of a custom `SCHEDULE`."""
 
 
 class Loss(Settings):
-    """Cross-entropy."""
+    """Cross-entropy loss."""
 
     label_smoothing: HalfOpenUnit = 0.0
-    """OpenUnit of a label that is spread evenly over all classes."""
+    """Fraction of each label that is spread evenly over all classes."""
 
 
 class Ema(Settings):
-    """Evaluate an exponential moving average of the weights, beside which training goes on."""
+    """Evaluate an exponential moving average of the weights."""
 
     name: Literal["ema"] = "ema"
-    """Which average."""
+    """Kind of average."""
     decay: HalfOpenUnit = 0.999
-    """What an update keeps of the average; less at first, as `min(decay, (1 + t) / (10 + t))`."""
+    """Fraction of the average that an update keeps; early on `min(decay, (1 + t) / (10 + t))`."""
     every: Count = 1
-    """Steps from update to update."""
+    """Steps between updates of the average."""
 
 
 class Lookahead(Settings):
-    """Evaluate slow weights, from which the fast ones go on after each of their updates."""
+    """Evaluate slow weights, to which the trained weights are reset after each update."""
 
     name: Literal["lookahead"] = "lookahead"
-    """Which average."""
+    """Kind of average."""
     decay: HalfOpenUnit = 0.5
-    """What an update keeps of the slow weights, at the end of training."""
+    """Fraction of the slow weights that an update keeps at the end of training."""
     every: Count = 5
-    """Steps from update to update."""
+    """Steps between updates of the slow weights."""
     power: Annotated[float, Field(ge=0)] = 0.0
-    """Earlier it keeps `decay · progress**power`."""
+    """Earlier in training an update keeps `decay * progress**power`."""
 
 
 class Initialization(Settings):
-    """What the weights begin with beside PyTorch's defaults."""
+    """Changes to the initial weights."""
 
     dirac: bool = False
-    """The first filters of each convolution of 3×3 or a larger odd size pass their input on."""
+    """Let the first filters of each convolution pass its input through."""
     whitening: bool = False
-    """The first convolution's first filters whiten patches of the training images, and its kernel
-    stays so."""
+    """Let the first convolution whiten patches of the training images, and freeze its kernel."""
 
 
 class TTAConfig(Settings):
-    """Test-time augmentation: of which views of an image the logits are averaged."""
+    """Test-time augmentation: average the logits over several views of an image."""
 
     flip: bool = False
-    """Its mirror image as well."""
+    """Add the mirror image."""
     shift: Annotated[int, Field(ge=0, le=4)] = 0
-    """It moved by so many pixels as well, up and left, and down and right."""
+    """Add the image shifted by this many pixels up and left, and down and right."""
     least_confident: Annotated[float | None, Field(gt=0, lt=1)] = None
-    """Only for this share of the images, those that the plain view is the least sure of; none for
-    all."""
+    """Use the extra views only for this fraction of the images, the least confident ones. None:
+    for all images."""
 
 
 class Augmentation(Settings):
-    """What is done to training images at random."""
+    """Random changes to the training images."""
 
     crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
-    """Pad the image by so many pixels on each side and crop at random; 0 for none."""
+    """Pixels of padding on each side before a random crop; 0: no crop."""
     crop_fill: Literal["zeros", "reflect"] = "zeros"
-    """What the image is padded with: black, or its mirror image."""
+    """Content of the padding: black, or the mirrored image."""
     flip: bool | Literal["alternating"] = False
-    """Mirror every other image at random; or each at random in the first epoch, and the other way
-    round in each that follows."""
+    """Mirror each image with probability 1/2. `alternating`: mirror a random half in the first
+    epoch and the other half in the next, by turns."""
     cutout: Annotated[int, Field(ge=0, le=32)] = 0
-    """Side in pixels of a square that is blanked out; 0 for none."""
+    """Side of a square that is erased, in pixels; 0: none."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """Mix images and labels with another's, by a share from Beta(mixup, mixup); 0 for none."""
+    """Mix pairs of images and labels with a ratio from Beta(mixup, mixup); 0: off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """Put a box of another image into each, its area from Beta(cutmix, cutmix); 0 for none."""
+    """Paste a box of another image, with an area from Beta(cutmix, cutmix); 0: off."""
     brightness: Annotated[float, Field(ge=0)] = 0.0
-    """Make each image brighter or darker by up to so many standard deviations."""
+    """Change the brightness by up to this many standard deviations."""
     contrast: HalfOpenUnit = 0.0
-    """Raise or lower each image's contrast by up to this share."""
+    """Change the contrast by up to this fraction."""
 
     @model_validator(mode="after")
-    def _has_one_mixture(self) -> Self:
+    def _mixes_once(self) -> Self:
         if self.mixup and self.cutmix:
-            raise UserError("mixup and cutmix exclude each other: set one of them to 0")
+            raise UserError("mixup and cutmix cannot be combined: set one of them to 0")
         return self
 
 
 class Phase(Settings):
-    """A part of the training with other images than the rest, in whole epochs."""
+    """A part of the training with its own image size, batch size or augmentation."""
 
     until: OpenUnit
-    """OpenUnit of the epochs that are over when it ends; it begins where the one before ends."""
+    """Fraction of the epochs at which the phase ends. It begins where the previous one ends."""
     image_size: Annotated[int | None, Field(ge=8, le=32)] = None
-    """Pixels along a side that images are resized to; none for 32."""
+    """Side to which images are resized, in pixels. None: 32."""
     batch_size: Annotated[int | None, Field(ge=1)] = None
-    """Images in a train step; none for the run's own."""
+    """Images per step. None: `batch_size` of the run."""
     augmentation: Augmentation | None = None
-    """In place of that of `data`."""
+    """Replaces the augmentation in `data`."""
 
 
 class Data(Augmentation):
-    """Which images, how they are split, and what is done to them."""
+    """The data set, its validation split, and the augmentation."""
 
     dataset: str = "cifar10"
-    """`cifar10`; the embedded `digits`, which needs no download; or `folder:PATH`, images of your
-    own."""
+    """`cifar10`; `digits`, which ships with the package; or `folder:PATH`, your own images."""
     validation: Annotated[float, Field(ge=0)] = 0.1
-    """The last images of the training set, held out: below 1 a share, from 1 on a number."""
+    """Training images held out for validation, taken from the end: a fraction if below 1, else a
+    number."""
     train_images: Annotated[int | None, Field(ge=1)] = None
-    """Train on the first so many of what is left only; none for all."""
+    """Train on only this many of the remaining images. None: all."""
     last_batch: Literal["drop", "wrap"] = "drop"
-    """What becomes of an epoch's incomplete last batch: left out, or filled up from the
-    epoch's beginning."""
+    """An incomplete last batch of an epoch is dropped, or filled from the epoch's start."""
+    arguments: Arguments = {}
+    """Keyword arguments of a custom `AUGMENTATION`."""
 
 
 class Train(Settings):
-    """How the run is carried out. Only the first three change what is learned, and `on_nan` where
-    the loss is no longer finite."""
+    """How the run is carried out. Only the first two settings change what is learned."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Compute type; parameters, statistics and logits are float32 either way."""
+    """Compute type. Parameters, statistics and logits are float32 in either case."""
     init_from: str | None = None
-    """Begin with the weights of another run, of an export, or of a packaged network by its name;
-    the last layer begins anew where it has other classes. They are read until the run has a
-    checkpoint of its own. None for fresh ones."""
-    max_minutes: Annotated[float | None, Field(gt=0)] = None
-    """Train for so many minutes at most: where the epochs would take longer there are as many as
-    fit, and the schedule with them; the last validation comes after it. None for all the epochs."""
+    """Start from the weights of another run, an export, or a packaged network. The last layer is
+    reinitialized if its classes differ. None: random weights."""
     steps_per_call: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
-    """Train steps in one dispatch; none for as many as take about a fifth of a second."""
+    """Steps per compiled call. None: chosen so that one call takes about 0.2 s."""
     eval_batch_size: Annotated[Count, RuntimeOnly()] = 500
-    """Images in a batch of an evaluation."""
+    """Images per evaluation batch."""
     log_every: Annotated[Count, RuntimeOnly()] = 2000
-    """Iterations between `[EPOCH 041 | IT 04000] LOSS: 0.001` lines."""
+    """Steps between lines like `[EPOCH 041 | IT 04000] LOSS: 0.001` in the log."""
     keep_checkpoints: Annotated[Count, RuntimeOnly()] = 2
-    """The last so many are kept, and that of the best validation accuracy."""
+    """Checkpoints to keep: this many of the latest epochs, and the best on validation."""
     checkpoint_minutes: Annotated[float | None, Field(gt=0), RuntimeOnly()] = 10.0
-    """Save within an epoch too, when so many minutes have gone by since the last time; none for
-    never."""
-    on_nan: Annotated[Literal["stop", "restore"], RuntimeOnly()] = "stop"
-    """When the loss is no longer finite: stop, or go on from the last checkpoint with half the
-    learning rate, at most three times."""
+    """Also save within an epoch when this many minutes have passed. None: only after epochs."""
     devices: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
-    """Use the first so many devices; none for all that divide the batch."""
+    """Number of devices to use. None: as many as divide the batch size."""
 
 
 class Paper(Settings):
     """What the paper reports for an experiment."""
 
     tables: str
-    """Their numbers, such as 17–18."""
+    """Numbers of its tables, such as `17–18`."""
     test_accuracy: float
     """In percent."""
     parameters: int
-    """How many the paper counts."""
+    """Parameter count in the paper."""
 
 
 class Config(Settings):
@@ -275,85 +273,75 @@ class Config(Settings):
     is_root: ClassVar = True
 
     model: Model
-    """Which network."""
+    """The network."""
     epochs: Count
-    """How often the training images are gone through."""
+    """Passes over the training images."""
     batch_size: Count
-    """Images in a train step, over all devices."""
+    """Images per step, over all devices."""
     optimizer: Optimizer
-    """Update rule."""
+    """Optimizer of all parameters that are in no group."""
     param_groups: Annotated[tuple[ParamGroup, ...], Field(strict=False)] = ()
-    """Parameters with an update rule of their own: of several groups the first that names them.
-    Each has `parameters`, a pattern of their paths, an `optimizer`, and `until`, the share of the
-    epochs after which they stay as they are: 0 for never trained, none to the end."""
+    """Groups of parameters with their own optimizer. The first group that matches a parameter
+    counts. Each has `parameters`, `optimizer` and `until`."""
     schedule: Schedule = Schedule()
-    """How the learning rate moves."""
+    """Learning rate schedule."""
     loss: Loss = Loss()
-    """What is minimized."""
+    """Training loss."""
     averaging: Annotated[Ema | Lookahead | None, Field(discriminator="name")] = None
-    """Which weights are evaluated: an average; none for those that are trained."""
+    """Average of the weights to evaluate. None: evaluate the trained weights."""
     init: Initialization = Initialization()
-    """What the weights begin with."""
+    """Initial weights."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
-    """Parts of the training before the rest, in which images differ. Each has `until`, the share of
-    the epochs at which it ends, and of `image_size`, `batch_size` and `augmentation` its own."""
+    """Phases before the rest of the training. Each has `until`, and `image_size`, `batch_size` or
+    `augmentation`."""
     data: Data = Data()
-    """Which images."""
+    """Images."""
     tta: TTAConfig = TTAConfig()
-    """How images are looked at in evaluation."""
+    """Test-time augmentation."""
     train: Train = Train()
     """How the run is carried out."""
     paper: Annotated[Paper | None, Field(exclude=True)] = None
-    """What the paper reports, if it is of the paper. No setting."""
+    """What the paper reports. Not a setting."""
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:
         ends = [phase.until for phase in self.phases]
         if ends != sorted(set(ends)):
             raise UserError(
-                f"phases end at {ends} of the epochs: let each end after the one before"
-            )
-        if self.train.max_minutes and self.schedule.name in ("constant", "step", "plateau"):
-            raise UserError(
-                f"the schedule {self.schedule.name} has no end to fit into train.max_minutes: "
-                "choose linear, triangular, cosine or one-cycle, or unset train.max_minutes"
+                f"phases end at {ends}: give them increasing values of `until`, each once"
             )
         if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
             raise UserError(
-                "tta.least_confident is a share of the images that are looked at again: set "
-                "tta.flip or tta.shift too"
+                "tta.least_confident selects images for extra views, but there are none: "
+                "set tta.flip or tta.shift as well"
             )
-        if self.init.whitening and self.train.init_from:
+        if self.train.init_from and (self.init.whitening or self.init.dirac):
+            name = "whitening" if self.init.whitening else "dirac"
             raise UserError(
-                "init.whitening makes the first layer of the training images, and "
-                "train.init_from brings another: leave one of them out"
+                f"init.{name} and train.init_from both set the initial weights: use only one"
             )
         return self
 
 
 def from_flat(stored: Mapping[str, Any]) -> Config:
-    """The config of which `flatten` made `stored`, in this version or in an earlier one.
+    """Return the config from which `flatten` made `stored`.
 
     Raises:
-      UserError: a setting that this version does not know, or a value that it does not take.
+      UserError: a setting is unknown or has an invalid value.
     """
     return dotted.restore(Config, stored)
 
 
-def identity(run: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, flat and complete, that make a run the run that it is."""
-    return dotted.part(_config(run), execution=False)
+def identity(config: Config) -> dict[str, Any]:
+    """Return the flat settings that determine the result of a run."""
+    return dotted.part(config, runtime_only=False)
 
 
-def execution(run: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """The settings, flat and complete, that may differ from start to start of a run."""
-    return dotted.part(_config(run), execution=True)
+def runtime_settings(config: Config) -> dict[str, Any]:
+    """Return the flat settings that may differ between the sessions of a run."""
+    return dotted.part(config, runtime_only=True)
 
 
 def describe() -> list[dict[str, Any]]:
-    """Every setting as an object of JSON: see `dotted.describe`."""
+    """Return a description of every setting; see `dotted.describe`."""
     return dotted.describe(Config)
-
-
-def _config(run: Config | Mapping[str, Any]) -> Config:
-    return run if isinstance(run, Config) else from_flat(run)

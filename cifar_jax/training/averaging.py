@@ -1,7 +1,7 @@
-"""Averages of the weights over training's steps, which are evaluated in their stead.
+"""Averages of the weights over the training steps, which are evaluated instead of the weights.
 
-Pure functions of variables, which are a tree of float32 arrays: parameters and BatchNorm's running
-statistics. They work within `jax.lax.fori_loop`.
+Pure functions of variables: a tree of float32 parameters and BatchNorm statistics. They can be
+used inside `jax.lax.fori_loop`.
 """
 
 from typing import Any, NamedTuple
@@ -13,37 +13,36 @@ Variables = Any
 
 
 class Ema(NamedTuple):
-    """An exponential moving average; training itself goes on as without.
+    """Exponential moving average of the weights. It does not affect the training.
 
-    What it keeps of itself rises to `decay` as `min(decay, (1 + t) / (10 + t))` in its t-th update,
-    counted from 1, so that the first weights are soon forgotten (TensorFlow's
-    `ExponentialMovingAverage(num_updates=)`).
+    The t-th update, from 1, keeps `min(decay, (1 + t) / (10 + t))` of the average, so that the
+    initial weights are forgotten soon (TensorFlow's `ExponentialMovingAverage(num_updates=)`).
     """
 
     decay: float
-    """What an update keeps of the average, from 0 to below 1."""
+    """Fraction of the average that an update keeps, in [0, 1)."""
     every: int = 1
-    """Steps from update to update."""
+    """Steps between updates."""
 
 
 class Lookahead(NamedTuple):
-    """Slow weights, which take a step towards the fast ones, which then go on from there.
+    """Slow weights that move towards the fast ones, which then continue from there.
 
-    With `decay` 1 - alpha it is that of M. Zhang et al., arXiv:1907.08610. airbench94
-    (arXiv:2404.00498) has `Lookahead(decay=0.95**5, every=5, power=3)`. Fast steps after the last
-    update are in no result. As there, running statistics take part.
+    With `decay` = 1 - alpha this is Lookahead by M. Zhang et al., arXiv:1907.08610. airbench94
+    (arXiv:2404.00498) uses `Lookahead(decay=0.95**5, every=5, power=3)`. Running statistics are
+    averaged as well. Fast steps after the last update have no effect on the result.
     """
 
     decay: float
-    """What an update keeps of the slow weights, from 0 to below 1, at the end of training."""
+    """Fraction of the slow weights that an update keeps at the end of training, in [0, 1)."""
     every: int
-    """Steps from update to update."""
+    """Steps between updates."""
     power: float = 0
-    """Before the end it keeps `decay · progress**power`; 0 for as much all the time."""
+    """Earlier an update keeps `decay * progress**power`; 0: constant."""
 
 
 def init(variables: Variables) -> Variables:
-    """The average before the first step: a copy, so that both can be donated."""
+    """Return the average before the first step: a copy, so that both can be donated."""
     return jax.tree.map(jnp.copy, variables)
 
 
@@ -54,28 +53,28 @@ def update(
     step: jax.Array,
     progress: jax.Array,
 ) -> tuple[Variables, Variables]:
-    """After a training step: the next average, and the weights to go on from.
+    """Return the average after a step, and the variables from which training continues.
 
     Args:
-      rule: how to average.
-      averaged: from `init` or the update before.
-      variables: as the step left them.
-      step: int32, steps made, this one included.
-      progress: float32, the share of training that is done, from 0 to 1.
+      rule: the kind of average.
+      averaged: the result of `init` or of the previous update.
+      variables: the variables after the step.
+      step: int32, number of steps including this one.
+      progress: float32, completed fraction of the training, in 0..1.
     """
 
-    def towards() -> Variables:
+    def move() -> Variables:
         if isinstance(rule, Ema):
             updates = (step // rule.every).astype(jnp.float32)
-            kept = jnp.minimum(rule.decay, (1 + updates) / (10 + updates))
+            keep = jnp.minimum(rule.decay, (1 + updates) / (10 + updates))
         else:
-            kept = rule.decay * progress**rule.power
+            keep = rule.decay * progress**rule.power
         return jax.tree.map(
-            lambda slow, fast: slow + (1 - kept) * (fast - slow), averaged, variables
+            lambda slow, fast: slow + (1 - keep) * (fast - slow), averaged, variables
         )
 
-    # A branch, not a choice by `where`: between its updates a rule reads and writes no weights.
+    # A branch instead of `where`: steps without an update read and write no weights.
     due = step % rule.every == 0
     if isinstance(rule, Ema):
-        return jax.lax.cond(due, towards, lambda: averaged), variables
-    return jax.lax.cond(due, lambda: (towards(),) * 2, lambda: (averaged, variables))
+        return jax.lax.cond(due, move, lambda: averaged), variables
+    return jax.lax.cond(due, lambda: (move(),) * 2, lambda: (averaged, variables))

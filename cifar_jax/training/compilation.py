@@ -1,9 +1,9 @@
-"""What runs on the devices: the compiled programs of a training run."""
+"""The compiled programs of a run: train steps, the end of an epoch, and evaluation."""
 
 import time
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,248 +12,246 @@ from jax.sharding import NamedSharding
 
 from cifar_jax import devices
 from cifar_jax.data import pipeline
-from cifar_jax.training import batches, optimizers
+from cifar_jax.training import batches, optimizers, rng
 from cifar_jax.training import step as steps
 from cifar_jax.training.batches import TrainData
 from cifar_jax.training.evaluation import TTA, LogitsFn, compile_logits
 from cifar_jax.training.plan import Epoch, StepVariant
-from cifar_jax.training.schedules import StepInfo
-from cifar_jax.training.setup import Setup, fresh_state, learning_rates, random_keys
+from cifar_jax.training.schedules import StepInfo, plateau_update
+from cifar_jax.training.setup import Setup, learning_rates, random_state
 from cifar_jax.training.step import Metrics, TrainState
 
-StepsFn = Callable[[TrainState, int], TrainState]
 
+class CompiledSteps:
+    """The compiled train steps of a run. They cannot recompile.
 
-class CompiledSteps(NamedTuple):
-    """The compiled programs of a training run. Being compiled, they cannot recompile."""
+    Args:
+      setup: the setup of the run.
+      seed: seed of the run.
+      state: provides the shapes; it stays valid.
+    """
 
-    order: Callable[[Epoch], jax.Array]
-    """Which images each step of an epoch takes: int32 `[steps, batch]`."""
-    begin: Callable[[Epoch, jax.Array, int], StepsFn]
-    """From an epoch, its order, and how many updates the whole run makes to a function that takes
-    steps of it: from a state, which it donates, and a number of steps to the state after them.
-    What comes out does not depend on how steps are divided into calls."""
-    end_epoch: Callable[[TrainState, float], TrainState]
-    """State and the observed loss to the state that begins the next epoch."""
-    compile_seconds: float
-
-
-def train_data(workload: Setup) -> TrainData:
-    """Put the training images on the devices."""
-    return TrainData(*devices.put(batches.rows(workload.train), devices.replicated(workload.mesh)))
-
-
-def compile_training(
-    workload: Setup, seed: int, state: TrainState, data: TrainData
-) -> CompiledSteps:
-    """Compile what a training run calls. `state` is for its shapes and stays valid."""
-    config = workload.config
-    began = time.perf_counter()
-    replicated = devices.replicated(workload.mesh)
-    _, order_key, step_key = random_keys(seed)
-
-    def end_epoch(state: TrainState, observed: jax.Array) -> TrainState:
-        plateau = state.plateau
-        if config.schedule.name == "plateau":
-            plateau = optimizers.plateau_update(
-                plateau,
-                observed,
-                lr=state.lr[0],
-                patience=config.schedule.patience,
-                factor=config.schedule.factor,
-                threshold=config.schedule.threshold,
-            )
-        return state._replace(plateau=plateau, metrics=Metrics.zero())
-
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
-
-    @cache
-    def compiled(stage: StepVariant) -> tuple[jax.stages.Compiled, jax.stages.Compiled]:
-        ordering = order_function(workload, stage).lower(order_key, np.int32(0)).compile()
-        order = ordering(order_key, np.int32(0))
-        training = (
-            train_function(workload, stage)
-            .lower(shapes, data, order, np.int32(0), step_key, _moment(0, 0, 1))
-            .compile(compiler_options=devices.compiler_options(workload.mesh, stage.batch_size))
+    def __init__(self, setup: Setup, seed: int, state: TrainState) -> None:
+        began = time.perf_counter()
+        self._setup = setup
+        self._streams = rng.make_streams(seed)
+        self._data = train_data(setup)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        return ordering, training
+        self._order, self._train = {}, {}
+        for variant in setup.plan.variants:
+            order = order_function(setup, variant).lower(self._streams.order, np.int32(0)).compile()
+            example = order(self._streams.order, np.int32(0))
+            self._order[variant] = order
+            self._train[variant] = (
+                train_function(setup, variant)
+                .lower(shapes, self._data, example, np.int32(0), *self._keys, _info(0, 0, 1))
+                .compile(compiler_options=devices.compiler_options(setup.mesh, variant.batch_size))
+            )
+        self._end_epoch = _end_epoch_function(setup).lower(state, np.float32(0)).compile()
+        self.compile_seconds = time.perf_counter() - began
 
-    # Another that `train.max_minutes` may bring is compiled when it does, which is seldom.
-    for stage in workload.plan.stages:
-        compiled(stage)
-    ending = (
-        jax.jit(end_epoch, donate_argnums=0, out_shardings=replicated)
-        .lower(state, np.float32(0))
-        .compile()
-    )
+    @property
+    def _keys(self) -> tuple[jax.Array, jax.Array]:
+        return self._streams.augment, self._streams.dropout
 
-    def order_of(epoch: Epoch) -> jax.Array:
-        ordering, _ = compiled(epoch.stage)
-        return ordering(order_key, np.int32(epoch.number))
+    def epoch_order(self, epoch: Epoch) -> jax.Array:
+        """Return the images of each step of an epoch: int32 `[steps, batch]`."""
+        return self._order[epoch.variant](self._streams.order, np.int32(epoch.index))
 
-    def begin(epoch: Epoch, order: jax.Array, run_steps: int) -> StepsFn:
-        _, program = compiled(epoch.stage)
-        first = _moment(epoch.begin, epoch.number, run_steps)
-        return lambda state, count: program(state, data, order, np.int32(count), step_key, first)
+    def run(self, state: TrainState, epoch: Epoch, order: jax.Array, count: int) -> TrainState:
+        """Return the state after `count` steps of an epoch. `state` is donated.
 
-    return CompiledSteps(
-        order=order_of,
-        begin=begin,
-        end_epoch=lambda state, observed: ending(state, np.float32(observed)),
-        compile_seconds=time.perf_counter() - began,
-    )
+        The result does not depend on how the steps are divided into calls.
+        """
+        begin = _info(epoch.begin, epoch.index, self._setup.plan.steps)
+        program = self._train[epoch.variant]
+        return program(state, self._data, order, np.int32(count), *self._keys, begin)
+
+    def end_epoch(self, state: TrainState, loss: float) -> TrainState:
+        """Return the state at the start of the next epoch. `state` is donated.
+
+        Args:
+          state: the state after the last step of an epoch.
+          loss: the loss that the plateau rule observes.
+        """
+        return self._end_epoch(state, np.float32(loss))
 
 
-def order_function(workload: Setup, stage: StepVariant) -> jax.stages.Wrapped:
-    """What `CompiledSteps.order` calls, not yet compiled: of a key and an epoch's number."""
+class StepsPerCallTuner:
+    """Chooses the number of steps per call so that a call takes about 0.2 s.
+
+    On an accelerator a call costs as much as a small step. But progress, logs and signals wait for
+    the end of a call. So the calls grow until one takes long enough.
+    """
+
+    def __init__(self, steps_per_call: int | None) -> None:
+        self.steps = steps_per_call or 1
+        self.settled = steps_per_call is not None
+        self._calls = self._long_calls = 0
+
+    def observe(self, steps: int, seconds: float) -> None:
+        """Record the duration of a call.
+
+        Two long calls in a row settle the number: one alone may be due to a busy machine.
+        """
+        self._calls += 1
+        if self._calls == 1 or self.settled:
+            return  # The first call includes one-off work.
+        if seconds * self.steps / steps >= 0.1:
+            self._long_calls += 1
+            self.settled = self._long_calls == 2
+        elif self.steps < 64:
+            self._long_calls = 0
+            self.steps *= 2
+        else:
+            self.settled = True
+
+
+def train_data(setup: Setup) -> TrainData:
+    """Put the training images on the devices."""
+    return TrainData(*devices.put(batches.rows(setup.train), devices.replicated(setup.mesh)))
+
+
+def order_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
+    """Return the function behind `CompiledSteps.epoch_order`: from a key and an epoch's index."""
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
         return pipeline.epoch_order(
             jax.random.fold_in(key, epoch),
-            len(workload.train.labels),
-            stage.batch_size,
-            workload.config.data.last_batch,
+            len(setup.train.labels),
+            variant.batch_size,
+            setup.config.data.last_batch,
         )
 
-    return jax.jit(order, out_shardings=devices.batch_sharding(workload.mesh, axis=1))
+    return jax.jit(order, out_shardings=devices.batch_sharding(setup.mesh, axis=1))
 
 
-def train_function(workload: Setup, stage: StepVariant) -> jax.stages.Wrapped:
-    """What takes the steps of a stage, not yet compiled.
+def train_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
+    """Return the function behind `CompiledSteps.run`; `train_arguments` has its argument types.
 
-    It takes the state, which it donates, the `TrainData`, the epoch's order, the number of steps,
-    the key of what is random in a step, and the moment at which the epoch began; `train_arguments`
-    gives their types.
+    Its arguments are the state (donated), the training images, the order of the epoch, the number
+    of steps, the keys of augmentation and dropout, and the `StepInfo` of the epoch's first step.
     """
+    custom = setup.custom.augmentation
+    augmentation = partial(custom, **setup.config.data.arguments) if custom else None
 
     def train(
         state: TrainState,
         data: TrainData,
         order: jax.Array,
         count: jax.Array,
-        key: jax.Array,
-        first: StepInfo,
+        augment_key: jax.Array,
+        dropout_key: jax.Array,
+        begin: StepInfo,
     ) -> TrainState:
-        augment_key, dropout_key = jax.random.split(key)
-        make = partial(batches.make_batch, workload.dataset, stage, workload.config.train.precision)
-        frozen = optimizers.members(state.params, workload.config.param_groups, stage.frozen)
-        recipe = workload.recipe._replace(frozen=frozen)
+        groups = setup.config.param_groups
+        frozen = optimizers.group_members(state.params, groups, variant.frozen_groups)
+        spec = setup.spec._replace(frozen=setup.spec.frozen | frozen)
 
-        def moment(step: jax.Array) -> StepInfo:
-            return first._replace(step=step)
+        def info(step: jax.Array) -> StepInfo:
+            return begin._replace(step=step)
 
         def batch(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return make(data, order[step - first.step], augment_key, moment(step))
+            return batches.make_batch(
+                setup.dataset,
+                variant,
+                setup.config.train.precision,
+                data,
+                order[step - begin.step],
+                augment_key,
+                info(step),
+                augmentation,
+            )
 
-        return steps.train_steps(state, count, dropout_key, batch, moment, recipe=recipe)
+        return steps.train_steps(state, count, dropout_key, batch, info, spec=spec)
 
-    return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(workload.mesh))
-
-
-class StepsPerCallTuner:
-    """How many steps to take in a call: what the settings say, or else about a fifth of a second's.
-
-    A call costs as much as a step does at batch 8 on an accelerator; but a run shows itself, logs
-    and stops between calls only. So calls grow until one takes long enough.
-    """
-
-    def __init__(self, steps_per_call: int | None) -> None:
-        self.steps = steps_per_call or 1
-        self.settled = steps_per_call is not None
-        self._calls = self._long = 0
-
-    def observe(self, steps: int, seconds: float) -> None:
-        """Note how long a call of so many steps took, until that is settled.
-
-        It takes two long calls in a row: one may have met a busy moment of the machine.
-        """
-        self._calls += 1
-        if self._calls == 1 or self.settled:
-            return  # the first did what is done but once
-        if seconds * self.steps / steps >= 0.1:
-            self._long += 1
-            self.settled = self._long == 2
-        elif self.steps < 64:
-            self._long = 0
-            self.steps *= 2
-        else:
-            self.settled = True
+    return jax.jit(train, donate_argnums=0, out_shardings=devices.replicated(setup.mesh))
 
 
-def train_arguments(workload: Setup, stage: StepVariant) -> tuple[Any, ...]:
-    """Shapes, types and shardings of `train_function`'s arguments; nothing is put anywhere.
+def train_arguments(setup: Setup, variant: StepVariant) -> tuple[Any, ...]:
+    """Return shapes, types and shardings of the arguments of `train_function`.
 
     They suffice to compile it, also for devices that this machine does not have.
     """
-    replicated = devices.replicated(workload.mesh)
+    replicated = devices.replicated(setup.mesh)
 
     def typed(tree: Any, sharding: NamedSharding) -> Any:
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )
 
-    key, rates = jax.eval_shape(jax.random.key, 0), learning_rates(workload.config)
-    epoch = next(epoch for epoch in workload.plan.epochs if epoch.stage == stage)
-    order = jax.ShapeDtypeStruct((epoch.steps, stage.batch_size), jnp.int32)
+    key, rates = rng.make_streams(0).init, learning_rates(setup.config)
+    epoch = next(epoch for epoch in setup.plan.epochs if epoch.variant == variant)
+    order = jax.ShapeDtypeStruct((epoch.steps, variant.batch_size), jnp.int32)
     number = typed(jax.ShapeDtypeStruct((), jnp.int32), replicated)
     return (
-        typed(jax.eval_shape(partial(fresh_state, workload), key, rates), replicated),
-        TrainData(*typed(batches.rows(workload.train), replicated)),
-        typed(order, devices.batch_sharding(workload.mesh, axis=1)),
+        typed(jax.eval_shape(partial(random_state, setup), key, rates), replicated),
+        TrainData(*typed(batches.rows(setup.train), replicated)),
+        typed(order, devices.batch_sharding(setup.mesh, axis=1)),
         number,
+        typed(key, replicated),
         typed(key, replicated),
         StepInfo(number, number, number),
     )
 
 
+def _end_epoch_function(setup: Setup) -> jax.stages.Wrapped:
+    schedule = setup.config.schedule
+
+    def end_epoch(state: TrainState, loss: jax.Array) -> TrainState:
+        plateau = state.plateau
+        if schedule.name == "plateau":
+            plateau = plateau_update(
+                plateau,
+                loss,
+                lr=state.lr[0],
+                patience=schedule.patience,
+                factor=schedule.factor,
+                threshold=schedule.threshold,
+            )
+        return state._replace(epoch=state.epoch + 1, plateau=plateau, metrics=Metrics.zero())
+
+    return jax.jit(end_epoch, donate_argnums=0, out_shardings=devices.replicated(setup.mesh))
+
+
 def compile_evaluation(
-    workload: Setup,
+    setup: Setup,
     state: TrainState,
     images: np.ndarray,
     after_batch: Callable[[], None] = lambda: None,
 ) -> LogitsFn:
-    """A function from variables to the logits `[N, classes]` of `images`, uint8 `[N, 32, 32, 3]`.
+    """Return a function from variables to the logits of `images`, uint8 `[N, 32, 32, 3]`.
 
-    `state` is for its shapes and stays valid; `after_batch` is as for `compile_logits`.
+    Args:
+      setup: the setup of the run.
+      state: provides the shapes; it stays valid.
+      images: the images.
+      after_batch: as for `compile_logits`.
     """
-    precision, seen = workload.config.train.precision, workload.config.tta
+    precision, tta = setup.config.train.precision, setup.config.tta
     return compile_logits(
-        workload.recipe.model,
+        setup.spec.model,
         state.variables,
         images,
-        normalize=partial(batches.normalize, dataset=workload.dataset, precision=precision),
-        batch_size=workload.config.train.eval_batch_size,
-        mesh=workload.mesh,
+        normalize=partial(batches.normalize, dataset=setup.dataset, precision=precision),
+        batch_size=setup.config.train.eval_batch_size,
+        mesh=setup.mesh,
         after_batch=after_batch,
-        views=TTA(seen.flip, seen.shift, seen.least_confident),
+        tta=TTA(tta.flip, tta.shift, tta.least_confident),
     )
-
-
-def is_finite(state: TrainState) -> bool:
-    """Whether all weights, statistics and moments are; waits for the devices."""
-    return bool(_all_finite((state.variables, state.opt_state, state.averaged)))
 
 
 @jax.jit
 def _all_finite(tree: Any) -> jax.Array:
-    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
-    return jnp.stack(leaves).all()
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def with_lower_rate(workload: Setup, state: TrainState, factor: float) -> TrainState:
-    """`state`, whose updates are multiplied by `factor` from now on."""
-    scale = np.float32(factor) * np.asarray(state.plateau.scale)
-    plateau = state.plateau._replace(scale=devices.put(scale, devices.replicated(workload.mesh)))
-    return state._replace(plateau=plateau)
+def is_finite(state: TrainState) -> bool:
+    """Return whether all weights, statistics and optimizer states are finite."""
+    return bool(_all_finite((state.variables, state.opt_state, state.averaged)))
 
 
-def means(metrics: Metrics) -> dict[str, float]:
-    """`loss` in nats and `accuracy` in percent; waits for the devices."""
-    loss, correct, images = (float(value) for value in jax.device_get(metrics))
-    return {"loss": loss / max(images, 1), "accuracy": 100 * correct / max(images, 1)}
-
-
-def _moment(step: int, epoch: int, steps: int) -> StepInfo:
-    return StepInfo(np.int32(step), np.int32(epoch), np.int32(steps))
+def _info(step: int, epoch: int, total_steps: int) -> StepInfo:
+    return StepInfo(np.int32(step), np.int32(epoch), np.int32(total_steps))

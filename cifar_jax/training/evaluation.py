@@ -1,4 +1,4 @@
-"""Weights and images in, logits out: what training and inference have in common."""
+"""Evaluation of a network: variables and images in, logits out, with test-time augmentation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -10,26 +10,35 @@ from jax.sharding import Mesh
 
 from cifar_jax import devices
 
-LogitsFn = Callable[[Mapping[str, Any]], np.ndarray]
+
+class Outputs(NamedTuple):
+    """Logits of images, float32 `[N, classes]`."""
+
+    logits: np.ndarray
+    """Averaged over the views of test-time augmentation."""
+    plain: np.ndarray
+    """Of the unchanged image only; the same array as `logits` without test-time augmentation."""
+
+
+LogitsFn = Callable[[Mapping[str, Any]], Outputs]
 """From a model's variables to the logits of the images that it was compiled for."""
 
 
 class TTA(NamedTuple):
-    """What else is seen of an image when it is classed: test-time augmentation, by mean of logits.
+    """Test-time augmentation: logits are averaged over several views of an image.
 
-    An image and its two shifts count ½, ¼ and ¼, and each half as itself and half as its mirror
-    image, where there are any: with both, airbench's level 2. That of the unsure images only is
-    after hiverge's cifar10-speedrun, which goes by the largest probability alone and has all six
-    views count alike.
+    The image has weight 1/2 and each of its two shifts 1/4. Each of these is averaged with its
+    mirror image. With both, this is level 2 of airbench. `least_confident` follows hiverge's
+    cifar10-speedrun, which ranks by the largest probability alone and weights six views equally.
     """
 
     flip: bool = False
-    """Mirrored left to right as well."""
+    """Add mirror images."""
     shift: int = 0
-    """Pixels: moved up and left by so many, and down and right, what comes in by reflection."""
+    """Pixels: add the image moved up and left, and down and right, padded by reflection."""
     least_confident: float | None = None
-    """The share of the images that this is for: those with the smallest difference between the
-    two largest probabilities of the plain view, which is all that the others have. None: of all."""
+    """Use the extra views only for this fraction of the images: those with the smallest difference
+    between the two largest probabilities of the plain view. None: for all."""
 
 
 def compile_logits(
@@ -41,20 +50,20 @@ def compile_logits(
     batch_size: int,
     mesh: Mesh,
     after_batch: Callable[[], None] = lambda: None,
-    views: TTA | None = None,
+    tta: TTA | None = None,
 ) -> LogitsFn:
-    """A function from variables to float32 logits `[N, classes]` of `images`, in evaluation mode.
+    """Return a function from variables to the logits of `images`, in evaluation mode.
 
     Args:
       model: the network.
-      variables: for their shapes; they stay valid.
-      images: uint8 `[N, H, W, C]`, at least one. They are put on the devices, in batches that are
-        divided over them; the last is padded.
-      normalize: from uint8 images to what the network takes.
-      batch_size: images at a time, rounded up to a multiple of the devices.
-      mesh: where it runs.
-      after_batch: called after each batch; what it raises ends the evaluation.
-      views: what the logits are the mean of; by default the images as they are.
+      variables: provide the shapes; they stay valid.
+      images: uint8 `[N, H, W, C]`, at least one. They are put on the devices in batches; the last
+        batch is padded.
+      normalize: from uint8 images to the network's input.
+      batch_size: images per batch, rounded up to a multiple of the devices.
+      mesh: the devices.
+      after_batch: called after each batch; an exception ends the evaluation.
+      tta: test-time augmentation; None: none.
     """
     batch = min(batch_size, len(images))
     batch = -(-batch // mesh.size) * mesh.size
@@ -65,84 +74,89 @@ def compile_logits(
         parts = np.split(padded, len(padded) // batch)
         return [devices.put(part, sharding) for part in parts]
 
-    def logits(variables: Mapping[str, Any], images: jax.Array) -> Any:
+    def apply(variables: Mapping[str, Any], images: jax.Array) -> Any:
         return model.apply(variables, normalize(images), train=False)
 
-    kept = batches(images)  # on the devices from evaluation to evaluation; other views are not
+    plain_batches = batches(images)  # These stay on the devices; other views do not.
     program = (
-        jax.jit(logits, out_shardings=devices.replicated(mesh))
-        .lower(variables, kept[0])
+        jax.jit(apply, out_shardings=devices.replicated(mesh))
+        .lower(variables, plain_batches[0])
         .compile(compiler_options=devices.compiler_options(mesh, batch))
     )
 
-    def evaluate(variables: Mapping[str, Any]) -> np.ndarray:
-        def logits_of(seen: np.ndarray) -> np.ndarray:
-            found = []
-            for part in kept if seen is images else batches(seen):
-                found.append(program(variables, part))
+    def evaluate(variables: Mapping[str, Any]) -> Outputs:
+        def logits_of(view: np.ndarray) -> np.ndarray:
+            logits = []
+            for part in plain_batches if view is images else batches(view):
+                logits.append(program(variables, part))
                 after_batch()
-            return np.concatenate(jax.device_get(found))[: len(seen)]
+            return np.concatenate(jax.device_get(logits))[: len(view)]
 
-        return over_views(logits_of, images, views)
+        return apply_tta(logits_of, images, tta)
 
     return evaluate
 
 
-def over_views(
-    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, views: TTA | None
-) -> np.ndarray:
-    """Logits `[N, classes]` of `images`, averaged over what `views` has of them.
+def apply_tta(
+    logits_of: Callable[[np.ndarray], np.ndarray], images: np.ndarray, tta: TTA | None
+) -> Outputs:
+    """Return the logits of `images`, averaged over the views of test-time augmentation.
 
     Args:
-      logits_of: from images to their logits; called with `images` itself first, then with each
-        other view, of all the images or of the unsure ones.
-      images: `[N, H, W, C]`, H and W larger than the shift.
-      views: None are the images as they are.
+      logits_of: from images to logits. It is called with `images` first, then with each other view
+        of all images or of the least confident ones.
+      images: `[N, H, W, C]`, with H and W larger than the shift.
+      tta: the views; None: only the plain one.
     """
     plain = logits_of(images)
-    flip, shift, unsure = views or TTA()
+    flip, shift, least_confident = tta or TTA()
     if not flip and not shift:
-        return plain
-    chosen = slice(None) if unsure is None else _least_sure(plain, unsure)
-    picked = images[chosen]
-    moved = [(0.5, 0), (0.25, shift), (0.25, -shift)] if shift else [(1.0, 0)]
+        return Outputs(plain, plain)
+    chosen = slice(None) if least_confident is None else _least_confident(plain, least_confident)
+    selected = images[chosen]
+    moves = [(0.5, 0), (0.25, shift), (0.25, -shift)] if shift else [(1.0, 0)]
     mean = np.zeros_like(plain[chosen])
-    for share, by in moved:
-        seen = _shifted(picked, by) if by else picked
-        found = logits_of(seen) if by else plain[chosen]
+    for weight, pixels in moves:
+        view = _shifted(selected, pixels) if pixels else selected
+        logits = logits_of(view) if pixels else plain[chosen]
         if flip:
-            found = (found + logits_of(seen[:, :, ::-1])) / 2
-        mean += share * found
-    result = plain.copy()
-    result[chosen] = mean
-    return result
+            logits = (logits + logits_of(view[:, :, ::-1])) / 2
+        mean += weight * logits
+    averaged = plain.copy()
+    averaged[chosen] = mean
+    return Outputs(averaged, plain)
 
 
-def _least_sure(logits: np.ndarray, share: float) -> np.ndarray:
-    """Indices of that share of the rows, at least one, by the two largest probabilities."""
-    odds = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    second, first = np.partition(odds / odds.sum(-1, keepdims=True), -2)[:, -2:].T
-    return np.argsort(first - second, kind="stable")[: max(1, round(share * len(logits)))]
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Return class probabilities, float64 `[N, classes]`, computed on the host."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
+    return exponentials / exponentials.sum(-1, keepdims=True)
 
 
-def _shifted(images: np.ndarray, by: int) -> np.ndarray:
-    """Moved down and right by that many pixels, or by a negative number up and left."""
-    pad = [(max(by, 0), max(-by, 0))] * 2
-    padded = np.pad(images, [(0, 0), *pad, (0, 0)], mode="reflect")
-    height, width = images.shape[1:3]
-    start = max(-by, 0)
-    return padded[:, start : start + height, start : start + width]
-
-
-def measure(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Mean cross-entropy in nats (`loss`) and `accuracy` in percent.
+def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Return the mean cross-entropy in nats and the accuracy in percent.
 
     Args:
       logits: `[N, classes]`.
       labels: int32 `[N]`.
     """
-    wide = logits.astype(np.float64)
-    wide -= wide.max(-1, keepdims=True)
-    losses = np.log(np.exp(wide).sum(-1)) - wide[np.arange(len(labels)), labels]
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(-1, keepdims=True)
+    losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(labels)), labels]
     correct = logits.argmax(-1) == labels
-    return {"loss": float(losses.mean()), "accuracy": float(100 * correct.mean())}
+    return float(losses.mean()), float(100 * correct.mean())
+
+
+def _least_confident(logits: np.ndarray, fraction: float) -> np.ndarray:
+    """Return the indices of this fraction of the rows, at least one, least confident first."""
+    second, first = np.partition(softmax(logits), -2)[:, -2:].T
+    return np.argsort(first - second, kind="stable")[: max(1, round(fraction * len(logits)))]
+
+
+def _shifted(images: np.ndarray, pixels: int) -> np.ndarray:
+    """Return the images moved down and right, or up and left for a negative number of pixels."""
+    pad = [(max(pixels, 0), max(-pixels, 0))] * 2
+    padded = np.pad(images, [(0, 0), *pad, (0, 0)], mode="reflect")
+    height, width = images.shape[1:3]
+    start = max(-pixels, 0)
+    return padded[:, start : start + height, start : start + width]

@@ -1,4 +1,4 @@
-"""What a batch's logits are judged by: pure functions of logits and labels, hard or soft."""
+"""The training loss and the number of correct answers, from logits and hard or soft labels."""
 
 import jax
 import jax.numpy as jnp
@@ -6,13 +6,13 @@ import optax
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
-    """Cross-entropy of each image in nats, float32 `[N]`.
+    """Return the cross-entropy of each image in nats, float32 `[N]`.
 
     Args:
       logits: float32 `[N, K]`.
-      labels: classes, int32 `[N]`, or their probabilities, float32 `[N, K]`.
-      smoothing: the share of a label that is spread evenly over all K classes, its own among them,
-        as in PyTorch's `CrossEntropyLoss(label_smoothing=)` (C. Szegedy et al., arXiv:1512.00567).
+      labels: classes, int32 `[N]`, or class probabilities, float32 `[N, K]`.
+      smoothing: fraction of each label that is spread evenly over all K classes, as in PyTorch's
+        `CrossEntropyLoss(label_smoothing=)` (C. Szegedy et al., arXiv:1512.00567).
     """
     hard = _are_classes(logits, labels)
     if hard and not smoothing:
@@ -23,17 +23,17 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Whether each image's largest logit is its label's, or its most probable class's: bool `[N]`.
+    """Return for each image whether the largest logit is the label's, bool `[N]`.
 
     Args:
       logits: float32 `[N, K]`.
-      labels: as for `cross_entropy`. Of equal probabilities the first class counts.
+      labels: as for `cross_entropy`. The first of several equal probabilities counts.
     """
     return logits.argmax(-1) == (labels if _are_classes(logits, labels) else labels.argmax(-1))
 
 
 def _are_classes(logits: jax.Array, labels: jax.Array) -> bool:
-    """Whether labels are classes; else they are probabilities."""
+    """Return whether labels are classes and not probabilities."""
     if jnp.issubdtype(labels.dtype, jnp.integer):
         assert labels.shape == logits.shape[:-1], (labels.shape, logits.shape)
         return True

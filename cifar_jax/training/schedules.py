@@ -1,10 +1,11 @@
-"""How the learning rate moves over a run: shapes, by which the highest rate is multiplied.
+"""Learning rate schedules: functions from a step to a factor of the highest learning rate.
 
-A shape is a function of a `StepInfo`, whose numbers may be traced: neither another rate nor another
-length of the run compiles anything anew.
+The numbers in a `StepInfo` may be traced, so neither another learning rate nor another length of
+the run compiles anything again.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -14,76 +15,131 @@ from cifar_jax.config import Schedule
 
 
 class StepInfo(NamedTuple):
-    """Where in a run an update is made: scalars of int32."""
+    """The place of a step in the run; int32 scalars."""
 
     step: Any
-    """Updates made before it."""
+    """Steps before this one."""
     epoch: Any
-    """Epochs that were over before it began."""
-    steps: Any
-    """Updates that the whole run makes."""
+    """Epochs completed before this one."""
+    total_steps: Any
+    """Steps in the whole run."""
 
 
-Shape = Callable[[StepInfo], jax.Array]
-"""float32, of the highest learning rate."""
+ScheduleFn = Callable[[StepInfo], jax.Array]
+"""Returns a float32 factor of the highest learning rate."""
 
-START, END = 1 / 25, 1 / 25e4
-"""Of `one-cycle`, of the highest rate: PyTorch's `div_factor`, and with it `final_div_factor`."""
+ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
+"""First and last factor of `one-cycle`: PyTorch's `div_factor` and `final_div_factor`."""
 
 
-def make(schedule: Schedule) -> Shape:
-    """The shape that the settings name.
+def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> ScheduleFn:
+    """Return the schedule that the settings name.
 
-    `plateau` is constant here: what it takes off is a factor in the train state, applied to the
-    finished update.
+    `plateau` is constant here: its reductions are in the train state.
+
+    Args:
+      schedule: the settings.
+      custom: the experiment file's `SCHEDULE`, called with a `StepInfo` and
+        `schedule.arguments`.
     """
     match schedule.name:
+        case "custom":
+            assert custom is not None
+            function = partial(custom, **schedule.arguments)
+            return lambda info: jnp.asarray(function(info), jnp.float32)
         case "constant" | "plateau":
-            return lambda moment: jnp.float32(1)
+            return lambda info: jnp.float32(1)
         case "step":
-            # By whole epochs: a quotient in floating point may be a step late at its boundary.
+            # Whole epochs: a quotient in floating point could be one step late at the boundary.
             period, factor = schedule.step_epochs, schedule.factor
-            return lambda moment: factor ** jnp.floor_divide(moment.epoch, period).astype(float)
+            return lambda info: factor ** jnp.floor_divide(info.epoch, period).astype(float)
         case "cosine":
-            return lambda moment: _cosine(1, 0, _share(0, moment.step, moment.steps))
+            return lambda info: _cosine(1, 0, _progress(0, info.step, info.total_steps))
         case "one-cycle":
-            return lambda moment: _one_cycle(schedule.warmup, moment)
+            return lambda info: _one_cycle(schedule.warmup, info)
         case "linear":
-            return lambda moment: _line(1, schedule.end, _share(0, moment.step, moment.steps))
+            return lambda info: _line(
+                1, schedule.end, _progress(0, info.step, info.total_steps)
+            )
         case "triangular":
-            return lambda moment: _triangular(schedule, moment)
+            return lambda info: _triangular(schedule, info)
 
 
-def _one_cycle(warmup: float, moment: StepInfo) -> jax.Array:
-    top = _top(warmup, moment)
-    rising = _cosine(START, 1, _share(0, moment.step, top))
-    falling = _cosine(1, END, _share(top, moment.step, moment.steps))
-    return jnp.where(moment.step < top, rising, falling)
+class PlateauState(NamedTuple):
+    """State of the plateau rule. The values are arrays, so a reduction never recompiles."""
+
+    scale: jax.Array
+    """float32: factor of the learning rate."""
+    best: jax.Array
+    """float32: lowest loss so far."""
+    bad_epochs: jax.Array
+    """int32: epochs since the lowest loss or the last reduction."""
 
 
-def _triangular(schedule: Schedule, moment: StepInfo) -> jax.Array:
-    top = _top(schedule.warmup, moment)
-    rising = _line(schedule.start, 1, _share(0, moment.step, top))
-    falling = _line(1, schedule.end, _share(top, moment.step, moment.steps))
-    return jnp.where(moment.step < top, rising, falling)
+def plateau_init() -> PlateauState:
+    """Return the state before the first epoch."""
+    return PlateauState(jnp.float32(1), jnp.float32(jnp.inf), jnp.int32(0))
 
 
-def _top(warmup: float, moment: StepInfo) -> jax.Array:
-    """The step of the highest rate."""
-    # The thousandth is for products such as 0.7 · 10, which must not round to below 7.
-    return jnp.floor(jnp.float32(warmup) * moment.steps + 1e-3)
+def plateau_update(
+    state: PlateauState,
+    loss: jax.Array,
+    *,
+    lr: float | jax.Array,
+    patience: int,
+    factor: float,
+    threshold: float,
+    eps: float = 1e-8,
+) -> PlateauState:
+    """Return the state after an epoch, as PyTorch's `ReduceLROnPlateau(mode="min")` does.
+
+    A loss below `best * (1 - threshold)` is an improvement. After more than `patience` epochs
+    without one, the scale is multiplied by `factor`, unless that changes the learning rate
+    `lr * scale` by no more than `eps`. NaN is never an improvement. optax's `reduce_on_plateau`
+    reduces one epoch earlier.
+    """
+    improved = loss < state.best * (1 - threshold)
+    bad_epochs = jnp.where(improved, 0, state.bad_epochs + 1)
+    reduce = bad_epochs > patience
+    reduced = state.scale * factor
+    matters = lr * (state.scale - reduced) > eps
+    return PlateauState(
+        scale=jnp.where(reduce & matters, reduced, state.scale),
+        best=jnp.where(improved, loss, state.best).astype(jnp.float32),
+        bad_epochs=jnp.where(reduce, 0, bad_epochs).astype(jnp.int32),
+    )
 
 
-def _share(begin: Any, step: Any, end: Any) -> jax.Array:
-    """How much of the way from `begin` to `end` the step has gone, from 0 to 1."""
-    way = jnp.maximum(jnp.asarray(end - begin, jnp.float32), 1)
-    return jnp.clip((step - begin) / way, 0, 1)
+def _one_cycle(warmup: float, info: StepInfo) -> jax.Array:
+    top = _top(warmup, info)
+    rising = _cosine(ONE_CYCLE_START, 1, _progress(0, info.step, top))
+    falling = _cosine(1, ONE_CYCLE_END, _progress(top, info.step, info.total_steps))
+    return jnp.where(info.step < top, rising, falling)
 
 
-def _line(start: float, end: float, share: jax.Array) -> jax.Array:
-    return start + (end - start) * share
+def _triangular(schedule: Schedule, info: StepInfo) -> jax.Array:
+    top = _top(schedule.warmup, info)
+    rising = _line(schedule.start, 1, _progress(0, info.step, top))
+    falling = _line(1, schedule.end, _progress(top, info.step, info.total_steps))
+    return jnp.where(info.step < top, rising, falling)
 
 
-def _cosine(start: float, end: float, share: jax.Array) -> jax.Array:
-    """From `start` to `end` on half a wave."""
-    return end + (start - end) * (1 + jnp.cos(jnp.pi * share)) / 2
+def _top(warmup: float, info: StepInfo) -> jax.Array:
+    """Return the step with the highest rate."""
+    # The small addend keeps products such as 0.7 * 10 from rounding to below 7.
+    return jnp.floor(jnp.float32(warmup) * info.total_steps + 1e-3)
+
+
+def _progress(begin: Any, step: Any, end: Any) -> jax.Array:
+    """Return how far the step is from `begin` to `end`, in 0..1."""
+    length = jnp.maximum(jnp.asarray(end - begin, jnp.float32), 1)
+    return jnp.clip((step - begin) / length, 0, 1)
+
+
+def _line(start: float, end: float, progress: jax.Array) -> jax.Array:
+    return start + (end - start) * progress
+
+
+def _cosine(start: float, end: float, progress: jax.Array) -> jax.Array:
+    """Return the value of a half cosine wave from `start` to `end`."""
+    return end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2

@@ -1,4 +1,4 @@
-"""A config made concrete: the data, the recipe, the devices, and the state to begin with."""
+"""The setup of a run: data, network, optimizer, schedule, plan and devices, made from a config."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,217 +13,212 @@ from jax.sharding import Mesh
 
 from cifar_jax import config as configs
 from cifar_jax import devices, distributed, models
+from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.models import initialization
-from cifar_jax.training import averaging, batches, losses, optimizers, plan, schedules
+from cifar_jax.training import averaging, batches, losses, optimizers, plan, rng, schedules
 from cifar_jax.training import step as steps
-from cifar_jax.training.plan import Plan, StepVariant
+from cifar_jax.training.plan import Plan
 from cifar_jax.training.step import StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
-"""As airbench has it."""
+"""Training images from which whitening filters are computed, as in airbench."""
 
 
 class Setup(NamedTuple):
-    """A config made concrete: checked against the data and the devices, nothing computed yet."""
+    """All parts of a run. Nothing in it changes."""
 
     config: Config
+    custom: CustomParts
     dataset: Dataset
     train: Split
     validation: Split
+    """Empty if nothing is held out."""
     plan: Plan
-    stages: tuple[StepVariant, ...]
-    """The plan's, and under `train.max_minutes` those that another plan of the run may have."""
-    recipe: StepSpec
+    spec: StepSpec
     mesh: Mesh
 
 
-def workload(
+def build_setup(
     config: Config,
+    custom: CustomParts | None = None,
     *,
-    own: models.CustomModel | None = None,
     dataset: Dataset | None = None,
     available: Sequence[Any] | None = None,
 ) -> Setup:
-    """Load the data and check that the settings fit it and the devices.
+    """Return the setup of a run, after checking the config against the data and the devices.
 
     Args:
-      config: what the run is.
-      own: the model, where the config names none of the package's.
-      dataset: instead of the one that the config names.
-      available: devices to choose from, instead of all that there are.
+      config: the settings.
+      custom: parts that the experiment file defines.
+      dataset: the images; None: load those that the config names.
+      available: devices to choose from; None: all.
 
     Raises:
-      UserError: unknown model or data set, data that is not there, a batch larger than the data, or
-        devices that do not divide it.
+      UserError: an unknown model or data set, missing data, a batch larger than the data, devices
+        that do not divide the batch, or settings that do not fit the network.
     """
-    settings = config.data
-    # What needs no data is checked before the data is loaded, which may take a download.
-    _check_network(config, own)
+    custom = custom or CustomParts()
+    # Check everything that needs no data first: loading may download.
+    _check_custom(config, custom)
+    _check_network(config, make_model(config, custom))
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
-    dataset = load(settings.dataset) if dataset is None else dataset
-    train, validation = split_validation(dataset.train, settings.validation)
-    if settings.train_images is not None:
-        if settings.train_images > len(train.labels):
+    dataset = load(config.data.dataset) if dataset is None else dataset
+    train, validation = split_validation(dataset.train, config.data.validation)
+    if (count := config.data.train_images) is not None:
+        if count > len(train.labels):
             raise UserError(
-                f"data.train_images={settings.train_images}, but {settings.dataset} has "
-                f"{len(train.labels)} training images beside the validation images"
+                f"data.train_images={count}, but {config.data.dataset} has only "
+                f"{len(train.labels)} training images after the validation split"
             )
-        train = Split(*(array[: settings.train_images] for array in train))
-    planned = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
-    stages = planned.stages
-    if config.train.max_minutes:
-        possible = plan.possible_stages(config, models.IMAGE_SHAPE[0])
-        stages = tuple(dict.fromkeys((*stages, *possible)))
-    for stage in stages:
-        if stage.batch_size > len(train.labels):
+        train = Split(*(array[:count] for array in train))
+    run_plan = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
+    for variant in run_plan.variants:
+        if variant.batch_size > len(train.labels):
             raise UserError(
-                f"batch_size {stage.batch_size} is larger than the {len(train.labels)} training "
+                f"batch_size {variant.batch_size} is larger than the {len(train.labels)} training "
                 "images"
             )
+    if config.averaging and config.averaging.every > run_plan.steps:
+        raise UserError(
+            f"averaging.every is {config.averaging.every}, but the run has only {run_plan.steps} "
+            "steps, so the average would never be updated: lower averaging.every"
+        )
+    model = make_model(config, custom, num_classes=len(dataset.classes))
     return Setup(
         config=config,
+        custom=custom,
         dataset=dataset,
         train=train,
         validation=validation,
-        plan=planned,
-        stages=stages,
-        recipe=_recipe(config, _network(config, own, num_classes=len(dataset.classes))),
+        plan=run_plan,
+        spec=_make_spec(config, custom, model),
         mesh=mesh,
     )
 
 
-def check_beginning(config: Config, own: models.CustomModel | None = None) -> None:
-    """See that no part is in vain, before a run begins and its data is loaded. One that did begin
-    so goes on, and is read.
-
-    Raises:
-      UserError: a part is.
-    """
-    if config.init.dirac and config.train.init_from:
-        raise UserError(
-            "init.dirac makes weights to begin with, and train.init_from brings others: leave one "
-            "of them out"
-        )
-    params = models.variable_shapes(_network(config, own))["params"]
-    optimizers.check(params, config.optimizer, config.param_groups)
-    optimizers.validate_group_use(params, config.optimizer, config.param_groups)
+def make_model(config: Config, custom: CustomParts, **options: Any) -> nn.Module:
+    """Return the network of a run."""
+    settings = config.model
+    options |= {"dropout": settings.dropout, "pooling": settings.pooling, **settings.arguments}
+    return models.create(
+        settings.name,
+        custom_model(config, custom),
+        dtype=jnp.dtype(config.train.precision),
+        **options,
+    )
 
 
-def check_average(config: Config, steps: int, *, over: bool = False) -> None:
-    """See that a run of so many steps comes to an average, or has come to one if it is `over`.
-
-    Raises:
-      UserError: it does not.
-    """
-    if config.averaging and config.averaging.every > steps:
-        raise UserError(
-            f"averaging.every is {config.averaging.every}, and the run has {steps} steps: its "
-            "average would be the weights that it begins with; lower averaging.every"
-            + (", and begin anew (--fresh)" if over else "")
-        )
+def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | None:
+    """Return the experiment file's network, if the config names none of the package's."""
+    if custom.model is None or config.model.name in models.MODELS:
+        return None
+    return models.CustomModel(custom.model, config.model.name, custom.file, custom.source)
 
 
-def _network(config: Config, own: models.CustomModel | None, **options: Any) -> nn.Module:
-    model, dtype = config.model, jnp.dtype(config.train.precision)
-    options |= {"dropout": model.dropout, "pooling": model.pooling}
-    return models.create(model.name, own, dtype=dtype, **options)
+def _check_custom(config: Config, custom: CustomParts) -> None:
+    """Raise if the config names a custom part that the experiment file does not define."""
+    rules = [config.optimizer, *(group.optimizer for group in config.param_groups)]
+    missing = []
+    if any(rule.name == "custom" for rule in rules) and custom.optimizer is None:
+        missing.append(("optimizer.name", "OPTIMIZER"))
+    if config.schedule.name == "custom" and custom.schedule is None:
+        missing.append(("schedule.name", "SCHEDULE"))
+    for setting, name in missing:
+        raise UserError(f"{setting} is custom, but the experiment file defines no {name}")
 
 
-def _check_network(config: Config, own: models.CustomModel | None) -> None:
-    """See that the network has the parameters and takes the images that the recipe is for.
-
-    Raises:
-      UserError: it is not so.
-    """
-    model = _network(config, own)
+def _check_network(config: Config, model: nn.Module) -> None:
+    """Raise if the network lacks parameters that settings name, or cannot take an image size."""
     params = models.variable_shapes(model)["params"]
-    optimizers.check(params, config.optimizer, config.param_groups)
+    optimizers.validate_groups(params, config.optimizer, config.param_groups)
+    channels = models.IMAGE_SHAPE[2]
     if config.init.whitening:
         layer, name = initialization.first_convolution({"params": params})
-        takes, channels = params[layer][name].shape[2], models.IMAGE_SHAPE[2]
-        if takes != channels:
+        inputs = params[layer][name].shape[2]
+        if inputs != channels:
             raise UserError(
-                f"init.whitening is for the convolution that takes the images, of {channels} "
-                f"channels, and {layer} takes {takes}: leave it out, or choose another model"
+                f"init.whitening needs a first convolution with {channels} input channels, and "
+                f"{layer} has {inputs}: turn it off or choose another model"
             )
     for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
-        if not models.takes(model, size):
+        if not models.accepts_size(model, size):
             raise UserError(
-                f"{config.model.name} takes images of {models.IMAGE_SHAPE[0]} pixels only, and a "
-                f"phase has {size}: leave image_size out, or choose a network with global average "
+                f"{config.model.name} only accepts images of {models.IMAGE_SHAPE[0]} pixels, and a "
+                f"phase has image_size {size}: remove it, or choose a network with global average "
                 "pooling"
             )
 
 
-def _recipe(config: Config, model: nn.Module) -> StepSpec:
-    frozen = []
+def _make_spec(config: Config, custom: CustomParts, model: nn.Module) -> StepSpec:
+    frozen = frozenset()
     if config.init.whitening:
-        shapes = models.variable_shapes(model)
-        frozen.append("/".join(initialization.first_convolution(shapes)))
-    rule = None
+        frozen = frozenset({"/".join(initialization.first_convolution(models.variable_shapes(model)))})
     match config.averaging:
         case configs.Ema(decay=decay, every=every):
-            rule = averaging.Ema(decay, every)
+            average = averaging.Ema(decay, every)
         case configs.Lookahead(decay=decay, every=every, power=power):
-            rule = averaging.Lookahead(decay, every, power)
+            average = averaging.Lookahead(decay, every, power)
+        case _:
+            average = None
     return StepSpec(
         model=model,
-        tx=optimizers.make_optimizer(config.optimizer, config.param_groups, frozen),
-        schedule=schedules.make(config.schedule),
+        optimizer=optimizers.make_optimizer(
+            config.optimizer, config.param_groups, custom.optimizer
+        ),
+        schedule=schedules.make(config.schedule, custom.schedule),
         loss=partial(losses.cross_entropy, smoothing=config.loss.label_smoothing),
-        averaging=rule,
+        averaging=average,
+        frozen=frozen,
     )
 
 
-def init_state(workload: Setup, seed: int, initial: Mapping[str, Any] | None = None) -> TrainState:
-    """The state that a run of that seed begins with, on the devices.
+def initial_state(
+    setup: Setup, seed: int, variables: Mapping[str, Any] | None = None
+) -> TrainState:
+    """Return the state before the first step, on the devices.
 
     Args:
-      workload: the run's.
-      seed: of the fresh variables.
-      initial: variables to begin with instead, but for a last layer of other classes.
+      setup: the setup of the run.
+      seed: seed of the initial weights.
+      variables: pretrained variables to start from. A last layer with other classes is
+        reinitialized.
 
     Raises:
-      UserError: `initial` is of another network.
+      UserError: `variables` belong to another network.
     """
-    key, _, _ = random_keys(seed)
-    replicated = devices.replicated(workload.mesh)
-    init, settings = partial(fresh_state, workload), workload.config.init
-    state = jax.jit(init, out_shardings=replicated)(key, learning_rates(workload.config))
-    if initial is not None:
-        variables = models.transfer(state.variables, initial)
+    replicated = devices.replicated(setup.mesh)
+    settings = setup.config.init
+    make_state = jax.jit(partial(random_state, setup), out_shardings=replicated)
+    state = make_state(rng.make_streams(seed).init, learning_rates(setup.config))
+    if variables is not None:
+        variables = models.transfer(state.variables, variables)
     elif settings.dirac or settings.whitening:
         variables = jax.device_get(state.variables)
         if settings.dirac:
             variables = initialization.dirac(variables)
         if settings.whitening:
-            images = batches.normalize(workload.train.images[:WHITENING_IMAGES], workload.dataset)
+            images = batches.normalize(setup.train.images[:WHITENING_IMAGES], setup.dataset)
             variables = initialization.whitened(variables, images)
-        # One process's arithmetic for all, which may have other processors.
+        # Processors of different processes may round differently.
         variables = distributed.broadcast_arrays(variables)
     else:
         return state
     placed = devices.put(variables, replicated)
-    averaged = averaging.init(placed) if workload.recipe.averaging else {}
+    averaged = averaging.init(placed) if setup.spec.averaging else {}
     return state._replace(**placed, averaged=averaged)
 
 
 def learning_rates(config: Config) -> np.ndarray:
-    """float32 `[1 + groups]`. No program has them in it, so that another compiles nothing anew."""
+    """Return the highest learning rate of each parameter group, float32 `[1 + groups]`."""
     groups = [group.optimizer.lr for group in config.param_groups]
     return np.array([config.optimizer.lr, *groups], np.float32)
 
 
-def fresh_state(workload: Setup, key: jax.Array, rates: jax.Array | np.ndarray) -> TrainState:
-    """The state before the first step, of the networks' own initialization; for jit."""
-    variables = models.init_variables(workload.recipe.model, key)
-    return steps.init_state(variables, workload.recipe, rates)
-
-
-def random_keys(seed: int) -> tuple[jax.Array, ...]:
-    """Of initialization, of the epochs' orders, and of what is random in a step."""
-    return tuple(jax.random.split(jax.random.key(seed), 3))
+def random_state(setup: Setup, key: jax.Array, rates: jax.Array | np.ndarray) -> TrainState:
+    """Return the state with random weights, before whitening and the like. Use inside jit."""
+    variables = models.init_variables(setup.spec.model, key)
+    return steps.init_state(variables, setup.spec, rates)

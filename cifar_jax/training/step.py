@@ -1,6 +1,6 @@
-"""What training does to the weights: pure functions of arrays. No config, no devices, no files."""
+"""The train step: pure functions of arrays. No config, no devices, no files."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -10,90 +10,99 @@ from flax import linen as nn
 
 from cifar_jax.training import averaging, losses
 from cifar_jax.training.averaging import Ema, Lookahead
-from cifar_jax.training.optimizers import PlateauState, parameter_path, plateau_init
-from cifar_jax.training.schedules import Shape, StepInfo
+from cifar_jax.training.optimizers import parameter_path
+from cifar_jax.training.schedules import PlateauState, ScheduleFn, StepInfo, plateau_init
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class StepSpec(NamedTuple):
-    """What a step is made of."""
+    """The parts of a train step."""
 
     model: nn.Module
-    tx: optax.GradientTransformationExtraArgs
-    """The update rule; its `update` takes learning rates as `rates`."""
-    schedule: Shape = lambda moment: jnp.float32(1)
-    """The share of them by the moment."""
+    optimizer: optax.GradientTransformationExtraArgs
+    """Its `update` takes the learning rates as `rates`."""
+    schedule: ScheduleFn = lambda info: jnp.float32(1)
     loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy
     """From logits `[N, K]` and labels to the loss of each image, `[N]`."""
     averaging: Ema | Lookahead | None = None
-    """Which weights are evaluated, if not those that are trained."""
-    frozen: Collection[str] = ()
-    """Paths of parameters, such as `conv1/bias`, that stay as they are."""
+    """Average of the weights to evaluate; None: the trained weights."""
+    frozen: frozenset[str] = frozenset()
+    """Paths of parameters, such as `conv1/bias`, that do not change."""
 
 
 class Metrics(NamedTuple):
-    """Sums over images; divide by `images` only when writing them down."""
+    """Sums over images. They are divided by `images` only when they are reported."""
 
     loss: jax.Array
-    """float32: sum of losses, in nats."""
+    """float32: sum of the losses, in nats."""
     correct: jax.Array
-    """int32: images whose largest logit is their label's."""
+    """int32: correctly classified images."""
     images: jax.Array
-    """int32: how many there were."""
+    """int32: number of images."""
 
     @classmethod
     def zero(cls) -> "Metrics":
-        """Of no images."""
+        """Return the sums over no images."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
     def plus(self, other: "Metrics") -> "Metrics":
-        """Of both sets of images."""
+        """Return the sums over the images of both."""
         return jax.tree.map(jnp.add, self, other)
 
 
 class TrainState(NamedTuple):
-    """Everything that an exact resume needs and that does not follow from (seed, step)."""
+    """Everything that an exact resume needs and that does not follow from the seed and the step."""
 
     step: jax.Array
-    """int32: updates made so far."""
+    """int32: steps so far."""
+    epoch: jax.Array
+    """int32: completed epochs. An epoch is complete once it has been validated."""
     params: Any
     batch_stats: Any
-    """BatchNorm's running means and variances; empty for models without."""
+    """Running means and variances of BatchNorm; empty for models without it."""
     opt_state: optax.OptState
     plateau: PlateauState
     metrics: Metrics
-    """Of the current epoch so far, in training mode."""
+    """Training metrics of the current epoch so far."""
     lr: jax.Array
-    """float32 `[groups]`: the highest learning rate of each."""
+    """float32 `[1 + groups]`: the highest learning rate of each parameter group."""
     averaged: Any
-    """The average of `variables`, where one is kept; else empty."""
+    """Average of `variables`; empty if none is kept."""
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What is trained."""
+        """The trained variables."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def evaluated(self) -> dict[str, Any]:
-        """What the model is evaluated with."""
+        """The variables to evaluate: the average, or the trained ones."""
         return self.averaged or self.variables
 
 
-def init_state(variables: Mapping[str, Any], recipe: StepSpec, lr: Any) -> TrainState:
-    """The state before the first step, of a model's fresh variables and the learning rates."""
+def init_state(variables: Mapping[str, Any], spec: StepSpec, lr: Any) -> TrainState:
+    """Return the state before the first step.
+
+    Args:
+      variables: initial `params`, and `batch_stats` if the model has any.
+      spec: the parts of the step.
+      lr: learning rates, float32 `[1 + groups]`.
+    """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
-    kept = {"params": params, "batch_stats": batch_stats}
     return TrainState(
         step=jnp.int32(0),
+        epoch=jnp.int32(0),
         params=params,
         batch_stats=batch_stats,
-        opt_state=recipe.tx.init(params),
+        opt_state=spec.optimizer.init(params),
         plateau=plateau_init(),
         metrics=Metrics.zero(),
         lr=jnp.asarray(lr, jnp.float32),
-        averaged=averaging.init(kept) if recipe.averaging else {},
+        averaged=averaging.init({"params": params, "batch_stats": batch_stats})
+        if spec.averaging
+        else {},
     )
 
 
@@ -102,48 +111,49 @@ def train_step(
     images: jax.Array,
     labels: jax.Array,
     key: jax.Array,
-    moment: StepInfo,
+    info: StepInfo,
     *,
-    recipe: StepSpec,
+    spec: StepSpec,
 ) -> TrainState:
-    """One update on a batch.
+    """Return the state after one update.
 
     Args:
-      state: before it.
-      images: float `[N, H, W, C]`, normalized.
-      labels: int32 `[N]`, or probabilities of classes, float32 `[N, K]`.
-      key: the step's own: fold the step into it before.
-      moment: where in the run it is.
-      recipe: what it is made of.
+      state: the state before the update.
+      images: normalized, float `[N, H, W, C]`.
+      labels: int32 `[N]`, or class probabilities, float32 `[N, K]`.
+      key: random key of this step, for dropout.
+      info: the place of the step in the run.
+      spec: the parts of the step.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        trained = _with_frozen(recipe, jax.lax.stop_gradient(params), params)
-        logits, updated = recipe.model.apply(
-            {"params": trained, "batch_stats": state.batch_stats},
+        # No gradient is computed for frozen parameters.
+        params = keep_frozen(spec.frozen, jax.lax.stop_gradient(params), params)
+        logits, updated = spec.model.apply(
+            {"params": params, "batch_stats": state.batch_stats},
             images,
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
-        return recipe.loss(logits, labels).mean(), (logits, updated.get("batch_stats", {}))
+        return spec.loss(logits, labels).mean(), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    rates = state.lr * recipe.schedule(moment) * state.plateau.scale
-    updates, opt_state = recipe.tx.update(grads, state.opt_state, state.params, rates=rates)
-    params = _with_frozen(recipe, state.params, optax.apply_updates(state.params, updates))
+    rates = state.lr * spec.schedule(info) * state.plateau.scale
+    updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.params, rates=rates)
+    params = keep_frozen(spec.frozen, state.params, optax.apply_updates(state.params, updates))
     averaged = state.averaged
-    if recipe.averaging:
-        done = state.step + 1
+    if spec.averaging:
+        step = state.step + 1
         averaged, variables = averaging.update(
-            recipe.averaging,
+            spec.averaging,
             averaged,
             {"params": params, "batch_stats": batch_stats},
-            step=done,
-            progress=done / jnp.float32(moment.steps),
+            step=step,
+            progress=step / jnp.float32(info.total_steps),
         )
-        # Slow weights may have moved what is frozen now.
-        params = _with_frozen(recipe, state.params, variables["params"])
+        # Lookahead resets the weights to the slow ones, also those that are frozen by now.
+        params = keep_frozen(spec.frozen, state.params, variables["params"])
         batch_stats = variables["batch_stats"]
     count = len(images)
     correct = losses.correct(logits, labels).sum()
@@ -157,13 +167,13 @@ def train_step(
     )
 
 
-def _with_frozen(recipe: StepSpec, before: Any, after: Any) -> Any:
-    """`after`, but for the frozen parameters, which are those of `before`."""
+def keep_frozen(frozen: frozenset[str], old: Any, new: Any) -> Any:
+    """Return the parameters `new`, with those at the paths `frozen` taken from `old`."""
 
-    def chosen(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
-        return old if parameter_path(path) in recipe.frozen else new
+    def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+        return old if parameter_path(path) in frozen else new
 
-    return jax.tree_util.tree_map_with_path(chosen, before, after)
+    return jax.tree_util.tree_map_with_path(choose, old, new)
 
 
 def train_steps(
@@ -171,24 +181,24 @@ def train_steps(
     count: jax.Array,
     key: jax.Array,
     batch: BatchFn,
-    moment: Callable[[jax.Array], StepInfo],
+    info: Callable[[jax.Array], StepInfo],
     *,
-    recipe: StepSpec,
+    spec: StepSpec,
 ) -> TrainState:
-    """`count` (int32) updates in one call, equal bit for bit to as many calls with one.
+    """Return the state after `count` updates, bit for bit the same as that many single calls.
 
     Args:
-      state: the state to go on from.
-      count: how many; its value may differ from call to call without recompiling.
-      key: the run's; each step folds its number into it.
-      batch: images and labels of a step, by the step's number.
-      moment: where in the run a step is, by its number.
-      recipe: what a step is made of.
+      state: the state before the updates.
+      count: int32; another value does not recompile.
+      key: the run's dropout stream; the number of each step is folded in.
+      batch: returns the images and labels of a step, given its number.
+      info: returns the place of a step in the run, given its number.
+      spec: the parts of the step.
     """
 
     def one(state: TrainState) -> TrainState:
         images, labels = batch(state.step)
         step_key = jax.random.fold_in(key, state.step)
-        return train_step(state, images, labels, step_key, moment(state.step), recipe=recipe)
+        return train_step(state, images, labels, step_key, info(state.step), spec=spec)
 
     return jax.lax.fori_loop(0, count, lambda _, state: one(state), state)
