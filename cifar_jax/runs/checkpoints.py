@@ -1,99 +1,73 @@
-"""A run's checkpoints: orbax writes and reads them; what is kept, and what is damaged, we decide.
+"""The checkpoints of one run. Orbax writes and reads them; this module decides which to keep.
 
-    checkpoints/STEP/default/      the state's arrays, by orbax
-    checkpoints/STEP/meta/         what is known of it without reading those (`runs/meta.py`)
-    checkpoints/.replaced-STEP/    the one before of that step, until the new one is written
-    checkpoints/damaged-STEP/      set aside: it could not be read, or not to its digests
+    checkpoints/N/state/     arrays of the state, as nested dictionaries
+    checkpoints/N/meta/      what `SavedState` holds, and its digest
+    checkpoints/damaged-N/   a checkpoint that could not be read or does not match its digests
 
-Of its versions `runs/meta.py` tells.
+N counts the saves, so that no save replaces another. Orbax writes to a temporary folder and renames
+it when it is complete, so that a killed process leaves no half-written checkpoint.
 """
 
-import errno
-import os
+import hashlib
+import json
 import re
 import shutil
-import tempfile
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from cifar_jax import devices, distributed
 from cifar_jax.errors import UserError
+from cifar_jax.runs import schemas
 from cifar_jax.runs.files import hide
-from cifar_jax.runs.meta import Meta, as_saved, best, digest, read_meta
+from cifar_jax.runs.schemas import SavedState
 
-_WEIGHTS = ("params", "batch_stats")
-_NO_META = "its metadata cannot be read"
-_LEFTOVER = re.compile(r"(\d+\.orbax-checkpoint-tmp|\.deleted-).*")
-_STEP = re.compile(r"(\.replaced-)?(\d+)")
-# Of what the system refuses, what says nothing of the file: the next start may read it.
-_REFUSED = [
-    os.strerror(number)
-    for number in (
-        *(errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EACCES, errno.EPERM),
-        *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
-    )
-]
+_BAD_META = "its metadata cannot be read"
 
 
 class State(Protocol):
-    """A NamedTuple of trees of arrays, `step` among them."""
+    """A NamedTuple of trees of arrays, with the fields `step` and `epoch`."""
 
     @property
     def step(self) -> Any: ...
 
-    def _asdict(self) -> dict[str, Any]: ...
+    @property
+    def epoch(self) -> Any: ...
 
-    def _replace(self, **fields: Any) -> Any: ...
+    def _asdict(self) -> dict[str, Any]: ...
 
 
 S = TypeVar("S", bound=State)
 
 
 class DamagedError(UserError):
-    """A checkpoint cannot be read, or not to its digests."""
+    """A checkpoint cannot be read, or does not match its digests."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"the checkpoint {path} is damaged ({reason})")
         self.reason = reason
 
 
-class Damaged(NamedTuple):
-    """A checkpoint that could not be read, and why."""
-
-    step: int
-    reason: str
-    aside: Path
-    """Where it is now."""
-
-    def __str__(self) -> str:
-        """In a line, to be told."""
-        return (
-            f"the checkpoint of step {self.step} is damaged ({self.reason}): "
-            f"set aside as {self.aside}"
-        )
-
-
 class Checkpoints:
-    """The checkpoints of one run, by step. Use as a context manager: leaving waits for writes.
+    """The checkpoints of one run. A context manager: leaving it waits for saves in progress.
 
-    Of several processes all must make the same calls. The first decides and deletes for all.
+    In a multi-process run all processes make the same calls. The main process decides and deletes.
 
     Args:
-      folder: where they are; made by the first save.
-      keep: so many of the last whole epochs are kept, and that of the best validation accuracy.
-        One made within an epoch is kept until a later one of either kind is written.
+      folder: where they are; created by the first save.
+      keep: number of end-of-epoch checkpoints to keep. The one with the best validation accuracy
+        and the newest one, which may be from within an epoch, are also kept.
     """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
-        self._folder = folder
+        self._folder = folder.absolute()
         self._keep = keep
-        self._link: tempfile.TemporaryDirectory[str] | None = None
         self._saved = False
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
@@ -106,273 +80,301 @@ class Checkpoints:
                 self.wait()
         finally:
             self._checkpointer.close()
-            if self._link:
-                self._link.cleanup()
-
-    def wait(self) -> None:
-        """Until all that was saved is written; then delete what is no longer kept.
-
-        Raises:
-          UserError: it could not be written.
-        """
-        try:
-            self._checkpointer.wait_until_finished()
-        except Exception as error:
-            raise UserError(
-                f"no checkpoint could be written to {self._folder} ({_first_line(error)}): make "
-                "room there, and start again: the run goes on from the one before"
-            ) from error
-        if self._saved and distributed.is_main_process():  # who only reads, deletes nothing
-            self._prune()
-
-    def all(self) -> list[Meta]:
-        """What is there, by step."""
-        if not self._folder.is_dir():
-            return []
-        names = [_STEP.fullmatch(path.name) for path in self._folder.iterdir() if path.is_dir()]
-        return [self._meta(step) for step in sorted({int(name[2]) for name in names if name})]
-
-    def latest(self) -> int | None:
-        """The last step saved."""
-        return max((meta.step for meta in self.all()), default=None)
-
-    def best(self) -> int | None:
-        """The step of the best validation accuracy, the latest of equals; None without any."""
-        return meta.step if (meta := self.best_meta()) else None
-
-    def best_meta(self) -> Meta | None:
-        """The checkpoint of the best validation accuracy, the latest of equals."""
-        return best(self.all())
 
     def save(
         self,
         state: State,
-        validation_accuracy: float | None = None,
         *,
-        whole: bool = True,
+        end_of_epoch: bool,
+        validation_accuracy: float | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
-        """Save in the background; the save before is finished first.
+        """Save in the background, after the previous save is finished.
 
         Args:
-          state: what is saved. Its arrays may be donated as soon as this returns.
-          validation_accuracy: lets it count as the best.
-          whole: whether an epoch ends here.
-          extra: what else is to be known when it is restored, as JSON has it.
+          state: its arrays may be donated as soon as this returns.
+          end_of_epoch: whether an epoch ends here, validation included.
+          validation_accuracy: in percent; makes this a candidate for the best checkpoint.
+          extra: more JSON values to restore.
 
         Raises:
-          UserError: the save before could not be written.
+          UserError: this save or the previous one could not be written.
         """
         self.wait()
-        step = int(state.step)
-        fields = state._asdict()
-        digests = {name: digest(tree) for name, tree in fields.items()}
-        meta = Meta(step, whole, validation_accuracy, dict(extra or {}), digests)
-        if distributed.is_main_process() and (path := self._folder / str(step)).exists():
-            # Made within the epoch that ends here, or the run went another way from this step. It
-            # is all that there is of it, until the new one is written.
-            self._remove(self._replaced(step))
-            path.rename(self._replaced(step))
-        self._folder.mkdir(parents=True, exist_ok=True)
+        arrays = _flatten(state)
+        saved = SavedState(
+            number=distributed.run_on_main(self._next_number),
+            step=int(state.step),
+            epoch=int(state.epoch),
+            end_of_epoch=end_of_epoch,
+            validation_accuracy=validation_accuracy,
+            extra=dict(extra or {}),
+            digests={name: _digest(field) for name, field in _by_field(arrays).items()},
+        )
+        with self._writing():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._checkpointer.save(
+                self._path(saved.number),
+                args=ocp.args.Composite(
+                    state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
+                    meta=ocp.args.JsonSave(_with_digest(schemas.dump(saved))),
+                ),
+            )
         self._saved = True
-        self._checkpointer.save(
-            self._orbax_folder() / str(step),
-            args=ocp.args.Composite(
-                default=ocp.args.StandardSave(fields), meta=ocp.args.JsonSave(as_saved(meta))
-            ),
-        )
 
-    def restore(self, step: int, like: S) -> S:
-        """The state of that step, with the structure, types and shardings of `like`.
-
-        A field of the state that came after the checkpoint was made is that of `like`.
+    def wait(self) -> None:
+        """Wait until all saves are written, then delete the checkpoints that are not kept.
 
         Raises:
-          DamagedError: it cannot be read, or not to its digests.
-          UserError: the system refuses to read it.
+          UserError: a save could not be written.
         """
-        found = self._read(step, tuple(like._asdict()), like._asdict())
+        with self._writing():
+            self._checkpointer.wait_until_finished()
+        if self._saved and distributed.is_main_process():  # A reader deletes nothing.
+            self._prune()
 
-        def place(array: np.ndarray, model: Any) -> jax.Array:
-            if (array.shape, array.dtype) != (model.shape, model.dtype):
-                raise self._damaged(step, "it is of another network or optimizer")
-            return devices.put(array, model.sharding)
+    def all(self) -> list[SavedState]:
+        """Return the checkpoints whose metadata can be read, oldest first."""
+        saves = [self._meta(number) for number in self._numbers()]
+        return [saved for saved in saves if saved]
 
-        placed = {
-            name: jax.tree.map(place, tree, getattr(like, name)) for name, tree in found.items()
-        }
-        return like._replace(**placed)
+    def latest(self) -> SavedState | None:
+        """Return the newest checkpoint."""
+        return max(self.all(), key=lambda saved: saved.number, default=None)
 
-    def restore_newest(self, like: S) -> tuple[S, Meta | None, list[Damaged]]:
-        """The newest state that can be read, and the newer ones that cannot, which are set aside,
-        as are older ones of which is seen at once that they cannot.
+    def best(self) -> SavedState | None:
+        """Return the checkpoint with the best validation accuracy, the latest of equals."""
+        return _best(self.all())
 
-        Where there is no checkpoint at all, it is `like`, without a `Meta`.
+    def restore(self, saved: SavedState, like: S) -> S:
+        """Return a saved state, with the structure, types and shardings of `like`.
 
         Raises:
-          UserError: none of several can be read, or the system refuses to read one; then none is
-            touched.
+          DamagedError: the checkpoint cannot be read, or does not match its digests.
+          UserError: it holds the state of another network or optimizer.
         """
-        # As the first process sees it, which deletes what is no longer kept.
-        found = distributed.run_on_main(
-            lambda: [[meta.step, meta.digests is not None] for meta in self.all()]
-        )
-        aside: list[Damaged] = []
+        return self._restore(saved.number, like)
+
+    def restore_latest(self, like: S) -> tuple[S, SavedState | None, list[str]]:
+        """Restore the newest checkpoint that can be read. Rename those that cannot, if one can.
+
+        Returns:
+          The state, its checkpoint, and a message about each damaged one. Without checkpoints:
+          `like`, None, [].
+
+        Raises:
+          UserError: there are checkpoints but none can be read (none is renamed then), or the
+            newest holds the state of another network or optimizer.
+        """
+        numbers = distributed.run_on_main(self._numbers)
         damaged: dict[int, str] = {}
-        for step, _ in reversed(found):
-            state, reason = self.restore_together(step, like)
-            if reason and distributed.run_on_main(partial(self._has_one_before, step)):
-                aside += self._set_all_aside({step: reason})
-                state, reason = self.restore_together(step, like)
-            if not reason:
-                older = [other for other, known in found if other < step and not known]
-                aside += self._set_all_aside(damaged | dict.fromkeys(older, _NO_META))
-                return state, self._meta(step), aside
-            damaged[step] = reason
+        for number in reversed(numbers):
+            state, reason = self._restore_on_all(number, like)
+            if reason:
+                damaged[number] = reason
+                continue
+            saved = self._meta(number)
+            unreadable = distributed.run_on_main(lambda: [n for n in numbers if not self._meta(n)])
+            damaged |= dict.fromkeys(unreadable, _BAD_META)
+            return state, saved, self._quarantine(damaged)
         if damaged:
-            told = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            reasons = "; ".join(f"{number}: {reason}" for number, reason in damaged.items())
             raise UserError(
-                f"no checkpoint in {self._folder} can be read ({told}): bring back a good copy, "
-                "or train anew with --fresh"
+                f"no checkpoint in {self._folder} can be read ({reasons}). Restore one from a "
+                "backup, or start over with --fresh."
             )
         return like, None, []
 
-    def restore_together(self, step: int, like: S) -> tuple[S, str | None]:
-        """The state of that step; or `like`, and why it is damaged, where one process says so."""
+    def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
+        """Restore the best checkpoint that can be read. Rename better ones that cannot.
 
-        def tried() -> tuple[S, str | None]:
+        Returns:
+          As `restore_latest`. If no checkpoint with a validation accuracy can be read: `like`,
+          None, and the messages.
+        """
+        messages: list[str] = []
+        while (number := distributed.run_on_main(self._best_number)) is not None:
+            state, reason = self._restore_on_all(number, like)
+            if not reason:
+                return state, self._meta(number), messages
+            messages += self._quarantine({number: reason})
+        return like, None, messages
+
+    def weights(self, saved: SavedState) -> dict[str, Any]:
+        """Return the variables to evaluate, as NumPy arrays: the averaged ones if there are any.
+
+        Neither network nor optimizer need be known, since nothing else is read.
+
+        Raises:
+          DamagedError: the checkpoint cannot be read, or does not match its digests.
+        """
+        fields = ("averaged",) if "averaged" in saved.digests else ("params", "batch_stats")
+        variables = traverse_util.unflatten_dict(self._read(saved.number, fields), sep="/")
+        return {"batch_stats": {}} | variables.get("averaged", variables)
+
+    def _restore(self, number: int, like: S) -> S:
+        arrays, expected = self._read(number), _flatten(like)
+        for name in sorted(arrays.keys() | expected.keys()):
+            there, here = (_type(tree.get(name)) for tree in (arrays, expected))
+            if there != here:
+                raise UserError(
+                    f"the checkpoint {self._path(number)} is of another network or optimizer: "
+                    f"{name} is {there} there and {here} here. Choose another --workdir, or start "
+                    "over with --fresh."
+                )
+        leaves = {name: devices.put(arrays[name], expected[name].sharding) for name in arrays}
+        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in expected])
+
+    def _restore_on_all(self, number: int, like: S) -> tuple[S, str | None]:
+        """Return the state; or `like`, and why the checkpoint is damaged for any process."""
+
+        def attempt() -> tuple[S, str | None]:
             try:
-                return self.restore(step, like), None
+                return self._restore(number, like), None
             except DamagedError as error:
                 return like, error.reason
 
-        state, reason = distributed.run_on_all(tried)
+        state, reason = distributed.run_on_all(attempt)
         reasons = [text for text in distributed.allgather(reason) if text]
         return (like, reasons[0]) if reasons else (state, None)
 
-    def weights(self, step: int) -> dict[str, Any]:
-        """The variables of that step as NumPy arrays, `params` and `batch_stats`: their average
-        where one was kept, since that is what is evaluated.
+    def _quarantine(self, damaged: Mapping[int, str]) -> list[str]:
+        """Rename damaged checkpoints, given with the reasons; return a message about each."""
 
-        Nothing else of the state is read, so this needs to know neither optimizer nor network.
+        def rename() -> None:
+            for number in damaged:
+                self._path(number).rename(self._folder / f"damaged-{number}")
 
-        Raises:
-          DamagedError: it cannot be read, or not to its digests.
-        """
-        averaged = None
-        if "averaged" in (self._meta(step).digests or {}):  # not in those of before
-            averaged = self._read(step, ("averaged",), None)["averaged"]
-        return {"batch_stats": {}} | (averaged or self._read(step, _WEIGHTS, None))
-
-    def quarantine(self, step: int) -> Path:
-        """Rename a checkpoint so that it is none any more; returns where it is now."""
-        aside, number = self._folder / f"damaged-{step}", 1
-        while aside.exists():
-            number += 1
-            aside = self._folder / f"damaged-{step}-{number}"
-        self._path(step).rename(aside)
-        return aside
-
-    def _set_all_aside(self, damaged: Mapping[int, str]) -> list[Damaged]:
-        """Those steps, with the reasons; the first process does it for all."""
-        aside = distributed.run_on_main(lambda: [str(self.quarantine(step)) for step in damaged])
+        distributed.run_on_main(rename)
         return [
-            Damaged(step, reason, Path(path))
-            for (step, reason), path in zip(damaged.items(), aside, strict=True)
+            f"checkpoint {number} is damaged ({reason}) and was renamed to "
+            f"{self._folder / f'damaged-{number}'}"
+            for number, reason in damaged.items()
         ]
 
-    def _read(
-        self, step: int, wanted: tuple[str, ...], like: Mapping[str, Any] | None
-    ) -> dict[str, Any]:
-        """Those of the `wanted` fields that were saved, as NumPy arrays held to their digests."""
-        path = self._orbax_folder() / self._path(step).name / "default"
+    def _read(self, number: int, fields: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Return the saved arrays by path, of all fields or of some, checked by their digests."""
+        path = self._path(number)
+        if (saved := self._meta(number)) is None:
+            raise DamagedError(path, _BAD_META)
         reader = ocp.PyTreeCheckpointer()
-        if (digests := self._meta(step).digests) is None:
-            raise self._damaged(step, _NO_META)
         try:
-            saved = _tree(reader.metadata(path))
-            item = {name: (like or saved)[name] for name in wanted if name in saved}
+            tree = _tree(reader.metadata(path / "state"))
+            item = {name: tree[name] for name in tree if fields is None or name in fields}
             abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-            found = reader.restore(
-                path,
-                args=ocp.args.PyTreeRestore(
-                    item=abstract, restore_args=as_numpy, partial_restore=True
-                ),
-            )
+            restore = ocp.args.PyTreeRestore(abstract, as_numpy, partial_restore=True)
+            arrays = _flatten(reader.restore(path / "state", args=restore))
         except MemoryError:
             raise
-        # A damaged file shows as whatever its reader stumbles over: there is no common base.
-        except Exception as error:
-            if any(refusal in str(error) for refusal in _REFUSED):
-                raise UserError(
-                    f"the checkpoint {self._path(step)} cannot be read ({_first_line(error)}): "
-                    "mend that, and start again; nothing was changed"
-                ) from error
-            raise self._damaged(step, _first_line(error)) from error
-        missing = digests.keys() & set(wanted) - found.keys()
-        wrong = [name for name in found if name in digests and digest(found[name]) != digests[name]]
-        if missing or wrong:
-            names = ", ".join([*missing, *wrong])
-            raise self._damaged(step, f"its {names} differ from what was saved")
-        return found
+        except Exception as error:  # A damaged file raises whatever its reader stumbles over.
+            raise DamagedError(path, _one_line(error)) from error
+        digests = {name: _digest(field) for name, field in _by_field(arrays).items()}
+        expected = {
+            name: digest
+            for name, digest in saved.digests.items()
+            if fields is None or name in fields
+        }
+        if digests != expected:
+            names = sorted(dict(digests.items() ^ expected.items()))
+            raise DamagedError(path, f"{', '.join(names)} changed after saving")
+        return arrays
 
-    def _meta(self, step: int) -> Meta:
-        return read_meta(self._path(step), step)
+    def _meta(self, number: int) -> SavedState | None:
+        """Return what is known about a checkpoint; None if that is damaged."""
+        path = self._path(number) / "meta" / "metadata"
+        try:
+            value = schemas.read_json(path)
+            saved = schemas.parse(value, SavedState, path)
+        except UserError:
+            return None
+        return (
+            saved if saved.number == number and value == _with_digest(schemas.dump(saved)) else None
+        )
+
+    def _numbers(self) -> list[int]:
+        names = [path.name for path in self._folder.glob("*") if path.is_dir()]
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    def _next_number(self) -> int:
+        """Return a number that no checkpoint has had, damaged and incomplete ones included."""
+        digits = [re.search(r"\d+", path.name) for path in self._folder.glob("*")]
+        return 1 + max((int(match[0]) for match in digits if match), default=0)
+
+    def _best_number(self) -> int | None:
+        saved = self.best()
+        return saved.number if saved else None
 
     def _prune(self) -> None:
-        for path in list(self._folder.iterdir()):
-            replaced = path.name.startswith(".replaced-")
-            if replaced and (self._folder / path.name.removeprefix(".replaced-")).exists():
-                self._remove(path)
-            elif _LEFTOVER.fullmatch(path.name):  # by a start that was killed
+        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
+            for path in self._folder.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)
-        found = self.all()
-        whole = [meta.step for meta in found if meta.whole]
-        kept = {*whole[-self._keep :], found[-1].step} if found else set()
-        for meta in found:
-            # A damaged one is told of and set aside when the newest is restored next.
-            if meta.step not in kept and meta is not best(found) and meta.digests is not None:
-                self._remove(self._path(meta.step))
+        saves = self.all()
+        epochs = [saved for saved in saves if saved.end_of_epoch]
+        keep = [*epochs[-self._keep :], *saves[-1:], _best(saves)]
+        for saved in saves:
+            if saved not in keep:
+                shutil.rmtree(hide(self._path(saved.number)), ignore_errors=True)
 
-    def _damaged(self, step: int, reason: str) -> DamagedError:
-        return DamagedError(self._path(step), reason)
+    def _path(self, number: int) -> Path:
+        return self._folder / str(number)
 
-    def _path(self, step: int) -> Path:
-        """Of that step's checkpoint: while another is being written in its place, the one before,
-        which the run goes on from if that is never finished."""
-        path, replaced = self._folder / str(step), self._replaced(step)
-        return replaced if replaced.exists() and not path.exists() else path
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Make room "
+                "there and give the same command again: it resumes from the previous checkpoint."
+            ) from error
 
-    def _replaced(self, step: int) -> Path:
-        return self._folder / f".replaced-{step}"
 
-    def _has_one_before(self, step: int) -> bool:
-        """Whether that step is there twice: a start was killed as the second was written."""
-        return (self._folder / str(step)).exists() and self._replaced(step).exists()
+def _best(saves: list[SavedState]) -> SavedState | None:
+    measured = [saved for saved in saves if saved.validation_accuracy is not None]
+    return max(measured, key=lambda s: (s.validation_accuracy, s.number), default=None)
 
-    def _remove(self, path: Path) -> None:
-        """Out of sight at once: half deleted it would be taken for a damaged one."""
-        if path.exists():
-            shutil.rmtree(hide(path), ignore_errors=True)
 
-    def _orbax_folder(self) -> Path:
-        """The folder under a name that orbax takes as it is, where its own has what is a pattern
-        or another file system to it, or no UTF-8."""
-        folder = self._folder.absolute()
-        if not re.search(r"[*?\[\]:\udc80-\udcff]", str(folder)):
-            return folder
-        if self._link is None:
-            self._link = tempfile.TemporaryDirectory(prefix="cifar-jax-")
-            (Path(self._link.name) / "checkpoints").symlink_to(folder, target_is_directory=True)
-        return Path(self._link.name) / "checkpoints"
+def _flatten(tree: Any) -> dict[str, Any]:
+    """Return the leaves of a tree by path, such as `params/conv1/kernel`."""
+    tree = tree._asdict() if hasattr(tree, "_asdict") else tree
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _by_field(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return flattened arrays grouped by the field of the state, the first part of each path."""
+    fields: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        fields.setdefault(name.partition("/")[0], {})[name] = array
+    return fields
+
+
+def _digest(arrays: Mapping[str, Any]) -> str:
+    """SHA-256 over the arrays' paths, types, shapes and bytes, in the order of the paths."""
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.asarray(jax.device_get(arrays[name]))
+        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with its own SHA-256 added."""
+    text = json.dumps(value, sort_keys=True)
+    return {**value, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _type(array: Any) -> str:
+    return "missing" if array is None else f"{array.dtype}{list(array.shape)}"
 
 
 def _tree(metadata: Any) -> Any:
-    """The tree of arrays in what orbax tells of a checkpoint, in a form of each version."""
+    """Return the tree of arrays in orbax's metadata, whose form depends on its version."""
     metadata = getattr(metadata, "item_metadata", metadata)
     return getattr(metadata, "tree", metadata)
 
 
-def _first_line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

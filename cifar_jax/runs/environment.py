@@ -1,71 +1,46 @@
-"""Where a run runs: versions, the code's commit, the machine, and what changes its arithmetic."""
+"""Where a run computes: versions, git commit and machine. Results depend on them bit for bit."""
 
 import os
 import platform
 import subprocess
-from collections.abc import Mapping, Sequence
+import sys
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import cpu
+from cifar_jax.runs.schemas import Device, Machine, Session
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
-# What XLA and the libraries below it choose their kernels by.
+# Instruction sets by which XLA and its libraries choose their kernels.
 _CPU_FEATURES = (
     *("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_bf16", "asimd", "sve", "bf16"),
 )
 
 
-def describe() -> dict[str, Any]:
-    """All of it, as JSON has it, but for the device, which JAX knows."""
-    return {
-        "git_commit": git_commit(),
-        "versions": versions(),
-        "machine": machine(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "matmul_precision": os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", ""),
-    }
-
-
-def differences(starts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where the last start differs from the one before in what bits depend on, in words.
-
-    >>> before = {"versions": {"jax": "0.7.2"}, "git_commit": "a" * 40}
-    >>> differences([before, before | {"versions": {"jax": "0.10.2"}}])
-    ['jax 0.7.2 → 0.10.2']
-    """
-    if len(starts) < 2:
-        return []
-    before, after = starts[-2:]
-
-    def compared(start: Mapping[str, Any]) -> dict[str, str]:
-        device, machine = start.get("device", {}), start.get("machine", {})
-        return {
-            "commit": _short(start.get("git_commit")),
-            **{name: str(text) for name, text in start.get("versions", {}).items()},
-            "device": f"{device.get('count', 1)} × {device.get('kind', 'unknown')}",
-            "CPU features": " ".join(machine.get("features", ())),
-            "XLA_FLAGS": start.get("xla_flags", ""),
-            "matrix precision": start.get("matmul_precision", ""),
-        }
-
-    old, new = compared(before), compared(after)
-    return [
-        f"{name} {old[name] or 'none'} → {new[name] or 'none'}"
-        for name in new
-        if name in old and old[name] != new[name]
-    ]
-
-
-def _short(commit: str | None) -> str:
-    sha, dash, dirty = (commit or "unknown").partition("-")
-    return sha[:12] + dash + dirty
+def session(
+    device: Device, git_commit: str | None, runtime_settings: dict[str, Any] | None = None
+) -> Session:
+    """Return the session that starts now."""
+    # Arguments that are not UTF-8 cannot be written to JSON.
+    command = [word.encode(errors="backslashreplace").decode() for word in sys.argv]
+    return Session(
+        started=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        git_commit=git_commit,
+        versions=versions(),
+        device=device,
+        machine=machine(),
+        xla_flags=os.environ.get("XLA_FLAGS", ""),
+        matmul_precision=os.environ.get("JAX_DEFAULT_MATMUL_PRECISION", ""),
+        runtime_settings=runtime_settings or {},
+    )
 
 
 def versions() -> dict[str, str]:
-    """Python's version and those of the packages that a result depends on."""
+    """Return the versions of Python and of the packages that results depend on."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -75,11 +50,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def git_commit(*others: str) -> str | None:
-    """The checkout's commit, with `-dirty` where its code differs; None where there is none.
+def machine() -> Machine:
+    """Return this host."""
+    processor = cpu.processor()
+    affinity = getattr(os, "sched_getaffinity", None)
+    return Machine(
+        system=platform.platform(),
+        cpu=processor.model,
+        cores=len(affinity(0)) if affinity else os.cpu_count(),
+        features=[name for name in _CPU_FEATURES if name in processor.flags],
+    )
 
-    Files of code that git does not know make it dirty too: an experiment may be one. `others` are
-    what counts as code beside what trains.
+
+def git_commit(*more_code: str) -> tuple[str | None, str | None]:
+    """Return the commit of the checkout that this package runs from, and why it is unknown.
+
+    The commit ends with `-dirty` if the code differs from it. An untracked file among the code
+    counts as a difference, since it may be the experiment. Without a checkout both are None.
+
+    Args:
+      *more_code: paths that count as code, in addition to the package and the experiments.
     """
     root = Path(__file__).parents[2]
 
@@ -87,25 +77,41 @@ def git_commit(*others: str) -> str | None:
         command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
+    if not (root / ".git").exists():
+        return None, None
     try:
-        git(
-            "ls-files", "--error-unmatch", "cifar_jax/__init__.py"
-        )  # not installed in some checkout
-        code = ("cifar_jax", "experiments", "pyproject.toml", *others)
+        git("ls-files", "--error-unmatch", "cifar_jax/__init__.py")
+        code = ("cifar_jax", "experiments", "pyproject.toml", *more_code)
         dirty = git("status", "--porcelain", "--untracked-files=all", "--", *code)
-        return git("rev-parse", "HEAD") + ("-dirty" if dirty else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
+        return git("rev-parse", "HEAD") + ("-dirty" if dirty else ""), None
+    except OSError as error:
+        return None, f"git cannot be run: {error}"
+    except subprocess.CalledProcessError as error:
+        return None, error.stderr.strip().partition("\n")[0]
 
 
-def machine() -> dict[str, Any]:
-    """The host: system, processor and what it can do, and how many cores this process may use."""
-    processor = cpu.processor()
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count()
-    return {
-        "system": platform.platform(),
-        "cpu": processor.model,
-        "cores": cores,
-        "features": [name for name in _CPU_FEATURES if name in processor.flags],
-    }
+def changes(previous: Session, current: Session) -> list[str]:
+    """Return the differences between two sessions that may change results, as phrases.
+
+    Results of one commit on equal devices are equal bit for bit if there are none.
+    """
+
+    def compared(session: Session) -> dict[str, str]:
+        sha, dash, dirty = (session.git_commit or "unknown").partition("-")
+        return {
+            "commit": sha[:12] + dash + dirty,
+            **session.versions,
+            "device": f"{session.device.count} × {session.device.kind}",
+            # XLA divides sums among as many threads as there are cores.
+            "cores": str(session.machine.cores),
+            "CPU features": " ".join(session.machine.features),
+            "XLA_FLAGS": session.xla_flags,
+            "matrix precision": session.matmul_precision,
+        }
+
+    old, new = compared(previous), compared(current)
+    return [
+        f"{name} {old.get(name) or 'none'} → {new.get(name) or 'none'}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name) != new.get(name)
+    ]

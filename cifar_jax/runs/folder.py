@@ -1,282 +1,210 @@
-"""A run's folder: what it was asked, where it ran, how it went, and what came out.
+"""The folder of one run. docs/run-folder.md describes its files. Imports no JAX."""
 
-    config.json       experiment, seed, every setting by dotted name, and which were overridden
-    model.json        what is needed to use the model anywhere: network, classes, mean, std, data
-    model.py          the experiment's file, where that defines the model: read it, and run it only
-                      when a person asks for it
-    env.json          versions, device, machine, git commit, command line; one object a start
-    log.txt           the lines of the training, in the paper's form
-    metrics.jsonl     one object an epoch
-    tensorboard/      the same for TensorBoard
-    checkpoints/      orbax
-    test_logits.npy   float16, of the test images in their order, once the run is finished
-    result.json       written last, when the run is finished
-
-JSON files appear whole or not at all. No JAX is imported here.
-"""
+from __future__ import annotations
 
 import hashlib
 import io
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
-from cifar_jax.runs import environment, schema
-from cifar_jax.runs.files import hide, naming, read_json, write_bytes, write_json
+from cifar_jax.runs import schemas
+from cifar_jax.runs.files import hide, write_bytes, write_json
+from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, RunIdentity, Session
 
-LOGITS = "test_logits.npy"
-_OWN_FILES = (
-    "result.json",
-    LOGITS,
-    "model.json",
-    "model.py",
-    "env.json",
-    "log.txt",
-    "metrics.jsonl",
-)
-_CHECKPOINT = re.compile(r"(\.replaced-)?\d+")
-_NONE_ANY_MORE = re.compile(
-    r"damaged-\d+(-\d+)?|\.deleted-(replaced-)?\d+|\d+\.orbax-checkpoint-tmp.*"
-)
-_GROWING_SCHEDULES = ("constant", "plateau", "step")
-"""Those that do not depend on the number of epochs."""
+if TYPE_CHECKING:
+    import numpy as np
+
+# `config.json` is not among them: it marks the folder as a run's, and is replaced last.
+_FILES = ("result.json", "outputs.npz", "model.json", "code.py", "env.json", "log.txt")
+_FILES += ("metrics.jsonl",)
+_SCHEDULES_WITHOUT_END = ("constant", "plateau", "step")
+"""Schedules that do not depend on the number of epochs."""
 
 
-class Workdir:
-    """The folder of one run. Make one with `open_workdir`."""
+class RunFolder:
+    """The files of one run.
+
+    The constructor touches nothing. Training gets its folder from `open_run_folder`, readers get
+    theirs from `existing_run_folder`.
+
+    Attributes:
+      path: the folder.
+      checkpoints: folder of `Checkpoints`.
+      tensorboard: folder of TensorBoard's event files.
+      log: the printed lines of the training.
+      code: copy of the experiment file, if it defines custom parts.
+      outputs: logits and labels of a finished run.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = path / "checkpoints"
+        self.tensorboard = path / "tensorboard"
+        self.log = path / "log.txt"
+        self.code = path / "code.py"
+        self.outputs = path / "outputs.npz"
+        self._config = path / "config.json"
+        self._card = path / "model.json"
+        self._sessions = path / "env.json"
+        self._metrics = path / "metrics.jsonl"
+        self._result = path / "result.json"
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where orbax keeps the run's checkpoints."""
-        return self.path / "checkpoints"
+    def identity(self) -> RunIdentity:
+        """Return what the run is.
 
-    @property
-    def tensorboard(self) -> Path:
-        """Where TensorBoard finds the run's events."""
-        return self.path / "tensorboard"
-
-    @property
-    def log(self) -> Path:
-        """The lines of the training."""
-        return self.path / "log.txt"
-
-    def result(self) -> dict[str, Any] | None:
-        """What came out, once the run is finished."""
-        path = self.path / "result.json"
-        return schema.checked(read_json(path), {}, path) if path.exists() else None
-
-    def write_result(self, result: Mapping[str, Any], logits: Any) -> None:
-        """Finish the run: with the logits `[N, classes]` of the test images, kept as float16."""
-        import numpy as np  # here, since reports do without
-
-        file = io.BytesIO()
-        np.save(file, logits.astype(np.float16), allow_pickle=False)
-        write_bytes(self.path / LOGITS, file.getvalue())
-        write_json(self.path / "result.json", result)
-
-    def extend(self, identity: Mapping[str, Any]) -> None:
-        """Let the run have the epochs of `identity`, if those are more: it is unfinished then."""
-        if _check_identity(self.path, identity, extend=True):
-            (self.path / "result.json").unlink(missing_ok=True)
-            write_json(self.path / "config.json", identity)
-
-    def card(self) -> dict[str, Any] | None:
-        """The model card; None in a folder that was made before there were any."""
-        path = self.path / "model.json"
-        if not path.exists():
-            return None
-        if not isinstance(card := read_json(path), dict):
-            raise UserError(f"{path} is damaged: it holds no object")
-        return card
-
-    def images(self) -> dict[str, Any] | None:
-        """What is told of the images that it was trained on: `name`, `sha256`, and `content` where
-        it is known; None where nothing is told."""
-        if (card := self.card()) is None:
-            result = self.result() or {}  # in the runs of before, where they are finished
-            if (digest := result.get("data_sha256")) is None:
-                return None
-            return {"name": result.get("dataset"), "sha256": digest, "content": None}
-        if "imported_from" in card:
-            return None
-        path = self.path / "model.json"
-        return schema.checked(
-            schema.checked(card, {"data": dict}, path)["data"], schema.IMAGES, path
-        )
-
-    def write_card(self, card: Mapping[str, Any]) -> None:
-        """Write the model card, from the run's first start on."""
-        write_json(self.path / "model.json", card)
-
-    @property
-    def code(self) -> Path:
-        """A copy of the file that defines the model, where that is none of the package's."""
-        return self.path / "model.py"
-
-    def write_code(self, source: bytes, name: str) -> None:
-        """Keep what defines the model, and say in the card of which file it is."""
-        write_bytes(self.code, source)
-        digest = hashlib.sha256(source).hexdigest()
-        self.write_card((self.card() or {}) | {"code": {"file": name, "sha256": digest}})
-
-    def starts(self) -> list[dict[str, Any]]:
-        """Where and when the run was started, the first first."""
-        path = self.path / "env.json"
-        starts = read_json(path) if path.exists() else []
-        if not isinstance(starts, list):
-            raise UserError(f"{path} is not that of a run: it holds no list")
-        return [schema.checked_start(start, path) for start in starts]
-
-    def epochs(self) -> tuple[list[dict[str, Any]], int]:
-        """Metrics of the epochs so far, by epoch, and how many lines of them cannot be read.
-
-        Where an epoch was written down twice, the later line counts.
+        Raises:
+          UserError: config.json is missing or cannot be read.
         """
-        rows: dict[int, dict[str, Any]] = {}
-        lost = 0
-        path = self.path / "metrics.jsonl"
-        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-        for line in text.splitlines():
-            try:
-                row = json.loads(line)
-                rows[int(row["epoch"])] = row
-            except (ValueError, LookupError, TypeError, OverflowError, RecursionError):
-                lost += 1
-        return [rows[epoch] for epoch in sorted(rows)], lost
+        return schemas.read(self._config, RunIdentity)
 
-    def append_epoch(self, row: Mapping[str, Any]) -> None:
+    def result(self) -> Result | None:
+        """Return the result, or None if the run is not finished."""
+        return schemas.read(self._result, Result) if self._result.exists() else None
+
+    def card(self) -> ModelCard | None:
+        """Return the model card, or None if the run has not started yet."""
+        return schemas.read(self._card, ModelCard) if self._card.exists() else None
+
+    def sessions(self) -> list[Session]:
+        """Return the sessions of the run, oldest first."""
+        return schemas.read_sessions(self._sessions)
+
+    def rows(self) -> list[MetricsRow]:
+        """Return the metrics of the epochs so far. Lines that cannot be read are skipped."""
+        return schemas.read_rows(self._metrics)[0]
+
+    def append_row(self, row: MetricsRow) -> None:
         """Add the metrics of an epoch."""
-        path = self.path / "metrics.jsonl"
-        with naming(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        text = self._metrics.read_bytes() if self._metrics.exists() else b""
+        write_bytes(self._metrics, text + _lines([row]))
 
-    def rewind(self, epoch: int) -> list[dict[str, Any]]:
-        """Drop the metrics after `epoch`, which a resumed run is about to make again, and what
-        cannot be read or makes no sense; returns those that are kept."""
-        told = self.path / "metrics.jsonl"
-        rows = []
-        for row in self.epochs()[0]:
-            with suppress(UserError):
-                if schema.checked(row, schema.EPOCH_TO_GO_ON_FROM, told)["epoch"] <= epoch:
-                    rows.append(row)
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_bytes(told, text.encode())
+    def rewind(self, epoch: int) -> list[MetricsRow]:
+        """Delete the metrics of all epochs after `epoch`; return those that remain."""
+        rows = [row for row in self.rows() if row.epoch <= epoch]
+        write_bytes(self._metrics, _lines(rows))
         return rows
 
-    def record_start(self, device: Mapping[str, Any], execution: Mapping[str, Any]) -> None:
-        """Add where and when this start runs, and how it is carried out, to env.json."""
-        start = {
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": sys.argv,
-            **environment.describe(),
-            "device": dict(device),
-            "execution": dict(execution),
-        }
-        write_json(self.path / "env.json", [*self.starts(), start])
+    def write_card(self, card: ModelCard) -> None:
+        """Write the model card."""
+        write_json(self._card, schemas.dump(card))
+
+    def write_code(self, source: bytes) -> None:
+        """Write a copy of the experiment file."""
+        write_bytes(self.code, source)
+
+    def add_session(self, session: Session) -> None:
+        """Add a session."""
+        sessions = [*self.sessions(), session]
+        write_json(self._sessions, [schemas.dump(entry) for entry in sessions])
+
+    def write_result(self, result: Result, outputs: Mapping[str, np.ndarray]) -> None:
+        """Finish the run: write its outputs, then its result."""
+        import numpy as np  # Imported here because reports do not need it.
+
+        file = io.BytesIO()
+        np.savez_compressed(file, allow_pickle=False, **outputs)
+        write_bytes(self.outputs, file.getvalue())
+        write_json(self._result, schemas.dump(result))
+
+    def extend(self, identity: RunIdentity) -> None:
+        """Give the run the epochs of `identity` if those are more. It is unfinished then."""
+        if _check_identity(self, identity, extend=True):
+            self._result.unlink(missing_ok=True)
+            write_json(self._config, schemas.dump(identity))
 
 
 @contextmanager
-def open_workdir(
-    path: Path, identity: Mapping[str, Any], *, fresh: bool, extend: bool = False
-) -> Iterator[Workdir]:
-    """The run's folder, made or found, and locked for as long as the context lasts.
+def open_run_folder(
+    path: Path, identity: RunIdentity, *, fresh: bool, extend: bool = False
+) -> Iterator[RunFolder]:
+    """Create or open the folder of a run, and lock it for the duration of the context.
 
     Args:
       path: the folder.
-      identity: what config.json holds: `experiment`, `seed`, `overrides` and `config`, the settings
-        by dotted name. A folder that holds another is refused.
-      fresh: delete the run that is in the folder first. Other files in it stay.
-      extend: let a run that is there have more epochs than it was made with. It has them from
-        `Workdir.extend` on.
+      identity: what the run is. A folder that holds another identity is refused.
+      fresh: delete the run that is in the folder. Files that a run does not write remain.
+      extend: accept a run that has fewer epochs. `RunFolder.extend` then gives it more.
 
     Raises:
-      UserError: another process is at work in the folder; it holds another config, or files that
-        are not a run's, or lies in another run's; it cannot be made or written to.
+      UserError: another process uses the folder; the folder holds another run or other files; the
+        folder is inside another run's folder.
     """
-    known = path / "config.json"
+    folder = RunFolder(path)
+    is_run = (path / "config.json").exists()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is not a folder")
+    if is_run and fresh:
+        folder.identity()  # Raises if it is not a run's, whose files must not be deleted.
+    elif is_run:
+        _check_identity(folder, identity, extend=extend)
+    else:
+        _check_place(path)
+    path.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path / ".lock")
     try:
-        if path.exists() and not path.is_dir():
-            raise UserError(f"{path} is not a folder")
-        visible = [p for p in path.iterdir() if not p.name.startswith(".")] if path.is_dir() else []
-        if visible and not known.exists():
-            raise UserError(f"{path} holds other files and no run: choose another --workdir")
-        if not known.exists():
-            _refuse_inside_a_run(path)
-        if known.exists() and fresh:
-            _read_identity(path)  # what cannot be told from a stranger's is not deleted
-        elif known.exists():
-            _check_identity(path, identity, extend=extend)
-        path.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        raise UserError(f"{path} is in use by another process; wait for it or stop it") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be used: {error.strerror or error}") from None
+        raise UserError(
+            f"{path} is in use by another process. Wait until it ends, or stop it."
+        ) from None
     try:
         if fresh:
-            _delete_run(path)
-        # The last to be replaced: a folder with files and no config.json would be taken for
-        # somebody else's, if this were killed on the way.
-        if fresh or not known.exists():
-            write_json(known, identity)
-        yield Workdir(path)
+            _delete_run(folder)
+        if fresh or not is_run:
+            write_json(path / "config.json", schemas.dump(identity))
+        yield folder
     finally:
         lock.release()
 
 
-def finished_result(
-    path: Path, identity: Mapping[str, Any], *, extend: bool = False
-) -> dict[str, Any] | None:
-    """The result of the run in `path`, if there is one and it is finished.
-
-    Raises:
-      UserError: the folder holds a run of another config.
-    """
-    if not (path / "config.json").exists():
-        return None
-    extended = _check_identity(path, identity, extend=extend)
-    return None if extended else Workdir(path).result()
-
-
-def existing_workdir(path: Path) -> tuple[Workdir, dict[str, Any]]:
-    """The folder of a run that was made before, for reading, and its config.json.
+def existing_run_folder(path: Path) -> RunFolder:
+    """Return the folder of a run, for reading.
 
     Raises:
       UserError: it is not a run's folder.
     """
     if not path.is_dir():
-        raise UserError(f"no folder {path}; runs are under runs/EXPERIMENT/seedN")
-    return Workdir(path), _read_identity(path)
+        raise UserError(f"{path} does not exist. Runs are in runs/EXPERIMENT/seedN.")
+    folder = RunFolder(path)
+    folder.identity()
+    return folder
 
 
-def folder_name(experiment: str, changes: Mapping[str, Any]) -> str:
-    """Where runs of an experiment go by default: its name, and what differs from its settings.
+def finished_result(path: Path, identity: RunIdentity, *, extend: bool = False) -> Result | None:
+    """Return the result of the run in `path`, or None if there is no run or it is not finished.
 
-    >>> folder_name("basic", {"epochs": 5, "optimizer.lr": 0.01})
+    Raises:
+      UserError: the folder holds another run.
+    """
+    folder = RunFolder(path)
+    if not (path / "config.json").exists():
+        return None
+    return None if _check_identity(folder, identity, extend=extend) else folder.result()
+
+
+def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
+    """Return the name of the folder for an experiment with changed settings.
+
+    >>> default_name("basic", {"epochs": 5, "optimizer.lr": 0.01})
     'basic@epochs=5,lr=0.01'
     """
     if not changes:
         return experiment
-    # Of settings with the same last name only the first goes by it, and none by "name".
-    first = {"name": ""}
-    for row in configs.describe():
-        first.setdefault(row["name"].rpartition(".")[2], row["name"])
+    # The last part of a setting's name stands for the first setting that ends with it.
+    owner = {"name": ""}
+    for setting in configs.describe():
+        owner.setdefault(setting["name"].rpartition(".")[2], setting["name"])
     last = {name: name.rpartition(".")[2] for name in changes}
-    short = {name: part if first.get(part) == name else name for name, part in last.items()}
+    short = {name: part if owner.get(part) == name else name for name, part in last.items()}
     text = ",".join(f"{short[name]}={value}" for name, value in changes.items())
     text = re.sub(r"[^\w.,=+@-]+", "-", text)
     if len(text) > 80:
@@ -284,90 +212,81 @@ def folder_name(experiment: str, changes: Mapping[str, Any]) -> str:
     return f"{experiment}@{text}"
 
 
-def _refuse_inside_a_run(path: Path) -> None:
-    """Where nobody would find it: `--workdir RUN --seeds 3` would put runs there."""
-    for folder in path.resolve().parents:
-        if (folder / "config.json").exists() and (folder / "checkpoints").is_dir():
-            raise UserError(f"{path} is inside the run in {folder}: choose another --workdir")
+def _lines(rows: list[MetricsRow]) -> bytes:
+    return "".join(json.dumps(schemas.dump(row)) + "\n" for row in rows).encode()
 
 
-def _delete_run(path: Path) -> None:
-    """Delete what a run has written, and nothing else: its config.json stays to be replaced."""
-    checkpoints, tensorboard = path / "checkpoints", path / "tensorboard"
+def _check_place(path: Path) -> None:
+    """Raise if a new run must not be created in `path`."""
+    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+        raise UserError(f"{path} holds other files and no run. Choose another --workdir.")
+    for parent in path.resolve().parents:
+        if (parent / "config.json").exists() and (parent / "checkpoints").is_dir():
+            raise UserError(f"{path} is inside the run {parent}. Choose another --workdir.")
 
-    def named(pattern: re.Pattern[str]) -> list[Path]:
-        names = checkpoints.iterdir() if checkpoints.is_dir() else ()
-        return [found for found in names if pattern.fullmatch(found.name)]
+
+def _delete_run(folder: RunFolder) -> None:
+    """Delete everything that a run writes, except config.json, which is replaced."""
+    # First whatever a later start could continue from, in case this process is killed here.
+    (folder.path / "result.json").unlink(missing_ok=True)
+    for path in folder.checkpoints.glob("*"):
+        if path.name.isdecimal():
+            hide(path)
+    for name in _FILES:
+        (folder.path / name).unlink(missing_ok=True)
+    for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
+        for path in folder.checkpoints.glob(pattern):
+            shutil.rmtree(path)
+    for path in folder.tensorboard.glob("events.out.tfevents.*"):
+        path.unlink()
+    for path in (folder.checkpoints, folder.tensorboard):
+        with suppress(OSError):  # It is missing, or holds files that are not the run's.
+            path.rmdir()
+
+
+def _made_for_its_epochs(settings: Mapping[str, Any]) -> str:
+    """Return what would have been different from the start with more epochs; "" if nothing."""
+    schedule = settings["schedule.name"]
+    if schedule not in _SCHEDULES_WITHOUT_END:
+        return f"{schedule} schedule"
+    if settings.get("phases"):
+        return "phases"
+    if any(group.get("until") for group in settings.get("param_groups") or ()):
+        return "param_groups' until"
+    return "averaging.power" if settings.get("averaging.power") else ""
+
+
+def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> bool:
+    """Return whether the run in the folder differs from `wanted` only in having fewer epochs.
+
+    Raises:
+      UserError: it differs in anything else, or has fewer epochs and `extend` is false.
+    """
+
+    def comparable(identity: RunIdentity) -> dict[str, Any]:
+        settings = configs.identity(identity.settings)
+        return {"experiment": identity.experiment, "seed": identity.seed, **settings}
 
     try:
-        # First what a run that begins here would go on from, were this killed on the way.
-        (path / "result.json").unlink(missing_ok=True)
-        for found in named(_CHECKPOINT):
-            hide(found)
-        for name in _OWN_FILES:
-            (path / name).unlink(missing_ok=True)
-        for found in named(_NONE_ANY_MORE):
-            shutil.rmtree(found)
-        for found in tensorboard.glob("events.out.tfevents.*"):
-            found.unlink()
-        for folder in (checkpoints, tensorboard):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or path} cannot be deleted ({error.strerror}): "
-            "choose another --workdir, or delete it yourself"
-        ) from None
-
-
-def _read_identity(path: Path) -> dict[str, Any]:
-    identity = read_json(path / "config.json")
-    if not (
-        isinstance(identity, dict)
-        and {"experiment", "seed"} <= identity.keys()
-        and isinstance(identity.get("config"), dict)
-        and {"model.name", "epochs"} <= identity["config"].keys()
-    ):
-        raise UserError(f"{path / 'config.json'} is damaged, or not a run's")
-    return identity
-
-
-def _made_for_its_epochs(config: Mapping[str, Any]) -> str:
-    """What would have been otherwise from the beginning, were there more epochs; else empty."""
-    schedule = config["schedule.name"]
-    if schedule not in _GROWING_SCHEDULES:
-        return f"{schedule} schedule is"
-    if config.get("phases"):
-        return "phases are"
-    if any(group.get("until") for group in config.get("param_groups") or ()):
-        return "groups' until is"
-    return "lookahead's power is" if config.get("averaging.power") else ""
-
-
-def _check_identity(path: Path, wanted: Mapping[str, Any], *, extend: bool) -> bool:
-    """Whether the run in `path` is the one that is wanted but for more epochs."""
-    there = _read_identity(path)
-
-    def settings(identity: Mapping[str, Any]) -> dict[str, Any]:
-        try:
-            own = configs.identity(identity["config"])
-        except UserError as error:
-            raise UserError(f"{path / 'config.json'}: {error}") from None
-        return {key: identity[key] for key in ("experiment", "seed")} | own
-
-    differing = configs.differences(settings(there), settings(wanted))
-    if not differing:
+        stored = comparable(folder.identity())
+    except UserError as error:
+        raise UserError(f"{folder.path / 'config.json'}: {error}") from None
+    differences = configs.differences(stored, comparable(wanted))
+    if not differences:
         return False
-    advice = "choose another --workdir, or --fresh"
-    if differing.keys() == {"epochs"}:
-        before, after = differing["epochs"]
+    advice = "Choose another --workdir, or start over with --fresh."
+    if differences.keys() == {"epochs"}:
+        before, after = differences["epochs"]
         if after < before:
-            advice = "it cannot have fewer; " + advice
-        elif part := _made_for_its_epochs(wanted["config"]):
-            advice = f"its {part} made for {before} epochs; " + advice
+            advice = f"A run cannot have fewer epochs than it began with. {advice}"
+        elif part := _made_for_its_epochs(wanted.settings):
+            advice = f"Its {part} depends on the number of epochs. {advice}"
         elif not extend:
-            advice = f"name the folder by --workdir {path} to train it on; or " + advice
+            advice = f"To train it for more epochs, add --workdir {folder.path}. {advice}"
         else:
             return True
-    listing = ", ".join(f"{k}: {a!r} there, {b!r} here" for k, (a, b) in differing.items())
-    raise UserError(f"{path} holds a run of another config ({listing}): {advice}")
+    listing = ", ".join(
+        f"{name} is {there!r} there and {here!r} here"
+        for name, (there, here) in differences.items()
+    )
+    raise UserError(f"{folder.path} holds a run with other settings ({listing}). {advice}")

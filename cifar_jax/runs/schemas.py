@@ -245,6 +245,25 @@ class Result(Stored):
     """Images whose stored logits, rounded to float16, give another answer than was measured."""
 
 
+class SavedState(Stored):
+    """What a checkpoint tells about its state, without the arrays."""
+
+    format: Literal[1] = FORMAT
+    number: int
+    """Counts the saves of a run, from 1."""
+    step: int
+    epoch: int
+    """Epochs completed."""
+    end_of_epoch: bool
+    """Saved at the end of an epoch, not within one."""
+    validation_accuracy: float | None
+    """In percent; None if it was not measured here."""
+    extra: dict[str, Any]
+    """More values that the training loop restores."""
+    digests: dict[str, str]
+    """SHA-256 of the arrays of each field of the state."""
+
+
 def read_json(path: Path) -> Any:
     """Return the JSON value in a file.
 
