@@ -55,7 +55,7 @@ class Model(Settings):
     """Dropout rate. The paper uses 0.5."""
     pooling: Literal["max", "average", "strided-conv"] | None = None
     """Downsampling in the `net*` networks."""
-    arguments: Arguments = {}
+    arguments: Arguments = Field(default={})
     """Further fields of a custom `MODEL`, by name."""
 
 
@@ -82,7 +82,7 @@ class Optimizer(Settings):
     """Adam and AdamW: added to the root of the mean of the squared gradients."""
     newton_schulz_steps: Count = 3
     """Muon: iterations of the orthogonalization."""
-    arguments: Arguments = {}
+    arguments: Arguments = Field(default={})
     """Keyword arguments of a custom `OPTIMIZER`."""
 
 
@@ -121,7 +121,7 @@ class Schedule(Settings):
     """`triangular`: initial rate, as a fraction of `optimizer.lr`."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
     """`linear` and `triangular`: final rate, as a fraction of `optimizer.lr`."""
-    arguments: Arguments = {}
+    arguments: Arguments = Field(default={})
     """Keyword arguments of a custom `SCHEDULE`."""
 
 
@@ -230,7 +230,7 @@ class Data(Augmentation):
     """Train on only this many of the remaining images. None: all."""
     last_batch: Literal["drop", "wrap"] = "drop"
     """An incomplete last batch of an epoch is dropped, or filled from the epoch's start."""
-    arguments: Arguments = {}
+    arguments: Arguments = Field(default={})
     """Keyword arguments of a custom `AUGMENTATION`."""
 
 

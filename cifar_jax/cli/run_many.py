@@ -1,61 +1,60 @@
-"""Several runs, one after the other: one that fails does not keep the rest from their turn."""
+"""Trains several runs, one after another. If one fails, the others are still trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cifar_jax.cli import error_messages
 from cifar_jax.errors import Stopped, UserError
 
 if TYPE_CHECKING:
-    from cifar_jax.training.fit import Run
+    from cifar_jax.training.start import RunRequest
 
 
 def train_each(
-    runs: Sequence[Run], train: Callable[[Run], str], say: Callable[[str], object]
+    requests: Sequence[RunRequest],
+    train: Callable[[RunRequest], str],
+    say: Callable[[str], object],
 ) -> None:
-    """Train `runs`, and `say` at the end which are finished and which are not.
+    """Train runs, and summarize which are finished.
 
     Args:
-      runs: in the order in which they are trained.
-      train: trains a run to its end, and returns the line that is said of it.
+      requests: the runs, in order.
+      train: trains one run and returns the line that reports it.
       say: prints a line.
 
     Raises:
-      Stopped: a signal came. The run at work is saved, and those after it are not begun.
-      UserError: not every run is finished. Where one ended in a fault, that is raised instead.
+      Stopped: a signal arrived. The run in progress is saved; later runs are not started.
+      UserError: some runs failed. If a run failed with another exception, that is raised instead.
     """
     lines = []
-    finished, stop, fault = 0, None, None
-    for run in runs:
-        name = f"{run.experiment} seed {run.seed}"
-        if stop:
-            done = (run.workdir / "result.json").exists()
+    finished, stopped, bug = 0, None, None
+    for request in requests:
+        name = f"{request.experiment} seed {request.seed}"
+        if stopped:
+            done = (request.workdir / "result.json").exists()
             finished += done
-            lines.append(f"{name}: {'finished before' if done else 'not trained in this start'}")
+            lines.append(f"{name}: {'already finished' if done else 'not started'}")
             continue
         try:
-            line = train(run)
+            line = train(request)
             finished += 1
         except Stopped as error:
-            stop = error
+            stopped = error
             line = f"{name}: {'saved and stopped' if error.saved else 'stopped'}"
         except UserError as error:
             line = f"{name}: failed: {error}"
         except Exception as error:
-            fault = fault or error
-            text = error_messages.explain(error)
-            text = text or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            line = f"{name}: failed: {text}"
+            bug = bug or error
+            line = f"{name}: failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         lines.append(line)
         say(line)
-    say(f"\n{finished} of {len(runs)} are finished:")
+    say(f"\n{finished} of {len(requests)} runs are finished:")
     for line in lines:
         say(f"  {line}")
-    if stop:
-        raise stop
-    if fault:
-        raise fault
-    if finished < len(runs):
-        raise UserError(f"{len(runs) - finished} failed; the same command goes on with them")
+    if stopped:
+        raise stopped
+    if bug:
+        raise bug
+    if failed := len(requests) - finished:
+        raise UserError(f"{failed} of {len(requests)} runs failed; the same command resumes them")

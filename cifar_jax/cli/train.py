@@ -6,33 +6,39 @@ import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.code import own_model
 from cifar_jax.cli.output import DEVICE
 from cifar_jax.errors import UserError
 
+if TYPE_CHECKING:
+    from cifar_jax.catalog import Experiment
+    from cifar_jax.config import Config
+    from cifar_jax.runs.schemas import Result
+    from cifar_jax.training.start import RunRequest
 
-@click.command(short_help="Train experiments, or go on with them.")
+
+@click.command(short_help="Train experiments, or resume them.")
 @click.argument("experiments", metavar="EXPERIMENT...", nargs=-1)
-@click.option("--paper", is_flag=True, help="All experiments of the paper, in its order.")
+@click.option("--paper", is_flag=True, help="Train all experiments of the paper, in its order.")
 @click.option(
     "--workdir",
     type=click.Path(path_type=Path),
-    help="The run's folder; with --seeds, that of the seeds' folders; with several experiments, "
-    "what stands for runs.  [runs/EXPERIMENT[@SETTINGS]/seedN]",
+    help="Run folder. With --seeds: parent of the seeds' folders. With several experiments: "
+    "replaces runs/.  [default: runs/EXPERIMENT[@SETTINGS]/seedN]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Of all that is random.  [0]")
-@click.option("--seeds", type=click.IntRange(1), help="Train seeds 0 to N-1, one after the other.")
-@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Override a setting.")
-@click.option("--fresh", is_flag=True, help="Delete the run that is in the folder, and train anew.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed.  [default: 0]")
+@click.option("--seeds", type=click.IntRange(1), help="Train seeds 0 to N-1, one after another.")
+@click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@click.option("--fresh", is_flag=True, help="Delete the run in the folder and start over.")
 @click.option(
     "--distributed",
+    "multi_process",
     is_flag=True,
-    help="Be one of several processes, as JAX_COORDINATOR_ADDRESS, SLURM or a TPU slice say.",
+    help="Join a multi-process run (configured by JAX_COORDINATOR_ADDRESS, SLURM, or a TPU slice).",
 )
 @DEVICE
 def train(
@@ -43,98 +49,117 @@ def train(
     seeds: int | None,
     settings: Sequence[str],
     fresh: bool,
-    distributed: bool,
+    multi_process: bool,
     device: str | None,
 ) -> None:
-    """Train each EXPERIMENT, a name or a config file; go on where an earlier start stopped.
+    """Train each EXPERIMENT, a name or a config file. An unfinished run is resumed.
 
-    One that fails does not keep the others from their turn; a signal stops them all.
+    If one experiment fails, the others are still trained. A signal stops them all.
 
-    --set reaches every setting by its dotted name, such as --set optimizer.lr=3e-4
-    --set data.dataset=digits --set epochs=2; `cifar-jax settings` lists them.
+    --set changes any setting by its dotted name, such as --set optimizer.lr=3e-4
+    --set data.dataset=digits --set epochs=2. `cifar-jax settings` lists them.
     """
     from cifar_jax import catalog, config
 
     if seed is not None and seeds is not None:
-        raise UserError("--seed and --seeds exclude each other")
+        raise UserError("--seed and --seeds cannot be combined")
     if paper == bool(experiments):
-        raise UserError("name one EXPERIMENT or several, or give --paper")
-    found = [catalog.load(name) for name in experiments or catalog.names()]
+        raise UserError("name one or more experiments, or use --paper")
+    loaded = [catalog.load(name) for name in experiments or catalog.names()]
     if paper:
-        found = [experiment for experiment in found if experiment.config.paper]
-    asked = [(experiment, config.override(experiment.config, settings)) for experiment in found]
+        loaded = [experiment for experiment in loaded if experiment.config.paper]
+    configs = [config.override(experiment.config, settings) for experiment in loaded]
 
     runtime.set_up()
 
-    from cifar_jax import distributed as processes
+    from cifar_jax import distributed
+    from cifar_jax.callbacks.progress import Progress
     from cifar_jax.cli.run_many import train_each
-    from cifar_jax.inference.load import weights
-    from cifar_jax.runs.folder import folder_name
-    from cifar_jax.runs.reading import RUNS
-    from cifar_jax.training.display import Display
-    from cifar_jax.training.fit import Run, fit
+    from cifar_jax.training import train as training
 
-    if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        processes.initialize_distributed()
+    if multi_process or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        distributed.initialize()
     runtime.require(device)
-    display = Display(quiet=not processes.is_main_process())
-    runs = []
-    for experiment, overridden in asked:
-        # How a run is carried out makes it no other.
-        own, asked_for = config.identity(experiment.config), config.identity(overridden)
-        changes = {name: v for name, (_, v) in config.differences(own, asked_for).items()}
-        for number in range(seeds) if seeds else [seed or 0]:
-            name = folder_name(experiment.name, changes)
-            folder = (workdir or RUNS) / name / f"seed{number}"
-            if workdir and len(asked) == 1:
-                folder = workdir / f"seed{number}" if seeds else workdir
-            run = Run(
-                experiment=experiment.name,
-                config=overridden,
-                seed=number,
-                workdir=folder,
-                overrides=changes,
-                fresh=fresh,
-                extend=workdir is not None,
-                # Unless --set model.name asks for another.
-                own=own_model(experiment) if "model.name" not in changes else None,
-            )
-            runs.append(run)
+    numbers = range(seeds) if seeds else [seed or 0]
+    requests = [
+        _request(experiment, changed, number, _Folders(workdir, len(loaded) == 1, bool(seeds)))
+        for experiment, changed in zip(loaded, configs, strict=True)
+        for number in numbers
+    ]
+    requests = [request._replace(fresh=fresh) for request in requests]
+    progress = Progress()
 
-    def train_one(run: Run) -> str:
-        if (source := run.config.train.init_from) is not None:
-            run = run._replace(initial=cache(partial(weights, source)))
-        return _result_line(fit(run, display))
+    def train_one(request: RunRequest) -> str:
+        return _result_line(training.train(request, progress=progress))
 
     try:
-        if len(runs) == 1:
-            display.note(train_one(runs[0]))
+        if len(requests) == 1:
+            progress.note(train_one(requests[0]))
         else:
-            train_each(runs, train_one, say=display.note)
+            train_each(requests, train_one, progress.note)
     except BaseException:
-        if fresh and any((run.workdir / "checkpoints").is_dir() for run in runs):
-            display.note("to go on, leave --fresh out: it would begin anew what is saved")
+        if fresh and any((request.workdir / "checkpoints").is_dir() for request in requests):
+            progress.note("to resume, leave out --fresh: it would delete the saved run")
         raise
 
 
-def _result_line(result: dict[str, Any]) -> str:
-    paper = result["paper_accuracy"]
-    beside = f" (the paper: {paper:.2f} %)" if paper and _is_the_papers(result) else ""
-    best = result["best_validation_epoch"]
-    also = (
-        f"; {result['best_validation_test_accuracy']:.2f} % at the best validation, epoch {best}"
-        if best not in (None, result["epochs"])
-        else ""
+class _Folders:
+    """Chooses the folder of each run."""
+
+    def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
+        self.workdir, self.single, self.seeds = workdir, single, seeds
+
+    def folder(self, name: str, seed: int) -> Path:
+        """Return the folder of an experiment's run."""
+        if self.workdir and self.single:
+            return self.workdir / f"seed{seed}" if self.seeds else self.workdir
+        return (self.workdir or Path("runs")) / name / f"seed{seed}"
+
+
+def _request(experiment: Experiment, config: Config, seed: int, folders: _Folders) -> RunRequest:
+    from cifar_jax import weights_loader
+    from cifar_jax.catalog import CustomParts
+    from cifar_jax.config import differences, identity
+    from cifar_jax.models import MODELS
+    from cifar_jax.runs.folder import default_name
+    from cifar_jax.training.start import RunRequest
+
+    custom = experiment.custom or CustomParts()
+    if custom.model is not None and experiment.config.model.name in MODELS:
+        raise UserError(
+            f"{experiment.path} defines a MODEL, but its CONFIG names the package's "
+            f"{experiment.config.model.name!r}: use another name, such as Model(name='mine')"
+        )
+    # Settings that only affect how a run is carried out do not make it another run.
+    differing = differences(identity(experiment.config), identity(config))
+    overrides = {name: value for name, (_, value) in differing.items()}
+    load_weights = weights_loader(config)
+    return RunRequest(
+        experiment=experiment.name,
+        config=config,
+        seed=seed,
+        workdir=folders.folder(default_name(experiment.name, overrides), seed),
+        custom=custom,
+        overrides=overrides,
+        load_weights=load_weights and cache(partial(load_weights)),
+        extend=folders.workdir is not None,
     )
+
+
+def _result_line(result: Result) -> str:
+    paper = ""
+    if result.paper_accuracy and not result.overrides and result.data_official:
+        paper = f" (paper: {result.paper_accuracy:.2f} %)"
+    best = ""
+    if result.best_validation_epoch not in (None, result.epochs):
+        best = (
+            f"; {result.best_validation_test_accuracy:.2f} % at the best validation accuracy, "
+            f"epoch {result.best_validation_epoch}"
+        )
+    plain = ""
+    if result.test_accuracy_plain not in (None, result.test_accuracy):
+        plain = f", {result.test_accuracy_plain:.2f} % without test-time augmentation"
     return (
-        f"{result['experiment']} seed {result['seed']}: test accuracy "
-        f"{result['test_accuracy']:.2f} %{beside}{also}"
+        f"{result.experiment} seed {result.seed}: test accuracy {result.test_accuracy:.2f} %"
+        f"{plain}{paper}{best}"
     )
-
-
-def _is_the_papers(result: dict[str, Any]) -> bool:
-    """Whether it is of the paper's own settings and images, and so to be compared with it."""
-    from cifar_jax.runs.run import is_official
-
-    official = is_official(result.get("data_sha256"), result.get("data_official"))
-    return not result["overrides"] and official and not result.get("halvings")

@@ -34,6 +34,7 @@ class CompiledSteps:
     def __init__(self, setup: Setup, seed: int, state: TrainState) -> None:
         began = time.perf_counter()
         self._setup = setup
+        self.tuner = StepsPerCallTuner(setup.config.train.steps_per_call)
         self._streams = rng.make_streams(seed)
         self._data = train_data(setup)
         shapes = jax.tree.map(
@@ -241,16 +242,6 @@ def compile_evaluation(
         after_batch=after_batch,
         tta=TTA(tta.flip, tta.shift, tta.least_confident),
     )
-
-
-@jax.jit
-def _all_finite(tree: Any) -> jax.Array:
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def is_finite(state: TrainState) -> bool:
-    """Return whether all weights, statistics and optimizer states are finite."""
-    return bool(_all_finite((state.variables, state.opt_state, state.averaged)))
 
 
 def _info(step: int, epoch: int, total_steps: int) -> StepInfo:

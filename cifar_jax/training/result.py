@@ -1,105 +1,116 @@
-"""What a run came to: its accuracy on the test images, and the digest of its weights."""
+"""The result of a run: measures the test images, and writes `result.json` and `outputs.npz`."""
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from cifar_jax import config as configs
 from cifar_jax import distributed, models
-from cifar_jax.config import Config
+from cifar_jax.callbacks.base import RunContext
 from cifar_jax.errors import UserError
-from cifar_jax.runs.checkpoints import Checkpoints, Meta
-from cifar_jax.training import compilation
-from cifar_jax.training.display import Display
-from cifar_jax.training.evaluation import measure
-from cifar_jax.training.setup import Setup
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.schemas import Result
+from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
 from cifar_jax.training.step import TrainState
 
 
-def measure_result(
-    config: Config,
-    workload: Setup,
+def write_result(
+    context: RunContext,
     state: TrainState,
-    rows: Sequence[Mapping[str, Any]],
     checkpoints: Checkpoints,
-    display: Display,
-    after_batch: Callable[[], None] = lambda: None,
-) -> tuple[dict[str, Any], np.ndarray]:
-    """What result.json tells of a run that is over, and the logits of the test images, which are
-    read here, after everything is decided. What `after_batch` raises ends it.
+    evaluate_test: LogitsFn,
+    evaluate_validation: LogitsFn | None,
+    compile_seconds: float,
+) -> tuple[Result, list[str]]:
+    """Measure a finished run on the test images, and write its result.
+
+    Nothing is decided by the test images: they are used here for the first time.
+
+    Returns:
+      The result, and messages about damaged checkpoints.
 
     Raises:
       UserError: the loss on the test images is not finite.
     """
-    images, labels = workload.dataset.test
-    evaluate = compilation.compile_evaluation(workload, state, images, after_batch)
-    logits = evaluate(state.evaluated)
-    test = measure(logits, labels)
-    if not math.isfinite(test["loss"]):  # the last update's doing, where nothing is held out
+    setup, config, rows = context.setup, context.setup.config, context.rows
+    labels = setup.dataset.test.labels
+    test = evaluate_test(state.evaluated)
+    loss, accuracy = loss_and_accuracy(test.logits, labels)
+    if not math.isfinite(loss):
         raise UserError("the loss on the test images is not finite: lower optimizer.lr")
-    paper = config.paper
-    last = rows[-1] if rows and rows[-1]["epoch"] == len(workload.plan.epochs) else {}
-    # None was taken by an epoch that a signal stopped after its last step.
-    speeds = [row["images_per_second"] for row in rows if row["images_per_second"]]
-    result: dict[str, Any] = {
+    outputs = {"test_logits": test.logits, "test_labels": labels}
+    if test.plain is not test.logits:
+        outputs["test_logits_plain"] = test.plain
+    if evaluate_validation:
+        outputs["validation_logits"] = evaluate_validation(state.evaluated).logits
+        outputs["validation_labels"] = setup.validation.labels
+
+    best_state, best, messages = checkpoints.restore_best(state)
+    best_accuracy = None
+    if best and best.step == int(state.step):
+        best_accuracy = accuracy
+    elif best:
+        _, best_accuracy = loss_and_accuracy(evaluate_test(best_state.evaluated).logits, labels)
+
+    sessions = context.folder.sessions() if distributed.is_main_process() else []
+    last = rows[-1] if rows else None
+    # An epoch that a signal stopped after its last step has no speed.
+    speeds = [row.images_per_second for row in rows if row.images_per_second]
+    identity = context.identity
+    parts: dict[str, Any] = {
+        "experiment": identity.experiment,
+        "seed": identity.seed,
+        "overrides": identity.overrides,
+        "settings": configs.flatten(config),
         "model": config.model.name,
-        "dataset": workload.dataset.name,
+        "dataset": setup.dataset.name,
         "parameters": models.count_parameters(state.params),
-        "epochs": len(workload.plan.epochs),
+        "epochs": len(setup.plan.epochs),
         "steps": int(state.step),
-        "train_loss": last.get("train_loss"),
-        "train_accuracy": last.get("train_accuracy"),
-        "validation_loss": last.get("validation_loss"),
-        "validation_accuracy": last.get("validation_accuracy"),
-        "test_loss": test["loss"],
-        "test_accuracy": test["accuracy"],
-        "best_validation_epoch": None,
-        "best_validation_accuracy": None,
-        "best_validation_test_accuracy": None,
+        "train_loss": last and last.train_loss,
+        "train_accuracy": last and last.train_accuracy,
+        "validation_loss": last and last.validation_loss,
+        "validation_accuracy": last and last.validation_accuracy,
+        "test_loss": loss,
+        "test_accuracy": accuracy,
+        "test_accuracy_plain": loss_and_accuracy(test.plain, labels)[1],
+        "best_validation_epoch": best and best.epoch,
+        "best_validation_accuracy": best and best.validation_accuracy,
+        "best_validation_test_accuracy": best_accuracy,
         "images_per_second": round(float(np.median(speeds)), 1) if speeds else None,
         "params_sha256": params_sha256(state.evaluated["params"]),
-        "data_sha256": workload.dataset.fingerprint,
-        "data_content": workload.dataset.content,
-        "data_official": workload.dataset.official,
-        "paper_accuracy": paper.test_accuracy if paper else None,
+        "data_sha256": setup.dataset.fingerprint,
+        "data_content": setup.dataset.content,
+        "data_official": setup.dataset.official,
+        "paper_accuracy": config.paper.test_accuracy if config.paper else None,
+        "wall_seconds": round(context.elapsed(), 1),
+        "compile_seconds": round(compile_seconds, 1),
     }
-    if (best := _restore_best(state, checkpoints, display)) is not None:
-        meta, best_state = best
-        if meta.step != int(state.step):
-            test = measure(evaluate(best_state.evaluated), labels)
-        result |= {
-            "best_validation_epoch": workload.plan.epochs_before(meta.step),
-            "best_validation_accuracy": meta.validation_accuracy,
-            "best_validation_test_accuracy": test["accuracy"],
+
+    def write() -> dict[str, Any]:
+        newest = sessions[-1]
+        where = {
+            "git_commit": newest.git_commit,
+            "versions": newest.versions,
+            "device": newest.device,
+            "machine": newest.machine,
+            "sessions": sessions,
         }
-    return result, logits
+        result = Result(**parts, **where)
+        context.folder.write_result(result, outputs)
+        return result.model_dump(mode="json")
 
-
-def _restore_best(
-    state: TrainState, checkpoints: Checkpoints, display: Display
-) -> tuple[Meta, TrainState] | None:
-    """The checkpoint of the best validation accuracy that can be read."""
-    while (meta := distributed.run_on_all(checkpoints.best_meta)) is not None:
-        if meta.step == int(state.step):
-            return meta, state
-        best, reason = checkpoints.restore_together(meta.step, state)
-        if not reason:
-            return meta, best
-        display.line(
-            f"the checkpoint of step {meta.step} is damaged ({reason}): set aside, and not counted "
-            "as the best on validation"
-        )
-        distributed.run_on_main(lambda step=meta.step: str(checkpoints.quarantine(step)))
-    return None
+    return Result(**distributed.run_on_main(write)), messages
 
 
 def params_sha256(params: Any) -> str:
-    """SHA-256 over the parameters in the order of their paths: each path, then little-endian bytes.
+    """Return the SHA-256 of parameters: for each path in sorted order, the path and the bytes.
 
-    Paths are such as `stage1_block1/conv1/kernel`, in UTF-8 and followed by a zero byte.
+    Paths are like `stage1_block1/conv1/kernel`, in UTF-8 and followed by a zero byte. Arrays are
+    little-endian.
     """
     leaves = {
         "/".join(str(key.key) for key in path): leaf

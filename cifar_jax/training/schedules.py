@@ -58,9 +58,7 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
         case "one-cycle":
             return lambda info: _one_cycle(schedule.warmup, info)
         case "linear":
-            return lambda info: _line(
-                1, schedule.end, _progress(0, info.step, info.total_steps)
-            )
+            return lambda info: _line(1, schedule.end, _progress(0, info.step, info.total_steps))
         case "triangular":
             return lambda info: _triangular(schedule, info)
 

@@ -156,7 +156,9 @@ def _check_network(config: Config, model: nn.Module) -> None:
 def _make_spec(config: Config, custom: CustomParts, model: nn.Module) -> StepSpec:
     frozen = frozenset()
     if config.init.whitening:
-        frozen = frozenset({"/".join(initialization.first_convolution(models.variable_shapes(model)))})
+        frozen = frozenset(
+            {"/".join(initialization.first_convolution(models.variable_shapes(model)))}
+        )
     match config.averaging:
         case configs.Ema(decay=decay, every=every):
             average = averaging.Ema(decay, every)

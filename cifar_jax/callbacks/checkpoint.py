@@ -1,0 +1,80 @@
+"""Saves checkpoints: after each epoch, at intervals within long epochs, and before a stop."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from cifar_jax import distributed
+from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
+from cifar_jax.errors import UserError
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.schemas import MetricsRow
+
+if TYPE_CHECKING:
+    from cifar_jax.training.step import TrainState
+
+
+class Checkpoint(Callback):
+    """Saves the state in the background.
+
+    Args:
+      checkpoints: the checkpoints of the run.
+      minutes: interval between saves within an epoch; None: no such saves.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, minutes: float | None) -> None:
+        self._checkpoints = checkpoints
+        self._seconds = None if minutes is None else 60 * minutes
+
+    def on_start(self, context: RunContext, state: TrainState) -> None:
+        """Start the interval."""
+        self._context = context
+        self._saved_at = time.perf_counter()
+
+    def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
+        """Save if the interval is over or the run is about to stop."""
+        due = self._seconds is not None and time.perf_counter() - self._saved_at > self._seconds
+        # All processes must save together.
+        (due,) = distributed.all_max(due)
+        if due or self._context.stop_signal:
+            self.save(state, end_of_epoch=False)
+
+    def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
+        """Save the end of the epoch."""
+        self.save(state, end_of_epoch=True, validation_accuracy=metrics.validation_accuracy)
+
+    def save(self, state: TrainState, **about: Any) -> None:
+        """Save a state, with what the loop needs to continue from it.
+
+        Raises:
+          UserError: the state is not finite; it is not saved.
+        """
+        if not is_finite(state):
+            raise diverged(self._context, f"the weights are not finite after step {state.step}")
+        context = self._context
+        extra = {"elapsed_seconds": round(context.elapsed(), 3), "logged": list(context.logged)}
+        self._checkpoints.save(state, extra=extra, **about)
+        self._saved_at = time.perf_counter()
+
+
+def diverged(context: RunContext, reason: str) -> UserError:
+    """Return the error for a run whose loss or weights are no longer finite."""
+    row = context.rows[-1] if context.rows else None
+    rate = f" (it was {row.learning_rate:g} in epoch {row.epoch})" if row else ""
+    groups = ", or the rates in param_groups" if context.setup.config.param_groups else ""
+    resume = "; the last checkpoint is kept" if row else ""
+    return UserError(f"{reason}: lower optimizer.lr{rate}{groups}{resume}")
+
+
+@jax.jit
+def _all_finite(tree: Any) -> jax.Array:
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def is_finite(state: TrainState) -> bool:
+    """Return whether all weights, statistics and optimizer states are finite."""
+    return bool(_all_finite((state.variables, state.opt_state, state.averaged)))

@@ -1,0 +1,99 @@
+"""Stops a run when a signal arrives, after saving it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from cifar_jax import distributed
+from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
+from cifar_jax.errors import Stopped
+from cifar_jax.runs.schemas import MetricsRow
+
+if TYPE_CHECKING:
+    from cifar_jax.training.step import TrainState
+
+SIGNALS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)
+]
+"""Signals that save and stop a run: Ctrl-C, and those that terminals and schedulers send."""
+
+
+class StopOnSignal(Callback):
+    """Remembers the first signal and asks the loop to stop after the current call.
+
+    A context manager: inside it, signals are remembered instead of ending the process. A second
+    signal has its usual effect. Only the main thread can handle signals; in another one this does
+    nothing.
+    """
+
+    def __init__(self) -> None:
+        self._received: int | None = None
+        self._immediate = False
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        if threading.current_thread() is threading.main_thread():
+            handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
+            # An ignored signal stays ignored: `nohup` ignores SIGHUP, background jobs SIGINT.
+            self._handlers = {s: h for s, h in handlers.items() if h != signal.SIG_IGN}
+            for signum in self._handlers:
+                signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._restore_handlers()
+
+    def on_start(self, context: RunContext, state: TrainState) -> None:
+        """Keep the context."""
+        self._context = context
+
+    def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
+        """Ask the loop to stop if any process received a signal."""
+        self._context.stop_signal = self._agreed()
+
+    def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
+        """Ask the loop to stop if any process received a signal."""
+        self._context.stop_signal = self._agreed()
+
+    def check(self) -> None:
+        """Raise `Stopped` if any process received a signal. All processes must call it."""
+        if signum := self._agreed():
+            raise Stopped(signum)
+
+    @contextmanager
+    def immediate(self) -> Iterator[None]:
+        """Inside, a signal ends the run at once, because there is nothing to save.
+
+        One of several processes continues to the end of the context: the others would wait for it.
+        """
+        self.check()
+        self._immediate = distributed.is_single_process()
+        try:
+            yield
+        finally:
+            self._immediate = False
+        self.check()
+
+    def _agreed(self) -> int | None:
+        (signum,) = distributed.all_max(self._received or 0)
+        return int(signum) or None
+
+    def _receive(self, signum: int, frame: object) -> None:
+        self._restore_handlers()
+        self._received = signum
+        if self._immediate:
+            raise Stopped(signum)
+        # Not `print`: the signal may have interrupted one.
+        os.write(2, b"\nsaving after this step; repeat the signal to stop at once\n")
+
+    def _restore_handlers(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}

@@ -1,0 +1,136 @@
+"""The model card of a run, and the checks of a run folder's card when the run resumes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from cifar_jax import models
+from cifar_jax.catalog import code_digest
+from cifar_jax.errors import UserError
+from cifar_jax.models.summary import summarize
+from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
+from cifar_jax.runs.folder import RunFolder
+from cifar_jax.runs.schemas import CodeCard, DataCard, LayerRow, ModelCard, NetworkCard, TTACard
+from cifar_jax.training.result import params_sha256
+from cifar_jax.training.setup import Setup
+
+if TYPE_CHECKING:
+    from cifar_jax.training.start import RunRequest
+
+
+def make_card(
+    request: RunRequest, setup: Setup, initial: Mapping[str, Any] | None = None
+) -> ModelCard:
+    """Return the card of the run's model, without any weights.
+
+    Args:
+      request: the run.
+      setup: its setup.
+      initial: pretrained variables that the run starts from, if any.
+    """
+    dataset, config, custom = setup.dataset, request.config, request.custom
+    code = None
+    if custom.file:
+        digest = code_digest(custom.source)
+        code = CodeCard(file=custom.file.name, sha256=digest, modules=dict(custom.modules))
+    return ModelCard(
+        experiment=request.experiment,
+        seed=request.seed,
+        model=NetworkCard(num_classes=len(dataset.classes), **config.model.model_dump()),
+        precision=config.train.precision,
+        classes=list(dataset.classes),
+        mean=list(dataset.mean),
+        std=list(dataset.std),
+        tta=TTACard(**config.tta.model_dump()),
+        layers=[LayerRow(**layer._asdict()) for layer in summarize(setup.spec.model)],
+        data=DataCard(
+            name=dataset.name,
+            sha256=dataset.fingerprint,
+            content=dataset.content,
+            official=dataset.official,
+            train_images=len(setup.train.labels),
+            validation_images=len(setup.validation.labels),
+        ),
+        code=code,
+        initial_params_sha256=None if initial is None else params_sha256(initial["params"]),
+        paper_accuracy=config.paper.test_accuracy if config.paper else None,
+    )
+
+
+def update_card(
+    request: RunRequest,
+    setup: Setup,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    card: ModelCard,
+) -> list[str]:
+    """Write the card of a new run, or compare it with the card of the run that resumes.
+
+    Also writes a copy of the experiment file, if it defines custom parts.
+
+    Returns:
+      A line for the log if the code changed since the last session.
+
+    Raises:
+      UserError: the run was started with other images or weights, or its checkpoints do not fit
+        the network.
+    """
+    old, custom = folder.card(), request.custom
+    lines = []
+    if old is None:
+        folder.write_card(card)
+    else:
+        _check_data(folder, old, card)
+        initial = card.initial_params_sha256
+        if initial and old.initial_params_sha256 not in (None, initial):
+            raise UserError(
+                f"{request.config.train.init_from} has other weights than {folder.path} was "
+                "started with: choose another --workdir, or use --fresh"
+            )
+        if changed := _changed_files(old.code, card.code):
+            message = f"changed since the run's last session: {', '.join(changed)}"
+            _check_weights(setup, checkpoints, message)
+            lines.append(f"{message}; the copy in the run folder is updated")
+            folder.write_card(old.model_copy(update={"code": card.code, "layers": card.layers}))
+    if custom.file:
+        folder.write_code(custom.source)
+    return lines
+
+
+def _check_data(folder: RunFolder, old: ModelCard, new: ModelCard) -> None:
+    """Raise if a run was started with other images."""
+    if old.data is None or new.data is None or old.data.sha256 == new.data.sha256:
+        return
+    same = old.data.content == new.data.content
+    difference = "the same images in another order" if same else "other images"
+    raise UserError(
+        f"{folder.path} was started with {difference} of {old.data.name}: set TFDS_DATA_DIR to "
+        "the folder that it was started with, or choose another --workdir"
+    )
+
+
+def _changed_files(old: CodeCard | None, new: CodeCard | None) -> list[str]:
+    """Return the names of the files that differ between two code cards."""
+
+    def digests(code: CodeCard | None) -> dict[str, str]:
+        return code.modules | {code.file: code.sha256} if code else {}
+
+    before, after = digests(old), digests(new)
+    return sorted(name for name in before | after if before.get(name) != after.get(name))
+
+
+def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None:
+    """Raise if the newest checkpoint does not fit the network, after its code changed."""
+    saved = checkpoints.latest()
+    if saved is None:
+        return
+    try:
+        weights = checkpoints.weights(saved)
+    except DamagedError:
+        return  # Reported when the checkpoint is restored.
+    shapes = models.variable_shapes(setup.spec.model)
+    try:
+        models.match_variables(weights, shapes, "its checkpoint")
+    except UserError as error:
+        raise UserError(f"{message}. {error}; choose another --workdir, or use --fresh") from None

@@ -1,0 +1,239 @@
+"""The start of a session: opens the run folder, checks it against the setup, restores the state."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from cifar_jax import config as configs
+from cifar_jax import distributed
+from cifar_jax.callbacks.base import RunContext
+from cifar_jax.catalog import CustomParts, code_digest
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+from cifar_jax.runs import environment, schemas
+from cifar_jax.runs import folder as folders
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import RunFolder
+from cifar_jax.runs.schemas import Device, MetricsRow, Result, RunIdentity, SavedState
+from cifar_jax.training import model_card
+from cifar_jax.training.setup import Setup
+from cifar_jax.training.step import TrainState
+
+
+class RunRequest(NamedTuple):
+    """A run to train: an experiment with its settings, a seed and a folder."""
+
+    experiment: str
+    config: Config
+    seed: int
+    workdir: Path
+    custom: CustomParts = CustomParts()
+    """Parts that the experiment file defines."""
+    overrides: Mapping[str, Any] = {}
+    """Settings that differ from the experiment file's, by dotted name."""
+    load_weights: Callable[[], Mapping[str, Any]] | None = None
+    """Returns the variables that `train.init_from` names."""
+    fresh: bool = False
+    """Delete the run that is in the folder first."""
+    extend: bool = False
+    """Let the run in the folder continue to more epochs than it was started with."""
+
+    def identity(self) -> RunIdentity:
+        """Return what `config.json` holds. A folder with another identity is refused."""
+        return RunIdentity(
+            experiment=self.experiment,
+            seed=self.seed,
+            overrides=dict(self.overrides),
+            settings=configs.flatten(self.config),
+        )
+
+
+class Restored(NamedTuple):
+    """A run that is ready to start or to resume."""
+
+    state: TrainState
+    context: RunContext
+    lines: list[str]
+    """What the log says about the start of this session."""
+
+
+def finished_result(request: RunRequest) -> Result | None:
+    """Return the result of a run that is already finished, else None."""
+    if request.fresh:
+        return None
+
+    def read() -> dict[str, Any] | None:
+        identity = request.identity()
+        result = folders.finished_result(request.workdir, identity, extend=request.extend)
+        return result and schemas.dump(result)
+
+    result = distributed.run_on_main(read)
+    return result and Result(**result)
+
+
+def check_processes(request: RunRequest, setup: Setup) -> None:
+    """Raise if the processes of the run have different settings, versions, code or images."""
+    commit, _ = environment.git_commit()
+    distributed.require_equal(
+        {
+            "experiment": request.experiment,
+            "seed": request.seed,
+            **configs.flatten(request.config),
+            **environment.versions(),
+            "git commit": commit,
+            "experiment file": code_digest(request.custom.source),
+            "images": setup.dataset.fingerprint,
+        },
+        "the processes of the run",
+    )
+
+
+@contextmanager
+def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Checkpoints]]:
+    """Open the folder and the checkpoints of a run. The main process locks the folder.
+
+    Raises:
+      UserError: the folder belongs to another run, is in use, or is not shared by all processes.
+    """
+    with ExitStack() as stack:
+
+        def lock() -> None:
+            stack.enter_context(
+                folders.open_run_folder(
+                    request.workdir,
+                    request.identity(),
+                    fresh=request.fresh,
+                    extend=request.extend,
+                )
+            )
+
+        distributed.run_on_main(lock)
+        if not all(distributed.allgather((request.workdir / "config.json").exists())):
+            raise UserError(
+                f"{request.workdir} is not the same folder in all processes: choose a --workdir "
+                "on a shared file system"
+            )
+        folder = RunFolder(request.workdir)
+        keep = setup.config.train.keep_checkpoints
+        yield folder, stack.enter_context(Checkpoints(folder.checkpoints, keep))
+
+
+def load_initial(request: RunRequest) -> Mapping[str, Any] | None:
+    """Return the pretrained variables of a new run; None without any, or for a run to resume."""
+    if request.load_weights is None:
+        return None
+    folder = RunFolder(request.workdir)
+    if not request.fresh and folder.checkpoints.is_dir():
+        with Checkpoints(folder.checkpoints) as checkpoints:
+            if checkpoints.latest():
+                return None
+    return request.load_weights()
+
+
+def restore_or_init(
+    request: RunRequest,
+    setup: Setup,
+    folder: RunFolder,
+    checkpoints: Checkpoints,
+    beginning: TrainState,
+    initial: Mapping[str, Any] | None,
+) -> Restored:
+    """Restore the newest checkpoint, or start from `beginning`.
+
+    Args:
+      request: the run.
+      setup: its setup.
+      folder: its folder; the model card and the session are written to it.
+      checkpoints: its checkpoints.
+      beginning: the state before the first step.
+      initial: pretrained variables in `beginning`, if any.
+
+    Raises:
+      UserError: the run was started with other images, other weights or another network.
+    """
+    card = model_card.make_card(request, setup, initial)
+    lines = distributed.run_on_main(
+        lambda: model_card.update_card(request, setup, folder, checkpoints, card)
+    )
+    lines += distributed.run_on_main(lambda: _add_session(setup, folder))
+    state, saved, damaged = checkpoints.restore_latest(beginning)
+    if request.extend:
+        distributed.run_on_main(lambda: folder.extend(request.identity()))
+    epoch = int(state.epoch)
+
+    def rewind() -> list[dict[str, Any]]:
+        # A killed process may have written an epoch without its checkpoint.
+        return [schemas.dump(row) for row in folder.rewind(epoch)]
+
+    rows = [MetricsRow(**row) for row in distributed.run_on_main(rewind)]
+    if len(rows) != epoch:
+        lines.append(f"metrics.jsonl lacks {epoch - len(rows)} of {epoch} epochs")
+    extra = saved.extra if saved else {}
+    context = RunContext(
+        setup,
+        folder,
+        request.identity(),
+        rows,
+        elapsed_before=extra.get("elapsed_seconds", 0.0),
+        logged=tuple(extra.get("logged", (0.0, 0))),
+    )
+    first = [_headline(request, setup, saved), *_phase_lines(setup)]
+    return Restored(state, context, [*first, *lines, *damaged])
+
+
+def _device(setup: Setup) -> Device:
+    device = setup.mesh.devices.flat[0]
+    return Device(platform=device.platform, kind=device.device_kind, count=setup.mesh.size)
+
+
+def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
+    """Write down this session; return lines about what makes it differ from the last one."""
+    commit, reason = environment.git_commit()
+    settings = configs.runtime_settings(setup.config)
+    session = environment.session(_device(setup), commit, settings)
+    previous = folder.sessions()
+    folder.add_session(session)
+    lines = [f"the git commit is not recorded: {reason}"] if reason else []
+    if previous and (changes := environment.changes(previous[-1], session)):
+        lines.append(
+            "not bit for bit the result of an uninterrupted run, because of changes: "
+            + ", ".join(changes)
+        )
+    return lines
+
+
+def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> str:
+    device, dataset = _device(setup), setup.dataset
+    source = request.config.train.init_from
+    start = f"starts from the weights of {source}" if source else "starts"
+    if saved:
+        start = f"resumes at step {saved.step}"
+    steps = " or ".join(map(str, sorted({epoch.steps for epoch in setup.plan.epochs})))
+    arithmetic = ""
+    if device.platform != "cpu":
+        precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore
+        arithmetic = f" in {request.config.train.precision} (matrix products: {precision})"
+    return (
+        f"{request.experiment} seed {request.seed} {start}: {len(setup.plan.epochs)} epochs of "
+        f"{steps} steps on {dataset.name}, {len(dataset.classes)} classes, "
+        f"{len(setup.train.labels)} training, {len(setup.validation.labels)} validation and "
+        f"{len(dataset.test.labels)} test images, on {device.count} × {device.kind}{arithmetic}; "
+        f"{request.workdir}"
+    )
+
+
+def _phase_lines(setup: Setup) -> list[str]:
+    """Return a line with the image size of each phase, if the sizes differ."""
+    if not any(phase.image_size for phase in setup.config.phases):
+        return []
+    sizes: dict[int, list[int]] = {}
+    for epoch in setup.plan.epochs:
+        sizes.setdefault(epoch.variant.image_size, []).append(epoch.index + 1)
+    spans = []
+    for size, epochs in sizes.items():
+        span = f"s {epochs[0]}–{epochs[-1]}" if epochs[1:] else f" {epochs[0]}"
+        spans.append(f"{size} pixels in epoch{span}")
+    return [f"image size: {', '.join(spans)}"]

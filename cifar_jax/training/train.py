@@ -1,0 +1,158 @@
+"""Trains a run, from its config to its result: restore, iterate, evaluate, save."""
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+
+import jax
+
+from cifar_jax import distributed
+from cifar_jax.callbacks.base import Callback, CallbackList, CallMetrics, RunContext
+from cifar_jax.callbacks.checkpoint import Checkpoint, diverged
+from cifar_jax.callbacks.metrics_file import MetricsFile
+from cifar_jax.callbacks.progress import Progress
+from cifar_jax.callbacks.signals import StopOnSignal
+from cifar_jax.callbacks.tensorboard import TensorBoard
+from cifar_jax.errors import Stopped
+from cifar_jax.runs.schemas import MetricsRow, Result
+from cifar_jax.training import start
+from cifar_jax.training.compilation import CompiledSteps, compile_evaluation
+from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
+from cifar_jax.training.result import write_result
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.setup import build_setup, initial_state
+from cifar_jax.training.start import RunRequest
+from cifar_jax.training.step import TrainState
+
+
+def train(
+    request: RunRequest, callbacks: Sequence[Callback] = (), progress: Progress | None = None
+) -> Result:
+    """Train a run, resume it, or return the result if it is finished.
+
+    In a multi-process run all processes call this with the same request.
+
+    Args:
+      request: the run.
+      callbacks: called after the epoch's metrics are written and before its checkpoint.
+      progress: writes to the console and the log.
+
+    Raises:
+      UserError: settings do not fit each other, the data or the folder, or the loss diverged.
+      Stopped: a signal arrived. The run is saved.
+    """
+    progress = progress or Progress()
+    with StopOnSignal() as signals:
+        with signals.immediate():
+            if result := start.finished_result(request):
+                progress.note(f"{request.workdir} is finished; use --fresh to train it again")
+                return result
+            initial = distributed.run_on_all(lambda: start.load_initial(request))
+            setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
+            start.check_processes(request, setup)
+            # Weights that do not fit must not change the folder.
+            beginning = initial_state(setup, request.seed, initial)
+        with start.open_run(request, setup) as (folder, checkpoints):
+            save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
+            hooks = [MetricsFile(), TensorBoard(), *callbacks, progress, signals, save]
+            with closing(CallbackList(hooks)) as hooks:
+                with signals.immediate():
+                    progress.open_log(folder.log)
+                    state, context, lines = start.restore_or_init(
+                        request, setup, folder, checkpoints, beginning, initial
+                    )
+                    for line in lines:
+                        progress.line(line)
+                    steps = CompiledSteps(setup, request.seed, state)
+                    evaluate = partial(compile_evaluation, setup, state, after_batch=signals.check)
+                    held_out = len(setup.validation.labels) > 0
+                    validate = evaluate(setup.validation.images) if held_out else None
+                hooks.on_start(context, state)
+
+                for epoch in setup.plan.remaining(int(state.epoch)):
+                    context.epoch = epoch
+                    state, speed = train_epoch(context, steps, state, hooks)
+                    try:
+                        row = epoch_metrics(context, state, speed, validate)
+                    except Stopped as stopped:
+                        save.save(state, end_of_epoch=False)
+                        raise Stopped(stopped.signum, saved=True) from None
+                    loss = row.train_loss if row.validation_loss is None else row.validation_loss
+                    if not math.isfinite(loss):
+                        raise diverged(context, f"the loss is not finite after epoch {row.epoch}")
+                    state = steps.end_epoch(state, loss)
+                    context.rows.append(row)
+                    hooks.on_epoch_end(state, row)
+                    stop_if_asked(context)
+                checkpoints.wait()
+
+                with signals.immediate():
+                    test = evaluate(setup.dataset.test.images)
+                    result, lines = write_result(
+                        context, state, checkpoints, test, validate, steps.compile_seconds
+                    )
+                    for line in lines:
+                        progress.line(line)
+                hooks.on_end(result)
+    return result
+
+
+def train_epoch(
+    context: RunContext, steps: CompiledSteps, state: TrainState, hooks: Callback
+) -> tuple[TrainState, float]:
+    """Train to the end of the current epoch; return the state and the images per second."""
+    epoch, log_every = context.epoch, context.setup.config.train.log_every
+    order = steps.epoch_order(epoch)
+    first = step = int(state.step)
+    speed, began = 0.0, time.perf_counter()
+    while step < epoch.end:
+        # A call ends where a loss line is due in the log, and at the end of the epoch.
+        next_line = log_every - (step - epoch.begin) % log_every
+        count = min(steps.tuner.steps, epoch.end - step, next_line)
+        called = time.perf_counter()
+        state = steps.run(state, epoch, order, count)
+        step += count
+        sums = jax.device_get(state.metrics)  # Waits for the devices.
+        now = time.perf_counter()
+        if not math.isfinite(sums.loss):
+            place = f"in epoch {epoch.index + 1}, by step {step}"
+            raise diverged(context, f"the loss is not finite {place}")
+        speed = (step - first) * epoch.variant.batch_size / (now - began)
+        metrics = CallMetrics(step, float(sums.loss), int(sums.correct), int(sums.images), speed)
+        hooks.on_call(state, metrics)
+        steps.tuner.observe(count, *distributed.all_max(now - called))
+        stop_if_asked(context)
+    return state, speed
+
+
+def epoch_metrics(
+    context: RunContext, state: TrainState, speed: float, validate: LogitsFn | None
+) -> MetricsRow:
+    """Return the metrics of the epoch that just ended, after evaluating the validation images."""
+    setup, epoch = context.setup, context.epoch
+    sums = jax.device_get(state.metrics)
+    validation_loss = validation_accuracy = None
+    if validate:
+        logits = validate(state.evaluated).logits
+        validation_loss, validation_accuracy = loss_and_accuracy(logits, setup.validation.labels)
+    last_step = StepInfo(epoch.end - 1, epoch.index, setup.plan.steps)
+    factor = float(setup.spec.schedule(last_step)) * float(state.plateau.scale)
+    return MetricsRow(
+        epoch=epoch.index + 1,
+        step=epoch.end,
+        train_loss=float(sums.loss) / int(sums.images),
+        train_accuracy=100 * int(sums.correct) / int(sums.images),
+        validation_loss=validation_loss,
+        validation_accuracy=validation_accuracy,
+        learning_rate=setup.config.optimizer.lr * factor,
+        images_per_second=round(speed, 1),
+        wall_seconds=round(context.elapsed(), 1),
+    )
+
+
+def stop_if_asked(context: RunContext) -> None:
+    """Raise `Stopped` if a callback asked the loop to stop."""
+    if context.stop_signal:
+        raise Stopped(context.stop_signal, saved=True)
