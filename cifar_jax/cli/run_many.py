@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cifar_jax.cli import error_messages
-from cifar_jax.errors import Stopped, UserError
+from cifar_jax.errors import Stopped, UserError, explain
 
 if TYPE_CHECKING:
     from cifar_jax.training.fit import Run
@@ -45,7 +44,7 @@ def train_each(
             line = f"{name}: failed: {error}"
         except Exception as error:
             fault = fault or error
-            text = error_messages.explain(error)
+            text = explain(error)
             text = text or f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             line = f"{name}: failed: {text}"
         lines.append(line)

@@ -75,7 +75,7 @@ def train(
     from cifar_jax.training.fit import Run, fit
 
     if distributed or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        processes.initialize_distributed()
+        processes.initialize()
     runtime.require(device)
     display = Display(quiet=not processes.is_main_process())
     runs = []

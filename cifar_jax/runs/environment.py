@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import cpu
+from cifar_jax import runtime
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
 # What XLA and the libraries below it choose their kernels by.
@@ -100,7 +100,7 @@ def git_commit(*others: str) -> str | None:
 
 def machine() -> dict[str, Any]:
     """The host: system, processor and what it can do, and how many cores this process may use."""
-    processor = cpu.processor()
+    processor = runtime.processor()
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count()
     return {

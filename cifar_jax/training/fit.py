@@ -109,12 +109,11 @@ def fit(run: Run, display: Display) -> dict[str, Any]:
                     *(run.config, run.seed, workload, workdir, checkpoints, display, received),
                     *(progress, rows, run.initial),
                 )
-                with distributed.together():
-                    state, compile_seconds = trainer.train(state)
-                    checkpoints.wait()
+                state, compile_seconds = trainer.train(state)
+                checkpoints.wait()
                 if trainer.plan.steps < workload.plan.steps:  # to fit into some minutes
                     setup.check_average(run.config, trainer.plan.steps, over=True)
-                with received.at_once(), distributed.together():
+                with received.at_once():
                     done = workload._replace(plan=trainer.plan)
                     outcome, logits = measure_result(
                         run.config, done, state, rows, checkpoints, display, received.check
