@@ -1,6 +1,7 @@
-"""Devices: one mesh with the axis `data`. One device is the same code as many.
+"""The device mesh of a run, and the compiler options for its devices.
 
-The mesh is over the devices of all processes of a run, and every process runs the same program.
+The mesh has one axis, `data`. Its size changes no code. It spans the devices of all processes, and
+every process runs the same program.
 """
 
 from collections.abc import Sequence
@@ -10,63 +11,87 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cifar_jax import cpu
+from cifar_jax import runtime
 from cifar_jax.errors import UserError
 
 
 def make_mesh(
     batch_size: int, devices: int | None = None, available: Sequence[Any] | None = None
 ) -> Mesh:
-    """A mesh over the first `devices` devices, or over as many as divide the batch.
+    """Return a mesh over which a batch can be divided.
 
-    `available` are the devices to choose from, by default all that there are. If they belong to
-    several processes, the mesh is over all of them.
+    Args:
+      batch_size: images in a batch.
+      devices: number of devices; None takes as many as divide the batch. With several processes
+        all devices are used.
+      available: devices to choose from; None means all that JAX has.
 
     Raises:
-      UserError: more devices asked for than there are, or a number that does not divide the batch.
+      UserError: there are fewer devices, or their number does not divide the batch.
     """
     available = jax.devices() if available is None else available
     if len({device.process_index for device in available}) > 1:
         if devices not in (None, len(available)):
             raise UserError(
-                f"train.devices={devices}, but the processes have {len(available)}: "
-                "of several processes all devices are used"
+                f"train.devices is {devices}, but the processes have {len(available)} devices and "
+                "use all of them. Leave train.devices out."
             )
         devices = len(available)
     elif devices is None:
         devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
     if devices > len(available):
-        raise UserError(f"train.devices={devices}, but there are {len(available)}")
+        raise UserError(f"train.devices is {devices}, but JAX has {len(available)} devices")
     if batch_size % devices:
-        raise UserError(f"batch_size {batch_size} cannot be divided over {devices} devices")
+        raise UserError(
+            f"batch_size {batch_size} cannot be divided over {devices} devices. Choose a multiple."
+        )
     return jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:devices]
     )
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Return the sharding that has a copy of the array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Divided along `axis`, which is that of the batch."""
+    """Return the sharding that divides the batch axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
-_MANY_IMAGES = 64
-"""Images a device, from which on XLA's own matrix products are taken to be faster. Measured at 8,
-where for most networks they are not, and from 128 on."""
+def put(arrays: Any, sharding: NamedSharding) -> Any:
+    """Return a tree of NumPy arrays, equal in every process, as arrays on the devices."""
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(
+            array.shape, sharding, lambda index: array[index]
+        ),
+        arrays,
+    )
+
+
+_LARGE_BATCH = 64
+"""Images per device from which the CPU options below apply. They were measured to help at 128 and
+more, and to slow most networks down at 8."""
+
+
+def compiler_options(mesh: Mesh, batch_size: int) -> dict[str, str | bool]:
+    """Return XLA options that make programs for `batch_size` images faster on these devices.
+
+    They affect speed only; docs/performance.md has the measurements.
+    """
+    large = batch_size // mesh.size >= _LARGE_BATCH
+    return _cpu_options() if large and mesh.devices.flat[0].platform == "cpu" else {}
 
 
 @cache
 def _cpu_options() -> dict[str, str | bool]:
-    """What makes XLA's CPU compiler fast on this machine's processors, of which it knows less.
+    """Return the compiler options for this machine's processor.
 
-    By default it gives matrix products to the library ynn (YNNPACK), and does not use vectors of
-    512 bits. Xeons with AVX-512 were not measured without ynn, which they keep.
+    By default XLA computes matrix products with the YNNPACK library and uses no 512-bit vectors.
+    Intel processors with AVX-512 keep YNNPACK: they were not measured without it.
     """
-    model, flags = cpu.processor()
+    model, flags = runtime.processor()
     options: dict[str, str | bool] = {}
     if "avx512f" in flags:
         options["xla_cpu_prefer_vector_width"] = "512"
@@ -76,28 +101,9 @@ def _cpu_options() -> dict[str, str | bool]:
 
 
 def _is_known(name: str, value: str | bool) -> bool:
-    """Whether this XLA has such an option, and ynn."""
+    """Return whether this version of XLA has the option."""
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-def compiler_options(mesh: Mesh, batch_size: int) -> dict[str, str | bool]:
-    """What XLA is told when it compiles for these devices, to be fast: no result needs it.
-
-    `batch_size` images are divided over them. docs/performance.md has what was measured.
-    """
-    large = batch_size // mesh.size >= _MANY_IMAGES
-    return _cpu_options() if large and mesh.devices.flat[0].platform == "cpu" else {}
-
-
-def put(arrays: Any, sharding: NamedSharding) -> Any:
-    """NumPy arrays, the same in every process, as arrays on the devices."""
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback(
-            array.shape, sharding, lambda index: array[index]
-        ),
-        arrays,
-    )

@@ -1,25 +1,44 @@
-"""What ends a command in one line: an error that its user can mend, or a signal."""
+"""Errors that end a command with one line instead of a traceback. Imports no JAX."""
 
 import signal
+import sys
 
 
 class UserError(Exception):
-    """Something the user can mend: the message says what was wrong, where, and what to do.
+    """An error that the user can fix. The message says what was wrong, where, and what to do.
 
     The command line prints the message as one line on standard error and exits with code 2.
     """
 
 
 class Stopped(BaseException):
-    """A signal ended the run. No `Exception`, so that nothing takes it for damaged data.
+    """A signal ended the run. Not an `Exception`, so that no handler of errors catches it.
 
     Args:
-      signum: which.
-      saved: whether the run was saved because of it; else there was nothing new to save.
+      signum: number of the signal.
+      saved: whether the run was saved before it stopped.
     """
 
     def __init__(self, signum: int, *, saved: bool = False) -> None:
         name = signal.Signals(signum).name
-        what = "saved and stopped" if saved else "stopped"
-        super().__init__(f"{what} by {name}; the same command goes on from here")
+        action = "saved and stopped" if saved else "stopped"
+        super().__init__(f"{action} by {name}. The same command continues the run.")
         self.signum, self.saved = signum, saved
+
+
+def explain(error: Exception) -> str | None:
+    """Return the message for an error that is not a bug of this package; None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    # JAX is looked up, not imported: only commands that compute import it.
+    jax_error = sys.modules["jax"].errors.JaxRuntimeError if "jax" in sys.modules else ()
+    device_is_full = isinstance(error, jax_error) and "RESOURCE_EXHAUSTED" in str(error)
+    if device_is_full or isinstance(error, MemoryError):
+        reason = str(error).partition("\n")[0] or "MemoryError"
+        return (
+            f"out of memory: {reason}. End other programs, lower batch_size or "
+            "train.eval_batch_size, or use more devices."
+        )
+    return None

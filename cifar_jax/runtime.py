@@ -1,218 +1,219 @@
-"""What a process sets up for itself, first of all: importing this imports nothing heavy."""
+"""Set-up of the process: processor, folders, memory, open files, JAX settings and device.
+
+Importing this module does not import JAX.
+"""
 
 import ctypes
 import hashlib
 import logging
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import warnings
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from cifar_jax import cpu
 from cifar_jax.errors import UserError
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _OPEN_FILES = 256
-"""What a training may have open at a time: event queues, checkpoints' parts, libraries."""
+"""Files that a run may have open at the same time."""
 
-# Google's PCI devices that are TPUs, v2 to v7, as JAX knows them (jax/_src/hardware_utils.py).
-_GOOGLE = "0x1ae0"
-_PCI = Path("/sys/bus/pci/devices")
-_TPUS = {"0x0027", "0x0056", "0x005e", "0x0062", "0x0063", "0x006f", "0x0076"}
+_CPUINFO, _DEV = Path("/proc/cpuinfo"), Path("/dev")
+
+
+class Processor(NamedTuple):
+    """A processor of this machine. All of them are assumed to be alike."""
+
+    model: str
+    """Name, or the architecture if the name is unknown."""
+    flags: frozenset[str]
+    """Instruction sets and features, as Linux names them. Empty on other systems."""
+
+
+def processor() -> Processor:
+    """Return the first processor that the system lists."""
+    model, flags = platform.processor() or platform.machine(), frozenset[str]()
+    try:
+        lines = _CPUINFO.read_text(errors="replace").splitlines()
+    except OSError:  # not Linux
+        return Processor(model, flags)
+    for line in lines:
+        name, _, text = (part.strip() for part in line.partition(":"))
+        if name == "model name":
+            model = text
+        elif name in ("flags", "Features"):  # x86, Arm
+            return Processor(model, frozenset(text.split()))
+    return Processor(model, flags)
+
+
+def cache_dir() -> Path:
+    """Return $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
+    if folder := os.environ.get("CIFAR_JAX_CACHE"):
+        return Path(folder).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
 
 
 def set_up() -> None:
-    """All of it, for the verbs that compute. Call it before the first array is made.
+    """Prepare this process for computing. Call this before JAX uses a device.
 
     Raises:
-      UserError: the surroundings ask for what cannot be.
+      UserError: a limit or an environment variable prevents training.
     """
     keep_memory()
     allow_open_files()
     configure_jax()
-    # orbax reports every file it touches, and an error with its traceback from each thread, before
-    # it raises it: what a person needs to know is said in the run's log, and as that error.
+    # Errors of orbax reach the user as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def keep_memory() -> None:
-    """Have the C library keep freed memory for the next step, where it is glibc.
+    """Have glibc keep freed memory for the next step.
 
-    On a CPU each call allocates its temporaries anew, which may be hundreds of megabytes. By
-    default glibc maps fresh pages for them, and the system clears them one by one: that cost
-    `resnet10-separable` a third of its time.
+    On the CPU each call allocates its temporaries anew. By default glibc maps fresh pages for them,
+    which the kernel must clear: that took a third of the time of `resnet10-separable`.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)  # nothing in maps of its own, which go with it
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # nothing back to the system
-        # One heap for all threads: another thread's cannot hold 64 MB, and what is larger is mapped
-        # anew all the same. From jax 0.11 on XLA's kernels take scratch memory in its own threads.
+        libc.mallopt(_M_MMAP_MAX, 0)  # do not map large blocks on their own
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never return memory to the kernel
+        # XLA's threads share one heap: heaps of other threads hold at most 64 MB.
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def allow_open_files() -> None:
-    """Raise the limit of open files as far as a process may, where it is low.
+    """Raise this process's limit of open files to 256 if it is lower.
 
     Raises:
-      UserError: that is not far enough. XLA and orbax would abort without a word that helps.
+      UserError: the system does not allow it. XLA and orbax would abort without a clear message.
     """
     try:
         import resource
     except ImportError:  # not Unix
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    unlimited = resource.RLIM_INFINITY
-    if soft == unlimited or soft >= _OPEN_FILES:
-        return
-    if hard != unlimited and hard < _OPEN_FILES:
-        raise UserError(
-            f"only {hard} files may be open at a time here: allow {_OPEN_FILES} (ulimit -n)"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # -1 or a large number: unlimited
+    if 0 <= hard < _OPEN_FILES:
+        raise UserError(f"only {hard} open files are allowed. Allow {_OPEN_FILES} (ulimit -n).")
+    if 0 <= soft < _OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
 
 
 def configure_jax() -> None:
-    """Set what JAX decides when it first uses a device or compiles.
-
-    Compiled programs are kept in the user's cache folder, where JAX was not given another. On the
-    CPU a call runs in the thread that makes it: the call before has given back its memory by then.
+    """Apply the JAX settings of this package, and say on standard error if it is too late for one.
 
     Raises:
-      UserError: JAX's own settings have a value that it does not know, or one that trainings
-        cannot follow.
+      UserError: an environment variable has a value that JAX or this package cannot work with.
     """
     try:
         import jax
+        from jax._src import xla_bridge
     except ValueError as error:  # "invalid truth value 'x' for environment 'JAX_…'"
-        raise UserError(f"JAX cannot start ({error}): correct the variable or unset it") from None
+        raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
-    from cifar_jax.data.cache import cache_dir
-
-    for name, why in (
-        ("jax_disable_jit", "every program here is compiled before it runs"),
-        ("jax_enable_x64", "networks here are float32 and indices int32"),
+    for name, reason in (
+        ("jax_disable_jit", "training is compiled"),
+        ("jax_enable_x64", "the networks are float32"),
     ):
         if getattr(jax.config, name):
-            raise UserError(f"{name.upper()} is set, but {why}: unset it")
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
-    # Where it cannot be written, programs are compiled anew; of the data's cache in the same place
-    # a person is told.
+            raise UserError(f"{name.upper()} is set, but {reason}. Unset it.")
+    late = xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu"
+    if late and jax.config.read("jax_cpu_enable_async_dispatch"):
+        _print(
+            "JAX was used before cifar_jax, so training on the CPU may be slower; results do not "
+            "change. To avoid this, restart Python and train before other JAX calls."
+        )
+    for name, value in (
+        # A call runs in the calling thread, after the last call has freed its memory.
+        ("jax_cpu_enable_async_dispatch", False),
+        # The same seed gives the same numbers, whatever the environment variables say.
+        ("jax_default_prng_impl", "threefry2x32"),
+        ("jax_threefry_partitionable", True),
+        ("jax_random_seed_offset", 0),
+    ):
+        jax.config.update(name, value)
+    # If the cache cannot be used, programs are compiled again.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        folder = cache_dir() / f"xla-{cpu_features()}"
+        folder = cache_dir() / f"xla-{_cpu_digest()}"
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def cpu_features() -> str:
-    """A short name for what this machine's processors can do: the same where it is the same.
+def _cpu_digest() -> str:
+    """Return a short digest of the processor's features.
 
-    Programs that XLA compiled for a CPU may use instructions that another of the same name lacks.
+    Compiled programs are cached by it: they may use instructions that other processors lack.
     """
-    features = " ".join(sorted(cpu.processor().flags)) or platform.processor()
+    features = " ".join(sorted(processor().flags)) or platform.processor()
     return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
 
 
 def require(device: str | None = None) -> None:
-    """See that JAX computes on what was asked for, and never on the CPU in silence.
+    """Raise if JAX does not compute on `device`.
 
-    Call it before the first array is made, and after `distributed.initialize_distributed`.
+    Call this before the first array is created, and after `distributed.initialize`.
 
     Args:
-      device: "cpu", "gpu" or "tpu"; None takes what JAX finds, and says so on standard error where
-        that is the CPU of a machine with an accelerator, unless JAX_PLATFORMS names the CPU.
+      device: "cpu", "gpu" or "tpu". None accepts what JAX finds, with a hint on standard error if
+        that is the CPU of a machine that has an accelerator. JAX_PLATFORMS=cpu silences the hint.
 
     Raises:
-      UserError: there is no such device, or JAX_PLATFORMS asks for what is not there.
+      UserError: JAX does not find the device.
     """
     import jax
 
-    asked = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
+    platforms = jax.config.jax_platforms or ""  # pyright: ignore[reportAttributeAccessIssue]
     if device == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:
-        found = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # the latter: CUDA, where there is no GPU
-        what = f"JAX_PLATFORMS={asked}" if asked else "JAX"
-        why = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
-        why = f" ({why})" if why else ""
+        backend = jax.default_backend()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: CUDA without a GPU
+        setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise UserError(
-            f"{what} finds no device{why}: {_advice(asked)}, or set JAX_PLATFORMS=cpu"
+            f"JAX finds no device{setting}{f' ({reason})' if reason else ''}. Set "
+            "JAX_PLATFORMS=cpu, or install JAX for your device (pip install 'cifar-jax[cuda12]' or "
+            "'cifar-jax[tpu]')."
         ) from None
-    if device and found != device:
-        hidden = f"JAX_PLATFORMS={asked} hides any other: unset it, or" if asked else "to have one,"
-        raise UserError(
-            f"there is no {device}, JAX sees only the {found}: {hidden} {_advice(device)}"
-        )
-    if device is None and found == "cpu" and "cpu" not in asked.split(",") and (has := unused()):
-        kind, name = has
-        print(
-            f"cifar-jax: this machine has {name}, but JAX sees only the CPU, which is much slower: "
-            f"{_advice(kind)}; JAX_PLATFORMS=cpu says that the CPU is meant",
-            file=sys.stderr,
-            flush=True,
+    if device and backend != device:
+        hidden = f"JAX_PLATFORMS={platforms} hides other devices: unset it. " if platforms else ""
+        raise UserError(f"JAX finds no {device}, only the {backend}. {hidden}{_INSTALL[device]}.")
+    if device or backend != "cpu" or "cpu" in platforms.split(","):
+        return
+    if accelerator := find_accelerator():
+        _print(
+            f"this machine has a {accelerator.upper()}, but JAX sees only the CPU, which is much "
+            f"slower. {_INSTALL[accelerator]}, or set JAX_PLATFORMS=cpu to use the CPU without "
+            "this message."
         )
 
 
-def unused() -> tuple[str, str] | None:
-    """An accelerator of this machine: "gpu" or "tpu", and words for it; None where none is known.
+_INSTALL = {
+    "cpu": "Set JAX_PLATFORMS=cpu",
+    "gpu": "Install JAX for NVIDIA GPUs (pip install 'cifar-jax[cuda12]', or make setup "
+    "EXTRA=cuda12) and check that nvidia-smi lists the GPU; on Colab select a GPU runtime",
+    "tpu": "Install JAX for TPUs (pip install 'cifar-jax[tpu]', or make setup EXTRA=tpu); on Colab "
+    "select a TPU runtime",
+}
 
-    Meant for where JAX found none. A GPU that CUDA_VISIBLE_DEVICES hides does not count.
-    """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1") and (name := _nvidia()):
-        return "gpu", name
-    if _tpu():
-        return "tpu", "a TPU"
+
+def find_accelerator() -> str | None:
+    """Return "gpu" or "tpu" if this machine seems to have one, else None. Does not use JAX."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # these hide all GPUs
+        with suppress(OSError, subprocess.TimeoutExpired):
+            command = ["nvidia-smi", "-L"]
+            if subprocess.run(command, capture_output=True, timeout=20).stdout.startswith(b"GPU "):
+                return "gpu"
+    variables = ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")
+    if any(name in os.environ for name in variables) or any(_DEV.glob("accel[0-9]*")):
+        return "tpu"
     return None
 
 
-def _nvidia() -> str | None:
-    if command := shutil.which("nvidia-smi"):
-        try:  # a driver without a GPU, as on a login node, is none: ask
-            done = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            return "an NVIDIA driver"
-        # "GPU 0: Tesla T4 (UUID: GPU-…)"
-        first = done.stdout.partition("\n")[0].partition(": ")[2].partition(" (UUID")[0]
-        return f"an NVIDIA GPU ({first})" if done.returncode == 0 and first else None
-    return "an NVIDIA GPU" if _any("/proc/driver/nvidia/gpus", "*") else None
-
-
-def _tpu() -> bool:
-    if any(name in os.environ for name in ("TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE")):
-        return True
-    if _any("/dev", "accel[0-9]*"):
-        return True
-    for vendor in _PCI.glob("*/vendor"):  # newer ones are /dev/vfio/N, as is much else
-        try:
-            product = vendor.with_name("device").read_text().strip()
-            if vendor.read_text().strip() == _GOOGLE and product in _TPUS:
-                return True
-        except OSError:
-            continue
-    return False
-
-
-def _any(folder: str, pattern: str) -> bool:
-    return any(Path(folder).glob(pattern))
-
-
-def _advice(device: str) -> str:
-    """How to have this kind of device."""
-    if "tpu" in device:
-        return (
-            "install the extra tpu (pip install 'cifar-jax[tpu]', or make setup EXTRA=tpu); "
-            "on Colab choose a TPU as the runtime's type"
-        )
-    if any(name in device for name in ("gpu", "cuda")):
-        return (
-            "install the extra cuda12 (pip install 'cifar-jax[cuda12]', or make setup "
-            "EXTRA=cuda12) and see that nvidia-smi lists the GPU; on Colab choose one as the "
-            "runtime's type"
-        )
-    return "unset it"
+def _print(text: str) -> None:
+    print(f"cifar-jax: {text}", file=sys.stderr, flush=True)

@@ -20,7 +20,10 @@ pytest.register_assert_rewrite("short_runs")
 
 from short_runs import EPOCHS, train  # noqa: E402
 
+from cifar_jax import runtime  # noqa: E402
 from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
+
+runtime.configure_jax()  # as every command does, before JAX uses a device
 
 # A suite in the background of a shell has it ignored, and the tests interrupt what they run.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,7 +1,7 @@
-"""The command line, one file a verb. Whatever is heavy is imported by the verb that needs it.
+"""The command line. Each command is a file of this folder, imported when it is called.
 
-Exit codes: 0 done, 2 the user's error (one line on standard error), 1 a fault, 128 + signal when
-stopped by a signal after saving; 141 (SIGPIPE's, as with other tools) when nobody reads on.
+Exit codes: 0 done; 2 the user's error, with one line on standard error; 1 a bug, with a traceback;
+128 + signal when stopped by a signal.
 """
 
 from __future__ import annotations
@@ -13,67 +13,70 @@ import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from importlib import import_module
 from typing import NoReturn
 
 import click
 
-from cifar_jax.cli import error_messages
-from cifar_jax.cli.data import data
-from cifar_jax.cli.evaluate import evaluate
-from cifar_jax.cli.experiments import experiments
-from cifar_jax.cli.export import export
-from cifar_jax.cli.import_torch import import_torch
-from cifar_jax.cli.models import models, summary
-from cifar_jax.cli.predict import predict
-from cifar_jax.cli.report import report
-from cifar_jax.cli.settings import settings
-from cifar_jax.cli.train import train
-from cifar_jax.errors import Stopped, UserError
+from cifar_jax.errors import Stopped, explain
+
+_COMMANDS = {
+    "train": "Train experiments, or continue them.",
+    "evaluate": "Print loss and accuracy of a run.",
+    "predict": "Classify images.",
+    "export": "Write a trained model as one file.",
+    "import-torch": "Convert a PyTorch checkpoint to a run folder.",
+    "report": "Compare results with the paper.",
+    "models": "List the networks.",
+    "summary": "Print the layers of a network.",
+    "experiments": "List the experiments.",
+    "settings": "List the settings.",
+    "data": "Download, import or check CIFAR-10.",
+    "env": "Print versions, devices and settings for a bug report.",
+}
+_MODULES = {"summary": "models"}
+"""Module of a command, if it is not named like the command."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _LazyGroup(click.Group):
+    """Imports a command's module when the command is called, so that `--help` is fast."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        name = cmd_name.replace("-", "_")
+        return getattr(import_module(f"cifar_jax.cli.{_MODULES.get(name, name)}"), name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_COMMANDS.items()))
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="cifar-jax")
 def cli() -> None:
-    """The ten experiments of “A New Classifier Based on CIFAR10 Data Set” in JAX and Flax."""
-
-
-for _verb in (
-    train,
-    evaluate,
-    predict,
-    export,
-    import_torch,
-    models,
-    summary,
-    experiments,
-    settings,
-    report,
-    data,
-):
-    cli.add_command(_verb)
+    """Train and use the networks of “A New Classifier Based on CIFAR10 Data Set”."""
 
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    # What XLA and TensorFlow's C++ say of themselves at the start is no news to a user.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    _ready_streams()
-    sys.unraisablehook, threading.excepthook = unraisable, in_a_thread
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides start-up messages of XLA
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # for terminals that are not UTF-8
+    hide_background_errors()
     try:
         code = run(sys.argv[1:])
-        sys.stdout.flush()  # here, where its failure can still be told
-    except OSError as error:
-        code = _explained(error)
     except Exception:
         traceback.print_exc()
         code = 1
     if "jax" in sys.modules:
         from cifar_jax import distributed
 
-        distributed.leave(code)
-    if code == 2:  # what was told may fail again on the way out, as an event file on a full disk
-        sys.unraisablehook = threading.excepthook = lambda failure: None
+        distributed.shutdown(code)
     sys.exit(code)
 
 
@@ -81,104 +84,48 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code.
 
     Raises:
-      Exception: a fault of the program.
+      Exception: a bug.
     """
     try:
         cli.main(list(arguments), prog_name="cifar-jax", standalone_mode=False)
+        sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
-    except UserError as error:
-        _end_if_alone(error)
-        return _fail(str(error), 2)
+    except (BrokenPipeError, SystemExit):  # the reader has gone, as in `cifar-jax report | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, click.Abort):
-        return _fail("stopped", 130)
+        return _fail("stopped", 128 + signal.SIGINT)
     except Stopped as error:
         return _fail(str(error), 128 + error.signum)
-    except SystemExit as error:
-        if error.code != 1:
-            raise
-        return _nobody_reads()  # of which click and rich make this
     except Exception as error:
-        _end_if_alone(error)
-        return _explained(error)
+        if (message := explain(error)) is None:
+            raise
+        return _fail(message, 2)
     return 0
 
 
 def _fail(message: str, code: int) -> int:
-    with suppress(OSError):  # standard error may be what fails
-        click.echo(f"cifar-jax: {' '.join(message.split())}", err=True)
+    click.echo(f"cifar-jax: {' '.join(message.split())}", err=True)
     return code
 
 
-def _explained(error: Exception) -> int:
-    """The exit code of what a person can mend, which is told; a fault is raised again."""
-    if isinstance(error, OSError) and error_messages.standard_output_fails(error):
-        if isinstance(error, BrokenPipeError):
-            return _nobody_reads()
-        _drop_output()
-        return _fail(f"standard output: {error.strerror}: have it written elsewhere", 2)
-    if (message := error_messages.explain(error)) is None:
-        raise error
-    return _fail(message, 2)
+def hide_background_errors() -> None:
+    """Hide tracebacks of background threads if the main thread reports the failure."""
 
+    def in_thread(failure: threading.ExceptHookArgs) -> None:
+        # tensorboardX writes in a thread, which ends if the disk is full.
+        is_tensorboard = type(failure.thread).__module__.startswith("tensorboardX")
+        if not (is_tensorboard and isinstance(failure.exc_value, OSError)):
+            threading.__excepthook__(failure)
 
-def _nobody_reads() -> int:
-    _drop_output()
-    return 128 + signal.SIGPIPE
+    def unraisable(failure: sys.UnraisableHookArgs) -> None:
+        # orbax's threads find their event loop closed after a damaged checkpoint.
+        error = failure.exc_value
+        if not isinstance(error, Stopped) and "loop is closed" not in str(error):
+            sys.__unraisablehook__(failure)
 
-
-def _drop_output() -> None:
-    """What could not be written is not tried again at the exit."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.close(null)
-
-
-def _end_if_alone(error: Exception) -> None:
-    if "jax" in sys.modules:
-        from cifar_jax import distributed
-
-        distributed.end_if_alone(error)
-
-
-def unraisable(failure: sys.UnraisableHookArgs) -> None:
-    """What is raised where nothing can catch it, but for what says nothing to a person.
-
-    A signal may come in a callback, which its exception cannot leave: the run ends soon after.
-    orbax's threads meet a closed loop when a checkpoint cannot be read or written, which is told.
-    """
-    closed = isinstance(failure.exc_value, RuntimeError) and "loop is closed" in str(
-        failure.exc_value
-    )
-    if not closed and not isinstance(failure.exc_value, Stopped):
-        sys.__unraisablehook__(failure)
-
-
-def in_a_thread(failure: threading.ExceptHookArgs) -> None:
-    """What ends a thread, but for that which writes TensorBoard's events where it has no room: the
-    run goes on without it, and tells of a full disk where it writes itself."""
-    of = type(failure.thread).__module__.partition(".")[0]
-    if of != "tensorboardX" or not isinstance(failure.exc_value, OSError):
-        threading.__excepthook__(failure)
-
-
-def _ready_streams() -> None:
-    """Standard streams that are there, and take every character.
-
-    Of a stream that is closed the number would go to the next file that is opened, and what a
-    library prints would go into that: into a checkpoint, say.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
-    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115
-    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
-    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+    threading.excepthook, sys.unraisablehook = in_thread, unraisable

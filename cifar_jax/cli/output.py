@@ -1,4 +1,4 @@
-"""What the verbs share: options, and how they print."""
+"""Options and output that several commands share."""
 
 from __future__ import annotations
 
@@ -11,31 +11,38 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 DEVICE = click.option(
     "--device",
     type=click.Choice(["cpu", "gpu", "tpu"]),
-    help="Refuse to compute on anything else.  [what JAX finds]",
+    help="Fail if JAX has no such device.  [default: the device that JAX finds]",
 )
 
 
 def count(value: int | None) -> str:
-    """`value` with thousands separated; `-` where there is none."""
+    """Return `value` with a thousands separator; `-` if it is None or 0."""
     return f"{value:,}" if value else "-"
 
 
 def print_table(
     columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()
 ) -> None:
-    """A table as wide as the terminal; into a file or a pipe nothing is cut."""
+    """Print a table. Text wraps at the width of the terminal; numbers are never cut.
+
+    Args:
+      columns: headings.
+      rows: cells.
+      right: indices of the columns of numbers, which are aligned to the right.
+    """
     from rich import box
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(
-            column, justify="right" if number in right else "left", no_wrap=True, overflow="fold"
-        )
+    for index, column in enumerate(columns):
+        is_number = index in right
+        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=200)  # into a file or a pipe nothing is cut
-    console.print(table)
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table)
+    # A table that is too wide passes the edge of the terminal; in a pipe there is no edge.
+    width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
+    Console(highlight=False, width=width).print(table)

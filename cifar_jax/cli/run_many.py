@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cifar_jax.errors import Stopped, UserError
+from cifar_jax.errors import Stopped, UserError, explain
 
 if TYPE_CHECKING:
     from cifar_jax.training.start import RunRequest
@@ -42,11 +42,12 @@ def train_each(
         except Stopped as error:
             stopped = error
             line = f"{name}: {'saved and stopped' if error.saved else 'stopped'}"
-        except UserError as error:
-            line = f"{name}: failed: {error}"
         except Exception as error:
-            bug = bug or error
-            line = f"{name}: failed: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            message = explain(error)
+            if message is None:
+                bug = bug or error
+                message = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+            line = f"{name}: failed: {message}"
         lines.append(line)
         say(line)
     say(f"\n{finished} of {len(requests)} runs are finished:")

@@ -9,7 +9,6 @@ under a lock.
 import contextlib
 import errno
 import json
-import os
 import shutil
 import tempfile
 import zlib
@@ -21,6 +20,7 @@ import numpy as np
 
 from cifar_jax.data.dataset import Dataset, Decoded, Split, summarise
 from cifar_jax.data.progress import notice, reason
+from cifar_jax.runtime import cache_dir
 
 # Part of every entry: raise it when the layout of an entry or the meaning of its arrays changes.
 CACHE_VERSION = 2
@@ -39,15 +39,6 @@ class Source(NamedTuple):
     entry: str
     signature: str
     decode: Callable[[], Decoded]
-
-
-def cache_dir() -> Path:
-    """$CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
-    if chosen := os.environ.get("CIFAR_JAX_CACHE"):
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
 
 
 def load(source: Source) -> Dataset:

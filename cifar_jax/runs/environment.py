@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cifar_jax import cpu
+from cifar_jax import runtime
 from cifar_jax.runs.schemas import Device, Machine, Session
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
@@ -52,7 +52,7 @@ def versions() -> dict[str, str]:
 
 def machine() -> Machine:
     """Return this host."""
-    processor = cpu.processor()
+    processor = runtime.processor()
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
         system=platform.platform(),

@@ -87,7 +87,7 @@ def check_processes(request: RunRequest, setup: Setup) -> None:
             "experiment file": code_digest(request.custom.source),
             "images": setup.dataset.fingerprint,
         },
-        "the processes of the run",
+        "settings, versions, code or images",
     )
 
 

@@ -27,7 +27,7 @@ from short_runs import (
     train,
 )
 
-from cifar_jax.cli import error_messages
+from cifar_jax import errors
 from cifar_jax.config import Config, override
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.inference.load import weights
@@ -178,7 +178,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
         patch.setattr(Workdir, write, full)
         with pytest.raises(OSError) as refused:
             train(config, tmp_path / "run")
-    told = error_messages.explain(refused.value)
+    told = errors.explain(refused.value)
     assert told is not None
     assert "No space left on device: make room there" in told
     assert "\n" not in told
@@ -205,7 +205,7 @@ def test_too_little_memory_of_the_device_is_told_and_the_run_goes_on_exactly(
         patch.setattr(compilation, "compile_training", compiled)
         with pytest.raises(jax.errors.JaxRuntimeError) as refused:
             train(config, tmp_path)
-    told = error_messages.explain(refused.value)
+    told = errors.explain(refused.value)
     assert told is not None
     assert "the device is out of memory" in told
     assert "\n" not in told
