@@ -5,7 +5,8 @@ Public API: `train`, `load`, `Config`, `Callback`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,14 +108,13 @@ def load(
     return load(path, best=best, custom=None if model is None else CustomModel(model))
 
 
-def weights_loader(config: Config) -> Any:
-    """Return a function that loads the variables that `train.init_from` names, or None."""
-    from functools import partial
-
+def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
+    """Return a function that loads the variables that `train.init_from` names, if it is set."""
+    if (source := config.train.init_from) is None:
+        return None
     from cifar_jax.inference.load import weights
 
-    source = config.train.init_from
-    return None if source is None else partial(weights, source)
+    return partial(weights, source)
 
 
 def __getattr__(name: str) -> Any:

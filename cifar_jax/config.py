@@ -332,8 +332,13 @@ def from_flat(stored: Mapping[str, Any]) -> Config:
     return dotted.restore(Config, stored)
 
 
-def identity(config: Config) -> dict[str, Any]:
-    """Return the flat settings that determine the result of a run."""
+def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flat settings that determine the result of a run.
+
+    Args:
+      config: a config, or its flat settings.
+    """
+    config = config if isinstance(config, Config) else from_flat(config)
     return dotted.part(config, runtime_only=False)
 
 
