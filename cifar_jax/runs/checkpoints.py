@@ -1,26 +1,27 @@
 """The checkpoints of one run. Orbax writes and reads them; this module decides which to keep.
 
-    checkpoints/N/state/     arrays of the state, as nested dictionaries
-    checkpoints/N/meta/      what `SavedState` holds, and its digest
-    checkpoints/damaged-N/   a checkpoint that could not be read or does not match its digests
+    checkpoints/N/state/     arrays of the state
+    checkpoints/N/meta/      JSON: `SavedState` and its digest
+    checkpoints/damaged-N/   a checkpoint that could not be read, or does not match its digests
 
-N counts the saves, so that no save replaces another. Orbax writes to a temporary folder and renames
-it when it is complete, so that a killed process leaves no half-written checkpoint.
+N counts the saves, so that no save replaces another. Orbax writes into a temporary folder and
+renames it at the end, so that a killed process leaves no incomplete checkpoint.
 """
 
 import hashlib
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import traverse_util
+from flax.traverse_util import unflatten_dict
 
 from cifar_jax import devices, distributed
 from cifar_jax.errors import UserError
@@ -28,45 +29,36 @@ from cifar_jax.runs import schemas
 from cifar_jax.runs.files import hide
 from cifar_jax.runs.schemas import SavedState
 
-_BAD_META = "its metadata cannot be read"
-
-
-class State(Protocol):
-    """A NamedTuple of trees of arrays, with the fields `step` and `epoch`."""
-
-    @property
-    def step(self) -> Any: ...
-
-    @property
-    def epoch(self) -> Any: ...
-
-    def _asdict(self) -> dict[str, Any]: ...
-
-
-S = TypeVar("S", bound=State)
+S = TypeVar("S")
 
 
 class DamagedError(UserError):
     """A checkpoint cannot be read, or does not match its digests."""
 
-    def __init__(self, path: Path, reason: str) -> None:
-        super().__init__(f"the checkpoint {path} is damaged ({reason})")
-        self.reason = reason
-
 
 class Checkpoints:
-    """The checkpoints of one run. A context manager: leaving it waits for saves in progress.
+    """The checkpoints of one run. A context manager, which waits for saves when it is left.
 
-    In a multi-process run all processes make the same calls. The main process decides and deletes.
+    A state is a NamedTuple of trees of arrays with the fields `step`, `epoch`, `params`,
+    `batch_stats` and `averaged`, among others. In a multi-process run all processes make the same
+    calls; the main process decides and deletes. The constructor does not touch the disk.
 
     Args:
-      folder: where they are; created by the first save.
-      keep: number of end-of-epoch checkpoints to keep. The one with the best validation accuracy
-        and the newest one, which may be from within an epoch, are also kept.
+      folder: created by the first save.
+      keep: number of end-of-epoch checkpoints to keep. The newest checkpoint and the one with the
+        best validation accuracy are kept in any case.
+
+    Raises:
+      UserError: orbax cannot use a folder of this name.
     """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
         self._folder = folder.absolute()
+        if re.search(r"[*?\[\]\\\udc80-\udcff]|gs:", str(self._folder)):
+            raise UserError(
+                f"{folder} cannot hold checkpoints: the path contains one of * ? [ ] \\ gs: or is "
+                "not UTF-8. Choose another --workdir, or rename the folder."
+            )
         self._keep = keep
         self._saved = False
         self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
@@ -83,19 +75,19 @@ class Checkpoints:
 
     def save(
         self,
-        state: State,
+        state: Any,
         *,
         end_of_epoch: bool,
         validation_accuracy: float | None = None,
-        extra: Mapping[str, Any] | None = None,
+        extra: Mapping[str, Any] = {},
     ) -> None:
-        """Save in the background, after the previous save is finished.
+        """Save a state in the background, after the previous save has ended.
 
         Args:
           state: its arrays may be donated as soon as this returns.
-          end_of_epoch: whether an epoch ends here, validation included.
-          validation_accuracy: in percent; makes this a candidate for the best checkpoint.
-          extra: more JSON values to restore.
+          end_of_epoch: whether an epoch is complete, including its validation.
+          validation_accuracy: in percent. Only checkpoints that have one can be the best.
+          extra: further JSON values to store.
 
         Raises:
           UserError: this save or the previous one could not be written.
@@ -108,202 +100,191 @@ class Checkpoints:
             epoch=int(state.epoch),
             end_of_epoch=end_of_epoch,
             validation_accuracy=validation_accuracy,
-            extra=dict(extra or {}),
-            digests={name: _digest(field) for name, field in _by_field(arrays).items()},
+            extra=dict(extra),
+            digests=_digests(arrays),
         )
         with self._writing():
             self._folder.mkdir(parents=True, exist_ok=True)
             self._checkpointer.save(
                 self._path(saved.number),
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(traverse_util.unflatten_dict(arrays, sep="/")),
-                    meta=ocp.args.JsonSave(_with_digest(schemas.dump(saved))),
+                    state=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
+                    meta=ocp.args.JsonSave(schemas.dump(_signed(saved))),
                 ),
             )
         self._saved = True
 
     def wait(self) -> None:
-        """Wait until all saves are written, then delete the checkpoints that are not kept.
+        """Wait for the save in progress, then delete the checkpoints that are not kept.
 
         Raises:
-          UserError: a save could not be written.
+          UserError: the save could not be written.
         """
         with self._writing():
             self._checkpointer.wait_until_finished()
-        if self._saved and distributed.is_main_process():  # A reader deletes nothing.
+        if self._saved and distributed.is_main_process():  # Whoever only reads deletes nothing.
             self._prune()
 
     def all(self) -> list[SavedState]:
-        """Return the checkpoints whose metadata can be read, oldest first."""
-        saves = [self._meta(number) for number in self._numbers()]
-        return [saved for saved in saves if saved]
+        """Return the checkpoints, oldest first, without those whose metadata is damaged."""
+        saves = []
+        for number in self._numbers():
+            with suppress(DamagedError):
+                saves.append(self._meta(number))
+        return saves
 
     def latest(self) -> SavedState | None:
         """Return the newest checkpoint."""
-        return max(self.all(), key=lambda saved: saved.number, default=None)
+        return next(reversed(self.all()), None)
 
     def best(self) -> SavedState | None:
-        """Return the checkpoint with the best validation accuracy, the latest of equals."""
-        return _best(self.all())
+        """Return the checkpoint with the best validation accuracy; the latest of equal ones."""
+        return next(reversed(self._ranked()), None)
 
     def restore(self, saved: SavedState, like: S) -> S:
-        """Return a saved state, with the structure, types and shardings of `like`.
+        """Return a saved state, with the structure and shardings of `like`.
 
         Raises:
           DamagedError: the checkpoint cannot be read, or does not match its digests.
-          UserError: it holds the state of another network or optimizer.
+          UserError: the checkpoint is of another network or optimizer.
         """
-        return self._restore(saved.number, like)
+        arrays, expected = self._read(saved, saved.digests), _flatten(like)
+        types = [{k: f"{x.dtype}{[*x.shape]}" for k, x in t.items()} for t in (arrays, expected)]
+        if types[0] != types[1]:
+            name = min(dict(types[0].items() ^ types[1].items()))
+            there, here = (known.get(name, "missing") for known in types)
+            raise UserError(
+                f"checkpoint {saved.number} in {self._folder} is of another network or optimizer: "
+                f"{name} is {there} there and {here} here. Choose another --workdir, or start "
+                "over with --fresh."
+            )
+        leaves = [devices.put(arrays[name], expected[name].sharding) for name in expected]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def restore_latest(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the newest checkpoint that can be read. Rename those that cannot, if one can.
+        """Restore the newest checkpoint that is not damaged. Rename the damaged ones.
 
         Returns:
-          The state, its checkpoint, and a message about each damaged one. Without checkpoints:
-          `like`, None, [].
+          The state, its checkpoint, and a message about each damaged one. If there are no
+          checkpoints: `like`, None, [].
 
         Raises:
-          UserError: there are checkpoints but none can be read (none is renamed then), or the
-            newest holds the state of another network or optimizer.
+          UserError: all checkpoints are damaged (none is renamed then), or the newest is of
+            another network or optimizer.
         """
-        numbers = distributed.run_on_main(self._numbers)
-        damaged: dict[int, str] = {}
-        for number in reversed(numbers):
-            state, reason = self._restore_on_all(number, like)
-            if reason:
-                damaged[number] = reason
-                continue
-            saved = self._meta(number)
-            unreadable = distributed.run_on_main(lambda: [n for n in numbers if not self._meta(n)])
-            damaged |= dict.fromkeys(unreadable, _BAD_META)
-            return state, saved, self._quarantine(damaged)
-        if damaged:
-            reasons = "; ".join(f"{number}: {reason}" for number, reason in damaged.items())
+        newest_first = distributed.run_on_main(lambda: self._numbers()[::-1])
+        state, saved, damaged = self._restore_first(newest_first, like)
+        if damaged and not saved:
             raise UserError(
-                f"no checkpoint in {self._folder} can be read ({reasons}). Restore one from a "
+                f"{'; '.join(damaged.values())}. There is no other checkpoint. Restore one from a "
                 "backup, or start over with --fresh."
             )
-        return like, None, []
+        return state, saved, self._quarantine(damaged)
 
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the best checkpoint that can be read. Rename better ones that cannot.
+        """Restore the best checkpoint that is not damaged. Rename the damaged ones among the rest.
 
         Returns:
-          As `restore_latest`. If no checkpoint with a validation accuracy can be read: `like`,
-          None, and the messages.
+          As `restore_latest`. If no checkpoint has a validation accuracy: `like`, None, messages.
         """
-        messages: list[str] = []
-        while (number := distributed.run_on_main(self._best_number)) is not None:
-            state, reason = self._restore_on_all(number, like)
-            if not reason:
-                return state, self._meta(number), messages
-            messages += self._quarantine({number: reason})
-        return like, None, messages
+
+        def best_first() -> list[int]:
+            ranked = [saved.number for saved in reversed(self._ranked())]
+            unreadable = {*self._numbers()} - {saved.number for saved in self.all()}
+            return [*unreadable, *ranked]  # An unreadable one may have been the best.
+
+        state, saved, damaged = self._restore_first(distributed.run_on_main(best_first), like)
+        return state, saved, self._quarantine(damaged)
 
     def weights(self, saved: SavedState) -> dict[str, Any]:
-        """Return the variables to evaluate, as NumPy arrays: the averaged ones if there are any.
+        """Return the variables to evaluate as NumPy arrays: the averaged ones if there are any.
 
-        Neither network nor optimizer need be known, since nothing else is read.
+        Nothing else is read, so that neither the network nor the optimizer has to be known.
 
         Raises:
           DamagedError: the checkpoint cannot be read, or does not match its digests.
         """
-        fields = ("averaged",) if "averaged" in saved.digests else ("params", "batch_stats")
-        variables = traverse_util.unflatten_dict(self._read(saved.number, fields), sep="/")
+        fields = ["averaged"] if "averaged" in saved.digests else ["params", "batch_stats"]
+        variables = unflatten_dict(self._read(saved, fields), sep="/")
         return {"batch_stats": {}} | variables.get("averaged", variables)
 
-    def _restore(self, number: int, like: S) -> S:
-        arrays, expected = self._read(number), _flatten(like)
-        for name in sorted(arrays.keys() | expected.keys()):
-            there, here = (_type(tree.get(name)) for tree in (arrays, expected))
-            if there != here:
-                raise UserError(
-                    f"the checkpoint {self._path(number)} is of another network or optimizer: "
-                    f"{name} is {there} there and {here} here. Choose another --workdir, or start "
-                    "over with --fresh."
-                )
-        leaves = {name: devices.put(arrays[name], expected[name].sharding) for name in arrays}
-        return jax.tree.unflatten(jax.tree.structure(like), [leaves[name] for name in expected])
+    def _restore_first(
+        self, numbers: Iterable[int], like: S
+    ) -> tuple[S, SavedState | None, dict[int, str]]:
+        """Restore the first checkpoint that is not damaged for any process.
 
-    def _restore_on_all(self, number: int, like: S) -> tuple[S, str | None]:
-        """Return the state; or `like`, and why the checkpoint is damaged for any process."""
+        Returns:
+          The state, its checkpoint, and the errors of the damaged ones before it by number.
+        """
+        damaged: dict[int, str] = {}
+        for number in numbers:
+            state, saved, error = distributed.run_on_all(partial(self._attempt, number, like))
+            errors = [text for text in distributed.allgather(error) if text]
+            if not errors:
+                return state, saved, damaged
+            damaged[number] = errors[0]
+        return like, None, damaged
 
-        def attempt() -> tuple[S, str | None]:
-            try:
-                return self._restore(number, like), None
-            except DamagedError as error:
-                return like, error.reason
-
-        state, reason = distributed.run_on_all(attempt)
-        reasons = [text for text in distributed.allgather(reason) if text]
-        return (like, reasons[0]) if reasons else (state, None)
+    def _attempt(self, number: int, like: S) -> tuple[S, SavedState | None, str | None]:
+        try:
+            saved = self._meta(number)
+            return self.restore(saved, like), saved, None
+        except DamagedError as error:
+            return like, None, str(error)
 
     def _quarantine(self, damaged: Mapping[int, str]) -> list[str]:
-        """Rename damaged checkpoints, given with the reasons; return a message about each."""
+        """Rename damaged checkpoints, given with their errors; return a message about each."""
 
         def rename() -> None:
             for number in damaged:
                 self._path(number).rename(self._folder / f"damaged-{number}")
 
         distributed.run_on_main(rename)
-        return [
-            f"checkpoint {number} is damaged ({reason}) and was renamed to "
-            f"{self._folder / f'damaged-{number}'}"
-            for number, reason in damaged.items()
-        ]
+        return [f"{text}. Renamed to damaged-{number}." for number, text in damaged.items()]
 
-    def _read(self, number: int, fields: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
-        """Return the saved arrays by path, of all fields or of some, checked by their digests."""
-        path = self._path(number)
-        if (saved := self._meta(number)) is None:
-            raise DamagedError(path, _BAD_META)
+    def _read(self, saved: SavedState, fields: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return the arrays of these fields of a state, by path."""
+        path = self._path(saved.number) / "state"
         reader = ocp.PyTreeCheckpointer()
         try:
-            tree = _tree(reader.metadata(path / "state"))
-            item = {name: tree[name] for name in tree if fields is None or name in fields}
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), item)
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
-            restore = ocp.args.PyTreeRestore(abstract, as_numpy, partial_restore=True)
-            arrays = _flatten(reader.restore(path / "state", args=restore))
+            metadata: Any = reader.metadata(path)
+            tree = metadata.item_metadata.tree
+            wanted = {name: tree[name] for name in saved.digests if name in fields}
+            types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), types)
+            args = ocp.args.PyTreeRestore(types, as_numpy, partial_restore=True)
+            arrays = _flatten(reader.restore(path, args=args))
         except MemoryError:
             raise
-        except Exception as error:  # A damaged file raises whatever its reader stumbles over.
-            raise DamagedError(path, _one_line(error)) from error
-        digests = {name: _digest(field) for name, field in _by_field(arrays).items()}
-        expected = {
-            name: digest
-            for name, digest in saved.digests.items()
-            if fields is None or name in fields
-        }
-        if digests != expected:
-            names = sorted(dict(digests.items() ^ expected.items()))
-            raise DamagedError(path, f"{', '.join(names)} changed after saving")
+        except Exception as error:  # Which one depends on what is damaged.
+            raise self._damaged(saved.number, _one_line(error)) from error
+        for name, digest in _digests(arrays).items():
+            if digest != saved.digests[name]:
+                raise self._damaged(saved.number, f"{name} changed since it was saved")
         return arrays
 
-    def _meta(self, number: int) -> SavedState | None:
-        """Return what is known about a checkpoint; None if that is damaged."""
-        path = self._path(number) / "meta" / "metadata"
+    def _meta(self, number: int) -> SavedState:
+        """Return what is known about a checkpoint without its arrays."""
         try:
-            value = schemas.read_json(path)
-            saved = schemas.parse(value, SavedState, path)
-        except UserError:
-            return None
-        return (
-            saved if saved.number == number and value == _with_digest(schemas.dump(saved)) else None
-        )
+            saved = schemas.read(self._path(number) / "meta" / "metadata", SavedState)
+        except UserError as error:
+            raise self._damaged(number, str(error)) from None
+        if saved.number != number or saved != _signed(saved):
+            raise self._damaged(number, "its metadata changed since it was saved")
+        return saved
+
+    def _ranked(self) -> list[SavedState]:
+        """Return the checkpoints with a validation accuracy, the best last."""
+        measured = [saved for saved in self.all() if saved.validation_accuracy is not None]
+        return sorted(measured, key=lambda saved: (saved.validation_accuracy, saved.number))
 
     def _numbers(self) -> list[int]:
-        names = [path.name for path in self._folder.glob("*") if path.is_dir()]
-        return sorted(int(name) for name in names if name.isdecimal())
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
 
     def _next_number(self) -> int:
-        """Return a number that no checkpoint has had, damaged and incomplete ones included."""
-        digits = [re.search(r"\d+", path.name) for path in self._folder.glob("*")]
-        return 1 + max((int(match[0]) for match in digits if match), default=0)
-
-    def _best_number(self) -> int | None:
-        saved = self.best()
-        return saved.number if saved else None
+        """Return a number that no checkpoint has had, be it damaged or incomplete."""
+        numbers = [re.search(r"\d+", path.name) for path in self._folder.glob("*")]
+        return 1 + max((int(number[0]) for number in numbers if number), default=0)
 
     def _prune(self) -> None:
         for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
@@ -311,10 +292,13 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()
         epochs = [saved for saved in saves if saved.end_of_epoch]
-        keep = [*epochs[-self._keep :], *saves[-1:], _best(saves)]
+        keep = [*epochs[-self._keep :], *saves[-1:], self.best()]
         for saved in saves:
             if saved not in keep:
                 shutil.rmtree(hide(self._path(saved.number)), ignore_errors=True)
+
+    def _damaged(self, number: int, reason: str) -> DamagedError:
+        return DamagedError(f"checkpoint {number} in {self._folder} is damaged: {reason}")
 
     def _path(self, number: int) -> Path:
         return self._folder / str(number)
@@ -330,50 +314,28 @@ class Checkpoints:
             ) from error
 
 
-def _best(saves: list[SavedState]) -> SavedState | None:
-    measured = [saved for saved in saves if saved.validation_accuracy is not None]
-    return max(measured, key=lambda s: (s.validation_accuracy, s.number), default=None)
-
-
-def _flatten(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a tree by path, such as `params/conv1/kernel`."""
-    tree = tree._asdict() if hasattr(tree, "_asdict") else tree
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+def _flatten(state: Any) -> dict[str, Any]:
+    """Return the arrays of a state by path, such as `params/conv1/kernel`."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _by_field(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return flattened arrays grouped by the field of the state, the first part of each path."""
-    fields: dict[str, dict[str, Any]] = {}
-    for name, array in arrays.items():
-        fields.setdefault(name.partition("/")[0], {})[name] = array
-    return fields
-
-
-def _digest(arrays: Mapping[str, Any]) -> str:
-    """SHA-256 over the arrays' paths, types, shapes and bytes, in the order of the paths."""
-    digest = hashlib.sha256()
+def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Return SHA-256 by field of the state, over paths, types, shapes and bytes of its arrays."""
+    digests = {}
     for name in sorted(arrays):
         array = np.asarray(jax.device_get(arrays[name]))
+        digest = digests.setdefault(name.partition("/")[0], hashlib.sha256())
         digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+    return {field: digest.hexdigest() for field, digest in digests.items()}
 
 
-def _with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON object with its own SHA-256 added."""
-    text = json.dumps(value, sort_keys=True)
-    return {**value, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _type(array: Any) -> str:
-    return "missing" if array is None else f"{array.dtype}{list(array.shape)}"
-
-
-def _tree(metadata: Any) -> Any:
-    """Return the tree of arrays in orbax's metadata, whose form depends on its version."""
-    metadata = getattr(metadata, "item_metadata", metadata)
-    return getattr(metadata, "tree", metadata)
+def _signed(saved: SavedState) -> SavedState:
+    """Return `saved` with the digest of its other fields."""
+    text = json.dumps(saved.model_dump(mode="json", exclude={"meta_sha256"}), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return saved.model_copy(update={"meta_sha256": digest})
 
 
 def _one_line(error: Exception) -> str:

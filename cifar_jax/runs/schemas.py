@@ -262,6 +262,8 @@ class SavedState(Stored):
     """More values that the training loop restores."""
     digests: dict[str, str]
     """SHA-256 of the arrays of each field of the state."""
+    meta_sha256: str = ""
+    """SHA-256 of the other fields, as JSON with sorted keys."""
 
 
 def read_json(path: Path) -> Any:

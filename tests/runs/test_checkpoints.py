@@ -1,0 +1,323 @@
+"""Which checkpoints are kept, what they restore, and what happens to damaged ones."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import chex
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint as ocp
+import pytest
+
+from cifar_jax.errors import UserError
+from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
+
+Damage = Callable[[Path], object]
+
+
+class State(NamedTuple):
+    step: Any
+    epoch: Any
+    params: Any
+    batch_stats: Any
+    optimizer: Any
+    averaged: Any
+
+
+def state(step: int, epoch: int = 0, size: int = 3000, **fields: Any) -> State:
+    params = {"conv1": {"kernel": jnp.full(size, step, jnp.float32)}}
+    stats = {"bn1": {"mean": jnp.full(3, step, jnp.bfloat16)}}
+    optimizer = optax.adam(0.1).init(params)
+    made = State(jnp.int32(step), jnp.int32(epoch), params, stats, optimizer, {})
+    return made._replace(**fields)
+
+
+def save(folder: Path, accuracies: dict[int, float | None], keep: int = 3) -> Path:
+    """Save an end of epoch for each step."""
+    with Checkpoints(folder, keep) as checkpoints:
+        for step, accuracy in accuracies.items():
+            checkpoints.save(state(step), end_of_epoch=True, validation_accuracy=accuracy)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_an_empty_folder_has_no_checkpoints(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        assert (checkpoints.all(), checkpoints.latest(), checkpoints.best()) == ([], None, None)
+        like = state(7)
+        assert checkpoints.restore_latest(like) == (like, None, [])
+        assert checkpoints.restore_best(like) == (like, None, [])
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_last_epochs_and_the_best_are_kept(tmp_path: Path) -> None:
+    accuracies = {10: 10.0, 20: 50.0, 30: 20.0, 40: 50.0, 50: None, 60: 40.0, 70: None}
+    save(tmp_path, accuracies, keep=2)
+    assert names(tmp_path) == {"4", "6", "7"}
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        assert [saved.step for saved in checkpoints.all()] == [40, 60, 70]
+        latest, best = checkpoints.latest(), checkpoints.best()
+    assert latest is not None
+    assert latest.step == 70
+    assert best is not None
+    assert (best.step, best.validation_accuracy) == (40, 50.0)  # the latest of equal ones
+
+
+def test_a_save_within_an_epoch_is_kept_until_the_next_save(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step in (1, 2, 3, 4, 5, 6):
+            checkpoints.save(state(step), end_of_epoch=step <= 3)
+        checkpoints.wait()
+        assert names(tmp_path) == {"2", "3", "6"}
+        checkpoints.save(state(6), end_of_epoch=True)  # the same step, after validation
+        checkpoints.wait()
+        assert names(tmp_path) == {"3", "7"}
+
+
+def test_a_state_is_restored_with_all_that_was_saved_next_to_it(tmp_path: Path) -> None:
+    saved_state = state(3, epoch=1, averaged={"params": {"w": jnp.arange(4.0)}})
+    extra = {"elapsed_seconds": 1.25, "line": [0.1, 3]}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved_state, end_of_epoch=False, validation_accuracy=12.5, extra=extra)
+    like = state(0, averaged={"params": {"w": jnp.zeros(4)}})
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, saved, messages = checkpoints.restore_latest(like)
+        assert saved is not None
+        chex.assert_trees_all_equal(checkpoints.restore(saved, like), restored)
+    chex.assert_trees_all_equal_shapes_and_dtypes(restored, saved_state)
+    chex.assert_trees_all_equal(restored, saved_state)
+    assert messages == []
+    assert (saved.number, saved.step, saved.epoch) == (1, 3, 1)
+    assert (saved.end_of_epoch, saved.validation_accuracy, saved.extra) == (False, 12.5, extra)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_weights_are_the_averaged_ones_if_there_are_any(tmp_path: Path, averaged: bool) -> None:
+    other = {"params": {"w": jnp.ones(2)}, "batch_stats": {"b": jnp.ones(3)}}
+    saved_state = state(5, averaged=other if averaged else {})
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(saved_state, end_of_epoch=True)
+        checkpoints.save(state(6, batch_stats={}), end_of_epoch=True)
+        checkpoints.wait()
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(saved_state, end_of_epoch=True)
+        checkpoints.wait()
+        without_stats, latest = checkpoints.all()
+        weights = checkpoints.weights(latest)
+        assert checkpoints.weights(without_stats)["batch_stats"] == {}
+    expected = other if averaged else {name: getattr(saved_state, name) for name in other}
+    chex.assert_trees_all_equal(weights, expected)
+
+
+def test_reading_deletes_nothing_and_saving_deletes_what_a_killed_process_left(
+    tmp_path: Path,
+) -> None:
+    save(tmp_path, {1: 10.0, 2: 50.0, 3: 20.0})
+    for name in ("4.orbax-checkpoint-tmp", ".deleted-0"):
+        (tmp_path / name / "state").mkdir(parents=True)
+    before = names(tmp_path)
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        checkpoints.restore_latest(state(0))
+    assert names(tmp_path) == before
+    save(tmp_path, {5: 10.0})
+    assert names(tmp_path) == {"2", "3", "5"}
+
+
+def test_an_interrupt_waits_for_the_save_in_progress(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with Checkpoints(tmp_path) as checkpoints:
+            checkpoints.save(state(1), end_of_epoch=True)
+            checkpoints.save(state(2), end_of_epoch=True)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert names(tmp_path) == {"2"}
+
+
+@pytest.mark.parametrize("method", ["save", "wait_until_finished"])
+def test_a_failed_write_is_a_user_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    errors = [ValueError("No space left\n on device")]
+
+    def fail(*_: Any, **__: Any) -> None:
+        if errors:
+            raise errors.pop()
+
+    monkeypatch.setattr(ocp.AsyncCheckpointer, method, fail)
+    message = r"cannot write a checkpoint to .* \(No space left on device\)\. Make room"
+    with pytest.raises(UserError, match=message), Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(1), end_of_epoch=True)
+
+
+def arrays(checkpoint: Path) -> Path:
+    """Return the largest file, which holds the arrays."""
+    files = (path for path in checkpoint.rglob("*") if path.is_file())
+    return max(files, key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(checkpoint: Path) -> None:
+    content = bytearray(arrays(checkpoint).read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays(checkpoint).write_bytes(content)
+
+
+def change_meta(**changes: Any) -> Damage:
+    def change(checkpoint: Path) -> None:
+        path = checkpoint / "meta/metadata"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    return change
+
+
+DAMAGES: dict[str, Damage] = {
+    "bit flipped": flip_a_bit,
+    "truncated": lambda path: arrays(path).write_bytes(arrays(path).read_bytes()[:100]),
+    "file emptied": lambda path: arrays(path).write_bytes(b""),
+    "folder emptied": lambda path: [shutil.rmtree(path), path.mkdir()],
+    "arrays deleted": lambda path: shutil.rmtree(path / "state"),
+    "arrays half deleted": lambda path: shutil.rmtree(path / "state/d"),
+    "meta deleted": lambda path: shutil.rmtree(path / "meta"),
+    "meta emptied": lambda path: (path / "meta/metadata").write_text(""),
+    "meta is no object": lambda path: (path / "meta/metadata").write_text("[]"),
+    "other accuracy": change_meta(validation_accuracy=99.9),
+    "other values": change_meta(extra={"elapsed_seconds": 9}),
+    "other digests": change_meta(digests={}),
+    "no digest of the meta": change_meta(meta_sha256=""),
+    "copy of an older one": lambda path: [
+        shutil.rmtree(path),
+        shutil.copytree(path.parent / "1", path),
+    ],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_restored(
+    tmp_path: Path, damage: Damage
+) -> None:
+    save(tmp_path, {10: 10.0, 20: 50.0, 30: 20.0})
+    with Checkpoints(tmp_path) as checkpoints:
+        latest = checkpoints.latest()
+        damage(tmp_path / "3")
+        restored, saved, messages = checkpoints.restore_latest(state(0))
+    assert latest is not None
+    assert saved is not None
+    assert (int(restored.step), saved.number) == (20, 2)
+    chex.assert_trees_all_equal(restored, state(20))
+    assert len(messages) == 1
+    assert messages[0].startswith(f"checkpoint 3 in {tmp_path} is damaged: ")
+    assert messages[0].endswith(". Renamed to damaged-3.")
+    assert names(tmp_path) == {"1", "2", "damaged-3"}
+    save(tmp_path, {30: 30.0}, keep=1)
+    assert names(tmp_path) == {"2", "4", "damaged-3"}  # no number is used twice
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, DAMAGES["meta emptied"]], ids=["arrays", "meta"])
+def test_a_damaged_best_checkpoint_is_renamed_and_the_next_best_is_restored(
+    tmp_path: Path, damage: Damage
+) -> None:
+    save(tmp_path, {1: 50.0, 2: 40.0, 3: 30.0})
+    damage(tmp_path / "1")
+    with Checkpoints(tmp_path) as checkpoints:
+        restored, saved, messages = checkpoints.restore_best(state(0))
+    assert saved is not None
+    assert (int(restored.step), saved.validation_accuracy) == (2, 40.0)
+    assert [message.split(":")[0] for message in messages] == [
+        f"checkpoint 1 in {tmp_path} is damaged"
+    ]
+    assert names(tmp_path) == {"damaged-1", "2", "3"}
+
+
+def test_weights_of_a_damaged_checkpoint_are_refused(tmp_path: Path) -> None:
+    save(tmp_path, {1: 10.0})
+    flip_a_bit(tmp_path / "1")
+    with Checkpoints(tmp_path) as checkpoints:
+        (saved,) = checkpoints.all()
+        with pytest.raises(DamagedError, match=r"checkpoint 1 in .* is damaged"):
+            checkpoints.weights(saved)
+
+
+def test_nothing_is_renamed_if_all_checkpoints_are_damaged(tmp_path: Path) -> None:
+    save(tmp_path, {1: 10.0, 2: 50.0})
+    for number in "12":
+        flip_a_bit(tmp_path / number)
+    message = "checkpoint 2 in .*; checkpoint 1 in .* There is no other checkpoint"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
+        checkpoints.restore_latest(state(0))
+    assert names(tmp_path) == {"1", "2"}
+
+
+def test_damaged_metadata_does_not_push_out_a_good_checkpoint(tmp_path: Path) -> None:
+    save(tmp_path, {1: None, 2: None}, keep=2)
+    (tmp_path / "2/meta/metadata").write_text("")
+    save(tmp_path, {3: None}, keep=2)
+    assert names(tmp_path) == {"1", "2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("like", "difference"),
+    [
+        (state(0, size=2999), r".*float32\[3000\] there and float32\[2999\] here"),
+        (state(0, params={}), r"params/conv1/kernel is float32\[3000\] there and missing here"),
+        (state(0, averaged={"w": jnp.ones(2)}), r"averaged/w is missing there"),
+        (state(0)._replace(step=jnp.float32(0)), r"step is int32\[\] there and float32\[\] here"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_not_damaged(
+    tmp_path: Path, like: State, difference: str
+) -> None:
+    save(tmp_path, {1: 10.0, 2: 20.0})
+    message = rf"checkpoint 2 in .* is of another network or optimizer: .*{difference}"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message) as error:
+        checkpoints.restore_latest(like)
+    assert not isinstance(error.value, DamagedError)
+    assert names(tmp_path) == {"1", "2"}
+
+
+def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError
+
+    save(tmp_path, {1: 10.0, 2: 20.0})
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "restore", fail)
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(MemoryError):
+        checkpoints.restore_latest(state(0))
+    assert names(tmp_path) == {"1", "2"}
+
+
+@pytest.mark.parametrize("name", ["ä ö", "a@b=c,d", "50%", "co:lon"])
+def test_unusual_folder_names(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path / name / "checkpoints", {1: 10.0})
+    with Checkpoints(folder) as checkpoints:
+        restored, _, messages = checkpoints.restore_latest(state(0))
+    assert (int(restored.step), messages) == (1, [])
+
+
+@pytest.mark.parametrize("name", ["a[b]", "gs:", "what?", "a\\b", "x\udcff"])
+def test_folder_names_that_orbax_cannot_use_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="cannot hold checkpoints: the path contains"):
+        Checkpoints(tmp_path / name / "checkpoints")
+    assert names(tmp_path) == set()
+
+
+def test_digests_cover_paths_types_shapes_and_bytes(tmp_path: Path) -> None:
+    params = {"b": {"kernel": jnp.float32([[1, 2]])}, "a": jnp.int32([3])}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(state(1, params=params), end_of_epoch=True)
+        checkpoints.wait()
+        (saved,) = checkpoints.all()
+    text = b"params/a int32 (1,)\0" + np.array([3], "<i4").tobytes()
+    text += b"params/b/kernel float32 (1, 2)\0" + np.array([1, 2], "<f4").tobytes()
+    step = b"step int32 ()\0" + np.array(1, "<i4").tobytes()
+    assert saved.digests["params"] == hashlib.sha256(text).hexdigest()
+    assert saved.digests["step"] == hashlib.sha256(step).hexdigest()
+    assert saved.digests.keys() == {"step", "epoch", "params", "batch_stats", "optimizer"}
