@@ -1,4 +1,4 @@
-"""What all tests share: surroundings, short configs, one finished run."""
+"""Fixtures for all tests: short configs and one finished run."""
 
 import surroundings  # noqa: F401, I001  before JAX
 
@@ -31,9 +31,10 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
-    """A config of seconds, `basic` on 256 digits, with `--set` settings by name on top of it.
+    """Return a function that makes configs of `basic` on 256 digits, which train in seconds.
 
-    Dots are written as double underscores: `make_config(epochs=3, optimizer__lr=0.1)`.
+    Its arguments are settings, with a double underscore for each dot:
+    `make_config(epochs=3, optimizer__lr=0.1)`.
     """
     small = Config(
         model=Model(name="basic"),
@@ -53,7 +54,7 @@ def make_config() -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def config(make_config: Callable[..., Config]) -> Config:
-    """Adam and a plateau that reduces soon, so that a resume has a full state to restore."""
+    """Adam and a plateau that soon reduces the rate, so that every part of the state changes."""
     return make_config(
         epochs=EPOCHS,
         optimizer__name="adam",
@@ -69,7 +70,7 @@ def config(make_config: Callable[..., Config]) -> Config:
 
 @pytest.fixture(scope="session")
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of that run, never interrupted."""
+    """The folder of a run of `config` that was never interrupted."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(config, folder, overrides={"optimizer.lr": 1e-3})
     return folder
@@ -77,7 +78,7 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["cpu", "accelerator"])
 def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Operations as they are for a CPU, and then as they are for an accelerator, on the CPU."""
+    """Run the test with the operations of a CPU and with those of an accelerator."""
     from cifar_jax import ops
 
     with ops.plain("cpu" if request.param == "cpu" else "default"):

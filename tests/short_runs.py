@@ -1,95 +1,107 @@
-"""Short runs on `digits`, interrupted or not, and what two of them have in common."""
+"""Short runs on `digits`, interrupted or not, and comparisons of two runs."""
 
-import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
+from cifar_jax.callbacks import Callback
+from cifar_jax.callbacks.progress import Progress
 from cifar_jax.config import Config
-from cifar_jax.training import fit
-from cifar_jax.training.display import Display
-from cifar_jax.training.fit import Run
+from cifar_jax.runs.schemas import Result
+from cifar_jax.training import train as training
+from cifar_jax.training.start import RunRequest
 
 EPOCHS, STEPS = 3, 40
 TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "versions")
 
 
-class Spy(Display):
-    """Keeps the lines, prints none of them, and does something when one holds a certain text."""
+class Recorder(Progress):
+    """Keeps the lines of the log, prints nothing, and acts when a line contains a text."""
 
-    def __init__(self, when: str = "", do: Callable[[], object] = lambda: None) -> None:
-        super().__init__(quiet=True)
+    def __init__(self, when: str = "", act: Callable[[], object] = lambda: None) -> None:
+        super().__init__(Console(quiet=True))
         self.lines: list[str] = []
-        self._when, self._do = when, do
+        self._when, self._act = when, act
 
-    def line(self, text: str, *, detail: bool = False) -> None:
-        super().line(text, detail=detail)
+    def _write(self, text: str) -> None:
+        super()._write(text)
         self.lines.append(text)
         if self._when and self._when in text:
-            self._do()
+            self._act()
 
 
-def train(config: Config, folder: Path, display: Display | None = None, **run: Any) -> dict:
-    asked = {"experiment": "test", "seed": 0} | run
-    return fit.fit(Run(config=config, workdir=folder, **asked), display or Spy())
+def train(
+    config: Config,
+    folder: Path,
+    progress: Progress | None = None,
+    callbacks: Sequence[Callback] = (),
+    **request: Any,
+) -> Result:
+    """Train a run in a folder, quietly."""
+    fields = {"experiment": "test", "seed": 0} | request
+    request_ = RunRequest(config=config, workdir=folder, **fields)
+    return training.train(request_, callbacks, progress or Recorder())
 
 
-def raise_it(error: BaseException) -> Callable[[], None]:
-    def do() -> None:
-        raise error
-
-    return do
+def kill() -> None:
+    """End the run at once, as a kill would: nothing more is saved."""
+    raise KeyboardInterrupt
 
 
 def send(signum: int) -> Callable[[], None]:
+    """Return a function that sends a signal to this process."""
     return lambda: os.kill(os.getpid(), signum)
 
 
-def timeless(row: dict[str, Any]) -> dict[str, Any]:
+def killed_at(text: str) -> Recorder:
+    """Return a recorder that kills the run at a line of the log."""
+    return Recorder(text, kill)
+
+
+def without_times(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries that do not depend on the clock or the machine."""
     return {key: value for key, value in row.items() if key not in TIMES}
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    return [timeless(json.loads(line)) for line in lines]
+    """Return the metrics of a run, without times; none if there is no file."""
+    path = folder / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [without_times(json.loads(line)) for line in lines]
 
 
-def rows_of_or_none(folder: Path) -> list[dict[str, Any]]:
-    return rows_of(folder) if (folder / "metrics.jsonl").exists() else []
+def result_of(folder: Path) -> dict[str, Any]:
+    """Return the result of a run."""
+    return json.loads((folder / "result.json").read_text())
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Every file of a run but the lock."""
-    found = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
-
-
-def change_meta(checkpoint: Path, **changes: Any) -> None:
-    """As if it had been saved so: what is told beside the state, to its digest."""
-    path = checkpoint / "meta/metadata"
-    meta = json.loads(path.read_text()) | changes
-    del meta["meta_sha256"]
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-    path.write_text(json.dumps(meta | {"meta_sha256": digest}))
+    """Return the contents of every file of a run but the lock."""
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def loss_lines(folder: Path) -> list[str]:
-    """The log's lines of the training; what was made again after a kill counts once."""
+    """Return the loss lines of the log; a line that a resumed run repeats counts once."""
     lines = (folder / "log.txt").read_text().splitlines()
     return sorted({line for line in lines if line.startswith("[EPOCH")})
 
 
-def assert_same_run(folder: Path, finished: Path) -> None:
-    """Bit for bit the same weights, and every figure but the clock's."""
-    ours, theirs = (json.loads((path / "result.json").read_text()) for path in (folder, finished))
+def assert_same_run(folder: Path, other: Path) -> None:
+    """Assert that two runs have bit for bit the same weights, outputs and metrics."""
+    ours, theirs = result_of(folder), result_of(other)
     assert ours["params_sha256"] == theirs["params_sha256"]
-    assert rows_of(folder) == rows_of(finished)
-    assert np.array_equal(*(np.load(path / "test_logits.npy") for path in (folder, finished)))
-    assert loss_lines(folder) == loss_lines(finished)
-    ignored = (*TIMES, "overrides", "experiment", "git_commit", "paper_accuracy", "starts")
-    for key in theirs.keys() - set(ignored):
+    assert rows_of(folder) == rows_of(other)
+    outputs = [np.load(path / "outputs.npz") for path in (folder, other)]
+    assert outputs[0].keys() == outputs[1].keys()
+    for name in outputs[0]:
+        np.testing.assert_array_equal(outputs[0][name], outputs[1][name])
+    assert loss_lines(folder) == loss_lines(other)
+    ignored = {*TIMES, "overrides", "experiment", "git_commit", "paper_accuracy", "sessions"}
+    for key in theirs.keys() - ignored:
         assert ours[key] == theirs[key], key

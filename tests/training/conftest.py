@@ -1,6 +1,7 @@
-"""What several of these tests train on."""
+"""Fixtures for the tests of training."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import by_hand
 import jax
@@ -8,21 +9,17 @@ import pytest
 from tiny import DATASET, Dense, Pooled
 
 from cifar_jax import models
-from cifar_jax.training import setup
+from cifar_jax.training import train as training
 
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[None]:
-    """Trains on its images instead of the config's, and knows its networks."""
-    workload = setup.workload
+    """Make runs train on tiny images, and add tiny networks to the registry."""
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setitem(models.MODELS, "pooled", Pooled)
         patch.setitem(models.MODELS, "dense", Dense)
-        patch.setattr(
-            *(setup, "workload"),
-            lambda config, **options: workload(config, **{"dataset": DATASET, **options}),
-        )
+        patch.setattr(training, "build_setup", partial(training.build_setup, dataset=DATASET))
         yield
     jax.config.update("jax_disable_most_optimizations", False)

@@ -1,4 +1,4 @@
-"""Networks and images so small that they take no time."""
+"""Networks and images that take almost no time to train."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from cifar_jax.config import Config
-from cifar_jax.training import compilation, setup
-from cifar_jax.training.setup import Setup
+from cifar_jax.training.compilation import CompiledSteps
+from cifar_jax.training.setup import Setup, build_setup, initial_state
 from cifar_jax.training.step import TrainState
 
 DATASET = by_hand.images(train=40)
@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 
 
 class Pooled(by_hand.Tiny):
-    """It takes images of any size; its first convolution has the name that the paper's has."""
+    """Takes images of any size. Its first convolution is named as in the paper's networks."""
 
     @by_hand.nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -29,7 +29,7 @@ class Pooled(by_hand.Tiny):
 
 
 class Dense(by_hand.nn.Module):
-    """A layer on a few of the values, compiled at once: where the network is of no concern."""
+    """A dense layer on a few of the values, which compiles fast."""
 
     num_classes: int = 10
     dtype: Any = None
@@ -41,11 +41,10 @@ class Dense(by_hand.nn.Module):
 
 
 def after_an_epoch(config: Config) -> tuple[Setup, TrainState, TrainState]:
-    """Its workload, and the states before and after the first epoch."""
-    workload = setup.workload(config)
-    state = setup.init_state(workload, 0)
+    """Return the setup of a run, and its states before and after the first epoch."""
+    setup = build_setup(config, dataset=DATASET)
+    state = initial_state(setup, 0)
     before = jax.tree.map(jnp.copy, state)
-    training = compilation.compile_training(workload, 0, state, compilation.train_data(workload))
-    epoch = workload.plan.epochs[0]
-    begun = training.begin(epoch, training.order(epoch), workload.plan.steps)
-    return workload, before, begun(state, epoch.steps)
+    steps = CompiledSteps(setup, 0, state)
+    epoch = setup.plan.epochs[0]
+    return setup, before, steps.run(state, epoch, steps.epoch_order(epoch), epoch.steps)

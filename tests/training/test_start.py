@@ -1,0 +1,184 @@
+"""The start of a session: checks of processes, initial weights and code."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+from flax import linen as nn
+from short_runs import Recorder, files, killed_at, train
+from tiny import DATASET, TINY
+
+from cifar_jax import distributed, models
+from cifar_jax.catalog import CustomParts
+from cifar_jax.config import Config
+from cifar_jax.errors import UserError
+from cifar_jax.runs.schemas import Device, Result
+from cifar_jax.training import start
+
+Make = Callable[..., Config]
+pytestmark = pytest.mark.usefixtures("tiny")
+
+
+class Mine(nn.Module):
+    """A dense layer on a few of the values, which compiles fast."""
+
+    num_classes: int = 10
+    values: int = 8
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1)[:, : self.values])
+
+
+@pytest.fixture(scope="module")
+def small(make_config: Make) -> Config:
+    return make_config(**TINY | {"model__name": "mine", "epochs": 2})
+
+
+@pytest.fixture(scope="module")
+def pretrained(make_config: Make) -> Config:
+    """A config that starts from weights that the test provides."""
+    settings = TINY | {"model__name": "mine", "epochs": 2}
+    return make_config(**settings, train__init_from="pretrained")
+
+
+def run(config: Config, folder: Path, recorder: Recorder | None = None, **fields: Any) -> Result:
+    return train(config, folder, recorder, **{"custom": CustomParts(model=Mine)} | fields)
+
+
+def weights(seed: int) -> Mapping[str, Any]:
+    return models.init_variables(Mine(len(DATASET.classes)), jax.random.key(seed))
+
+
+def defined(folder: Path, source: bytes, values: int = 8, **modules: str) -> CustomParts:
+    """Return the network as an experiment file defines it."""
+    return CustomParts(
+        model=Mine(values=values), file=folder / "mine.py", source=source, modules=modules
+    )
+
+
+@pytest.mark.parametrize("name", ["seed", "optimizer.lr", "images", "jax"])
+def test_processes_with_different_settings_are_refused(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    allgather = distributed.allgather
+
+    def other_process(value: Any) -> list[Any]:
+        if isinstance(value, dict) and name in value:
+            return [value, value | {name: "other"}]
+        return allgather(value)
+
+    monkeypatch.setattr(distributed, "allgather", other_process)
+    with pytest.raises(UserError, match=rf"the processes have different .*{name}"):
+        run(small, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_folder_that_is_not_shared_is_refused(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allgather = distributed.allgather
+    monkeypatch.setattr(
+        distributed,
+        "allgather",
+        lambda value: [value, False] if value is True else allgather(value),
+    )
+    with pytest.raises(UserError, match="not the same folder in all processes"):
+        run(small, tmp_path / "run")
+    assert not (tmp_path / "run/log.txt").exists()
+
+
+def test_initial_weights_are_needed_only_until_the_first_checkpoint(
+    pretrained: Config, tmp_path: Path
+) -> None:
+    def missing() -> Mapping[str, Any]:
+        raise UserError("no run or export")
+
+    with pytest.raises(UserError, match="no run or export"):
+        run(pretrained, tmp_path / "run", load_weights=missing)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(pretrained, tmp_path / "run", killed_at("epoch 1/"), load_weights=lambda: weights(1))
+    resumed = run(pretrained, tmp_path / "run", load_weights=missing)
+    whole = run(pretrained, tmp_path / "whole", load_weights=lambda: weights(1))
+    assert resumed.params_sha256 == whole.params_sha256
+
+
+def test_other_initial_weights_are_refused(pretrained: Config, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(pretrained, tmp_path, killed_at(" starts from"), load_weights=lambda: weights(1))
+    with pytest.raises(UserError, match="pretrained has other weights than"):
+        run(pretrained, tmp_path, load_weights=lambda: weights(2))
+    again = run(pretrained, tmp_path, load_weights=lambda: weights(2), fresh=True)
+    other = run(pretrained, tmp_path / "other", load_weights=lambda: weights(2))
+    assert again.params_sha256 == other.params_sha256
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_initial_weights_of_another_network_write_nothing(
+    pretrained: Config, tmp_path: Path, fresh: bool
+) -> None:
+    folder = tmp_path / "run"
+    if fresh:
+        run(pretrained, folder, load_weights=lambda: weights(1))
+    before = files(tmp_path)
+    other = {"params": {"another": weights(1)["params"]["head"]}}
+    with pytest.raises(UserError, match="another network"):
+        run(pretrained, folder, load_weights=lambda: other, fresh=fresh)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("changed", ["mine.py", "helper"])
+def test_changed_code_is_reported(small: Config, tmp_path: Path, changed: str) -> None:
+    folder = tmp_path / "run"
+    old = defined(tmp_path, b"MODEL = 1", helper="1")
+    new = defined(tmp_path, b"MODEL = 2", helper="1")
+    if changed == "helper":
+        new = defined(tmp_path, b"MODEL = 1", helper="2")
+    with pytest.raises(KeyboardInterrupt):
+        run(small, folder, killed_at("epoch 1/"), custom=old)
+    recorder = Recorder()
+    run(small, folder, recorder, custom=new)
+    (line,) = [line for line in recorder.lines if line.startswith("changed since")]
+    assert changed in line
+    assert (folder / "code.py").read_bytes() == new.source
+
+
+def test_changed_network_that_does_not_fit_the_checkpoint_is_refused(
+    small: Config, tmp_path: Path
+) -> None:
+    folder, wider = tmp_path / "run", defined(tmp_path, b"MODEL = 2", values=9)
+    with pytest.raises(KeyboardInterrupt):
+        run(small, folder, killed_at("epoch 1/"), custom=defined(tmp_path, b"MODEL = 1"))
+    before = files(folder)
+    with pytest.raises(UserError, match=r"mine\.py.*--fresh"):
+        run(small, folder, custom=wider)
+    assert {name: content for name, content in files(folder).items() if name in before} == before
+    recorder = Recorder()
+    run(small, folder, recorder, custom=wider, fresh=True)
+    assert " starts: " in recorder.lines[0]
+
+
+@pytest.mark.parametrize(
+    ("platform", "precision", "text"),
+    [
+        ("cpu", None, ""),
+        ("gpu", None, " in float32 (matrix products: default)"),
+        ("tpu", "highest", " in float32 (matrix products: highest)"),
+    ],
+)
+def test_first_line_names_the_precision_of_an_accelerator(
+    small: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    platform: str,
+    precision: str | None,
+    text: str,
+) -> None:
+    monkeypatch.setattr(start, "_device", lambda _: Device(platform=platform, kind="X1", count=1))
+    recorder = killed_at(" starts: ")
+    with jax.default_matmul_precision(precision), pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path, recorder)
+    assert recorder.lines[0].endswith(f"test images, on 1 × X1{text}; {tmp_path}")
