@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -41,13 +42,11 @@ def session(
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that results depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+        with suppress(metadata.PackageNotFoundError):
+            installed[package] = metadata.version(package)
+    return installed
 
 
 def machine() -> Machine:
@@ -63,10 +62,10 @@ def machine() -> Machine:
 
 
 def git_commit(*more_code: str) -> tuple[str | None, str | None]:
-    """Return the commit of the checkout that this package runs from, and why it is unknown.
+    """Return the commit of the package's checkout, and git's error message if git refuses.
 
-    The commit ends with `-dirty` if the code differs from it. An untracked file among the code
-    counts as a difference, since it may be the experiment. Without a checkout both are None.
+    The commit ends with `-dirty` if the code differs from it. An untracked file counts as a
+    difference, since it may be the experiment. An installed package has no commit and no error.
 
     Args:
       *more_code: paths that count as code, in addition to the package and the experiments.
@@ -85,15 +84,22 @@ def git_commit(*more_code: str) -> tuple[str | None, str | None]:
         dirty = git("status", "--porcelain", "--untracked-files=all", "--", *code)
         return git("rev-parse", "HEAD") + ("-dirty" if dirty else ""), None
     except OSError as error:
-        return None, f"git cannot be run: {error}"
+        return None, str(error)
     except subprocess.CalledProcessError as error:
         return None, error.stderr.strip().partition("\n")[0]
 
 
 def changes(previous: Session, current: Session) -> list[str]:
-    """Return the differences between two sessions that may change results, as phrases.
+    """Return the differences between two sessions that may change bits of the result.
 
-    Results of one commit on equal devices are equal bit for bit if there are none.
+    >>> session = Session(
+    ...     git_commit=None,
+    ...     versions={"jax": "0.7.2"},
+    ...     device=Device(platform="cpu", kind="cpu", count=1),
+    ...     machine=Machine(system="Linux", cpu=None, cores=2, features=[]),
+    ... )
+    >>> changes(session, session.model_copy(update={"versions": {"jax": "0.10.2"}}))
+    ['jax 0.7.2 → 0.10.2']
     """
 
     def compared(session: Session) -> dict[str, str]:

@@ -23,26 +23,11 @@ from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, RunIdentity, S
 if TYPE_CHECKING:
     import numpy as np
 
-# `config.json` is not among them: it marks the folder as a run's, and is replaced last.
-_FILES = ("result.json", "outputs.npz", "model.json", "code.py", "env.json", "log.txt")
-_FILES += ("metrics.jsonl",)
-_SCHEDULES_WITHOUT_END = ("constant", "plateau", "step")
-"""Schedules that do not depend on the number of epochs."""
-
 
 class RunFolder:
     """The files of one run.
 
-    The constructor touches nothing. Training gets its folder from `open_run_folder`, readers get
-    theirs from `existing_run_folder`.
-
-    Attributes:
-      path: the folder.
-      checkpoints: folder of `Checkpoints`.
-      tensorboard: folder of TensorBoard's event files.
-      log: the printed lines of the training.
-      code: copy of the experiment file, if it defines custom parts.
-      outputs: logits and labels of a finished run.
+    Training opens its folder with `open_run_folder`, readers with `existing_run_folder`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -51,7 +36,9 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.log = path / "log.txt"
         self.code = path / "code.py"
+        """Copy of the experiment file, if that defines custom parts."""
         self.outputs = path / "outputs.npz"
+        """Logits and labels of a finished run."""
         self._config = path / "config.json"
         self._card = path / "model.json"
         self._sessions = path / "env.json"
@@ -59,11 +46,7 @@ class RunFolder:
         self._result = path / "result.json"
 
     def identity(self) -> RunIdentity:
-        """Return what the run is.
-
-        Raises:
-          UserError: config.json is missing or cannot be read.
-        """
+        """Return what the run is."""
         return schemas.read(self._config, RunIdentity)
 
     def result(self) -> Result | None:
@@ -121,6 +104,24 @@ class RunFolder:
             self._result.unlink(missing_ok=True)
             write_json(self._config, schemas.dump(identity))
 
+    def delete(self) -> None:
+        """Delete everything that a run writes, except config.json, which marks its folder."""
+        # First whatever a later start could continue from, in case this process is killed.
+        self._result.unlink(missing_ok=True)
+        for path in self.checkpoints.glob("*"):
+            if path.name.isdecimal():
+                hide(path)
+        for path in (self._card, self._sessions, self._metrics, self.log, self.code, self.outputs):
+            path.unlink(missing_ok=True)
+        for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
+            for path in self.checkpoints.glob(pattern):
+                shutil.rmtree(path)
+        for path in self.tensorboard.glob("events.out.tfevents.*"):
+            path.unlink()
+        for path in (self.checkpoints, self.tensorboard):
+            with suppress(OSError):  # It is missing, or holds files that are not the run's.
+                path.rmdir()
+
 
 @contextmanager
 def open_run_folder(
@@ -135,35 +136,27 @@ def open_run_folder(
       extend: accept a run that has fewer epochs. `RunFolder.extend` then gives it more.
 
     Raises:
-      UserError: another process uses the folder; the folder holds another run or other files; the
-        folder is inside another run's folder.
+      UserError: another process uses the folder; it holds another run or other files; it is inside
+        another run's folder.
     """
-    folder = RunFolder(path)
-    is_run = (path / "config.json").exists()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is not a folder")
-    if is_run and fresh:
-        folder.identity()  # Raises if it is not a run's, whose files must not be deleted.
-    elif is_run:
-        _check_identity(folder, identity, extend=extend)
-    else:
+    folder, config = RunFolder(path), path / "config.json"
+    if not config.exists():
         _check_place(path)
+    elif fresh:
+        folder.identity()  # Raises if it is not a run's, whose files must not be deleted.
+    else:
+        _check_identity(folder, identity, extend=extend)
     path.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path / ".lock")
     try:
-        lock.acquire(timeout=0)
+        with filelock.FileLock(path / ".lock", timeout=0):
+            if fresh:
+                folder.delete()
+            if fresh or not config.exists():
+                write_json(config, schemas.dump(identity))
+            yield folder
     except filelock.Timeout:
-        raise UserError(
-            f"{path} is in use by another process. Wait until it ends, or stop it."
-        ) from None
-    try:
-        if fresh:
-            _delete_run(folder)
-        if fresh or not is_run:
-            write_json(path / "config.json", schemas.dump(identity))
-        yield folder
-    finally:
-        lock.release()
+        message = f"{path} is in use by another process. Wait until it ends, or stop it."
+        raise UserError(message) from None
 
 
 def existing_run_folder(path: Path) -> RunFolder:
@@ -218,42 +211,22 @@ def _lines(rows: list[MetricsRow]) -> bytes:
 
 def _check_place(path: Path) -> None:
     """Raise if a new run must not be created in `path`."""
-    if path.is_dir() and any(not entry.name.startswith(".") for entry in path.iterdir()):
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is not a folder. Choose another --workdir.")
+    if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
         raise UserError(f"{path} holds other files and no run. Choose another --workdir.")
     for parent in path.resolve().parents:
         if (parent / "config.json").exists() and (parent / "checkpoints").is_dir():
             raise UserError(f"{path} is inside the run {parent}. Choose another --workdir.")
 
 
-def _delete_run(folder: RunFolder) -> None:
-    """Delete everything that a run writes, except config.json, which is replaced."""
-    # First whatever a later start could continue from, in case this process is killed here.
-    (folder.path / "result.json").unlink(missing_ok=True)
-    for path in folder.checkpoints.glob("*"):
-        if path.name.isdecimal():
-            hide(path)
-    for name in _FILES:
-        (folder.path / name).unlink(missing_ok=True)
-    for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
-        for path in folder.checkpoints.glob(pattern):
-            shutil.rmtree(path)
-    for path in folder.tensorboard.glob("events.out.tfevents.*"):
-        path.unlink()
-    for path in (folder.checkpoints, folder.tensorboard):
-        with suppress(OSError):  # It is missing, or holds files that are not the run's.
-            path.rmdir()
-
-
-def _made_for_its_epochs(settings: Mapping[str, Any]) -> str:
-    """Return what would have been different from the start with more epochs; "" if nothing."""
-    schedule = settings["schedule.name"]
-    if schedule not in _SCHEDULES_WITHOUT_END:
-        return f"{schedule} schedule"
-    if settings.get("phases"):
-        return "phases"
-    if any(group.get("until") for group in settings.get("param_groups") or ()):
-        return "param_groups' until"
-    return "averaging.power" if settings.get("averaging.power") else ""
+def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
+    """Return the name of a part that would have been different from the start with more epochs."""
+    if settings["schedule.name"] not in ("constant", "plateau", "step"):
+        return f"{settings['schedule.name']} schedule"
+    if any(group.get("until") for group in settings["param_groups"]):
+        return "param_groups (until)"
+    return next((name for name in ("phases", "averaging.power") if settings.get(name)), None)
 
 
 def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> bool:
@@ -271,22 +244,19 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
         stored = comparable(folder.identity())
     except UserError as error:
         raise UserError(f"{folder.path / 'config.json'}: {error}") from None
-    differences = configs.differences(stored, comparable(wanted))
-    if not differences:
+    changes = configs.differences(stored, comparable(wanted))
+    if not changes:
         return False
     advice = "Choose another --workdir, or start over with --fresh."
-    if differences.keys() == {"epochs"}:
-        before, after = differences["epochs"]
+    if changes.keys() == {"epochs"}:
+        before, after = changes["epochs"]
         if after < before:
             advice = f"A run cannot have fewer epochs than it began with. {advice}"
-        elif part := _made_for_its_epochs(wanted.settings):
+        elif part := _depends_on_epochs(wanted.settings):
             advice = f"Its {part} depends on the number of epochs. {advice}"
         elif not extend:
-            advice = f"To train it for more epochs, add --workdir {folder.path}. {advice}"
+            advice = f"Add --workdir {folder.path} to train this run for more epochs. {advice}"
         else:
             return True
-    listing = ", ".join(
-        f"{name} is {there!r} there and {here!r} here"
-        for name, (there, here) in differences.items()
-    )
-    raise UserError(f"{folder.path} holds a run with other settings ({listing}). {advice}")
+    texts = [f"{name}: {there!r} there, {here!r} here" for name, (there, here) in changes.items()]
+    raise UserError(f"{folder.path} holds another run ({', '.join(texts)}). {advice}")

@@ -1,14 +1,16 @@
-"""What a record tells of where it ran: the code's commit, the processor, versions, flags."""
+"""Git commit, machine and versions of a session, and how two sessions differ."""
 
 import os
 import platform
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cifar_jax.runs import environment
+from cifar_jax.runs.schemas import Device, Machine, Session
 
 CPUINFO = """processor\t: 0
 model name\t: AMD EPYC 7B13 : 64-Core
@@ -18,11 +20,12 @@ processor\t: 1
 model name\t: another
 flags\t\t: amx_tile
 """
+DEVICE = Device(platform="cpu", kind="cpu", count=1)
 
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """One with the code in it, committed."""
+    """A repository in which the package is committed."""
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
     for name in ("cifar_jax/__init__.py", "experiments/basic.py", "README.md"):
@@ -34,122 +37,133 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def git(folder: Path, *words: str) -> str:
-    identity = ("-c", "user.name=A", "-c", "user.email=a@b")
-    command = ["git", "-C", str(folder), *identity, *words]
+def git(folder: Path, *arguments: str) -> str:
+    author = ("-c", "user.name=A", "-c", "user.email=a@b")
+    command = ["git", "-C", str(folder), *author, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def commit(folder: Path) -> str:
     git(folder, "add", ".")
-    git(folder, "commit", "--quiet", "--message", "all of it")
+    git(folder, "commit", "--quiet", "--message", "everything")
     return git(folder, "rev-parse", "HEAD")
 
 
-def test_the_commit_is_the_codes_whole(checkout: Path) -> None:
+def test_files_that_are_no_code_do_not_make_a_commit_dirty(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD")
-    assert environment.git_commit() == head
+    assert environment.git_commit() == (head, None)
     (checkout / "README.md").write_text("no code")
     (checkout / "notes.txt").write_text("no code")
-    assert environment.git_commit() == head
-    assert environment.git_commit("notes.txt") == head + "-dirty"  # but where it counts as code
+    assert environment.git_commit() == (head, None)
+    assert environment.git_commit("notes.txt") == (head + "-dirty", None)
 
 
 @pytest.mark.parametrize("name", ["experiments/basic.py", "experiments/mine.py", "pyproject.toml"])
-def test_code_that_is_not_committed_is_told(checkout: Path, name: str) -> None:
-    """An experiment that git does not know, too."""
+def test_changed_and_untracked_code_makes_a_commit_dirty(checkout: Path, name: str) -> None:
     (checkout / name).write_text("changed = True\n")
-    assert environment.git_commit() == git(checkout, "rev-parse", "HEAD") + "-dirty"
-    after = commit(checkout)
-    assert environment.git_commit() == after
+    assert environment.git_commit() == (git(checkout, "rev-parse", "HEAD") + "-dirty", None)
+    assert environment.git_commit() != (commit(checkout), None)
+    assert environment.git_commit() == (git(checkout, "rev-parse", "HEAD"), None)
 
 
 def test_an_installed_package_has_no_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "cifar_jax/runs/environment.py"))
+    assert environment.git_commit() == (None, None)
+
+
+def test_the_reason_is_returned_if_git_refuses_the_checkout(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where it is installed into a checkout of something else."""
-    git(checkout, "rm", "--cached", "--quiet", "cifar_jax/__init__.py")
-    assert environment.git_commit() is None
-    monkeypatch.setenv("PATH", str(checkout))  # no git at all
-    assert environment.git_commit() is None
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    commit, reason = environment.git_commit()
+    assert commit is None
+    assert reason is not None
+    assert reason.startswith("fatal: detected dubious ownership in repository at")
+    assert "\n" not in reason
+    monkeypatch.setenv("PATH", str(checkout))
+    commit, reason = environment.git_commit()
+    assert commit is None
+    assert "No such file or directory: 'git'" in str(reason)
 
 
-def test_a_machine_is_known_by_its_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_linux_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "read_text", lambda path, **_: {"/proc/cpuinfo": CPUINFO}[str(path)])
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3, 5, 7}, raising=False)
-    assert environment.machine() == {
-        "system": platform.platform(),
-        "cpu": "AMD EPYC 7B13 : 64-Core",
-        "cores": 3,
-        "features": ["avx", "avx2", "avx512f"],
-    }
+    assert environment.machine() == Machine(
+        system=platform.platform(),
+        cpu="AMD EPYC 7B13 : 64-Core",
+        cores=3,
+        features=["avx", "avx2", "avx512f"],
+    )
 
 
-def test_a_machine_that_is_not_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(path: Path, **_: Any) -> str:
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(Path, "read_text", absent)
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(platform, "processor", lambda: "")
-    found = environment.machine()
-    assert found["cpu"] == platform.machine()
-    assert (found["cores"], found["features"]) == (os.cpu_count(), [])
+    machine = environment.machine()
+    assert machine.cpu == platform.machine()
+    assert (machine.cores, machine.features) == (os.cpu_count(), [])
 
 
-def test_versions_are_those_that_are_installed() -> None:
-    found = environment.versions()
-    assert found["python"] == platform.python_version()
-    assert {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= found.keys()
-
-
-def test_a_package_that_is_not_there_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = environment.versions()
+def test_versions_of_missing_packages_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = environment.versions()
+    assert installed["python"] == platform.python_version()
+    assert {"jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"} <= installed.keys()
 
     def version(package: str) -> str:
-        if package == "tensorflow-datasets":
+        if package == "optax":
             raise environment.metadata.PackageNotFoundError(package)
-        return there[package]
+        return installed[package]
 
     monkeypatch.setattr(environment.metadata, "version", version)
-    assert environment.versions() == {
-        name: text for name, text in there.items() if name != "tensorflow-datasets"
-    }
+    assert environment.versions().keys() == installed.keys() - {"optax"}
 
 
-def test_flags_that_change_the_arithmetic_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_holds_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XLA_FLAGS", "--xla_x")
     monkeypatch.delenv("JAX_DEFAULT_MATMUL_PRECISION", raising=False)
-    told = environment.describe()
-    assert (told["xla_flags"], told["matmul_precision"]) == ("--xla_x", "")
+    monkeypatch.setattr(sys, "argv", ["cifar-jax", "x\udcff"])
+    session = environment.session(DEVICE, "a" * 40, {"train.devices": 2})
+    assert (session.xla_flags, session.matmul_precision) == ("--xla_x", "")
+    assert (session.git_commit, session.device) == ("a" * 40, DEVICE)
+    assert session.runtime_settings == {"train.devices": 2}
+    assert session.command == ["cifar-jax", "x\\udcff"]
+    assert str(session.started).endswith("+00:00")
 
 
-def test_what_bits_depend_on_is_told_where_it_differs() -> None:
-    start = environment.describe() | {"device": {"kind": "cpu", "count": 1}}
-    machine = start["machine"] | {"features": ["avx2", "avx512f"], "system": "another"}
-    other = start | {"xla_flags": "--xla_x", "machine": machine}
-    before = " ".join(start["machine"]["features"]) or "none"
-    assert environment.differences([start, other]) == [
-        f"CPU features {before} → avx2 avx512f",
-        f"XLA_FLAGS {start['xla_flags'] or 'none'} → --xla_x",
-    ]
+def session(machine: dict[str, Any] | None = None, **fields: Any) -> Session:
+    host = {"system": "Linux", "cpu": "EPYC", "cores": 2, "features": ["avx"]} | (machine or {})
+    values = {"git_commit": "a" * 40, "versions": {"jax": "0.7.2"}, "device": DEVICE}
+    return Session.model_validate(values | {"machine": host} | fields)
 
 
-def test_a_start_is_held_to_the_one_before_it() -> None:
-    """Not to the first; what either does not tell is not compared, or is called unknown."""
-    old = {"git_commit": None, "versions": {"jax": "0.7.2"}, "machine": {"features": ["avx"]}}
-    new = {"git_commit": "a" * 40, "versions": {"jax": "0.7.2", "numpy": "2.1"}, "machine": {}}
-    on = {"device": {"kind": "NVIDIA L4", "count": 2}, "matmul_precision": "highest"}
-    assert environment.differences([]) == environment.differences([old]) == []
-    assert environment.differences([old, new]) == [
-        "commit unknown → aaaaaaaaaaaa",
-        "CPU features avx → none",
-    ]
-    assert environment.differences([old, new, new]) == []
-    changed = new | {"git_commit": "a" * 40 + "-dirty"}
-    told = "commit aaaaaaaaaaaa → aaaaaaaaaaaa-dirty"
-    assert environment.differences([new, changed]) == [told]
-    assert environment.differences([old, new, new | on]) == [
-        "device 1 × unknown → 2 × NVIDIA L4",
-        "matrix precision none → highest",
-    ]
+@pytest.mark.parametrize(
+    ("fields", "change"),
+    [
+        ({"git_commit": "a" * 40 + "-dirty"}, "commit aaaaaaaaaaaa → aaaaaaaaaaaa-dirty"),
+        ({"git_commit": None}, "commit aaaaaaaaaaaa → unknown"),
+        ({"versions": {"jax": "0.7.2", "numpy": "2.1"}}, "numpy none → 2.1"),
+        ({"versions": {}}, "jax 0.7.2 → none"),
+        (
+            {"device": Device(platform="gpu", kind="NVIDIA L4", count=2)},
+            "device 1 × cpu → 2 × NVIDIA L4",
+        ),
+        ({"machine": {"cores": 4}}, "cores 2 → 4"),
+        ({"machine": {"features": []}}, "CPU features avx → none"),
+        ({"xla_flags": "--xla_x"}, "XLA_FLAGS none → --xla_x"),
+        ({"matmul_precision": "highest"}, "matrix precision none → highest"),
+    ],
+)
+def test_changes_that_may_change_the_result(fields: dict[str, Any], change: str) -> None:
+    assert environment.changes(session(), session(**fields)) == [change]
+
+
+def test_changes_that_do_not_change_the_result() -> None:
+    other = session({"system": "Darwin", "cpu": "M4"}, started="2026", command=["x"])
+    assert environment.changes(session(), other) == []

@@ -1,5 +1,7 @@
-"""A run's folder: what is refused, what is kept, and what is written whole."""
+"""The folder of a run: which folders are refused, what is written, what is deleted."""
 
+import errno
+import hashlib
 import json
 import threading
 from pathlib import Path
@@ -7,244 +9,361 @@ from typing import Any
 
 import numpy as np
 import pytest
-from short_runs import files
 
 from cifar_jax.config import Config, Model, Optimizer, flatten, override
 from cifar_jax.errors import UserError
-from cifar_jax.runs import folder as workdir
-from cifar_jax.runs.files import read_json
+from cifar_jax.runs import environment, folder, schemas
+from cifar_jax.runs.folder import (
+    RunFolder,
+    default_name,
+    existing_run_folder,
+    finished_result,
+    open_run_folder,
+)
+from cifar_jax.runs.schemas import Device, MetricsRow, ModelCard, NetworkCard, Result, RunIdentity
 
 CONFIG = Config(model=Model(name="basic"), epochs=2, batch_size=8, optimizer=Optimizer(lr=0.1))
+DEVICE = Device(platform="cpu", kind="cpu", count=1)
+CARD = ModelCard(
+    experiment="basic",
+    seed=0,
+    model=NetworkCard(name="basic", num_classes=2),
+    precision="float32",
+    classes=["cat", "dog"],
+    mean=[0.5, 0.5, 0.5],
+    std=[0.2, 0.2, 0.2],
+)
+OUTPUTS = {"test_logits": np.float32([[1.5, -0.1]]), "test_labels": np.int32([1])}
 
 
-def identity(config: Config = CONFIG, **changed: Any) -> dict[str, Any]:
-    return {"experiment": "basic", "seed": 0, "overrides": {}, "config": flatten(config)} | changed
+def identity(*settings: str, seed: int = 0, experiment: str = "basic") -> RunIdentity:
+    stored = flatten(override(CONFIG, settings))
+    return RunIdentity(experiment=experiment, seed=seed, overrides={}, settings=stored)
 
 
-def changed(*settings: str) -> dict[str, Any]:
-    return identity(override(CONFIG, settings))
+def row(epoch: int, **fields: Any) -> MetricsRow:
+    values = {"epoch": epoch, "step": 10 * epoch, "train_loss": 1.5, "train_accuracy": 50.0}
+    values |= {"learning_rate": 0.1, "images_per_second": 9.0, "wall_seconds": 3.0}
+    return MetricsRow.model_validate(values | fields)
 
 
-IDENTITY = identity()
+def result() -> Result:
+    session = environment.session(DEVICE, None)
+    values = dict.fromkeys(Result.model_fields) | dict.fromkeys(
+        ("parameters", "epochs", "steps", "outputs_differ"), 1
+    )
+    values |= dict.fromkeys(("test_loss", "test_accuracy", "wall_seconds", "compile_seconds"), 1.0)
+    values |= {"format": 1, "model": "basic", "dataset": "digits", "sessions": [session]}
+    values |= {"data_sha256": "a", "data_content": "b", "data_official": False}
+    values |= {"versions": {}, "device": DEVICE, "machine": session.machine}
+    return Result.model_validate(values | dict(identity()))
+
+
+def files(path: Path) -> dict[str, bytes]:
+    paths = (file for file in path.rglob("*") if file.is_file() and file.name != ".lock")
+    return {str(file.relative_to(path)): file.read_bytes() for file in paths}
 
 
 def make(path: Path) -> Path:
-    """A folder as a run leaves it."""
-    with workdir.open_workdir(path, IDENTITY, fresh=False) as folder:
-        folder.append_epoch({"epoch": 1, "step": 10})
-        folder.append_epoch({"epoch": 2, "step": 20})
-        folder.checkpoints.mkdir()
-        for step in ("10", "20", "damaged-5"):
-            (folder.checkpoints / step / "default").mkdir(parents=True)
-        folder.tensorboard.mkdir()
-        (folder.tensorboard / "events.out.tfevents.1.host").write_text("events")
-        folder.write_result({"test_accuracy": 50.0}, np.zeros((4, 10), "float32"))
+    """Write everything that a run writes."""
+    with open_run_folder(path, identity(), fresh=False) as run:
+        run.append_row(row(1))
+        run.append_row(row(2))
+        for name in ("1", "2", "damaged-3", "4.orbax-checkpoint-tmp"):
+            (run.checkpoints / name / "state").mkdir(parents=True)
+        run.tensorboard.mkdir()
+        (run.tensorboard / "events.out.tfevents.1.host").write_text("events")
+        run.log.write_text("epoch 1")
+        run.write_card(CARD)
+        run.write_code(b"MODEL = 1\n")
+        run.add_session(environment.session(DEVICE, None))
+        run.write_result(result(), OUTPUTS)
     return path
 
 
-def test_the_same_run_finds_its_folder_again(tmp_path: Path) -> None:
+def test_a_run_finds_its_folder_again(tmp_path: Path) -> None:
     before = files(make(tmp_path / "deep" / "run"))
-    with workdir.open_workdir(tmp_path / "deep" / "run", IDENTITY, fresh=False) as folder:
-        assert folder.result() == {"test_accuracy": 50.0}
-        assert [row["epoch"] for row in folder.epochs()[0]] == [1, 2]
+    with open_run_folder(tmp_path / "deep" / "run", identity(), fresh=False):
+        pass
     assert files(tmp_path / "deep" / "run") == before
-    assert workdir.finished_result(tmp_path / "deep" / "run", IDENTITY) == {"test_accuracy": 50.0}
+    assert finished_result(tmp_path / "deep" / "run", identity()) == result()
+
+
+def test_all_files_are_read_as_they_were_written(tmp_path: Path) -> None:
+    run = existing_run_folder(make(tmp_path))
+    assert run.identity() == identity()
+    assert run.card() == CARD
+    assert run.code.read_bytes() == b"MODEL = 1\n"
+    assert run.rows() == [row(1), row(2)]
+    assert [session.device for session in run.sessions()] == [DEVICE]
+    assert run.result() == result()
+    with np.load(run.outputs, allow_pickle=False) as outputs:
+        assert {name: (outputs[name].tolist(), outputs[name].dtype) for name in outputs} == {
+            name: (array.tolist(), array.dtype) for name, array in OUTPUTS.items()
+        }
+
+
+def test_a_new_folder_has_no_results(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path, identity(), fresh=False) as run:
+        assert (run.card(), run.result(), run.rows(), run.sessions()) == (None, None, [], [])
+    assert finished_result(tmp_path, identity()) is None
+    assert set(files(tmp_path)) == {"config.json"}
 
 
 @pytest.mark.parametrize(
-    ("asked", "named"),
+    ("wanted", "message"),
     [
         (identity(seed=1), "seed: 0 there, 1 here"),
         (identity(experiment="net"), "experiment: 'basic' there, 'net' here"),
-        (changed("epochs=3"), "epochs: 2 there, 3 here): name the folder by --workdir"),
-        (changed("epochs=1"), "it cannot have fewer"),
-        (changed("optimizer.lr=0.2"), "optimizer.lr: 0.1 there, 0.2 here"),
+        (identity("optimizer.lr=0.2"), "optimizer.lr: 0.1 there, 0.2 here"),
+        (identity("epochs=3"), "epochs: 2 there, 3 here). Add --workdir"),
+        (identity("epochs=1"), "A run cannot have fewer epochs"),
     ],
 )
-def test_another_config_is_refused_by_its_fields(
-    tmp_path: Path, asked: dict[str, Any], named: str
+def test_another_run_is_refused_by_what_differs(
+    tmp_path: Path, wanted: RunIdentity, message: str
 ) -> None:
     before = files(make(tmp_path))
     for attempt in (
-        lambda: workdir.finished_result(tmp_path, asked),
-        lambda: workdir.open_workdir(tmp_path, asked, fresh=False).__enter__(),
+        lambda: finished_result(tmp_path, wanted),
+        lambda: open_run_folder(tmp_path, wanted, fresh=False).__enter__(),
     ):
         with pytest.raises(UserError) as error:
             attempt()
-        assert named in str(error.value)
+        assert message in str(error.value)
         assert "batch_size" not in str(error.value)
     assert files(tmp_path) == before
 
 
-def test_how_a_run_is_carried_out_makes_it_no_other(tmp_path: Path) -> None:
+def test_runtime_settings_may_differ(tmp_path: Path) -> None:
     make(tmp_path)
-    asked = changed("train.devices=2", "train.log_every=5", "train.keep_checkpoints=9")
-    assert workdir.finished_result(tmp_path, asked) == {"test_accuracy": 50.0}
-    with workdir.open_workdir(tmp_path, asked, fresh=False):
-        pass
+    wanted = identity("train.devices=2", "train.log_every=5", "train.keep_checkpoints=9")
+    assert finished_result(tmp_path, wanted) == result()
 
 
-def test_a_run_is_not_put_into_another(tmp_path: Path) -> None:
-    """Where no report would find it."""
-    (make(tmp_path / "run") / "checkpoints").mkdir(exist_ok=True)
-    inside = tmp_path / "run/seed0"
-    with (
-        pytest.raises(UserError, match=f"{inside} is inside the run in {tmp_path / 'run'}: choose"),
-        workdir.open_workdir(inside, IDENTITY, fresh=False),
-    ):
-        pass
-    assert not inside.exists()
-    with workdir.open_workdir(tmp_path / "run/../other", IDENTITY, fresh=False):
-        pass
-
-
-def test_a_setting_that_this_version_does_not_know_is_named(tmp_path: Path) -> None:
-    stored = IDENTITY | {"config": IDENTITY["config"] | {"train.magic": 1}}
-    (tmp_path / "config.json").write_text(json.dumps(stored))
+def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
+    stored = identity()
+    stored = stored.model_copy(update={"settings": stored.settings | {"train.magic": 1}})
+    (tmp_path / "config.json").write_text(json.dumps(schemas.dump(stored)))
     with pytest.raises(UserError, match=r"config\.json: .*train\.magic"):
-        workdir.finished_result(tmp_path, IDENTITY)
+        finished_result(tmp_path, identity())
 
 
-def test_fresh_replaces_the_run_and_leaves_other_files(tmp_path: Path) -> None:
-    make(tmp_path)
-    theirs = ("notes.txt", "checkpoints/best.pt", "tensorboard/mine.txt")
-    for name in theirs:
-        (tmp_path / name).write_text("mine")
-    other = identity(seed=1)
-    with workdir.open_workdir(tmp_path, other, fresh=True) as folder:
-        assert folder.result() is None
-        assert folder.epochs() == ([], 0)
-    assert set(files(tmp_path)) == {"config.json", *theirs}
-    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
-    assert read_json(tmp_path / "config.json") == other
+# More epochs
 
 
-@pytest.mark.parametrize("config", ["{}", '{"name": "my web app"}', "not JSON"])
-def test_fresh_leaves_a_strangers_folder_alone(tmp_path: Path, config: str) -> None:
-    """config.json is a common name: it alone does not make a folder a run's."""
-    (tmp_path / "config.json").write_text(config)
-    (tmp_path / "log.txt").write_text("mine")
-    before = files(tmp_path)
-    with (
-        pytest.raises(UserError, match=r"config\.json"),
-        workdir.open_workdir(tmp_path, IDENTITY, fresh=True),
-    ):
-        pass
+def test_a_finished_run_can_have_more_epochs(tmp_path: Path) -> None:
+    before = files(make(tmp_path))
+    more = identity("epochs=3")
+    assert finished_result(tmp_path, more, extend=True) is None
+    with open_run_folder(tmp_path, more, fresh=False, extend=True) as run:
+        assert files(tmp_path) == before
+        run.extend(more)
+        assert run.result() is None
+        assert run.rows() == [row(1), row(2)]
+    assert run.identity() == more
+
+
+def test_extend_keeps_the_result_of_a_run_with_the_same_epochs(tmp_path: Path) -> None:
+    before = files(make(tmp_path))
+    RunFolder(tmp_path).extend(identity("train.devices=2"))
     assert files(tmp_path) == before
 
 
-def test_fresh_that_is_killed_leaves_a_folder_that_can_be_used(
+def test_more_epochs_excuse_no_other_difference(tmp_path: Path) -> None:
+    make(tmp_path)
+    message = "epochs: 2 there, 3 here, optimizer.lr: 0.1 there, 0.2 here"
+    with pytest.raises(UserError, match=message):
+        finished_result(tmp_path, identity("epochs=3", "optimizer.lr=0.2"), extend=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "part"),
+    [
+        (["schedule.name=cosine"], "cosine schedule"),
+        (['phases=[{"until": 0.5, "image_size": 24}]'], "phases"),
+        (["averaging.name=lookahead", "averaging.power=3"], r"averaging\.power"),
+        (
+            ['param_groups=[{"parameters": "fc1/*", "optimizer": {}, "until": 0.5}]'],
+            r"param_groups \(until\)",
+        ),
+    ],
+)
+def test_a_run_that_depends_on_its_epochs_cannot_have_more(
+    tmp_path: Path, settings: list[str], part: str
+) -> None:
+    with open_run_folder(tmp_path, identity(*settings), fresh=False):
+        pass
+    with pytest.raises(UserError, match=f"Its {part} depends on the number of epochs"):
+        finished_result(tmp_path, identity(*settings, "epochs=3"), extend=True)
+
+
+# Fresh
+
+
+def test_fresh_replaces_the_run_and_keeps_other_files(tmp_path: Path) -> None:
+    make(tmp_path)
+    others = ("notes.txt", "checkpoints/best.pt", "tensorboard/mine.txt")
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    with open_run_folder(tmp_path, identity(seed=1), fresh=True) as run:
+        assert (run.result(), run.rows()) == (None, [])
+    assert set(files(tmp_path)) == {"config.json", *others}
+    assert not [path for path in run.checkpoints.iterdir() if path.is_dir()]
+    assert run.identity() == identity(seed=1)
+
+
+@pytest.mark.parametrize("config", ["{}", '{"name": "my web app"}', "not JSON", "[]"])
+def test_fresh_deletes_nothing_if_the_folder_is_not_a_run(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "log.txt").write_text("mine")
+    before = files(tmp_path)
+    for fresh in (False, True):
+        with pytest.raises(UserError, match=r"config\.json"):
+            open_run_folder(tmp_path, identity(), fresh=fresh).__enter__()
+    with pytest.raises(UserError, match=r"config\.json"):
+        existing_run_folder(tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_a_killed_fresh_start_leaves_nothing_to_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With nothing in it that a run would go on from."""
     make(tmp_path)
 
-    def killed(*args: object, **kwargs: object) -> None:
+    def kill(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(workdir.shutil, "rmtree", killed)
+        patch.setattr(folder.shutil, "rmtree", kill)
         with pytest.raises(KeyboardInterrupt):
-            workdir.open_workdir(tmp_path, IDENTITY, fresh=True).__enter__()
-    with workdir.open_workdir(tmp_path, IDENTITY, fresh=False) as folder:
-        assert not [path for path in folder.checkpoints.iterdir() if path.name.isdecimal()]
-        assert folder.result() is None
-    with workdir.open_workdir(tmp_path, IDENTITY, fresh=True) as folder:
-        assert folder.epochs() == ([], 0)
+            open_run_folder(tmp_path, identity(), fresh=True).__enter__()
+    with open_run_folder(tmp_path, identity(), fresh=False) as run:
+        assert not [path for path in run.checkpoints.iterdir() if path.name.isdecimal()]
+        assert run.result() is None
+    with open_run_folder(tmp_path, identity(), fresh=True):
+        pass
     assert set(files(tmp_path)) == {"config.json"}
 
 
-@pytest.mark.parametrize("fresh", [False, True])
-def test_a_folder_of_other_things_is_left_alone(tmp_path: Path, fresh: bool) -> None:
-    (tmp_path / "thesis.tex").write_text("mine")
-    with (
-        pytest.raises(UserError, match="holds other files and no run"),
-        workdir.open_workdir(tmp_path, IDENTITY, fresh=fresh),
-    ):
+def test_a_file_that_cannot_be_deleted_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        with pytest.raises(PermissionError, match=r"result\.json"):
+            open_run_folder(tmp_path, identity(seed=1), fresh=True).__enter__()
+    with open_run_folder(tmp_path, identity(), fresh=False):  # It is still a run, and not locked.
         pass
+
+
+# Places
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_folder_with_other_files_is_refused(tmp_path: Path, fresh: bool) -> None:
+    (tmp_path / "thesis.tex").write_text("mine")
+    with pytest.raises(UserError, match="holds other files and no run"):
+        open_run_folder(tmp_path, identity(), fresh=fresh).__enter__()
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
 
 
-def test_places_that_cannot_be_a_folder(tmp_path: Path) -> None:
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for path in (tmp_path / "file", tmp_path / "file" / "run"):
-        with (
-            pytest.raises(UserError, match=str(path)),
-            workdir.open_workdir(path, IDENTITY, fresh=False),
-        ):
-            pass
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    with pytest.raises(UserError, match="file is not a folder"):
+        open_run_folder(tmp_path / "file", identity(), fresh=False).__enter__()
+    with pytest.raises(NotADirectoryError, match="file"):
+        open_run_folder(tmp_path / "file" / "run", identity(), fresh=False).__enter__()
+
+
+def test_a_run_inside_another_run_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "run")
+    inside = tmp_path / "run/seed0"
+    with pytest.raises(UserError, match=f"{inside} is inside the run {tmp_path / 'run'}"):
+        open_run_folder(inside, identity(), fresh=False).__enter__()
+    assert not inside.exists()
+    (tmp_path / "config.json").write_text('{"name": "my web app"}')
+    with open_run_folder(tmp_path / "run/../other", identity(), fresh=False):
+        pass
 
 
 @pytest.mark.parametrize("fresh", [False, True])
-def test_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
+def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
     make(tmp_path)
     errors = []
 
     def other() -> None:
         try:
-            with workdir.open_workdir(tmp_path, IDENTITY, fresh=fresh):
+            with open_run_folder(tmp_path, identity(), fresh=fresh):
                 pass
         except UserError as error:
             errors.append(str(error))
 
-    with workdir.open_workdir(tmp_path, IDENTITY, fresh=False):
+    with open_run_folder(tmp_path, identity(), fresh=False):
         before = files(tmp_path)
         thread = threading.Thread(target=other)
         thread.start()
         thread.join()
         assert files(tmp_path) == before
+    assert errors == [f"{tmp_path} is in use by another process. Wait until it ends, or stop it."]
+    other()  # The folder is free again.
     assert len(errors) == 1
-    assert "in use by another process" in errors[0]
-    with workdir.open_workdir(tmp_path, IDENTITY, fresh=fresh):
-        pass  # and afterwards it is free
 
 
-@pytest.mark.parametrize("text", ["", "{", '{"a": 1', "\xff"])
-def test_json_that_is_damaged_is_named(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "config.json"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(UserError, match=str(path)):
-        read_json(path)
-    with pytest.raises(UserError, match=str(path)):
-        workdir.existing_workdir(tmp_path)
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert finished_result(tmp_path / "absent", identity()) is None
+    with pytest.raises(UserError, match="absent does not exist"):
+        existing_run_folder(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"config\.json does not exist"):
+        existing_run_folder(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["[]", '"basic"', '{"experiment": "basic"}', '{"config": 3}'])
-def test_a_config_that_is_no_runs_is_named(tmp_path: Path, damage: str) -> None:
-    (tmp_path / "config.json").write_text(damage)
-    for attempt in (
-        lambda: workdir.finished_result(tmp_path, IDENTITY),
-        lambda: workdir.open_workdir(tmp_path, IDENTITY, fresh=False).__enter__(),
-        lambda: workdir.existing_workdir(tmp_path),
-    ):
-        with pytest.raises(UserError, match=str(tmp_path)):
-            attempt()
-    assert (tmp_path / "config.json").read_text() == damage
+# Metrics
 
 
-def test_no_folder_at_all(tmp_path: Path) -> None:
-    assert workdir.finished_result(tmp_path / "absent", IDENTITY) is None
-    with pytest.raises(UserError, match="no folder"):
-        workdir.existing_workdir(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no .*config\.json"):
-        workdir.existing_workdir(tmp_path)
+def test_rewind_deletes_the_later_epochs(tmp_path: Path) -> None:
+    run = RunFolder(make(tmp_path))
+    assert run.rewind(1) == [row(1)]
+    assert run.rows() == [row(1)]
+    assert run.rewind(0) == []
 
 
-@pytest.mark.parametrize("lost", ["experiment", "seed", "config", "model.name", "epochs"])
-def test_a_config_that_has_lost_something_is_not_taken_for_a_runs(
-    tmp_path: Path, lost: str
-) -> None:
-    """Not for reading, and with `fresh` least of all: nothing of a stranger's is deleted."""
-    known = make(tmp_path / "run") / "config.json"
-    there = json.loads(known.read_text())
-    (there["config"] if lost in there["config"] else there).pop(lost)
-    known.write_text(json.dumps(there))
-    before = files(known.parent)
-    for fresh in (False, True):
-        with (
-            pytest.raises(UserError, match=r"config\.json is damaged, or not a run's"),
-            workdir.open_workdir(known.parent, IDENTITY, fresh=fresh),
-        ):
-            pass
-    assert files(known.parent) == before
+def test_damaged_lines_are_skipped_and_the_later_of_two_lines_counts(tmp_path: Path) -> None:
+    run = RunFolder(make(tmp_path))
+    metrics = tmp_path / "metrics.jsonl"
+    first, second = metrics.read_text().splitlines()
+    metrics.write_text(f'{first[:8]}\n{second}\n[1]\n{{"epoch": "?"}}\n{{"epoch": 3, "st')
+    assert run.rows() == [row(2)]
+    assert run.rewind(2) == [row(2)]
+    run.append_row(row(3))
+    run.append_row(row(2, step=21))
+    assert run.rows() == [row(2, step=21), row(3)]
+
+
+# The default name
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({}, "net"),
+        ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
+        ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
+        ({"data.flip": True, "tta.flip": False}, "net@flip=True,tta.flip=False"),
+        ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
+        ({"data.dataset": 72 * "x"}, f"net@dataset={72 * 'x'}"),
+    ],
+)
+def test_the_default_name_says_what_differs(changes: dict[str, Any], name: str) -> None:
+    assert default_name("net", changes) == name
+
+
+def test_a_long_default_name_ends_with_a_digest() -> None:
+    text = f"dataset={73 * 'x'}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    assert default_name("net", {"data.dataset": 73 * "x"}) == f"net@{text[:60]}-{digest[:8]}"
