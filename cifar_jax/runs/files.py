@@ -1,48 +1,12 @@
 """Files that appear whole or not at all, and errors that name the file."""
 
 import json
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cifar_jax.errors import UserError
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path`, which appears whole or not at all."""
-    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # What of a path is no UTF-8 becomes \udcXX, which is JSON's own way to write it.
-    write_bytes(path, text.encode(errors="backslashreplace"))
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write `content` to `path`, which appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with naming(path):
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())  # or the name could outlive a power cut, and this not
-            beside.replace(path)
-    except OSError:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """While inside, an error of the system names `path`, where it names none: a write that fails
-    knows no path."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(path)
-        raise
+from cifar_jax.files import naming, write_bytes, write_json  # noqa: F401
 
 
 def read_json(path: Path) -> Any:
