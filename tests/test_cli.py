@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cifar_jax.training.fit import Run
 from PIL import Image
 
 from cifar_jax import catalog, cli, config
@@ -16,7 +17,6 @@ from cifar_jax.data.cifar10 import CLASSES
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.models import MODELS, PAPER_PARAMETERS
 from cifar_jax.runs.folder import folder_name
-from cifar_jax.training.fit import Run
 
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "epochs=1", "--set", "data.train_images=64"),

@@ -15,11 +15,11 @@ import chex
 import jax
 import numpy as np
 import pytest
+from cifar_jax.training.display import Display
 
 from cifar_jax import catalog, config
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import fit, setup
-from cifar_jax.training.display import Display
 
 EPOCHS, STEPS = 2, 8
 SETTINGS = {

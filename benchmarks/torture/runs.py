@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import sklearn.datasets  # noqa: F401
 
 from benchmarks.torture import SCRATCH
 from cifar_jax import catalog, cli, config, distributed  # noqa: F401

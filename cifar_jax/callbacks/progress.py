@@ -12,7 +12,7 @@ from rich.progress import Progress as ProgressBar
 
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
-from cifar_jax.runs.files import naming
+from cifar_jax.files import naming
 from cifar_jax.runs.schemas import MetricsRow
 
 if TYPE_CHECKING:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
-
-if TYPE_CHECKING:
-    from cifar_jax.data import ImportResult
 
 
 @click.group()
 def data() -> None:
-    """The CIFAR-10 images: what is there, and how to get them."""
+    """Show, download or import the CIFAR-10 images."""
 
 
 @data.command()
 def status() -> None:
-    """Where data is looked for, and what is there."""
+    """Show where data are looked for, and what is there."""
     from cifar_jax.data import status
 
     click.echo(status())
@@ -26,29 +22,20 @@ def status() -> None:
 
 @data.command()
 def prepare() -> None:
-    """Download the official archive and prepare it."""
-    from cifar_jax.data import default_data_dir, prepare
+    """Download CIFAR-10 and prepare it for training."""
+    from cifar_jax.data import prepare
 
-    _print_import(prepare(default_data_dir()))
+    click.echo(f"CIFAR-10 is prepared in {prepare()}")
 
 
-@data.command("import", short_help="Prepare it from an archive or a folder.")
+@data.command("import", short_help="Prepare CIFAR-10 from a downloaded archive.")
 @click.argument("path", type=click.Path(path_type=Path))
 def import_(path: Path) -> None:
-    """Prepare CIFAR-10 offline from PATH.
+    """Prepare CIFAR-10 from PATH, without a network.
 
-    PATH is the official python or binary archive, packed or unpacked, or a folder with
-    train/CLASS/*.png|jpg and test/CLASS/*.
+    PATH is the official archive, cifar-10-python.tar.gz, or its unpacked folder,
+    cifar-10-batches-py.
     """
-    from cifar_jax.data import default_data_dir, import_path
+    from cifar_jax.data import import_path
 
-    _print_import(import_path(path, default_data_dir()))
-
-
-def _print_import(result: ImportResult) -> None:
-    counts = ", ".join(f"{count} {split}" for split, count in result.counts.items())
-    click.echo(f"{result.recognized}: {counts} images")
-    click.echo(f"official: {result.official or 'no'}")
-    for remark in result.remarks:
-        click.echo(remark)
-    click.echo(f"written to {result.path}")
+    click.echo(f"CIFAR-10 is prepared in {import_path(path)}")

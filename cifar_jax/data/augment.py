@@ -1,6 +1,8 @@
-"""Augmentation of batches on the device, inside jit; everything random follows from a key.
+"""Augmentation of batches on the device, inside jit.
 
-What moves pixels takes them as bytes, what changes their values takes them normalized.
+Images are `[N, H, W, C]` and labels int32 `[N]`. `augment`, `crop` and `alternating_flip` take
+uint8 images. The functions that change values take normalized float images. All randomness follows
+from `key`, a random key of the batch except where noted.
 """
 
 from functools import partial
@@ -13,25 +15,25 @@ import numpy as np
 from cifar_jax.ops import platform
 
 Fill = Literal["zeros", "reflect"]
-"""What lies around an image: zeros (black, in bytes), or its mirror image without the edge."""
+"""How images are padded: with zeros, or with their mirror image without the edge pixel."""
 
 
 def augment(
     key: jax.Array, images: jax.Array, crop_padding: int, flip: bool, fill: Fill = "zeros"
 ) -> jax.Array:
-    """Random crops of the padded images, and mirror images of half of them.
+    """Return random crops of the padded images, half of them mirrored.
 
     Args:
-      key: of this batch.
+      key: random key of the batch.
       images: uint8 `[N, H, W, C]`.
-      crop_padding: pixels added on each side; the crop has the original size.
-      flip: mirror each image with probability 1/2.
-      fill: of the added pixels.
+      crop_padding: number of pixels added on each side; crops have the original size.
+      flip: whether to mirror each image with probability 1/2.
+      fill: how images are padded.
     """
     side = 2 * crop_padding + 1
-    ways = jax.random.randint(key, (len(images),), 0, side * side * (1 + flip))
-    ways, down = jnp.divmod(ways, side)
-    mirrored, across = jnp.divmod(ways, side)
+    choice = jax.random.randint(key, (len(images),), 0, side * side * (1 + flip))
+    choice, down = jnp.divmod(choice, side)
+    mirrored, across = jnp.divmod(choice, side)
     if crop_padding:
         images = crop(images, down - crop_padding, across - crop_padding, crop_padding, fill)
     return _mirror(images, mirrored) if flip else images
@@ -40,22 +42,21 @@ def augment(
 def alternating_flip(
     key: jax.Array, images: jax.Array, indices: jax.Array, epoch: jax.Array | int
 ) -> jax.Array:
-    """Mirror images of a half chosen at random in the first epoch, and then by turns.
+    """Mirror a random half of the images in the first epoch, and the other half in the next.
 
-    An image is shown in every epoch the other way round than in the one before, so that any two
-    epochs in a row show both of its sides (K. Jordan, arXiv:2404.00498).
+    Two consecutive epochs show both sides of each image (K. Jordan, arXiv:2404.00498).
 
     Args:
-      key: of the run, the same in all of its steps, and of nothing else in it.
+      key: random key of the run, the same in all steps and used for nothing else.
       images: uint8 or float `[N, H, W, C]`.
-      indices: int32 `[N]`, the images' places in the training set.
+      indices: int32 `[N]`, positions of the images in the training set.
       epoch: int32, counted from 0.
     """
 
-    def first(index: jax.Array) -> jax.Array:
+    def in_first_epoch(index: jax.Array) -> jax.Array:
         return jax.random.bernoulli(jax.random.fold_in(key, index)).astype(jnp.int32)
 
-    return _mirror(images, (jax.vmap(first)(indices) + epoch) % 2)
+    return _mirror(images, (jax.vmap(in_first_epoch)(indices) + epoch) % 2)
 
 
 def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:
@@ -65,14 +66,14 @@ def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:
 def crop(
     images: jax.Array, down: jax.Array, across: jax.Array, largest: int, fill: Fill = "zeros"
 ) -> jax.Array:
-    """Windows of the padded images, as large as these.
+    """Return windows of the padded images, of the same size.
 
     Args:
       images: uint8 `[N, H, W, C]`.
-      down: int32 `[N]`, each window's first row, from -largest to largest.
-      across: int32 `[N]`, its first column, likewise.
-      largest: pixels that a window may reach beyond the image.
-      fill: of what lies there. `reflect` is that of `numpy.pad`.
+      down: int32 `[N]`, first row of each window, in -largest..largest.
+      across: int32 `[N]`, first column of each window, likewise.
+      largest: the largest shift.
+      fill: how images are padded; `reflect` is that of `numpy.pad`.
     """
     forms = {"tpu": crop_by_products, "default": crop_by_slices}
     given = {name: partial(form, largest=largest, fill=fill) for name, form in forms.items()}
@@ -82,7 +83,7 @@ def crop(
 def crop_by_slices(
     images: jax.Array, down: jax.Array, across: jax.Array, largest: int, fill: Fill = "zeros"
 ) -> jax.Array:
-    """`crop`, image by image."""
+    """Do what `crop` does with one slice per image."""
     sides = ((0, 0), (largest, largest), (largest, largest), (0, 0))
     padded = jnp.pad(images, sides, mode="reflect" if fill == "reflect" else "constant")
 
@@ -95,36 +96,31 @@ def crop_by_slices(
 def crop_by_products(
     images: jax.Array, down: jax.Array, across: jax.Array, largest: int, fill: Fill = "zeros"
 ) -> jax.Array:
-    """`crop` for a TPU, which would cut out one image after the other.
+    """Do what `crop` does with matrix products, since a TPU would slice image by image.
 
-    Rows and columns are chosen by products with matrices of zeros and ones, which need no padding.
-    These are exact for bytes, in bfloat16 too.
+    Products with matrices of zeros and ones select rows and columns without padding. They are exact
+    for bytes, even in bfloat16.
     """
     del largest
 
-    def chosen(first: jax.Array, side: int) -> jax.Array:
+    def selection(first: jax.Array, side: int) -> jax.Array:
         places = first[:, None] + jnp.arange(side)
         if fill == "reflect":
-            there_and_back = max(2 * (side - 1), 1)
-            places %= there_and_back
-            places = jnp.minimum(places, there_and_back - places)
-        return jax.nn.one_hot(places, side)  # zeros for places outside
+            period = max(2 * (side - 1), 1)
+            places %= period
+            places = jnp.minimum(places, period - places)
+        return jax.nn.one_hot(places, side)  # zeros for places outside the image
 
     _, height, width, _ = images.shape
-    rows = jnp.einsum("nyh,nhwc->nywc", chosen(down, height), images.astype(jnp.float32))
-    return jnp.einsum("nxw,nywc->nyxc", chosen(across, width), rows).astype(images.dtype)
+    rows = jnp.einsum("nyh,nhwc->nywc", selection(down, height), images.astype(jnp.float32))
+    return jnp.einsum("nxw,nywc->nyxc", selection(across, width), rows).astype(images.dtype)
 
 
 def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """Images with a square of zeros, which is the mean of normalized ones.
+    """Set a square of each image to zero, the mean of normalized images.
 
-    Its centre is any pixel of the image, so that it may lie in part outside (T. DeVries and
-    G. Taylor, arXiv:1708.04552).
-
-    Args:
-      key: of this batch.
-      images: float `[N, H, W, C]`, normalized.
-      size: pixels along a side of the square.
+    The center is any pixel, so part of the square may lie outside the image (T. DeVries and
+    G. Taylor, arXiv:1708.04552). `size` is the side of the square in pixels.
     """
     count, height, width, _ = images.shape
     down, across = jax.random.randint(key, (2, count), 0, jnp.array([[height], [width]]))
@@ -134,68 +130,56 @@ def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
 def mixup(
     key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Each image mixed with the one before it in the batch, and so their labels.
+    """Mix each image and its label with the previous ones of the batch.
 
-    The batch is shuffled, so its order gives random partners. The share is drawn once a batch, from
-    Beta(alpha, alpha), as in the authors' own code (H. Zhang et al., arXiv:1710.09412).
-
-    Args:
-      key: of this batch.
-      images: float `[N, H, W, C]`, normalized.
-      labels: int32 `[N]`.
-      alpha: above 0; the larger, the more even the mixtures.
-      classes: how many there are.
+    Batches are shuffled, so partners are random. One mixing weight per batch is drawn from
+    Beta(alpha, alpha), as in the authors' code (H. Zhang et al., arXiv:1710.09412). Larger `alpha`
+    give more even mixtures.
 
     Returns:
-      Images, and probabilities of classes, float32 `[N, classes]`.
+      Images, and class probabilities float32 `[N, classes]`.
     """
-    share = _beta(key, alpha)
-    mixed = _mix(share.astype(images.dtype), images)
-    return mixed, _mix(share, jax.nn.one_hot(labels, classes))
+    weight = _beta(key, alpha)
+    mixed = _mix(weight.astype(images.dtype), images)
+    return mixed, _mix(weight, jax.nn.one_hot(labels, classes))
 
 
 def cutmix(
     key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Images with a box from the one before in the batch; labels mixed by the box's area.
+    """Paste a box of the previous image into each image, and mix the labels by the area of the box.
 
-    As in the authors' own code (S. Yun et al., arXiv:1905.04899) the box is the same in the whole
-    batch. Of the image it has the share 1 - lambda, lambda from Beta(alpha, alpha), before what
-    lies outside is cut off; the labels are mixed by what is left. Partners are as in `mixup`.
-
-    Args:
-      key: of this batch.
-      images: float `[N, H, W, C]`.
-      labels: int32 `[N]`.
-      alpha: above 0; 1 makes all areas equally likely.
-      classes: how many there are.
+    All images of a batch share the box, as in the authors' code (S. Yun et al., arXiv:1905.04899).
+    Its area is a fraction 1 - lambda of the image, with lambda from Beta(alpha, alpha). Parts
+    outside the image are cut off, and the labels are mixed by the remaining area. With `alpha` 1
+    all areas are equally likely.
 
     Returns:
-      Images, and probabilities of classes, float32 `[N, classes]`.
+      Images, and class probabilities float32 `[N, classes]`.
     """
     _, height, width, _ = images.shape
-    share_key, place_key = jax.random.split(key)
-    side = jnp.sqrt(1 - _beta(share_key, alpha))
-    # Twice the whole pixels in half a side, as the authors round.
+    area_key, center_key = jax.random.split(key)
+    side = jnp.sqrt(1 - _beta(area_key, alpha))
+    # The authors round half the side to whole pixels.
     rows, columns = (2 * (side * extent / 2).astype(jnp.int32) for extent in (height, width))
-    down, across = jax.random.randint(place_key, (2, 1), 0, jnp.array([[height], [width]]))
+    down, across = jax.random.randint(center_key, (2, 1), 0, jnp.array([[height], [width]]))
     box = _box(images, down, across, rows, columns)
-    share = 1 - box.mean(dtype=jnp.float32)
+    weight = 1 - box.mean(dtype=jnp.float32)
     mixed = jnp.where(box, jnp.roll(images, 1, axis=0), images)
-    return mixed, _mix(share, jax.nn.one_hot(labels, classes))
+    return mixed, _mix(weight, jax.nn.one_hot(labels, classes))
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    """One of 4,096 quantiles of Beta(alpha, alpha): `jax.random.beta` takes seconds to compile."""
-    from scipy import special  # which takes a while to import, and few runs need
+    """Draw from 4,096 quantiles of Beta(alpha, alpha): `jax.random.beta` is slow to compile."""
+    from scipy import special  # slow to import, and few runs need it
 
     quantiles = special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
     return jax.random.choice(key, jnp.asarray(quantiles, jnp.float32))
 
 
-def _mix(share: jax.Array, rows: jax.Array) -> jax.Array:
-    """`share` of each row and the rest of the row before."""
-    return share * rows + (1 - share) * jnp.roll(rows, 1, axis=0)
+def _mix(weight: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return the weighted mean of each row and the previous one."""
+    return weight * rows + (1 - weight) * jnp.roll(rows, 1, axis=0)
 
 
 def _box(
@@ -205,13 +189,10 @@ def _box(
     rows: jax.Array | int,
     columns: jax.Array | int,
 ) -> jax.Array:
-    """Whether a pixel lies in a box around (down, across), int32 `[n]`: bool `[n, H, W, 1]`.
+    """Return a mask of the boxes centered at (down, across), int32 `[n]`: bool `[n, H, W, 1]`."""
 
-    From half of its rows (columns) above its centre, rounded down, on.
-    """
-
-    def within(centre: jax.Array, length: jax.Array | int, side: int) -> jax.Array:
-        first = (centre - length // 2)[:, None]
+    def within(center: jax.Array, length: jax.Array | int, side: int) -> jax.Array:
+        first = (center - length // 2)[:, None]
         return (first <= jnp.arange(side)) & (jnp.arange(side) < first + length)
 
     _, height, width, _ = images.shape
@@ -220,22 +201,16 @@ def _box(
 
 
 def jitter(key: jax.Array, images: jax.Array, brightness: float, contrast: float) -> jax.Array:
-    """Each image brighter or darker, and of more or less contrast.
+    """Change the brightness and the contrast of each image.
 
-    A pixel becomes `mean + factor · (pixel - mean) + offset`, with the mean of all the image's own
-    values, the factor from the uniform distribution on 1 ± contrast and the offset from that on
-    ± brightness. The offset is as in hiverge/cifar10-speedrun, where the factor multiplies what has
-    been shifted, about the mean of the data set.
-
-    Args:
-      key: of this batch.
-      images: float `[N, H, W, C]`, normalized.
-      brightness: the largest offset, in standard deviations of the data set.
-      contrast: the largest change of the factor.
+    A pixel becomes `mean + factor * (pixel - mean) + offset`, where `mean` is over all values of
+    the image. The factor is uniform in 1 ± contrast, and the offset in ± brightness, in standard
+    deviations of the data set. In hiverge/cifar10-speedrun the factor also scales the offset, and
+    applies about the mean of the data set.
     """
     ranges = jnp.array([[brightness], [contrast]], jnp.float32)
     offset, change = ranges * jax.random.uniform(key, (2, len(images)), minval=-1, maxval=1)
-    # Of one row each: arithmetic on vectors of three does not vectorise.
+    # One row per image, since arithmetic on vectors of three does not vectorize.
     rows = images.reshape(len(images), -1).astype(jnp.float32)
     offset -= change * rows.mean(1)
     rows = (1 + change[:, None]) * rows + offset[:, None]
@@ -243,10 +218,10 @@ def jitter(key: jax.Array, images: jax.Array, brightness: float, contrast: float
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:
-    """Images float `[N, H, W, C]` at another size, `[N, size, size, C]`.
+    """Resize float images to `[N, size, size, C]`.
 
-    Linear between pixels; where it makes images smaller, the filter is wider by as much (as
-    Pillow's `BILINEAR`, and `torch.nn.functional.interpolate(antialias=True)`).
+    Interpolates linearly, with antialiasing, like Pillow's `BILINEAR` and
+    `torch.nn.functional.interpolate(antialias=True)`.
     """
     count, _, _, channels = images.shape
     return jax.image.resize(images, (count, size, size, channels), "linear", antialias=True)

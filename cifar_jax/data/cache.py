@@ -1,70 +1,79 @@
-"""Decoded arrays kept on disk, so that every start after the first loads in well under a second.
+"""A cache of decoded data sets, so that images are decoded only once.
 
-An entry is a folder with four ``.npy`` files and ``meta.json``. It is good for one signature of its
-source, so a changed source is noticed, and `meta.json` holds checksums of the files and of itself,
-so a damaged one is too; in either case the entry is built anew. Entries appear whole, by rename,
-under a lock.
+An entry is an uncompressed `.npz` file. It holds the arrays, and everything else as a JSON string.
+The file's own checksums detect damage, and the signature of the source detects changed files. In
+both cases the entry is rebuilt.
 """
 
 import contextlib
-import errno
+import hashlib
+import io
 import json
-import shutil
-import tempfile
-import zlib
+import os
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.dataset import Dataset, Decoded, Split, summarise
-from cifar_jax.data.progress import notice, reason
+from cifar_jax.data.dataset import Arrays, Dataset, Split, describe
+from cifar_jax.data.progress import notice
+from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Part of every entry: raise it when the layout of an entry or the meaning of its arrays changes.
-CACHE_VERSION = 2
+_VERSION = 3  # Raise it when the layout of an entry or the meaning of its arrays changes.
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_FILES = {"meta.json", *(f"{name}.npy" for name in _ARRAYS)}
+_DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile)
 
 
 class Source(NamedTuple):
     """Where a data set comes from.
 
-    ``entry`` names its place in the cache, ``signature`` changes whenever ``decode`` would give
-    something else, and ``decode`` reads the arrays, however long that takes.
+    Attributes:
+      name: the name of the data set.
+      entry: the name of its cache entry.
+      signature: a text that changes whenever `decode` would return something else.
+      decode: reads the images; may take long.
     """
 
     name: str
     entry: str
     signature: str
-    decode: Callable[[], Decoded]
+    decode: Callable[[], Arrays]
 
 
 def load(source: Source) -> Dataset:
-    """The source's data set: from the cache where it holds, else decoded and cached.
+    """Load a data set from the cache, or decode it and add it to the cache.
 
-    Arrays from the cache are memory-mapped and read-only. Where the cache cannot be written, the
-    data set is decoded all the same, with a notice on standard error.
+    If the cache cannot be written, a line on standard error says so.
     """
-    entry = cache_dir() / source.entry
-    with locked(source.entry):
-        if (dataset := _read(entry, source)) is not None:
+    path = _path(source)
+    with lock(source.entry):
+        if (dataset := _read(path, source)) is not None:
             return dataset
-        dataset = summarise(source.name, source.decode())
+        dataset = describe(source.name, source.decode())
         try:
-            _write(entry, source, dataset)
+            _write(path, source, dataset)
         except OSError as error:
-            what = error.strerror or reason(error)
-            notice(f"{source.name} could not be cached in {entry.parent}: {what}")
+            notice(f"{source.name} could not be cached in {path}: {error.strerror or error}")
         return dataset
 
 
-@contextlib.contextmanager
-def locked(name: str) -> Iterator[None]:
-    """Hold the lock of this name in the cache folder, waiting for it if need be.
+def is_fresh(source: Source) -> bool:
+    """Return whether the cache holds this source. Reads no images."""
+    try:
+        with np.load(_path(source), allow_pickle=False) as entry:
+            return _metadata(entry, source) is not None
+    except _DAMAGE:
+        return False
 
-    Where the folder cannot be written there is no lock, and nothing that would need one.
+
+@contextlib.contextmanager
+def lock(name: str) -> Iterator[None]:
+    """Hold a lock in the cache folder, so that processes that start together do work only once.
+
+    A folder that cannot be written has no lock.
     """
     from filelock import FileLock
 
@@ -75,60 +84,46 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
-def is_fresh(source: Source) -> bool:
-    """Whether the cache has an entry of this very source. Reads no arrays."""
-    meta = _read_meta(cache_dir() / source.entry)
-    return meta is not None and _fits(meta, source)
+def path_digest(path: Path) -> str:
+    """Return a short name for a folder, to tell apart data sets of the same name."""
+    return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
 
 
-def _read_meta(entry: Path) -> dict[str, Any] | None:
+def _path(source: Source) -> Path:
+    return cache_dir() / f"{source.entry}.npz"
+
+
+def _metadata(entry: Any, source: Source) -> dict[str, Any] | None:
+    """Return the JSON part of an entry, or None if the entry is not of this source."""
+    metadata = json.loads(entry["metadata"].item())
+    matches = (metadata["version"], metadata["signature"]) == (_VERSION, source.signature)
+    return metadata if matches else None
+
+
+def _read(path: Path, source: Source) -> Dataset | None:
+    """Return the data set of an entry, or None if it is missing, outdated or damaged."""
     try:
-        meta = json.loads((entry / "meta.json").read_text("utf-8"))
-        checksum = meta.pop("checksum")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        return None
-    return meta if checksum == _checksum(meta) else None
-
-
-def _checksum(meta: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
-
-
-def _fits(meta: dict[str, Any], source: Source) -> bool:
-    return (meta.get("version"), meta.get("signature")) == (CACHE_VERSION, source.signature)
-
-
-def _read(entry: Path, source: Source) -> Dataset | None:
-    """The entry's data set, or None if it is missing, of another source, or damaged."""
-    meta = _read_meta(entry)
-    if meta is None or not _fits(meta, source):
-        return None
-    try:
-        arrays = {}
-        for name in _ARRAYS:
-            file = entry / f"{name}.npy"
-            # The file's header too: it says what the bytes after it mean.
-            if zlib.crc32(np.memmap(file, mode="r").data) != meta["crc32"][name]:
+        with np.load(path, allow_pickle=False) as entry:
+            if (metadata := _metadata(entry, source)) is None:
                 return None
-            arrays[name] = np.load(file, mmap_mode="r", allow_pickle=False)
-        return Dataset(
-            name=source.name,
-            classes=tuple(meta["classes"]),
-            train=Split(np.asarray(arrays["train_images"]), np.asarray(arrays["train_labels"])),
-            test=Split(np.asarray(arrays["test_images"]), np.asarray(arrays["test_labels"])),
-            mean=tuple(meta["mean"]),
-            std=tuple(meta["std"]),
-            fingerprint=meta["fingerprint"],
-            content=meta["content"],
-        )
-    except (OSError, EOFError, ValueError, KeyError, TypeError):
+            train_images, train_labels, test_images, test_labels = (entry[n] for n in _ARRAYS)
+            return Dataset(
+                name=source.name,
+                classes=tuple(metadata["classes"]),
+                train=Split(train_images, train_labels),
+                test=Split(test_images, test_labels),
+                mean=tuple(metadata["mean"]),
+                std=tuple(metadata["std"]),
+                fingerprint=metadata["fingerprint"],
+                content=metadata["content"],
+            )
+    except _DAMAGE:
         return None
 
 
-def _write(entry: Path, source: Source, dataset: Dataset) -> None:
-    arrays = dict(zip(_ARRAYS, (*dataset.train, *dataset.test), strict=True))
-    meta = {
-        "version": CACHE_VERSION,
+def _write(path: Path, source: Source, dataset: Dataset) -> None:
+    metadata = {
+        "version": _VERSION,
         "signature": source.signature,
         "classes": dataset.classes,
         "mean": dataset.mean,
@@ -136,43 +131,8 @@ def _write(entry: Path, source: Source, dataset: Dataset) -> None:
         "fingerprint": dataset.fingerprint,
         "content": dataset.content,
     }
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    # The lock is held, so whatever of this name is left is from a run that was killed.
-    for leftover in entry.parent.glob(f".{entry.name}-*"):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with tempfile.TemporaryDirectory(
-        dir=entry.parent, prefix=f".{entry.name}-", ignore_cleanup_errors=True
-    ) as scratch:
-        fresh = Path(scratch) / "fresh"
-        fresh.mkdir()
-        meta["crc32"] = {
-            name: _save(fresh / f"{name}.npy", array) for name, array in arrays.items()
-        }
-        meta["checksum"] = _checksum(meta)
-        (fresh / "meta.json").write_text(json.dumps(meta, indent=1) + "\n", "utf-8")
-        if entry.exists():
-            if not {path.name for path in entry.iterdir()} <= _FILES:
-                what = f"{entry.name} there has files that are not its own"
-                raise FileExistsError(errno.EEXIST, what)
-            entry.rename(Path(scratch) / "stale")
-        fresh.rename(entry)
-
-
-def _save(path: Path, array: np.ndarray) -> int:
-    """Write the array and return the file's CRC-32.
-
-    NumPy writes through it, and not by its own `tofile`, whose errors do not say that a disk is
-    full.
-    """
-
-    class Summed:
-        crc32 = 0
-
-        def write(self, content: bytes) -> int:
-            self.crc32 = zlib.crc32(content, self.crc32)
-            return file.write(content)
-
-    with path.open("wb") as file:
-        summed = Summed()
-        np.save(summed, array, allow_pickle=False)  # pyright: ignore[reportArgumentType]
-    return summed.crc32
+    arrays = dict(zip(_ARRAYS, (*dataset.train, *dataset.test), strict=True))
+    buffer = io.BytesIO()
+    np.savez(buffer, metadata=np.array(json.dumps(metadata)), **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, buffer.getbuffer())

@@ -1,4 +1,4 @@
-"""What a data set is once it is in memory, and how validation images are held out."""
+"""Data sets in memory, their statistics and digests, and the validation split."""
 
 import hashlib
 from typing import NamedTuple
@@ -11,20 +11,33 @@ IMAGE_SHAPE = (32, 32, 3)
 
 
 class Split(NamedTuple):
-    """Part of a data set: ``images`` uint8 ``[N, 32, 32, 3]``, ``labels`` int32 ``[N]``."""
+    """Part of a data set: `images` uint8 `[N, 32, 32, 3]` and `labels` int32 `[N]`."""
 
     images: np.ndarray
     labels: np.ndarray
 
 
+class Arrays(NamedTuple):
+    """The classes and images of a data set, without its statistics."""
+
+    classes: tuple[str, ...]
+    train: Split
+    test: Split
+
+
 class Dataset(NamedTuple):
     """A data set in memory.
 
-    ``mean`` and ``std`` are per channel, in 0..1, over every training image (before any validation
-    images are held out). ``fingerprint`` is that of `fingerprint`, which the order of images
-    changes, and ``content`` that of `content_digest`, which it does not. ``official`` says that
-    these are the published CIFAR-10's images, labels and splits, in whatever order and from
-    whatever source. Arrays may be read-only.
+    Attributes:
+      name: the name that `cifar_jax.data.load` takes, without the path of an image folder.
+      classes: the name of each label.
+      train: the training images, including those that `split_validation` holds out.
+      test: the test images.
+      mean: mean of each channel over the training images, for pixel values in 0..1.
+      std: standard deviation of each channel, likewise.
+      fingerprint: a digest of all images and labels in their order; see `fingerprint`.
+      content: a digest that does not depend on the order of images; see `content_digest`.
+      official: whether the images, labels and splits are those of the published CIFAR-10.
     """
 
     name: str
@@ -38,41 +51,40 @@ class Dataset(NamedTuple):
     official: bool = False
 
 
-class Decoded(NamedTuple):
-    """What a source yields: a data set before its statistics are known."""
-
-    classes: tuple[str, ...]
-    train: Split
-    test: Split
-
-
 def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
-    """Hold out the last ``validation`` images of ``train``: (the rest, the held out).
+    """Hold out the last images of a training split.
 
-    Below 1 it is a share of the images (0.1 of 50,000 is 5,000), from 1 on a number of images, and
-    0 holds out none. Both parts are views. Raises UserError where either would be empty.
+    Args:
+      train: the split.
+      validation: a fraction of the images if below 1, otherwise a number of images. Zero holds out
+        none.
+
+    Returns:
+      The remaining training images and the validation images, as views.
+
+    Raises:
+      UserError: `validation` is not a fraction or a whole number, or leaves a part empty.
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
     if not 0 <= count < total or count != int(count) or (validation and not count):
         raise UserError(
-            f"validation={validation:g} does not fit {total:,} training images: "
-            "give a share below 1, such as --set data.validation=0.1, "
-            f"or a whole number of images below {total}"
+            f"validation={validation:g} does not fit {total:,} training images: give a fraction "
+            f"such as --set data.validation=0.1, or a whole number below {total}"
         )
-    kept = total - int(count)
+    end = total - int(count)
     return (
-        Split(train.images[:kept], train.labels[:kept]),
-        Split(train.images[kept:], train.labels[kept:]),
+        Split(train.images[:end], train.labels[:end]),
+        Split(train.images[end:], train.labels[end:]),
     )
 
 
 def channel_statistics(
     images: np.ndarray,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and (population) standard deviation of each channel of uint8 images, in 0..1.
+    """Return the mean and standard deviation of each channel of uint8 images, scaled to 0..1.
 
-    They come from histograms of whole numbers, so they are the same on every machine.
+    They are computed from integer histograms, so they are the same on every machine.
     """
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(images), 1000):
@@ -91,9 +103,9 @@ def channel_statistics(
 
 
 def fingerprint(train: Split, test: Split) -> str:
-    """SHA-256 of the bytes of train images, train labels, test images, test labels, in that order.
+    """Return the SHA-256 of train images, train labels, test images and test labels, in this order.
 
-    Images are C-ordered uint8 ``[N, 32, 32, 3]``, labels little-endian int32.
+    Images are C-ordered uint8 `[N, 32, 32, 3]`, labels little-endian int32.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -103,11 +115,11 @@ def fingerprint(train: Split, test: Split) -> str:
 
 
 def content_digest(train: Split, test: Split) -> str:
-    """SHA-256 of what is in each split, whatever the order of its images.
+    """Return a SHA-256 that does not depend on the order of images within a split.
 
-    An image's digest is the SHA-256 of its bytes, uint8 ``[32, 32, 3]`` in C order, and its
-    label's, little-endian int32; a split's is that of its images' digests, sorted; this one is
-    that of the two splits'.
+    Each image is hashed together with its label: its uint8 `[32, 32, 3]` bytes in C order, then
+    the little-endian int32. The digest of a split is the hash of these digests, sorted. The result
+    is the hash of the digests of both splits.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -121,17 +133,17 @@ def content_digest(train: Split, test: Split) -> str:
     return digest.hexdigest()
 
 
-def summarise(name: str, decoded: Decoded) -> Dataset:
-    """The `Dataset` of freshly decoded arrays: adds statistics and digests.
+def describe(name: str, arrays: Arrays) -> Dataset:
+    """Return the data set of these arrays, with their statistics and digests.
 
-    Raises UserError where a channel is the same in all training images: nothing could be learned
-    from it, and it could not be brought to a standard deviation of 1.
+    Raises:
+      UserError: a channel has the same value in all training images, so it cannot be normalized.
     """
-    mean, std = channel_statistics(decoded.train.images)
+    mean, std = channel_statistics(arrays.train.images)
     if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:
         raise UserError(
             f"the training images of {name} cannot be normalized: every pixel has the same "
-            f"{' and '.join(constant)}"
+            f"{' and '.join(constant)}; check the images"
         )
-    order, content = fingerprint(*decoded[1:]), content_digest(*decoded[1:])
-    return Dataset(name, *decoded, mean, std, order, content)
+    splits = arrays.train, arrays.test
+    return Dataset(name, *arrays, mean, std, fingerprint(*splits), content_digest(*splits))

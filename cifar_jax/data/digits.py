@@ -1,38 +1,42 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits in CIFAR-10's shape.
+"""The `digits` data set: 1,797 handwritten digits, which ship with the package.
 
-It needs no download. Each 8×8 image's values 0..16 become 0..255, Pillow's bilinear interpolation
-resizes it to 32×32, and it is repeated over three channels. Of the images sorted by class (within a
-class in scikit-learn's order) every fifth is a test image: 360, which leaves 1,437 to train on.
+`digits.npz` holds the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
+C. Kaynak, 1998, UCI Machine Learning Repository, https://doi.org/10.24432/C50P49; license CC BY
+4.0) as scikit-learn distributes it: images uint8 `[1797, 8, 8]` in 0..16, and labels.
+
+Images are scaled to 0..255, resized to 32×32 (bilinear) and repeated over three channels. After a
+stable sort by class every fifth image is a test image: 360, which leaves 1,437 to train on.
 """
+
+from pathlib import Path
 
 import numpy as np
 
 from cifar_jax.data.cache import Source
-from cifar_jax.data.dataset import Decoded, Split
+from cifar_jax.data.dataset import Arrays, Split
 
 CLASSES = tuple("0123456789")
 
 
 def source() -> Source:
-    """The digits; they never change, so neither does the signature."""
+    """Return the digits as a source."""
     return Source(name="digits", entry="digits", signature="digits-1", decode=decode)
 
 
-def decode() -> Decoded:
-    """The digits as uint8 ``[N, 32, 32, 3]`` with their fixed split."""
+def decode() -> Arrays:
+    """Return the digits in the shape of CIFAR-10, with a fixed split."""
     from PIL import Image
-    from sklearn.datasets import load_digits
 
-    pixels, targets = load_digits(return_X_y=True)
-    labels = np.asarray(targets, np.int32)
-    small = np.round(np.asarray(pixels).reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    with np.load(Path(__file__).with_name("digits.npz")) as file:
+        pixels, labels = file["images"], file["labels"].astype(np.int32)
+    small = np.round(pixels * (255 / 16)).astype(np.uint8)
     large = [
         np.asarray(Image.fromarray(i).resize((32, 32), Image.Resampling.BILINEAR)) for i in small
     ]
     images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
 
     test = np.sort(np.argsort(labels, kind="stable")[::5])
-    # scikit-learn's order runs from writer to writer: without a shuffle the last training images,
-    # which validation holds out, would be those of a few writers. RandomState's streams are frozen.
+    # The images are ordered by writer. Shuffling spreads the writers over the validation images,
+    # which are the last training images. RandomState never changes its streams.
     train = np.random.RandomState(0).permutation(np.setdiff1d(np.arange(len(labels)), test))
-    return Decoded(CLASSES, Split(images[train], labels[train]), Split(images[test], labels[test]))
+    return Arrays(CLASSES, Split(images[train], labels[train]), Split(images[test], labels[test]))

@@ -1,7 +1,4 @@
-"""Batches on the device: their order, their images, and normalization, all inside jit.
-
-The data set lies on the device as uint8; everything random follows from a key.
-"""
+"""The order, selection and normalization of batches on the device, inside jit."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,16 +11,16 @@ from cifar_jax.ops import platform
 
 
 def steps_per_epoch(images: int, batch_size: int, last_batch: Literal["drop", "wrap"]) -> int:
-    """Updates in an epoch of `images` images."""
+    """Return the number of updates in an epoch."""
     return images // batch_size if last_batch == "drop" else -(-images // batch_size)
 
 
 def epoch_order(
     key: jax.Array, images: int, batch_size: int, last_batch: Literal["drop", "wrap"]
 ) -> jax.Array:
-    """A shuffled epoch: int32 `[steps, batch_size]`, indices of images.
+    """Return a random order of the images, int32 `[steps, batch_size]`.
 
-    Each image comes once; with `wrap` the last batch is filled up from the epoch's beginning.
+    Each image occurs once. With `wrap` the last batch is filled with the first images of the order.
     """
     steps = steps_per_epoch(images, batch_size, last_batch)
     order = jax.random.permutation(key, images).astype(jnp.int32)
@@ -31,10 +28,10 @@ def epoch_order(
 
 
 def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
-    """`rows[indices]`: of `[N, D]` those that int32 `[n]` names, `[n, D]`.
+    """Return `rows[indices]`, for `rows` `[N, D]` and `indices` int32 `[n]`.
 
-    On a CPU XLA would fuse the indexing into the copies that a convolution makes of the images,
-    and do it again for each of them; it does not fuse a loop.
+    On a CPU this is a loop: XLA would fuse indexing into each copy of the images that a convolution
+    makes, and so repeat it. It does not fuse a loop.
     """
 
     def one_by_one(rows: jax.Array, indices: jax.Array) -> jax.Array:
@@ -49,10 +46,10 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
 def normalize(
     images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: Any = jnp.float32
 ) -> jax.Array:
-    """uint8 `[..., H, W, C]`, 0..255, to zero mean and unit variance a channel.
+    """Normalize uint8 images `[..., H, W, C]` to zero mean and unit variance per channel.
 
-    `mean` and `std` are of 0..1. They are repeated over an image's row, since arithmetic on vectors
-    of three does not vectorise.
+    `mean` and `std` are for values in 0..1. They are repeated over a row of pixels, since
+    arithmetic on vectors of three does not vectorize.
     """
     width = images.shape[-2]
     mean32, std32 = (np.tile(np.asarray(channels, np.float32), width) for channels in (mean, std))

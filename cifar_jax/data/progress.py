@@ -1,4 +1,4 @@
-"""What the user sees on standard error while data is being read or fetched."""
+"""Messages and progress bars on standard error."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -6,12 +6,12 @@ from contextlib import contextmanager
 
 
 def notice(text: str) -> None:
-    """One plain line on standard error."""
+    """Print one line on standard error."""
     print(text, file=sys.stderr, flush=True)
 
 
-def reason(error: Exception) -> str:
-    """An error in one line, for the end of a message."""
+def reason(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -19,9 +19,10 @@ def reason(error: Exception) -> str:
 def progress(
     description: str, total: int | None, *, is_bytes: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """A progress bar on a terminal, else one plain line; yields ``advance(count)``.
+    """Show a progress bar on a terminal, otherwise print one line.
 
-    The bar stands on standard error and goes away when the work is done.
+    Yields:
+      A function that advances the bar by a count. The bar disappears at the end.
     """
     if not sys.stderr.isatty():
         notice(f"{description} …")

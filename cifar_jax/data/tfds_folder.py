@@ -1,166 +1,151 @@
-"""Reading a prepared tensorflow-datasets folder, ``DATA_DIR/NAME/VERSION``, without TensorFlow.
+"""Reads a prepared tensorflow-datasets folder, `DATA_DIR/NAME/VERSION`, without TensorFlow.
 
-The folder is the one that stock tfds reads and writes, in ArrayRecord or TFRecord form: shards of
-serialised tf.train.Example protos, each with an image in PNG form and a label.
+Stock tfds writes and reads the same folder. Its shards are ArrayRecord or TFRecord files of
+serialized `tf.train.Example` messages, each with a PNG image and a label.
 """
 
 import hashlib
 import io
 import json
 import os
-import re
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.cache import Source
-from cifar_jax.data.dataset import IMAGE_SHAPE, Decoded, Split
+from cifar_jax.data.cache import Source, path_digest
+from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
 from cifar_jax.data.progress import progress, reason
-from cifar_jax.data.tfrecord import read_tfrecord
 from cifar_jax.errors import UserError
 
-_BATCH = 1000  # records read at a time
-_MIN_RECORD = 60  # bytes; a PNG's frame alone takes more
+_BATCH = 1000  # records of an ArrayRecord file that are read at a time
 
 
 class Shard(NamedTuple):
-    """A file of so many images."""
+    """A file of records."""
 
     path: Path
     images: int
 
 
 class TfdsFolder(NamedTuple):
-    """What a prepared folder's metadata say: ``shards`` are those of each split, in order."""
+    """A prepared folder, as its metadata describe it; `shards` are those of each split."""
 
     path: Path
-    name: str
     format: str
     classes: tuple[str, ...]
     shards: dict[str, list[Shard]]
 
     @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.path.parent.name
+
+    @property
     def counts(self) -> dict[str, int]:
-        """Images a split."""
+        """The number of images in each split."""
         return {name: sum(s.images for s in shards) for name, shards in self.shards.items()}
 
 
 def default_data_dir() -> Path:
-    """$TFDS_DATA_DIR, or ~/tensorflow_datasets: where tfds itself looks."""
+    """Return `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, the default of tfds."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def inspect(path: Path) -> TfdsFolder:
-    """What a prepared folder holds, by its JSON files, having made sure that its shards are there.
+    """Read the metadata of a prepared folder and check that all shards exist.
 
-    Where shards of several formats lie side by side, ArrayRecord is chosen. Raises UserError for a
-    folder that is unreadable or incomplete.
+    ArrayRecord is preferred if the folder has shards of both formats.
+
+    Raises:
+      UserError: the folder is damaged or incomplete.
     """
     try:
         info = json.loads((path / "dataset_info.json").read_text("utf-8"))
         classes = tuple((path / "label.labels.txt").read_text("utf-8").splitlines())
-        if not re.fullmatch(r"\w+", info["name"]):
-            raise ValueError(f"its name is {info['name']!r}")
         formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
-        chosen = next((f for f in ("array_record", "tfrecord") if f in formats), None)
-        if chosen is None:
-            raise _broken(path, f"its records are {formats[0]}, not ArrayRecord or TFRecord")
-        shards = {s["name"]: _shards(path, info["name"], s, chosen) for s in info["splits"]}
-        for shard in (shard for split in shards.values() for shard in split):
-            size = shard.path.stat().st_size
-            if size == 0:
-                raise _broken(path, f"{shard.path.name} is empty")
-            if not 0 <= shard.images <= size / _MIN_RECORD:
-                raise _broken(path, f"{shard.path.name} is too small for {shard.images:,} images")
-        if not {"train", "test"} <= shards.keys():
-            raise _broken(path, f"its splits are {sorted(shards)}, not train and test")
-        return TfdsFolder(path, info["name"], chosen, classes, shards)
+        format = next((f for f in ("array_record", "tfrecord") if f in formats), None)
+        if format is None:
+            raise _unusable(path, f"its format is {formats[0]}, not array_record or tfrecord")
+        shards = {}
+        for split in info["splits"]:
+            lengths = [int(length) for length in split["shardLengths"]]
+            prefix = f"{info['name']}-{split['name']}.{format}"
+            shards[split["name"]] = [
+                Shard(path / f"{prefix}-{index:05d}-of-{len(lengths):05d}", length)
+                for index, length in enumerate(lengths)
+            ]
     except FileNotFoundError as error:
-        raise _broken(path, f"{Path(error.filename).name} is missing") from error
-    except OSError as error:
-        raise _broken(path, error.strerror or reason(error)) from error
-    except (
-        *(ValueError, LookupError, TypeError, AttributeError),
-        *(OverflowError, RecursionError),
-    ) as error:
-        raise _broken(path, f"its metadata are damaged ({reason(error)})") from error
+        raise _unusable(path, f"{Path(error.filename).name} is missing") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise _unusable(path, f"its metadata are damaged ({reason(error)})") from error
+    if not {"train", "test"} <= shards.keys():
+        raise _unusable(path, f"its splits are {sorted(shards)}, not train and test")
+    for shard in (shard for split in shards.values() for shard in split):
+        if not shard.path.exists():
+            raise _unusable(path, f"{shard.path.name} is missing")
+    return TfdsFolder(path, format, classes, shards)
 
 
 def source(path: Path) -> Source:
-    """A prepared folder as a source; its signature covers its files' names, sizes and times."""
+    """Return a prepared folder as a source, with a signature of file names, sizes and times."""
     folder = inspect(path)
-    try:
-        files = [
-            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for file in sorted(path.iterdir())
-        ]
-    except OSError as error:
-        raise _broken(path, error.strerror or reason(error)) from error
-    place = hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
+    files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.iterdir())]
     return Source(
         name=folder.name,
-        entry=f"{folder.name}-{place}",
+        entry=f"{folder.name}-{path_digest(path)}",
         signature=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
         decode=lambda: decode(folder),
     )
 
 
-def decode(folder: TfdsFolder) -> Decoded:
-    """Every image of a prepared folder, in the order of its records.
+def decode(folder: TfdsFolder) -> Arrays:
+    """Decode the images of a prepared folder, in the order of its records.
 
-    Shows progress on standard error. Raises UserError if a shard is damaged.
+    Raises:
+      UserError: a shard is damaged.
     """
-    counts = folder.counts
-    splits = {}
-    with progress(f"Decoding {folder.name} (once)", counts["train"] + counts["test"]) as advance:
-        for name in ("train", "test"):
-            images = np.empty((counts[name], *IMAGE_SHAPE), np.uint8)
-            labels = np.empty(counts[name], np.int32)
-            at = 0
-            for shard in folder.shards[name]:
-                part = slice(at, at + shard.images)
-                try:
-                    for count in _read_shard(shard, folder, Split(images[part], labels[part])):
-                        advance(count)
-                # Damage shows as RuntimeError (array_record), DecodeError (protobuf), OSError or
-                # SyntaxError (Pillow): there is no common base.
-                except Exception as error:
-                    what = f"{shard.path.name} is damaged ({reason(error)})"
-                    raise _broken(folder.path, what) from error
-                at += shard.images
-            splits[name] = Split(images, labels)
-    return Decoded(folder.classes, splits["train"], splits["test"])
+    total = folder.counts["train"] + folder.counts["test"]
+    with progress(f"Decoding {folder.name} (once)", total) as advance:
+        train = _decode_split(folder, "train", advance)
+        test = _decode_split(folder, "test", advance)
+    return Arrays(folder.classes, train, test)
 
 
-def _read_shard(shard: Shard, folder: TfdsFolder, into: Split) -> Iterator[int]:
-    """Fill ``into`` with the shard's images and labels; yields how many have come each time."""
+def _decode_split(folder: TfdsFolder, split: str, advance: Callable[[int], None]) -> Split:
     read = read_tfrecord if folder.format == "tfrecord" else _read_array_record
-    at = 0
-    for batch in read(shard.path):
-        if at + len(batch) > shard.images:
-            raise ValueError(f"more images than {shard.images:,}")
-        for record in batch:
-            image, label = _parse(record)
-            if not 0 <= label < len(folder.classes):
-                raise ValueError(f"label {label} is beyond its {len(folder.classes)} classes")
-            into.images[at], into.labels[at] = image, label
-            at += 1
-        yield len(batch)
-    if at != shard.images:
-        raise ValueError(f"{at:,} images instead of {shard.images:,}")
+    images, labels = [], []
+    for shard in folder.shards[split]:
+        start = len(labels)
+        try:
+            for record in read(shard.path):
+                image, label = _parse(record)
+                if not 0 <= label < len(folder.classes):
+                    raise ValueError(f"label {label} of {len(folder.classes)} classes")
+                images.append(image)
+                labels.append(label)
+                advance(1)
+            if (count := len(labels) - start) != shard.images:
+                raise ValueError(f"{count:,} images instead of {shard.images:,}")
+        # Damage raises RuntimeError (array_record), DecodeError (protobuf), OSError or SyntaxError
+        # (Pillow), which have no common base.
+        except Exception as error:
+            problem = f"{shard.path.name} is damaged ({reason(error)})"
+            raise _unusable(folder.path, problem) from error
+    return Split(np.stack(images), np.array(labels, np.int32))
 
 
 def _parse(record: bytes) -> tuple[np.ndarray, int]:
-    """Image and label of one serialised tf.train.Example."""
+    """Return the image and the label of a serialized `tf.train.Example`."""
     from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
     feature = example.features.feature
-    # Of the formats that Pillow knows some run other programs.
     file = io.BytesIO(feature["image"].bytes_list.value[0])
+    # Some other formats of Pillow run programs.
     with Image.open(file, formats=("PNG", "JPEG")) as image:
         if (*image.size[::-1], len(image.getbands())) != IMAGE_SHAPE or image.mode != "RGB":
             width, height = image.size
@@ -168,41 +153,54 @@ def _parse(record: bytes) -> tuple[np.ndarray, int]:
         return np.asarray(image), feature["label"].int64_list.value[0]
 
 
-def _read_array_record(path: Path) -> Iterator[list[bytes]]:
+def _read_array_record(path: Path) -> Iterator[bytes]:
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(os.fsencode(path))
     try:
         count = reader.num_records()
         for start in range(0, count, _BATCH):
-            yield reader.read(start, min(start + _BATCH, count))
+            yield from reader.read(start, min(start + _BATCH, count))
     finally:
         reader.close()
 
 
-def _shards(path: Path, dataset: str, split: dict, format: str) -> list[Shard]:
-    """The shards of a split, by tfds's naming."""
-    template = split.get("filepathTemplate") or "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
-    total = len(split["shardLengths"])
-    shards = []
-    for index, count in enumerate(split["shardLengths"]):
-        fields = {
-            "DATASET": dataset,
-            "SPLIT": split["name"],
-            "FILEFORMAT": format,
-            "SHARD_X_OF_Y": f"{index:05d}-of-{total:05d}",
-            "SHARD_INDEX": f"{index:05d}",
-            "NUM_SHARDS": f"{total:05d}",
-        }
-        name = re.sub(r"\{(\w+)\}", lambda field, of=fields: of[field[1]], template)
-        if Path(name).name != name:
-            raise ValueError(f"a shard is called {name!r}")
-        shards.append(Shard(path / name, int(count)))
-    return shards
+def read_tfrecord(path: Path) -> Iterator[bytes]:
+    """Yield the records of a TFRecord file.
+
+    A record is its length as 8 little-endian bytes, the masked CRC-32C of the length, the content,
+    and the masked CRC-32C of the content:
+    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
+
+    Raises:
+      ValueError: a checksum is wrong, or the file ends within a record.
+    """
+    remaining = path.stat().st_size
+    with path.open("rb") as file:
+        while header := file.read(12):
+            length = struct.unpack("<Q", _verified(header, 8))[0]
+            remaining -= 12 + length + 4
+            if remaining < 0:  # checked first, since reading allocates this length
+                raise ValueError("it ends within a record")
+            yield _verified(file.read(length + 4), length)
 
 
-def _broken(path: Path, what: str) -> UserError:
+def _verified(content: bytes, length: int) -> bytes:
+    """Return the first `length` bytes, after comparing them with the checksum that follows."""
+    import google_crc32c
+
+    if len(content) != length + 4:
+        raise ValueError("it ends within a record")
+    body = content[:length]
+    crc = google_crc32c.value(body)
+    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    if struct.unpack("<I", content[length:])[0] != masked:
+        raise ValueError("a checksum is wrong")
+    return body
+
+
+def _unusable(path: Path, problem: str) -> UserError:
     return UserError(
-        f"the dataset folder {path} cannot be used: {what}; move the folder away and run "
+        f"the data folder {path} cannot be used: {problem}; move it away and run "
         "`cifar-jax data prepare` or `cifar-jax data import PATH`"
     )

@@ -23,10 +23,10 @@ from typing import Any
 
 from cifar_jax import data
 from cifar_jax.config import Model, TTAConfig
-from cifar_jax.data.cifar10 import facts
+from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
+from cifar_jax.files import read_json
 from cifar_jax.models import IMAGE_SHAPE
-from cifar_jax.runs.files import read_json
 
 VERSION = 1
 
@@ -55,7 +55,7 @@ def _from_settings(path: Path, identity: Mapping[str, Any]) -> dict[str, Any]:
     settings = identity["config"]
     dataset = settings.get("data.dataset")
     if dataset == "cifar10":
-        classes, mean, std = facts.CLASSES, CIFAR10_MEAN, CIFAR10_STD
+        classes, mean, std = cifar10.CLASSES, CIFAR10_MEAN, CIFAR10_STD
     elif dataset == "digits":
         digits = data.load("digits")
         classes, mean, std = digits.classes, digits.mean, digits.std

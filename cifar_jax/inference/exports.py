@@ -26,9 +26,9 @@ from jax import export as jax_export
 
 from cifar_jax import models, ops
 from cifar_jax.errors import UserError
+from cifar_jax.files import write_bytes
 from cifar_jax.inference import card as cards
 from cifar_jax.inference.model import Classifier, TrainedNetwork
-from cifar_jax.runs.files import write_bytes
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")

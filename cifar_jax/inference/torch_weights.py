@@ -14,14 +14,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import models
 from cifar_jax.config import Config, Data, Model, Optimizer, flatten
-from cifar_jax.data.cifar10 import facts
+from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
+from cifar_jax.files import write_json
 from cifar_jax.inference import card as cards
 from cifar_jax.inference import torch_file
 from cifar_jax.inference.model import TrainedNetwork, load_run
 from cifar_jax.models import IMAGE_SHAPE
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.runs.files import write_json
 
 MODELS = ("resnet18", "resnet10")
 _LEAVES = {
@@ -79,7 +79,7 @@ def import_torch(
     head = tensors.get("linear.weight", tensors.get("fc.weight"))
     if head is None or head.ndim != 2:
         raise UserError(f"{file} has no last layer `linear` or `fc`: it is of another network")
-    classes = tuple(classes or facts.CLASSES)
+    classes = tuple(classes or cifar10.CLASSES)
     if len(head) != len(classes):
         raise UserError(
             f"{file} tells {len(head)} classes apart, not {len(classes)}: name them with --classes"

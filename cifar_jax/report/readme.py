@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cifar_jax.errors import UserError
+from cifar_jax.files import write_bytes
 from cifar_jax.report import markdown, recipes
 from cifar_jax.report.groups import SeedGroup, collect, settings_text
-from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.records import read_records
 from cifar_jax.runs.run import experiments
 

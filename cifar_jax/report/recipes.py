@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.errors import UserError
+from cifar_jax.files import read_json
 from cifar_jax.report.groups import SeedGroup, papers_best
 from cifar_jax.runs import schema
-from cifar_jax.runs.files import read_json
 from cifar_jax.runs.run import experiments
 
 PEERS = "peers.json"

@@ -16,8 +16,8 @@ import filelock
 
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
+from cifar_jax.files import hide, write_bytes, write_json
 from cifar_jax.runs import schemas
-from cifar_jax.runs.files import hide, write_bytes, write_json
 from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, RunIdentity, Session
 
 if TYPE_CHECKING:

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifar_jax.config import identity
 from cifar_jax.errors import UserError
+from cifar_jax.files import read_json
 from cifar_jax.runs import schema
-from cifar_jax.runs.files import read_json
 from cifar_jax.runs.run import Run, experiments
 
 if TYPE_CHECKING:

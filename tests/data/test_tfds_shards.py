@@ -11,11 +11,11 @@ import google_crc32c
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from cifar_jax.data.tfrecord import read_tfrecord
 from synthetic_cifar import png_that_claims
 
 from cifar_jax import data
 from cifar_jax.data.dataset import Decoded
-from cifar_jax.data.tfrecord import read_tfrecord
 from cifar_jax.errors import UserError
 
 

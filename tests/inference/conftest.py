@@ -10,8 +10,8 @@ import pytest
 
 from cifar_jax import models
 from cifar_jax.config import Config, Data, Model, Optimizer, flatten
+from cifar_jax.files import write_json
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.runs.files import write_json
 
 
 class State(NamedTuple):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cifar_jax.training.fit import Run
 from short_runs import files
 
 from cifar_jax import data
@@ -16,7 +17,6 @@ from cifar_jax.inference.evaluate import evaluate, logits
 from cifar_jax.inference.model import load_run
 from cifar_jax.runs import folder as workdir
 from cifar_jax.training.evaluation import TTA, measure
-from cifar_jax.training.fit import Run
 
 
 def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:

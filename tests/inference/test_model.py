@@ -15,8 +15,8 @@ from PIL import Image
 
 import cifar_jax
 from cifar_jax import data, models
+from cifar_jax.data import cifar10
 from cifar_jax.data import images as pictures
-from cifar_jax.data.cifar10 import facts
 from cifar_jax.errors import UserError
 from cifar_jax.inference import card as cards
 from cifar_jax.training.evaluation import TTA
@@ -41,7 +41,7 @@ def test_it_answers_with_the_last_checkpoint_or_the_best(basic: Path) -> None:
         odds = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
         np.testing.assert_allclose(model.predict(RANDOM), odds, atol=1e-5)
         assert model.card["step"] == step
-    assert model.classes == facts.CLASSES
+    assert model.classes == cifar10.CLASSES
 
 
 def test_the_number_of_images_does_not_matter(basic: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_jax.runs.files import naming, write_bytes, write_json
+from cifar_jax.files import naming, write_bytes, write_json
 
 
 def test_a_failed_dump_leaves_the_old_file(tmp_path: Path) -> None:

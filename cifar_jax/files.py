@@ -1,4 +1,4 @@
-"""Atomic writes, and errors that name their file."""
+"""Atomic writes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
+def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: `path` holds either its old content or all of the new."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,0 +1,247 @@
+"""CIFAR-10: what it is, and how it is downloaded, imported and prepared.
+
+A run reads CIFAR-10 from a prepared tfds folder. The folder is written from the official archive,
+https://www.cs.toronto.edu/~kriz/cifar.html, exactly as stock tfds would write it.
+"""
+
+import contextlib
+import hashlib
+import io
+import pickle
+import tarfile
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from cifar_jax.data import cache, tfds_folder
+from cifar_jax.data.dataset import Arrays, Split
+from cifar_jax.data.progress import notice, progress, reason
+from cifar_jax.errors import UserError
+
+CLASSES = (
+    *("airplane", "automobile", "bird", "cat", "deer"),
+    *("dog", "frog", "horse", "ship", "truck"),
+)
+VERSION = "3.0.2"  # the version that stock tfds reads as "cifar10"
+
+# The `content_digest` of the official images, labels and splits.
+CONTENT = "a08b14bdab921f8e4cd76ae47fa3c7aca4085e2262da5609ac764dd6ad9b422d"
+
+ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
+ARCHIVE_BYTES = 170_498_071
+ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
+BATCHES_FOLDER = "cifar-10-batches-py"
+# The MD5 of each batch file, as torchvision publishes them (torchvision/datasets/cifar.py).
+BATCHES = {
+    "data_batch_1": "c99cafc152244af753f735de768cd75f",
+    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+    "data_batch_4": "634d18415352ddfa80567beed471001a",
+    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+    "test_batch": "40351d587109b95175f43aff81a1287e",
+}
+
+
+def folder(data_dir: Path) -> Path:
+    """Return the folder in which tfds keeps CIFAR-10."""
+    return data_dir / "cifar10" / VERSION
+
+
+def source(data_dir: Path) -> cache.Source:
+    """Return the prepared folder as a source. CIFAR-10 is downloaded first if it is missing."""
+    path = folder(data_dir)
+    if not path.exists():
+        # Processes that start together download it once.
+        with cache.lock(f"prepare-{cache.path_digest(path)}"):
+            if not path.exists():
+                notice(f"CIFAR-10 is not in {data_dir} yet: downloading it from {ARCHIVE_URL}")
+                prepare(data_dir)
+    return tfds_folder.source(path)
+
+
+def prepare(data_dir: Path | None = None) -> Path:
+    """Download the official archive and prepare CIFAR-10 from it.
+
+    Args:
+      data_dir: the folder of prepared data sets; see `cifar_jax.data.load`.
+
+    Returns:
+      The prepared folder.
+
+    Raises:
+      UserError: CIFAR-10 is prepared already, or the archive cannot be downloaded.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    with _new_folder(data_dir) as scratch:
+        try:
+            with progress("Downloading CIFAR-10", ARCHIVE_BYTES, is_bytes=True) as advance:
+                bar = SimpleNamespace(update=advance, reset=lambda: None, close=lambda: None)
+                archive = pooch.retrieve(
+                    ARCHIVE_URL,
+                    known_hash=f"sha256:{ARCHIVE_SHA256}",
+                    path=scratch,
+                    fname="cifar-10-python.tar.gz",
+                    downloader=pooch.HTTPDownloader(bar, chunk_size=1 << 18, timeout=10),  # pyright: ignore
+                )
+        except (OSError, ValueError) as error:  # of requests, and of pooch for a wrong hash
+            raise UserError(
+                f"CIFAR-10 could not be downloaded ({_first_cause(error)}): try again with "
+                "`cifar-jax data prepare`, download the archive by other means and run "
+                "`cifar-jax data import PATH`, or train on `--set data.dataset=digits`"
+            ) from error
+        return _write(_read_archive(Path(archive)), scratch)
+
+
+def import_path(path: Path, data_dir: Path | None = None) -> Path:
+    """Prepare CIFAR-10 from the official archive, or from its unpacked folder.
+
+    Args:
+      path: `cifar-10-python.tar.gz`, or `cifar-10-batches-py` or the folder that contains it.
+      data_dir: the folder of prepared data sets; see `cifar_jax.data.load`.
+
+    Returns:
+      The prepared folder.
+
+    Raises:
+      UserError: `path` is something else, or CIFAR-10 is prepared already.
+    """
+    with _new_folder(data_dir) as scratch:
+        arrays = _read_folder(path) if path.is_dir() else _read_archive(path)
+        return _write(arrays, scratch)
+
+
+def _read_archive(path: Path) -> Arrays:
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != ARCHIVE_SHA256:
+            raise _not_official(path, "its SHA-256 differs")
+    with tarfile.open(path) as archive:
+        files = {name: archive.extractfile(f"{BATCHES_FOLDER}/{name}") for name in BATCHES}
+        return _decode(path, {name: file.read() for name, file in files.items() if file})
+
+
+def _read_folder(path: Path) -> Arrays:
+    nested = path / BATCHES_FOLDER
+    path = nested if nested.is_dir() else path
+    if missing := [name for name in BATCHES if not (path / name).is_file()]:
+        raise _not_official(path, f"{missing[0]} is missing")
+    return _decode(path, {name: (path / name).read_bytes() for name in BATCHES})
+
+
+def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
+    """Decode the contents of the batch files, after checking that they are the official ones."""
+    splits = {}
+    for name, content in batches.items():
+        # A file with the checksum of an official file is that file, so unpickling it is safe.
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != BATCHES[name]:
+            raise _not_official(path, f"the MD5 of {name} differs")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # NumPy deprecates the way Python 2 wrote the arrays.
+            batch = pickle.loads(content, encoding="bytes")
+        images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        splits[name] = Split(images, np.array(batch[b"labels"], np.int32))
+    test = splits.pop("test_batch")
+    train = Split(*(np.concatenate(parts) for parts in zip(*splits.values(), strict=True)))
+    return Arrays(CLASSES, train, test)
+
+
+def _not_official(path: Path, problem: str) -> UserError:
+    return UserError(
+        f"{path} is not the official CIFAR-10 ({problem}): give cifar-10-python.tar.gz from "
+        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or its unpacked folder {BATCHES_FOLDER}; "
+        "train on other images with `--set data.dataset=folder:PATH`"
+    )
+
+
+def _first_cause(error: BaseException) -> str:
+    """Return the message of the error that caused the others, which is the most specific one."""
+    while cause := error.__cause__ or error.__context__:
+        error = cause
+    return reason(error)
+
+
+@contextlib.contextmanager
+def _new_folder(data_dir: Path | None) -> Iterator[Path]:
+    """Yield a temporary folder in `data_dir`, so that a failure leaves nothing behind.
+
+    Raises:
+      UserError: CIFAR-10 is prepared already; it is never overwritten.
+    """
+    data_dir = data_dir or tfds_folder.default_data_dir()
+    path = folder(data_dir)
+    if path.exists():
+        raise UserError(
+            f"CIFAR-10 is already prepared in {path}: move that folder away to prepare it again, "
+            "or set TFDS_DATA_DIR to another folder"
+        )
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as scratch:
+        yield Path(scratch)
+
+
+def _write(arrays: Arrays, scratch: Path) -> Path:
+    """Write a tfds folder in `scratch`, move it to the parent of `scratch`, and return it."""
+    path = folder(scratch.parent)
+    with progress(f"Writing {path}", len(arrays.train.labels) + len(arrays.test.labels)) as advance:
+        try:
+            _build(arrays, scratch, advance)
+        except RuntimeError as error:  # array_record's, for example if the disk is full
+            raise UserError(f"{path} cannot be written: {reason(error)}") from error
+    path.parent.mkdir(exist_ok=True)
+    try:
+        folder(scratch).rename(path)
+    except OSError:
+        if not path.exists():  # Another machine may have prepared it meanwhile.
+            raise
+    return path
+
+
+def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> None:
+    """Write CIFAR-10 with the builder of stock tfds, but without TensorFlow.
+
+    Records have the order and the ids of stock tfds, which shuffles them by a hash of their index.
+    """
+    import tensorflow_datasets as tfds
+    from PIL import Image
+    from tensorflow_datasets.core import registered
+    from tensorflow_datasets.image_classification import cifar
+
+    with registered.skip_registration():
+
+        class Builder(cifar.Cifar10):
+            """The builder of stock tfds, for images in memory.
+
+            It yields PNG files, because tfds encodes arrays with TensorFlow.
+            """
+
+            name = "cifar10"
+            __module__ = cifar.Cifar10.__module__  # tfds records it.
+            url_infos: Any = {}  # noqa: RUF012 - Nothing is downloaded, so there are no checksums.
+
+            def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+                features: Any = self.info.features
+                features["label"].names = list(arrays.classes)
+                return {
+                    "train": self._examples("train", arrays.train),
+                    "test": self._examples("test", arrays.test),
+                }
+
+            def _examples(self, name: str, split: Split) -> Iterator[tuple[int, dict[str, Any]]]:
+                for index, (image, label) in enumerate(zip(*split, strict=True)):
+                    png = io.BytesIO()
+                    Image.fromarray(image).save(png, "png")
+                    png.seek(0)
+                    yield index, {"id": f"{name}_{index:05d}", "image": png, "label": int(label)}
+                    advance(1)
+
+    tfds.disable_progress_bar()
+    builder: Any = Builder(data_dir=data_dir, file_format="array_record")
+    # tfds prints to standard output, which is for results.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=data_dir / "downloads")
