@@ -77,5 +77,5 @@ def form(request: pytest.FixtureRequest) -> Iterator[None]:
     """Operations as they are for a CPU, and then as they are for an accelerator, on the CPU."""
     from cifar_jax import ops
 
-    with ops.plain("cpu" if request.param == "cpu" else "default"):
+    with ops.force_platform("cpu" if request.param == "cpu" else "default"):
         yield

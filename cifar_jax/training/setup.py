@@ -151,7 +151,7 @@ def _check_network(config: Config, own: models.CustomModel | None) -> None:
                 f"channels, and {layer} takes {takes}: leave it out, or choose another model"
             )
     for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
-        if not models.takes(model, size):
+        if not models.accepts_size(model, size):
             raise UserError(
                 f"{config.model.name} takes images of {models.IMAGE_SHAPE[0]} pixels only, and a "
                 f"phase has {size}: leave image_size out, or choose a network with global average "
