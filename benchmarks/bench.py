@@ -182,11 +182,11 @@ def time_row(
 ) -> dict[str, Any]:
     """Let the contenders take turns on one experiment's train step."""
     from cifar_jax import models
-    from cifar_jax.models.summary import summarise
+    from cifar_jax.models.summary import summarize
 
     asked = settings.model
     model = models.create(asked.name, dropout=asked.dropout, pooling=asked.pooling)
-    layers = summarise(model)
+    layers = summarize(model)
     row: dict[str, Any] = {
         "experiment": experiment,
         "model": asked.name,

@@ -81,5 +81,5 @@ def form(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run the test with the operations of a CPU and with those of an accelerator."""
     from cifar_jax import ops
 
-    with ops.plain("cpu" if request.param == "cpu" else "default"):
+    with ops.force_platform("cpu" if request.param == "cpu" else "default"):
         yield

@@ -175,7 +175,7 @@ def _any_batch() -> jax.ShapeDtypeStruct:
 
 
 def _stablehlo(network: TrainedNetwork) -> bytes:
-    with ops.plain():
+    with ops.force_platform():
         exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
     program = bytes(exported.serialize())
     card = dict(network.card) | {"sha256": hashlib.sha256(program).hexdigest()}
@@ -218,7 +218,7 @@ def _onnx(network: TrainedNetwork) -> bytes:
     level = quiet.level
     quiet.setLevel(logging.ERROR)
     try:
-        with ops.plain():
+        with ops.force_platform():
             model = to_onnx(
                 network.apply,
                 [_any_batch()],

@@ -1,4 +1,4 @@
-"""The paper's networks by name, a fast one, and a person's own."""
+"""The networks by name, and what all of them need: variables, shapes and weight transfer."""
 
 import difflib
 import itertools
@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax.errors import UserError
 from cifar_jax.models.basic import Basic
-from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel
+from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel, validate_options
 from cifar_jax.models.net import Net, NetBNGAP, NetInception
 from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
 from cifar_jax.models.speednet import SpeedNet
@@ -25,11 +25,11 @@ __all__ = [
     "MODELS",
     "PAPER_PARAMETERS",
     "CustomModel",
+    "accepts_size",
     "count_parameters",
     "create",
     "init_variables",
     "match_variables",
-    "takes",
     "transfer",
     "variable_shapes",
 ]
@@ -55,67 +55,72 @@ PAPER_PARAMETERS: dict[str, int] = {
     "resnet10": 4_903_242,  # Table 20
     "resnet10-separable": 722_186,  # Table 25
 }
+"""Trainable parameters that the paper states, by network."""
 
 
-def create(name: str, own: CustomModel | None = None, **options: Any) -> nn.Module:
-    """The network of that name. Options that are None keep the network's own default.
+def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> nn.Module:
+    """Return the network of a name.
 
     Args:
-      name: a key of `MODELS`, or what `own` is called.
-      own: a module of one's own, whose name is none of `MODELS`.
-      **options: fields of the module, such as `num_classes`, `dropout`, `pooling`, `dtype`.
+      name: a key of `MODELS`, or the name of the custom model.
+      custom: the model to use if the name is not in `MODELS`.
+      **options: fields of the module, such as `num_classes`, `dropout`, `pooling` or `dtype`. None
+        keeps the module's default.
 
     Raises:
-      UserError: an unknown name (naming the nearest), an option that this network lacks, or a
-        module of one's own that cannot be trained.
+      UserError: the name is unknown, the network lacks an option, or the custom model cannot be
+        trained.
     """
-    given = {key: value for key, value in options.items() if value is not None}
-    if own:
+    options = {key: value for key, value in options.items() if value is not None}
+    if custom:
         if name in MODELS:
-            raise UserError(f"{name!r} is a network of the package's: {own} does not go with it")
-        return own.build(name, **given)
+            raise UserError(f"{name!r} is one of the package's networks and does not use {custom}")
+        return custom.build(name, **options)
     if name not in MODELS:
-        close = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"; did you mean {close[0]}?" if close else f"; there are {', '.join(MODELS)}"
-        raise UserError(f"no model {name!r}{hint}")
+        nearest = difflib.get_close_matches(name, MODELS, n=1)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(MODELS)}"
+        raise UserError(f"no model {name!r}: {hint}")
     build = MODELS[name]
-    module: Any = build.func if isinstance(build, partial) else build
-    for key in given:
-        if key not in module.__dataclass_fields__:
-            raise UserError(
-                f"model {name} has no {key}: unset model.{key}, or choose another model"
-            )
-    return build(**given)
+    validate_options(f"model {name}", _module_class(build), options)
+    return build(**options)
 
 
 def variable_shapes(model: nn.Module) -> Any:
-    """Shapes and types of the model's variables, without computing any."""
+    """Return the shapes and types of the model's variables, without computing any of them."""
     images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
     return nn.unbox(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
 
 
-def takes(model: nn.Module, image_size: int) -> bool:
-    """Whether the network, with its variables for `IMAGE_SHAPE`, also takes square images of so
-    many pixels along a side."""
+def accepts_size(model: nn.Module, image_size: int) -> bool:
+    """Return whether the model, with its variables for 32×32 images, also accepts another size.
+
+    Args:
+      model: the network.
+      image_size: height and width in pixels.
+    """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
     try:
         jax.eval_shape(partial(model.apply, train=False), variable_shapes(model), images)
-    except Exception:  # whatever a person's own network raises
+    except Exception:  # a custom model may raise anything
         return False
     return True
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """Fresh variables: of the registry's networks in PyTorch's default initialization, of any
-    other module as its own initializers say.
+    """Return initial variables.
 
-    PyTorch's: kernels and the biases beside them are U(±1/√fan_in), which PyTorch's
-    `kaiming_uniform_(a=√5)` comes to; BatchNorm starts as the identity, running variances at one.
-    All numbers come of one draw, cut up in the order of the layers' names: `model.init` would
-    compile a generator for each parameter, which takes a laptop minutes for a ResNet18.
+    The package's networks and their subclasses use PyTorch's default initialization. Kernels, and
+    biases in the same layer, are uniform in ±1/√fan_in (`kaiming_uniform_(a=√5)` in PyTorch).
+    BatchNorm starts as the identity, with running means of zero and running variances of one.
+    Parameters of other names, which a subclass may add, and all other modules use the initializers
+    that the module defines.
+
+    One random draw is cut into pieces in the order of the layer names. `model.init` would compile
+    a generator for each parameter, which takes minutes for a ResNet18 on a laptop.
     """
-    if not _is_in_the_registry(model):
-        return nn.unbox(model.init(key, jnp.zeros((1, *IMAGE_SHAPE)), train=False))
+    package = tuple(_module_class(build) for build in MODELS.values())
+    if not isinstance(model, package):
+        return _module_init(model, key)
     shapes: dict[tuple[str, ...], Any] = flatten_dict(variable_shapes(model))
     drawn = [path for path in sorted(shapes) if (*path[:-1], "kernel") in shapes]
     ends = list(itertools.accumulate(shapes[path].size for path in drawn))
@@ -127,71 +132,82 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     for path, piece in zip(drawn, jnp.split(numbers, ends[:-1]), strict=True):
         fan_in = math.prod(shapes[(*path[:-1], "kernel")].shape[:-1])
         variables[path] = piece.reshape(shapes[path].shape) / math.sqrt(fan_in)
+    added = [path for path in shapes if path[-1] not in ("kernel", "bias", "scale", "mean", "var")]
+    if added:
+        own = flatten_dict(_module_init(model, key))
+        variables |= {path: own[path] for path in added}
     return unflatten_dict(variables)
-
-
-def _is_in_the_registry(model: nn.Module) -> bool:
-    built = (build.func if isinstance(build, partial) else build for build in MODELS.values())
-    return type(model) in built
 
 
 def match_variables(
     variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
-    """`variables`, if they are as many, as large and of such types as `shapes`.
-
-    Raises:
-      UserError: they are not; `name` is what the message calls them.
-    """
-    found: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
-    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
-    for path in sorted(found.keys() ^ wanted.keys()):
-        which = "has none of" if path in wanted else "has, and the network not,"
-        raise UserError(f"{name} {which} the weights {'/'.join(path)}: it is of another network")
-    for path, leaf in wanted.items():
-        array = found[path]
-        if array.shape != leaf.shape or array.dtype != leaf.dtype:
-            raise UserError(
-                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network as "
-                f"{leaf.dtype} {list(leaf.shape)}: it is of another network"
-            )
-    return {key: variables[key] for key in shapes}
-
-
-def transfer(fresh: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` variables for those of a network, whose last layer stays `fresh` if its classes are
-    others.
+    """Return `variables` if their names, shapes and types are those of `shapes`.
 
     Args:
-      fresh: the network's own variables.
-      given: of the same network, for as many or other classes.
-
-    Returns:
-      Variables in the structure of `fresh`, as NumPy arrays.
+      variables: arrays by collection.
+      shapes: the result of `variable_shapes`.
+      name: what holds the variables, for the error message.
 
     Raises:
-      UserError: `given` is of another network.
+      UserError: the variables belong to another network.
     """
-    own: dict[tuple[str, ...], Any] = flatten_dict(dict(fresh))
-    others: dict[tuple[str, ...], Any] = flatten_dict(dict(given))
+    actual: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
+    expected: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
+    for path in sorted(actual.keys() ^ expected.keys()):
+        parameter = "/".join(path)
+        problem = f"no {parameter}" if path in expected else f"{parameter}, which the network lacks"
+        raise UserError(f"{name} has {problem}: it is of another network")
+    for path, leaf in expected.items():
+        array = actual[path]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise UserError(
+                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network "
+                f"as {leaf.dtype} {list(leaf.shape)}: it is of another network"
+            )
+    return {collection: variables[collection] for collection in shapes}
+
+
+def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the pretrained variables, with the initial last layer if the classes differ.
+
+    Args:
+      initial: variables of the network to train.
+      pretrained: variables of the same network, with any number of classes.
+
+    Returns:
+      Variables in the structure of `initial`, as NumPy arrays.
+
+    Raises:
+      UserError: the pretrained variables belong to another network.
+    """
+    target: dict[tuple[str, ...], Any] = flatten_dict(dict(initial))
+    source: dict[tuple[str, ...], Any] = flatten_dict(dict(pretrained))
     differing = [
         path
-        for path in sorted(own.keys() | others.keys())
-        if path not in own or path not in others or own[path].shape != others[path].shape
+        for path in sorted(target.keys() | source.keys())
+        if path not in target or path not in source or target[path].shape != source[path].shape
     ]
-    layers = {path[:-1] for path in differing}
-    last = all(
-        path in own and path in others and own[path].shape[:-1] == others[path].shape[:-1]
+    only_outputs_differ = all(
+        path in target and path in source and target[path].shape[:-1] == source[path].shape[:-1]
         for path in differing
     )
-    if len(layers) > 1 or not last:
+    if len({path[:-1] for path in differing}) > 1 or not only_outputs_differ:
         names = ", ".join("/".join(path) for path in differing[:3])
-        raise UserError(f"the weights to begin with are of another network: they differ in {names}")
-    arrays = {path: np.asarray(leaf) for path, leaf in (own | others).items()}
-    arrays |= {path: np.asarray(own[path]) for path in differing}
+        raise UserError(f"the initial weights are of another network: they differ in {names}")
+    arrays = {path: np.asarray(leaf) for path, leaf in (target | source).items()}
+    arrays |= {path: np.asarray(target[path]) for path in differing}
     return {"batch_stats": {}} | unflatten_dict(arrays)
 
 
 def count_parameters(params: Any) -> int:
-    """Trainable numbers in a tree of arrays or shapes."""
+    """Return the number of scalars in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def _module_class(build: Callable[..., nn.Module]) -> Any:
+    return build.func if isinstance(build, partial) else build
+
+
+def _module_init(model: nn.Module, key: jax.Array) -> dict[str, Any]:
+    return nn.unbox(model.init(key, jnp.zeros((1, *IMAGE_SHAPE)), train=False))

@@ -1,4 +1,4 @@
-"""3.1 The basic model (Table 1): LeNet-5's shape, 62,006 parameters."""
+"""The basic network of section 3.1: LeNet-5 with 62,006 parameters."""
 
 from typing import Any
 
@@ -10,17 +10,19 @@ from cifar_jax.models.layers import Conv, Dense, Pool
 
 
 class Basic(nn.Module):
-    """Logits `[N, num_classes]`, float32, of images `[N, 32, 32, 3]`.
+    """LeNet-5 (Table 1): images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`.
 
-    Table 1 prints 3x3 kernels; its own output sizes (28, 14, 10, 5) and the count need 5×5.
+    Table 1 states 3×3 kernels, but its output sizes (28, 14, 10, 5) and its parameter count are
+    those of 5×5 kernels.
     """
 
     num_classes: int = 10
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # nothing here behaves differently in training
+        del train  # training and evaluation are the same
         x = ops.relu(Conv(6, (5, 5), dtype=self.dtype, name="conv1")(x))
         x = Pool(name="pool1")(x)
         x = ops.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))

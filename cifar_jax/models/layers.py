@@ -1,9 +1,9 @@
-"""Linen's layers with PyTorch's defaults: BatchNorm's statistics, and padding written out.
+"""Linen's layers with PyTorch's defaults, which the paper's networks use.
 
-The paper is a PyTorch work and says nothing of these, so its defaults are meant. (Parameters are
-initialized by `models.init_variables`, not by the layers.) Every layer has its
-`configuration` in the words of the paper's tables, for `cifar-jax summary`, which puts the width of
-the input where `{in_dim}` stands.
+Padding is written out in pixels, and BatchNorm keeps PyTorch's running statistics.
+`models.init_variables` initializes the parameters. The property `configuration` describes a layer
+in the words of the paper's tables for `cifar-jax summary`; `{in_dim}` stands for the width of the
+layer's input.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,10 @@ Pooling = Literal["max", "average", "strided-conv"]
 
 
 class Conv(nn.Conv):
-    """2-D convolution: `[N, H, W, C]` to `[N, H', W', features]`. Padding is in pixels a side."""
+    """2-D convolution: `[N, H, W, C]` to `[N, H', W', features]`."""
 
     padding: Any = 0
+    """Pixels on each side."""
     conv_general_dilated: Any = ops.conv_general_dilated
 
     @property
@@ -34,7 +35,7 @@ class Conv(nn.Conv):
         if self.padding != 0:
             words.append(f"padding={self.padding}")
         if self.feature_group_count != 1:
-            words.append(f"param_groups={self.feature_group_count}")
+            words.append(f"groups={self.feature_group_count}")
         if not self.use_bias:
             words.append("bias=False")
         return ", ".join(words)
@@ -52,16 +53,17 @@ class Dense(nn.Dense):
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
 
-    Normalizes by the biased variance and keeps the unbiased one, where Linen keeps the biased.
-    Statistics are float32 and of the global batch, however it is sharded.
+    The batch is normalized by its biased variance; the running variance is unbiased (Linen's is
+    biased). Statistics are float32 and of the global batch, also if it is sharded over devices.
     """
 
     momentum: float = 0.9
-    """Of the old statistics: PyTorch's 0.1, seen from the other side."""
+    """Weight of the old running statistics; PyTorch's `momentum` is one minus this."""
     epsilon: float = 1e-5
     use_scale: bool = True
-    """Without, the deviation is one, as before a convolution whose kernel has a norm of its own."""
+    """Whether to multiply by a learned scale."""
     dtype: Any = None
+    """Type of the output; None is the type of the input."""
 
     configuration = "BatchNorm2d {in_dim}"
 
@@ -78,25 +80,25 @@ class BatchNorm(nn.Module):
             mean, var = running_mean.value, running_var.value
             gain = scale * jax.lax.rsqrt(var + self.epsilon)
             return (x.astype(jnp.float32) * gain + (bias - mean * gain)).astype(x.dtype)
-        normalized: Any = ops.batch_norm(x, scale, bias, self.epsilon)
-        y, mean, var = normalized
+        y, mean, var = ops.batch_norm(x, scale, bias, self.epsilon)
         if not self.is_initializing():
             count = x.size // features
-            keep, unbiased = self.momentum, var * (count / max(count - 1, 1))
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased
+            momentum, unbiased = self.momentum, var * (count / max(count - 1, 1))
+            running_mean.value = momentum * running_mean.value + (1 - momentum) * mean
+            running_var.value = momentum * running_var.value + (1 - momentum) * unbiased
         return y
 
 
 class Pool(nn.Module):
-    """Halves height and width: `[N, H, W, C]` to `[N, H/2, W/2, C]`."""
+    """2×2 pooling of stride 2: `[N, H, W, C]` to `[N, H/2, W/2, C]`."""
 
     kind: Pooling = "max"
     dtype: Any = None
+    """Type of the computation of `strided-conv`."""
 
     @property
     def configuration(self) -> str:
-        """`2x2`, as in the paper, and the kind where it is not its maximum."""
+        """`2x2`, as in the paper, followed by the kind if it is not `max`."""
         return {"max": "2x2", "average": "2x2, average", "strided-conv": "2x2, stride=2"}[self.kind]
 
     @nn.compact
@@ -117,7 +119,7 @@ class GlobalAveragePool(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Linen's dropout, which here takes `train` as all the models do."""
+    """Linen's dropout with the argument `train` instead of `deterministic`."""
 
     @property
     def configuration(self) -> str:
@@ -129,14 +131,15 @@ class Dropout(nn.Dropout):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the positions of a feature map, added to it: `[N, H, W, C]` to the same.
+    """`x` plus self-attention over the positions of a feature map `[N, H, W, C]`.
 
-    Query and key are 1×1 convolutions to C/8 channels, the value one to C, all with bias; scores
-    are not scaled, and there is no learned gain: the block that the parameter count of Table 12
-    describes (SAGAN's, arXiv:1805.08318, less its γ).
+    Query and key are 1×1 convolutions to C/8 channels, the value is one to C channels, all with
+    bias. Scores are not scaled, and there is no learned gain. The parameter count of Table 12
+    implies this block: SAGAN's (arXiv:1805.08318) without its γ.
     """
 
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     configuration = "In_dim={in_dim}"
 
@@ -150,8 +153,6 @@ class SelfAttention(nn.Module):
 
         query, key = project(channels // 8, "query"), project(channels // 8, "key")
         value = project(channels, "value")
-        if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", ops.attention_weights(query, key))
         return x + ops.attention(query, key, value).reshape(x.shape)
 
 

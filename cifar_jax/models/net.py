@@ -1,4 +1,4 @@
-"""3.2–3.4 The three-convolution networks (Tables 4, 7 and 10), and one with inception blocks."""
+"""Networks of three convolutions (sections 3.2 to 3.4), and one with inception blocks."""
 
 from functools import partial
 from typing import Any
@@ -21,15 +21,16 @@ from cifar_jax.models.layers import (
 
 
 class Net(nn.Module):
-    """Table 4: logits `[N, num_classes]`, float32, of images `[N, 32, 32, 3]`."""
+    """Three convolutions (Table 4): images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`."""
 
     num_classes: int = 10
     pooling: Pooling = "max"
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # nothing here behaves differently in training
+        del train  # training and evaluation are the same
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
         x = ops.relu(conv(64, name="conv1")(x))
@@ -42,18 +43,21 @@ class Net(nn.Module):
 
 
 class NetBNGAP(nn.Module):
-    """Table 7, and with `attention` Table 10: BatchNorm, global average pooling and dropout.
+    """`Net` with BatchNorm, global average pooling and dropout (Table 7).
 
-    The tables' “fc1, 256 Neurons” is the pooled vector, not a layer: the count leaves no room.
-    So the layer that has 120 neurons is called `fc1`, as in Tables 1 and 4.
+    Images `[N, H, W, 3]` to float32 logits `[N, num_classes]`. "fc1, 256 Neurons" in the table is
+    the pooled vector: the parameter count has no room for another layer. The layer of 120 neurons
+    is therefore called `fc1`, as in Tables 1 and 4.
     """
 
     num_classes: int = 10
     attention: bool = False
-    """Self-attention after each BatchNorm and ReLU."""
+    """Whether self-attention follows each BatchNorm and ReLU (Table 10)."""
     dropout: float = 0.5
+    """Rate of the dropout before `fc1`."""
     pooling: Pooling = "max"
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -71,10 +75,10 @@ class NetBNGAP(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """Four branches side by side, concatenated: `[N, H, W, C]` to `[N, H, W, features]`.
+    """GoogLeNet's module (arXiv:1409.4842): `[N, H, W, C]` to `[N, H, W, features]`.
 
-    A quarter of the features each from 1×1, 1×1 → 3×3, 1×1 → 5×5 and 3×3 max-pool → 1×1, every
-    convolution with BatchNorm and ReLU (GoogLeNet's module, arXiv:1409.4842).
+    Four branches give a quarter of the features each: 1×1; 1×1, then 3×3; 1×1, then 5×5; 3×3
+    max-pooling, then 1×1. BatchNorm and ReLU follow every convolution.
     """
 
     features: int
@@ -96,7 +100,7 @@ class InceptionBlock(nn.Module):
             norm = BatchNorm(dtype=self.dtype, name=f"{name}_bn")
             return ops.relu(norm(conv(x), train=train))
 
-        # SAME is ((1, 1), (1, 1)) at stride 1; in numbers, the converter to ONNX would miss it.
+        # SAME is ((1, 1), (1, 1)) at stride 1. The ONNX converter ignores padding given as numbers.
         pooled = nn.max_pool(x, window_shape=(3, 3), padding="SAME")
         branches = [
             branch(x, 1, "branch1x1"),
@@ -108,15 +112,17 @@ class InceptionBlock(nn.Module):
 
 
 class NetInception(nn.Module):
-    """`net-bn-gap` with inception blocks for its second and third convolution.
+    """`NetBNGAP` with inception blocks in place of its second and third convolution.
 
-    The paper's section 2 names inception blocks among its approach and gives no table for them.
+    Section 2 of the paper mentions inception blocks, but no table describes this network.
     """
 
     num_classes: int = 10
     dropout: float = 0.5
+    """Rate of the dropout before `fc1`."""
     pooling: Pooling = "max"
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -133,7 +139,7 @@ class NetInception(nn.Module):
 
 
 def _head(x: jax.Array, num_classes: int, dtype: Any) -> jax.Array:
-    """The three dense layers that end all these networks; called inside a compact method."""
+    """Apply the three dense layers that end these networks. Call it in a compact method."""
     x = ops.relu(Dense(120, dtype=dtype, name="fc1")(x))
     x = ops.relu(Dense(84, dtype=dtype, name="fc2")(x))
     return Dense(num_classes, dtype=dtype, name="fc3")(x).astype(jnp.float32)

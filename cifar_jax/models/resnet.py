@@ -1,4 +1,4 @@
-"""3.5 ResNet18 for 32×32 images, with one block a stage, and with separable convolutions."""
+"""ResNets for 32×32 images (section 3.5): ResNet18, ResNet10, and ResNet10 with separable convolutions."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,9 +15,10 @@ ModuleDef = Any
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3×3, then pointwise 1×1, neither with bias (Table 23).
+    """Depthwise 3×3 and pointwise 1×1 convolution without bias (Table 23).
 
-    Table 23 shows one BatchNorm, after the pointwise convolution; the residual block has it.
+    `[N, H, W, C]` to `[N, H/stride, W/stride, features]`. Table 23 shows one BatchNorm, after the
+    pointwise convolution; `ResidualBlock` applies it.
     """
 
     features: int
@@ -42,16 +43,17 @@ class SeparableConv(nn.Module):
 class ResidualBlock(nn.Module):
     """Two 3×3 convolutions and a shortcut: `[N, H, W, C]` to `[N, H/stride, W/stride, features]`.
 
-    The shortcut is a 1×1 convolution with BatchNorm where the shape changes, else the identity.
+    The shortcut is the identity, or a 1×1 convolution with BatchNorm if the shape changes.
     """
 
     features: int
     stride: int
     conv: ModuleDef
-    """The 3×3 convolution: called with `features` and `strides`."""
+    """Class of the 3×3 convolutions, called with `features` and `strides`."""
     projection: ModuleDef
-    """The 1×1 convolution of the shortcut."""
+    """Class of the 1×1 convolution of the shortcut."""
     norm: ModuleDef
+    """Class of the normalization."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -67,19 +69,22 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Logits `[N, num_classes]`, float32, of images `[N, H, W, 3]`, 32×32 in the paper.
+    """ResNet: images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
 
-    The stem is a 3×3 convolution of stride 1 without max-pooling; stages are 64, 128, 256 and 512
-    wide and halve the image from the second on; dropout comes before the final layer (3.5(1)).
+    The stem is a 3×3 convolution of stride 1 without max-pooling. The stages have 64, 128, 256 and
+    512 channels, and each stage after the first halves the image. Dropout precedes the last layer
+    (section 3.5(1)).
     """
 
     stage_sizes: Sequence[int]
-    """Residual blocks a stage."""
+    """Number of residual blocks in each stage."""
     separable: bool = False
-    """Depthwise separable 3×3 convolutions in the blocks; stem and shortcuts stay ordinary."""
+    """Whether the blocks use `SeparableConv`; stem and shortcuts never do."""
     num_classes: int = 10
     dropout: float = 0.5
+    """Rate of the dropout before the last layer."""
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

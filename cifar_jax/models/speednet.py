@@ -1,4 +1,4 @@
-"""A network that learns in minutes on a CPU: none of the paper's."""
+"""A network that trains in minutes on a CPU. It is not in the paper."""
 
 import math
 from collections.abc import Sequence
@@ -13,29 +13,31 @@ from cifar_jax.models.layers import BatchNorm, Conv, Dense, Pool
 
 
 class SpeedNet(nn.Module):
-    """Logits `[N, num_classes]`, float32, of images `[N, H, W, 3]`, H and W at least 8.
+    """Convolutions for a CPU: images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
 
-    The first convolution, 2×2, is meant to be whitened and frozen (`init.whitening`): twelve
-    directions and their negatives are all that such a patch has, and its bias decides what is to be
-    seen of them. Then each stage has two 3×3 convolutions, each with BatchNorm and GELU, and halves
-    the image between them; the largest value of each channel goes to the last layer. So nearly all
-    the arithmetic is in convolutions of stride 1 with many channels, which `ops` does by Winograd's
-    algorithm on a CPU. The shape is airbench's (K. Jordan, arXiv:2404.00498), whose images lose a
-    row and a column at first, which here would leave odd sizes for tiles of four, and whose pooling
-    comes before BatchNorm, which would have the convolution's last step computed twice.
+    H and W are at least 8. The first convolution is 2×2 and meant to be whitened and frozen
+    (`init.whitening`): its 24 filters are the 12 directions of such a patch and their negatives.
+    Each stage has two 3×3 convolutions with BatchNorm and GELU, and pooling between them. The
+    maximum of each channel goes to the last layer.
+
+    The network follows airbench (K. Jordan, arXiv:2404.00498), with two changes for the Winograd
+    convolutions in `ops`, which do nearly all of the arithmetic on a CPU: the first convolution
+    keeps the image size, so that 4×4 tiles fill the image, and pooling follows the activation, not
+    the convolution, so that the convolution's last step is computed once.
     """
 
     num_classes: int = 10
     filters: int = 24
-    """Of the first convolution."""
+    """Channels of the first convolution."""
     widths: Sequence[int] = (64, 256, 256)
     """Channels of each stage."""
     dtype: Any = None
+    """Type of the computation; None: inferred from input and parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
-        # In a short run statistics have to be forgotten fast: 0.4 of them are each batch's.
+        # In a short run the statistics must follow the weights quickly.
         norm = partial(BatchNorm, momentum=0.6, use_scale=False, dtype=self.dtype)
         whitening = Conv(
             self.filters, (2, 2), padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv1"

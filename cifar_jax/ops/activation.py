@@ -1,4 +1,4 @@
-"""The rectifier, written so that XLA on a CPU keeps its output instead of computing it again."""
+"""ReLU, written so that XLA on CPU stores its output instead of computing it several times."""
 
 import jax
 import jax.numpy as jnp
@@ -6,12 +6,11 @@ import jax.numpy as jnp
 
 @jax.custom_vjp
 def relu(x: jax.Array) -> jax.Array:
-    """`max(x, 0)`, elementwise; NaN stays NaN. Plain reference: `jax.nn.relu`.
+    """Return `max(x, 0)` elementwise; NaN stays NaN. Reference: `jax.nn.relu`.
 
-    The gradient's mask is taken of the output, which the next layer keeps anyway. And the output is
-    a choice, not a maximum, since XLA computes what it takes for a function of one array again in
-    every reader: in each block's gradient, from the outputs of the convolutions of that block and
-    the one before.
+    The gradient takes its mask from the output, which the next layer stores anyway. The output is
+    a `where` and not a `maximum`: XLA fuses an elementwise function of one array into every
+    operation that reads it, and would recompute it there from the convolution's output.
     """
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 

@@ -1,7 +1,8 @@
-"""Batch normalization of a training batch, with its gradient in two passes over memory.
+"""Batch normalization of a training batch, with a gradient that reads memory twice.
 
-Its statistics take two passes on a CPU, and elsewhere one: there memory bounds a step, and several
-devices then wait for each other once a layer instead of twice.
+The statistics take two passes over the batch on CPU and one pass elsewhere. On accelerators memory
+bandwidth limits a step, and with one pass several devices exchange data once per layer instead of
+twice.
 """
 
 from functools import partial
@@ -11,79 +12,85 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_jax.ops import platform
+from cifar_jax.ops.platform import dispatch, forced_platform
+
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Outputs = tuple[jax.Array, jax.Array, jax.Array]
 
 
-def batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Normalizes over all axes but the last: `[..., C]`, with scale and bias `[C]`.
+def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Outputs:
+    """Normalize over all axes but the last. Reference: `flax.linen.BatchNorm`.
 
-    Returns the normalized batch in `x`'s type, and its mean and biased variance `[C]`, at least
-    float32. Differentiating the formula instead keeps and reads several copies of the batch; this
-    keeps the input alone. Plain reference: `flax.linen.BatchNorm`.
+    Only the input is stored for the gradient. Differentiating the formula would store and read
+    several arrays of the input's size.
+
+    Args:
+      x: `[..., C]`.
+      scale: `[C]`.
+      bias: `[C]`.
+      epsilon: added to the variance.
+
+    Returns:
+      The normalized batch in the type of `x`; its mean and its biased variance, `[C]`, in float32
+      or wider.
     """
-    return _batch_norm(x, scale, bias, epsilon, platform.named())
+    return _batch_norm(x, scale, bias, epsilon, forced_platform())
 
 
-# Under jit, and inlined, for the sake of tracing: see `ops/conv.py`.
+# Under an inlined jit so that equal shapes are traced once; see `ops/conv.py`.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 @partial(jax.jit, static_argnums=(3, 4), inline=True)
 def _batch_norm(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, named: str | None
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    wide = x.astype(_wide(x))
-    mean, var = platform.choose(named, wide, cpu=two_passes, default=one_pass)
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, platform: str | None
+) -> Outputs:
+    wide = x.astype(_wide_type(x))
+    mean, var = dispatch(platform, wide, cpu=two_passes, default=one_pass)
     gain = scale * lax.rsqrt(var + epsilon)
     y = wide * gain + (bias - mean * gain)
     return y.astype(x.dtype), mean, var
 
 
 def two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and biased variance `[C]` of `[..., C]`, the variance about the mean."""
+    """Return mean and biased variance `[C]` of `[..., C]`, the variance as E[(x - mean)²]."""
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     return mean, jnp.square(x - mean).mean(axes)
 
 
 def one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The same as E[x²] - E[x]², as Linen has it.
+    """Return mean and biased variance `[C]` of `[..., C]`, the variance as E[x²] - E[x]².
 
-    The error of the variance grows by the square of mean over deviation: a mean of ten deviations
-    costs two decimal digits.
+    Linen uses the same formula. Its relative error grows with the square of mean / deviation: if
+    the mean is ten deviations, two decimal digits are lost.
     """
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     return mean, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
 
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
-Outputs = tuple[jax.Array, jax.Array, jax.Array]
-
-
 def _forward(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, named: str | None
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, platform: str | None
 ) -> tuple[Outputs, Residuals]:
-    outputs: Any = _batch_norm(x, scale, bias, epsilon, named)
+    outputs: Any = _batch_norm(x, scale, bias, epsilon, platform)
     _, mean, var = outputs
     return outputs, (x, scale, bias, mean, var)
 
 
 @partial(jax.jit, static_argnums=(0, 1), inline=True)
 def _backward(
-    epsilon: float, named: str | None, residuals: Residuals, gradients: Outputs
+    epsilon: float, platform: str | None, residuals: Residuals, gradients: Outputs
 ) -> Outputs:
-    del named  # only the statistics have two forms
+    del platform  # the gradient is the same on all platforms
     x, scale, bias, mean, var = residuals
     dy, dmean, dvar = gradients
     axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    wide, dy = x.astype(_wide(x)), dy.astype(_wide(x))
+    wide, dy = x.astype(_wide_type(x)), dy.astype(_wide_type(x))
     inverse = lax.rsqrt(var + epsilon)
     dbias = dy.sum(axes)
     dscale = (dy * (wide - mean)).sum(axes) * inverse
-    # dx = gain·(dy - mean(dy) - x̂·mean(dy·x̂)) + what comes through mean and variance, as one
-    # linear combination of dy and x with a coefficient a channel.
+    # dx = gain·(dy - mean(dy) - x̂·mean(dy·x̂)) + the gradient through mean and variance, written
+    # as a linear combination of dy and x with one coefficient per channel.
     gain = scale * inverse
     slope = (2 * dvar - gain * inverse * dscale) / count
     offset = (dmean - gain * dbias) / count - slope * mean
@@ -94,5 +101,5 @@ def _backward(
 _batch_norm.defvjp(_forward, _backward)
 
 
-def _wide(x: jax.Array) -> jnp.dtype:
+def _wide_type(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -2,16 +2,28 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_jax.ops import depthwise, im2col, platform, winograd
-from cifar_jax.ops.im2col import Pads, Pair
+from cifar_jax.ops import depthwise, im2col, winograd
+from cifar_jax.ops.im2col import Padding, Pair
+from cifar_jax.ops.platform import dispatch, forced_platform
 
 _NHWC = ("NHWC", "HWIO", "NHWC")
+
+
+class _Options(NamedTuple):
+    """What is static in a convolution."""
+
+    strides: Pair
+    padding: Padding
+    groups: int
+    platform: str | None
+    """See `forced_platform`."""
 
 
 def conv_general_dilated(
@@ -27,18 +39,18 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated`: same arguments, same result up to rounding, faster on CPU.
+    """Return `jax.lax.conv_general_dilated` of the same arguments, up to rounding.
 
-    Dense and depthwise 2-D convolutions of NHWC images with HWIO kernels have a CPU path with its
-    own gradients; everything else, and every other platform, takes XLA's. The CPU path is
-    differentiable in reverse mode only.
+    Dense and depthwise 2-D convolutions of NHWC images with HWIO kernels have a faster
+    implementation on CPU, with its own gradients, which supports reverse mode only. All other
+    convolutions and all other platforms use XLA's.
     """
     numbers = (
         lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
         if lhs.ndim == rhs.ndim == 4
         else None
     )
-    covered = (
+    supported = (
         numbers == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _NHWC)
         and all(d == 1 for d in (*(lhs_dilation or ()), *(rhs_dilation or ())))
         and (feature_group_count == 1 or feature_group_count == lhs.shape[3] == rhs.shape[3])
@@ -48,16 +60,15 @@ def conv_general_dilated(
         and lhs.dtype == rhs.dtype
         and jnp.issubdtype(lhs.dtype, jnp.floating)
     )
-    if covered:
+    if supported:
         height, width = window_strides
         if isinstance(padding, str):
             padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], window_strides, padding)
         (top, bottom), (left, right) = padding
-        covered = min(top, bottom, left, right) >= 0
-        if covered:
+        if min(top, bottom, left, right) >= 0:
             pads = ((int(top), int(bottom)), (int(left), int(right)))
-            strides = height, width
-            return _conv(lhs, rhs, strides, pads, feature_group_count, platform.named())
+            groups = feature_group_count
+            return _conv(lhs, rhs, _Options((height, width), pads, groups, forced_platform()))
     return lax.conv_general_dilated(
         lhs,
         rhs,
@@ -73,104 +84,93 @@ def conv_general_dilated(
     )
 
 
-# Under jit, which remembers them, convolutions of one shape are traced only once; inlined, they
-# compile as if they were written out.
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4, 5))
-@partial(jax.jit, static_argnums=(2, 3, 4, 5), inline=True)
-def _conv(
-    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int, named: str | None
-) -> jax.Array:
-    plain = partial(_plain, strides=strides, pads=pads, groups=groups)
-    if named not in (None, "cpu"):
-        return plain(x, kernel)  # without a look at the shapes: the batch's size may be unknown
-    if _depthwise(x, kernel, groups):
-        fast = partial(depthwise.conv, strides=strides, padding=pads)
-    elif _winograd_pays(x, kernel, strides, pads):
-        fast = partial(winograd.conv, padding=pads)
-    elif kernel.shape[:2] == (1, 1) or _few_pixels(x) or _few_channels(kernel):
-        fast = partial(im2col.conv, strides=strides, padding=pads)
-    else:
-        return plain(x, kernel)
-    return platform.choose(named, x, kernel, cpu=fast, default=plain)
+# The jit caches traces, so that convolutions of equal shapes are traced once. It is inlined, so
+# that XLA still optimizes each one together with the operations around it.
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.jit, static_argnums=(2,), inline=True)
+def _conv(x: jax.Array, kernel: jax.Array, options: _Options) -> jax.Array:
+    default = partial(_xla_conv, options=options)
+    if options.platform not in (None, "cpu"):
+        return default(x, kernel)  # the batch size may be symbolic: do not compare shapes
+    algorithm = _algorithm(x, kernel, options)
+    if algorithm is im2col and not _im2col_pays(x, kernel):
+        return default(x, kernel)
+    cpu = partial(algorithm.conv, strides=options.strides, padding=options.padding)
+    return dispatch(options.platform, x, kernel, cpu=cpu, default=default)
 
 
 def _forward(
-    x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads, groups: int, named: str | None
+    x: jax.Array, kernel: jax.Array, options: _Options
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _conv(x, kernel, strides, pads, groups, named), (x, kernel)
+    return _conv(x, kernel, options), (x, kernel)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3), inline=True)
+@partial(jax.jit, static_argnums=(0,), inline=True)
 def _backward(
-    strides: Pair,
-    pads: Pads,
-    groups: int,
-    named: str | None,
-    residuals: tuple[jax.Array, jax.Array],
-    dy: jax.Array,
+    options: _Options, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, kernel = residuals
-    size = kernel.shape[0], kernel.shape[1]
-    image = x.shape[1], x.shape[2]
-    plain = partial(_plain, strides=strides, pads=pads, groups=groups)
+    image_size = x.shape[1], x.shape[2]
+    kernel_size = kernel.shape[0], kernel.shape[1]
+    window = {"strides": options.strides, "padding": options.padding}
 
-    def plain_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: plain(x, kernel), x)[1](dy)[0]
+    def default_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(lambda x: _xla_conv(x, kernel, options), x)[1](dy)[0]
 
-    def plain_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(lambda kernel: plain(x, kernel), kernel)[1](dy)[0]
+    def default_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        return jax.vjp(lambda kernel: _xla_conv(x, kernel, options), kernel)[1](dy)[0]
 
-    def fast_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        if _depthwise(x, kernel, groups):
-            return depthwise.input_gradient(dy, kernel, strides, pads, image)
-        if _winograd_pays(x, kernel, strides, pads):
-            return winograd.input_gradient(dy, kernel, pads, image)
-        return im2col.input_gradient(dy, kernel, strides, pads, image)
+    def cpu_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        algorithm = _algorithm(x, kernel, options)
+        return algorithm.input_gradient(dy, kernel, image_size=image_size, **window)
 
-    def fast_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        if _depthwise(x, kernel, groups):
-            return depthwise.kernel_gradient(x, dy, size, strides, pads)
-        if _winograd_pays(x, kernel, strides, pads):
-            return winograd.kernel_gradient(x, dy, pads)
-        return im2col.kernel_gradient(x, dy, size, strides, pads)
+    def cpu_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
+        algorithm = _algorithm(x, kernel, options)
+        return algorithm.kernel_gradient(x, dy, kernel_size=kernel_size, **window)
 
     return (
-        platform.choose(named, x, kernel, dy, cpu=fast_dx, default=plain_dx),
-        platform.choose(named, x, kernel, dy, cpu=fast_dkernel, default=plain_dkernel),
+        dispatch(options.platform, x, kernel, dy, cpu=cpu_dx, default=default_dx),
+        dispatch(options.platform, x, kernel, dy, cpu=cpu_dkernel, default=default_dkernel),
     )
 
 
 _conv.defvjp(_forward, _backward)
 
 
-def _plain(x: jax.Array, kernel: jax.Array, *, strides: Pair, pads: Pads, groups: int) -> jax.Array:
+def _xla_conv(x: jax.Array, kernel: jax.Array, options: _Options) -> jax.Array:
     return lax.conv_general_dilated(
-        x, kernel, strides, pads, dimension_numbers=_NHWC, feature_group_count=groups
+        x,
+        kernel,
+        options.strides,
+        options.padding,
+        dimension_numbers=_NHWC,
+        feature_group_count=options.groups,
     )
 
 
-def _depthwise(x: jax.Array, kernel: jax.Array, groups: int) -> bool:
-    """Each channel by itself: a single one that becomes several is an ordinary convolution."""
-    return groups == x.shape[3] == kernel.shape[3]
+def _algorithm(x: jax.Array, kernel: jax.Array, options: _Options) -> ModuleType:
+    """Return the module whose `conv`, `input_gradient` and `kernel_gradient` a CPU uses."""
+    if options.groups == x.shape[3] == kernel.shape[3]:
+        return depthwise
+    return winograd if _winograd_pays(x, kernel, options) else im2col
 
 
-def _few_pixels(x: jax.Array) -> bool:
-    return x.shape[0] * x.shape[1] * x.shape[2] <= 256
+def _im2col_pays(x: jax.Array, kernel: jax.Array) -> bool:
+    """Return whether im2col is faster than XLA's convolution in the forward direction."""
+    few_pixels = x.shape[0] * x.shape[1] * x.shape[2] <= 256
+    few_channels = max(kernel.shape[2:]) < im2col.FEW_CHANNELS
+    return kernel.shape[:2] == (1, 1) or few_pixels or few_channels
 
 
-def _few_channels(kernel: jax.Array) -> bool:
-    return max(kernel.shape[2:]) < im2col.FEW_CHANNELS
-
-
-def _winograd_pays(x: jax.Array, kernel: jax.Array, strides: Pair, pads: Pads) -> bool:
-    """Whether enough 4×4 tiles share the cost of transforming the kernel, and enough channels."""
-    high, wide, c, k = kernel.shape
+def _winograd_pays(x: jax.Array, kernel: jax.Array, options: _Options) -> bool:
+    """Return whether there are enough channels, and enough 4×4 tiles per kernel transform."""
+    height, width, inputs, outputs = kernel.shape
     tiles = x.shape[0] * -(-(x.shape[1]) // 4) * -(-(x.shape[2]) // 4)
     return (
-        (high, wide) == (3, 3)
-        and strides == (1, 1)
-        and max(map(max, pads)) <= 2
-        and min(c, k) >= 16
+        (height, width) == (3, 3)
+        and options.strides == (1, 1)
+        and max(map(max, options.padding)) <= 2
+        and min(inputs, outputs) >= 16
         and tiles >= 32
         and x.dtype in (jnp.float32, jnp.float64)
     )

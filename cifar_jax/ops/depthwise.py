@@ -1,16 +1,16 @@
-"""Depthwise convolution as shifted products, one for each tap of the kernel.
+"""Depthwise convolution as a sum of shifted products, one for each element of the kernel.
 
-Plain reference: `jax.lax.conv_general_dilated` with `feature_group_count` = channels.
+Reference: `jax.lax.conv_general_dilated` with `feature_group_count` = channels.
 """
 
 import jax
 import jax.numpy as jnp
 
-from cifar_jax.ops.im2col import Pads, Pair, gather_taps, output_size, scatter_taps
+from cifar_jax.ops.im2col import Padding, Pair, gather_taps, output_size, scatter_taps
 
 
-def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads) -> jax.Array:
-    """Convolution of [N, H, W, C] with [h, w, 1, C], each channel by itself."""
+def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """Convolve `[N, H, W, C]` with `[h, w, 1, C]`, each channel on its own."""
     size = kernel.shape[0], kernel.shape[1]
     taps = gather_taps(x, size, strides, padding, output_size(x, size, strides, padding))
     total = taps[0][0] * kernel[0, 0, 0]
@@ -22,41 +22,41 @@ def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads) -> jax.A
 
 
 def input_gradient(
-    dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads, size: Pair
+    dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Gradient [N, H, W, C] of `conv`'s input, of `size` (H, W)."""
+    """Return the gradient `[N, H, W, C]` of the input of `conv`; `image_size` is (H, W)."""
 
     def tap(dy: jax.Array, i: int, j: int) -> jax.Array:
         return dy * kernel[i, j, 0]
 
-    return scatter_taps(dy, tap, (kernel.shape[0], kernel.shape[1]), strides, padding, size)
+    return scatter_taps(dy, tap, (kernel.shape[0], kernel.shape[1]), strides, padding, image_size)
 
 
 def kernel_gradient(
-    x: jax.Array, dy: jax.Array, size: Pair, strides: Pair, padding: Pads
+    x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
 ) -> jax.Array:
-    """Gradient [h, w, 1, C] of `conv`'s kernel, given that of its output [N, H', W', C].
+    """Return the gradient `[h, w, 1, C]` of the kernel, given that of the output.
 
-    Rows of the image are added up in groups, written out as sums, which vectorise over channels
-    where a fused reduction does not; what remains goes through a matrix product with ones.
+    Groups of image rows are added by explicit sums, which XLA vectorizes over channels (it does
+    not vectorize a fused reduction). A matrix product with ones adds up the rest.
     """
-    n, height, width, c = dy.shape
+    n, height, width, channels = dy.shape
     group = next(g for g in (8, 7, 6, 5, 4, 3, 2, 1) if height % g == 0)
-    taps = gather_taps(x, size, strides, padding, (height, width))
+    taps = gather_taps(x, kernel_size, strides, padding, (height, width))
 
-    def grouped(x: jax.Array) -> list[jax.Array]:
-        x = x.reshape(n, group, height // group, width, c)
+    def split_rows(x: jax.Array) -> list[jax.Array]:
+        x = x.reshape(n, group, height // group, width, channels)
         return [x[:, i] for i in range(group)]
 
-    dys = grouped(dy)
+    dy_parts = split_rows(dy)
 
-    def sums(tap: jax.Array) -> jax.Array:
+    def add_rows(tap: jax.Array) -> jax.Array:
         total: jax.Array | None = None
-        for a, b in zip(grouped(tap), dys, strict=True):
+        for a, b in zip(split_rows(tap), dy_parts, strict=True):
             total = a * b if total is None else total + a * b
         assert total is not None
-        return total.reshape(-1, c)
+        return total.reshape(-1, channels)
 
     ones = jnp.ones((1, n * (height // group) * width), x.dtype)
-    rows = [ones @ sums(tap) for row in taps for tap in row]
-    return jnp.concatenate(rows).reshape(*size, 1, c)
+    rows = [ones @ add_rows(tap) for row in taps for tap in row]
+    return jnp.concatenate(rows).reshape(*kernel_size, 1, channels)

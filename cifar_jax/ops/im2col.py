@@ -1,6 +1,7 @@
-"""Convolution as one matrix product over patches, any kernel size and stride.
+"""Convolution as one matrix product over image patches, for any kernel size and stride.
 
-Plain reference: `jax.lax.conv_general_dilated`.
+A tap is one element (i, j) of the kernel, together with the input pixels that it multiplies.
+Reference: `jax.lax.conv_general_dilated`.
 """
 
 from collections.abc import Callable
@@ -8,153 +9,176 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-Pads = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""((top, bottom), (left, right)), in pixels."""
 Pair = tuple[int, int]
+"""A number for rows and one for columns."""
 
-# Copying a few channels at a time is slow: with so few, rows of pixels are copied instead.
 FEW_CHANNELS = 8
+"""With fewer channels, rows of pixels are copied instead of channels: short copies are slow."""
 
 
-def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads) -> jax.Array:
-    """Convolution of [N, H, W, C] with [h, w, C, K]."""
-    high, wide, c, k = kernel.shape
-    size = high, wide
-    output = output_size(x, size, strides, padding)
+def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """Convolve `[N, H, W, C]` with `[h, w, C, K]`."""
+    h, w, c, k = kernel.shape
+    output = output_size(x, (h, w), strides, padding)
     if max(c, k) < FEW_CHANNELS:
-        y = _plane_kernel(kernel).T @ _planes(x, size, strides, padding, output)
+        y = _plane_kernel(kernel).T @ _planes(x, (h, w), strides, padding, output)
         return y.reshape(k, x.shape[0], *output).transpose(1, 2, 3, 0)
-    y = _matrix(_patches(x, size, strides, padding, output)) @ kernel.reshape(-1, k)
+    y = _matrix(_patches(x, (h, w), strides, padding, output)) @ kernel.reshape(-1, k)
     return y.reshape(x.shape[0], *output, k)
 
 
-def kernel_gradient(
-    x: jax.Array, dy: jax.Array, size: Pair, strides: Pair, padding: Pads
-) -> jax.Array:
-    """Gradient [h, w, C, K] of `conv`'s kernel, given that of its output [N, H', W', K]."""
-    (high, wide), c, k = size, x.shape[3], dy.shape[3]
-    output = dy.shape[1], dy.shape[2]
-    if c < FEW_CHANNELS and size != (1, 1):
-        gradient = _planes(x, size, strides, padding, output) @ _matrix(dy)
-        return gradient.reshape(wide, high, c, k).swapaxes(0, 1)
-    gradient = _matrix(_patches(x, size, strides, padding, output)).T @ _matrix(dy)
-    return gradient.reshape(high, wide, c, k)
-
-
 def input_gradient(
-    dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Pads, size: Pair
+    dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Gradient [N, H, W, C] of `conv`'s input, of `size` (H, W)."""
-    high, wide, c, k = kernel.shape
-    taps = (_matrix(dy) @ kernel.reshape(-1, k).T).reshape(*dy.shape[:3], -1)
-    if (high, wide) == strides == (1, 1) and padding == ((0, 0), (0, 0)):
-        return taps
+    """Return the gradient `[N, H, W, C]` of the input of `conv`; `image_size` is (H, W)."""
+    h, w, c, k = kernel.shape
+    products = (_matrix(dy) @ kernel.reshape(-1, k).T).reshape(*dy.shape[:3], -1)
+    if (h, w) == strides == (1, 1) and padding == ((0, 0), (0, 0)):
+        return products
 
-    def tap(taps: jax.Array, i: int, j: int) -> jax.Array:
-        return taps[..., (i * wide + j) * c :][..., :c]
+    def tap(products: jax.Array, i: int, j: int) -> jax.Array:
+        return products[..., (i * w + j) * c :][..., :c]
 
-    return scatter_taps(taps, tap, (high, wide), strides, padding, size)
+    return scatter_taps(products, tap, (h, w), strides, padding, image_size)
+
+
+def kernel_gradient(
+    x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
+) -> jax.Array:
+    """Return the gradient `[h, w, C, K]` of the kernel, given that of the output."""
+    (h, w), c, k = kernel_size, x.shape[3], dy.shape[3]
+    output = dy.shape[1], dy.shape[2]
+    if c < FEW_CHANNELS and kernel_size != (1, 1):
+        gradient = _planes(x, kernel_size, strides, padding, output) @ _matrix(dy)
+        return gradient.reshape(w, h, c, k).swapaxes(0, 1)
+    gradient = _matrix(_patches(x, kernel_size, strides, padding, output)).T @ _matrix(dy)
+    return gradient.reshape(h, w, c, k)
+
+
+def output_size(x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding) -> Pair:
+    """Return height and width of the convolution's output."""
+    height, width = (
+        (x.shape[1 + axis] + sum(padding[axis]) - kernel_size[axis]) // strides[axis] + 1
+        for axis in range(2)
+    )
+    return height, width
 
 
 def gather_taps(
-    x: jax.Array, size: Pair, strides: Pair, padding: Pads, output: Pair
+    x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output: Pair
 ) -> list[list[jax.Array]]:
-    """For each tap of the kernel the input pixels under it: rows of columns of [N, H', W', C]."""
+    """Return the input pixels under each tap: `taps[i][j]` is `[N, H', W', C]`."""
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     down, across = strides
 
     def tap(i: int, j: int) -> jax.Array:
         return x[:, i : i + down * output[0] : down, j : j + across * output[1] : across]
 
-    return [[tap(i, j) for j in range(size[1])] for i in range(size[0])]
+    return [[tap(i, j) for j in range(kernel_size[1])] for i in range(kernel_size[0])]
 
 
 def scatter_taps(
     dy: jax.Array,
     tap: Callable[[jax.Array, int, int], jax.Array],
-    kernel: Pair,
+    kernel_size: Pair,
     strides: Pair,
-    padding: Pads,
-    size: Pair,
+    padding: Padding,
+    image_size: Pair,
 ) -> jax.Array:
-    """The transpose of `gather_taps`: adds up what every tap sends back to where it came from.
+    """Add what every tap contributes to each input pixel: the transpose of `gather_taps`.
 
-    `tap(dy, i, j)` is what tap (i, j) of the `kernel`, given as (h, w), makes of some pixels of
-    `dy`. There is one sum for each residue of an input pixel's row and column modulo the strides,
-    over slices of `dy` padded once: updates or paddings tap by tap run at a fraction of the speed.
+    Input pixels whose row and column have the same remainders modulo the strides (a phase) see
+    the same taps, so there is one sum of slices of `dy` for each phase. Updating or padding tap by
+    tap is several times slower.
+
+    Args:
+      dy: `[N, H', W', ...]`, one value or vector per output pixel.
+      tap: `tap(part, i, j)` returns the contribution `[N, h, w, C]` of tap (i, j), given the slice
+        of `dy` that it comes from.
+      kernel_size: (h, w).
+      strides: of the convolution.
+      padding: of the convolution.
+      image_size: (H, W).
+
+    Returns:
+      `[N, H, W, C]`.
     """
-    extents = [-(-size[axis] // strides[axis]) for axis in range(2)]
+    extents = [-(-image_size[axis] // strides[axis]) for axis in range(2)]
 
-    def taps(residue: int, axis: int) -> list[tuple[int, int]]:
-        """Taps that see this residue, and how far ahead of the pixel their output pixel lies."""
-        steps = [divmod(residue + padding[axis][0] - t, strides[axis]) for t in range(kernel[axis])]
-        return [(t, ahead) for t, (ahead, rest) in enumerate(steps) if not rest]
+    def taps(phase: int, axis: int) -> list[tuple[int, int]]:
+        """Return the taps of a phase, and the offset from input pixel to output pixel of each."""
+        steps = [
+            divmod(phase + padding[axis][0] - t, strides[axis]) for t in range(kernel_size[axis])
+        ]
+        return [(t, offset) for t, (offset, remainder) in enumerate(steps) if not remainder]
 
-    reach = [[ahead for r in range(strides[axis]) for _, ahead in taps(r, axis)] for axis in (0, 1)]
-    before = [max(0, -min(ahead, default=0)) for ahead in reach]
+    offsets = [
+        [o for phase in range(strides[axis]) for _, o in taps(phase, axis)] for axis in (0, 1)
+    ]
+    before = [max(0, -min(offsets[axis], default=0)) for axis in (0, 1)]
     after = [
-        max(0, extents[axis] + max(reach[axis], default=0) - dy.shape[1 + axis]) for axis in (0, 1)
+        max(0, extents[axis] + max(offsets[axis], default=0) - dy.shape[1 + axis])
+        for axis in (0, 1)
     ]
     dy = jnp.pad(dy, ((0, 0), (before[0], after[0]), (before[1], after[1]), (0, 0)))
 
-    def phase(p: int, q: int) -> jax.Array:
+    def phase_sum(row: int, column: int) -> jax.Array:
         total = None
-        for i, a in taps(p, 0):
-            for j, b in taps(q, 1):
-                down, across = before[0] + a, before[1] + b
-                seen = dy[:, down : down + extents[0], across : across + extents[1]]
-                total = tap(seen, i, j) if total is None else total + tap(seen, i, j)
+        for i, down in taps(row, 0):
+            for j, across in taps(column, 1):
+                top, left = before[0] + down, before[1] + across
+                part = dy[:, top : top + extents[0], left : left + extents[1]]
+                total = tap(part, i, j) if total is None else total + tap(part, i, j)
         if total is None:
             channels = jax.eval_shape(lambda dy: tap(dy, 0, 0), dy).shape[-1]
             return jnp.zeros((dy.shape[0], *extents, channels), dy.dtype)
         return total
 
     if strides == (1, 1):
-        return phase(0, 0)
-    phases = jnp.stack(
-        [jnp.stack([phase(p, q) for q in range(strides[1])], 3) for p in range(strides[0])], 2
-    )
+        return phase_sum(0, 0)
+    rows = [
+        jnp.stack([phase_sum(row, column) for column in range(strides[1])], 3)
+        for row in range(strides[0])
+    ]
+    phases = jnp.stack(rows, 2)
     n, c = phases.shape[0], phases.shape[-1]
-    whole = phases.reshape(n, extents[0] * strides[0], extents[1] * strides[1], c)
-    return whole[:, : size[0], : size[1]]
+    image = phases.reshape(n, extents[0] * strides[0], extents[1] * strides[1], c)
+    return image[:, : image_size[0], : image_size[1]]
 
 
-def output_size(x: jax.Array, size: Pair, strides: Pair, padding: Pads) -> Pair:
-    """Height and width of the convolution's output."""
-    height, width = (
-        (x.shape[1 + axis] + sum(padding[axis]) - size[axis]) // strides[axis] + 1
-        for axis in range(2)
-    )
-    return height, width
-
-
-def _patches(x: jax.Array, size: Pair, strides: Pair, padding: Pads, output: Pair) -> jax.Array:
-    """What the kernel sees from each place, pixel by pixel: [N, H, W, C] -> [N, H', W', h·w·C]."""
-    if size == (1, 1) and strides == (1, 1) and padding == ((0, 0), (0, 0)):
+def _patches(
+    x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output: Pair
+) -> jax.Array:
+    """Return the patch under each output pixel, `[N, H, W, C]` to `[N, H', W', h·w·C]`."""
+    if kernel_size == (1, 1) and strides == (1, 1) and padding == ((0, 0), (0, 0)):
         return x
-    taps = gather_taps(x, size, strides, padding, output)
+    taps = gather_taps(x, kernel_size, strides, padding, output)
     return jnp.concatenate([tap for row in taps for tap in row], axis=-1)
 
 
-def _planes(x: jax.Array, size: Pair, strides: Pair, padding: Pads, output: Pair) -> jax.Array:
-    """What each tap of the kernel sees, plane by plane: [N, H, W, C] -> [w·h·C, N·H'·W'].
+def _planes(
+    x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output: Pair
+) -> jax.Array:
+    """Return the patches channel by channel, `[N, H, W, C]` to `[w·h·C, N·H'·W']`.
 
-    First rows are taken, then columns of them, which makes for fewer and longer copies.
+    Rows are taken first and then columns of the result, which makes fewer and longer copies.
     """
     x = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))
     down, across = strides
-    rows = [x[:, :, i : i + down * output[0] : down] for i in range(size[0])]
-    x = jnp.stack(rows)
-    columns = [x[..., j : j + across * output[1] : across] for j in range(size[1])]
-    return jnp.stack(columns).reshape(size[0] * size[1] * x.shape[1], -1)
+    x = jnp.stack([x[:, :, i : i + down * output[0] : down] for i in range(kernel_size[0])])
+    columns = [x[..., j : j + across * output[1] : across] for j in range(kernel_size[1])]
+    return jnp.stack(columns).reshape(kernel_size[0] * kernel_size[1] * x.shape[1], -1)
 
 
 def _plane_kernel(kernel: jax.Array) -> jax.Array:
-    """[h, w, C, K] -> [w·h·C, K], the rows in the order of `_planes`."""
+    """Return `[h, w, C, K]` as `[w·h·C, K]`, with the rows in the order of `_planes`."""
     return kernel.swapaxes(0, 1).reshape(-1, kernel.shape[3])
 
 
 def _matrix(x: jax.Array) -> jax.Array:
-    """[N, H, W, C] -> [N·H·W, C].
+    """Return `[N, H, W, C]` as `[N·H·W, C]`.
 
     XLA would transpose the operands of a product that contracts over several axes.
     """

@@ -1,4 +1,4 @@
-"""Which form of an operation is traced: the one for the platform it will run on, or a named one."""
+"""Selects the implementation of an operation for the platform that the program runs on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,36 +7,49 @@ from typing import Any
 
 import jax
 
-_named: ContextVar[str | None] = ContextVar("platform", default=None)
+_forced: ContextVar[str | None] = ContextVar("forced_platform", default=None)
 
 
 @contextmanager
-def plain(platform: str = "default") -> Iterator[None]:
-    """Within, operations are traced in their form for `platform`, whatever the machine.
+def force_platform(platform: str = "default") -> Iterator[None]:
+    """Trace operations in their implementation for `platform`, whatever the machine is.
 
-    The default form is XLA's own operation, which runs everywhere, for any batch size: this is
-    how to export a network (`jax.export.symbolic_shape`), and how a CPU runs what accelerators get.
-    It holds for the thread that enters it, and for tracing: what a `jax.jit` of yours has traced
-    before, outside, stays as it was.
+    The default implementation uses XLA's own operations. It runs on every platform and accepts a
+    symbolic batch size (`jax.export.symbolic_shape`), so networks are exported with it.
+
+    The context affects the current thread only, and only what is traced inside it: a `jax.jit`
+    function that was traced before keeps its program.
+
+    Args:
+      platform: `cpu`, `cuda`, `tpu` or `default`. A platform for which an operation has no
+        implementation of its own gets the default one.
     """
-    token = _named.set(platform)
+    token = _forced.set(platform)
     try:
         yield
     finally:
-        _named.reset(token)
+        _forced.reset(token)
 
 
-def named() -> str | None:
-    """The platform that `plain` names here; None outside of it.
+def forced_platform() -> str | None:
+    """Return the platform that `force_platform` has set, or None outside of that context.
 
-    Operations ask once, at their entry, and hand the answer on as a static argument: their own jit
-    remembers what it traced by its arguments, and a gradient may be traced after `plain` has ended.
+    An operation calls this once, on entry, and passes the result on as a static argument. Its
+    inner `jax.jit` then traces each platform separately, and its gradient uses the same platform
+    even if it is traced after the context has ended.
     """
-    return _named.get()
+    return _forced.get()
 
 
-def choose(platform: str | None, *operands: Any, **forms: Callable[..., Any]) -> Any:
-    """`jax.lax.platform_dependent`, or of a named platform its form, else the default one."""
+def dispatch(platform: str | None, *operands: Any, **implementations: Callable[..., Any]) -> Any:
+    """Apply the implementation for `platform` to the operands.
+
+    Args:
+      platform: the result of `forced_platform`. None leaves the choice to the moment when the
+        program is lowered (`jax.lax.platform_dependent`).
+      *operands: arrays or trees of arrays.
+      **implementations: functions of the operands by platform. `default` is required.
+    """
     if platform is None:
-        return jax.lax.platform_dependent(*operands, **forms)
-    return forms.get(platform, forms["default"])(*operands)
+        return jax.lax.platform_dependent(*operands, **implementations)
+    return implementations.get(platform, implementations["default"])(*operands)

@@ -40,7 +40,7 @@ def test_crops_are_windows_of_the_padded_image(
     images: np.ndarray, padding: int, platform: str, fill: Fill, mode: Any
 ) -> None:
     height, width = images.shape[1:3]
-    with ops.plain(platform):
+    with ops.force_platform(platform):
         crops = augment.augment(jax.random.key(1), jnp.asarray(images), padding, False, fill)
     crops = np.asarray(crops)
     assert crops.dtype == np.uint8

@@ -177,7 +177,7 @@ def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_co
     workload, start, found = after_an_epoch(config)
     images = np.asarray(batches.normalize(workload.train.images, DATASET))
     kernel = np.asarray(start.params["conv1"]["kernel"])
-    expected = initialization.whitening(images, kernel.shape)
+    expected = initialization.whitening_filters(images, kernel.shape)
     np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found.params["conv1"]["kernel"], kernel)
     assert (found.params["conv1"]["bias"] != start.params["conv1"]["bias"]).any()
