@@ -109,7 +109,7 @@ class Checkpoints:
             end_of_epoch=end_of_epoch,
             validation_accuracy=validation_accuracy,
             extra=dict(extra or {}),
-            digests={name: _digest(field) for name, field in _by_field(arrays).items()},
+            digests={name: digest(field) for name, field in _by_field(arrays).items()},
         )
         with self._writing():
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -269,10 +269,10 @@ class Checkpoints:
             raise
         except Exception as error:  # A damaged file raises whatever its reader stumbles over.
             raise DamagedError(path, _one_line(error)) from error
-        digests = {name: _digest(field) for name, field in _by_field(arrays).items()}
+        digests = {name: digest(field) for name, field in _by_field(arrays).items()}
         expected = {
-            name: digest
-            for name, digest in saved.digests.items()
+            name: value
+            for name, value in saved.digests.items()
             if fields is None or name in fields
         }
         if digests != expected:
@@ -350,14 +350,14 @@ def _by_field(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return fields
 
 
-def _digest(arrays: Mapping[str, Any]) -> str:
+def digest(arrays: Mapping[str, Any]) -> str:
     """SHA-256 over the arrays' paths, types, shapes and bytes, in the order of the paths."""
-    digest = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(jax.device_get(arrays[name]))
-        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+        sha256.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
 
 
 def _with_digest(value: Mapping[str, Any]) -> dict[str, Any]:
