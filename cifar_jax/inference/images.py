@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.images import SUFFIXES, read_image
+from cifar_jax.data.images import SUFFIXES, read_image, walk
 from cifar_jax.errors import UserError
 
 
@@ -35,7 +35,7 @@ def find(words: Sequence[str]) -> list[str | UserError]:
         if word == "-" or path.is_file():
             files.append(word)
         elif path.is_dir():
-            images = [str(p) for p in sorted(path.rglob("*")) if _is_image(p, path)]
+            images = [entry.path for entry in walk(path) if entry.name.lower().endswith(SUFFIXES)]
             files += images or [UserError(f"{word} has no images in it")]
         elif "://" in word:
             files.append(UserError(f"{word} is an address: download the image first"))
@@ -44,12 +44,6 @@ def find(words: Sequence[str]) -> list[str | UserError]:
             images = [match for match in sorted(matches) if Path(match).is_file()]
             files += images or [UserError(f"{word} does not exist")]
     return files
-
-
-def _is_image(path: Path, folder: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
 
 
 def read(files: Sequence[str | UserError]) -> Iterator[Image]:

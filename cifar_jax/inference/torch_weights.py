@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import models
 from cifar_jax.config import Config, Data, Model, Optimizer, flatten
-from cifar_jax.data.cifar10 import facts
+from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.state_dict import read_state_dict, summarize_keys
@@ -82,7 +82,7 @@ def import_torch(
             f"{file} has no last layer `linear` or `fc`, so it is not a {name} of pytorch-cifar or "
             f"torchvision; it holds {summarize_keys(tensors)}"
         )
-    classes = tuple(classes or facts.CLASSES)
+    classes = tuple(classes or cifar10.CLASSES)
     if len(head) != len(classes):
         raise UserError(
             f"{file} has {len(head)} classes, not {len(classes)}: name them with --classes"
