@@ -51,19 +51,16 @@ def load_code(code: Path | None, run: Path) -> CustomModel | None:
     if code is None:
         return None
     experiment = catalog.load(str(code))
-    model = custom_model(experiment)
-    if model is None or experiment.custom is None:
+    model, parts = custom_model(experiment), experiment.custom
+    if model is None or parts is None:
         raise UserError(f"{code} has no MODEL: name the file that defines it")
     from cifar_jax.runs.folder import RunFolder
 
-    folder = RunFolder(run)
-    card = folder.card()
-    same_modules = not (card and card.code) or card.code.modules == experiment.custom.modules
-    same_file = not folder.code.is_file() or catalog.same_model(
-        folder.code.read_bytes(), model.source
-    )
-    if not (same_file and same_modules):
-        click.echo(
-            f"cifar-jax: {code} differs from the code that {run} was trained with", err=True
-        )
+    card = RunFolder(run).card()
+    if card and card.code:
+        now = (catalog.code_digest(parts.source), dict(parts.modules))
+        if now != (card.code.sha256, card.code.modules):
+            click.echo(
+                f"cifar-jax: {code} differs from the code that {run} was trained with", err=True
+            )
     return model

@@ -17,7 +17,7 @@ from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.state_dict import read_state_dict, summarize_keys
-from cifar_jax.models.summary import summarise
+from cifar_jax.models.summary import summarize
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import open_run_folder
 from cifar_jax.runs.schemas import LayerRow, ModelCard, RunIdentity, parse
@@ -98,7 +98,7 @@ def import_torch(
             "classes": list(classes),
             "mean": list(mean),
             "std": list(std),
-            "layers": [LayerRow(**layer._asdict()) for layer in summarise(module)],
+            "layers": [LayerRow(**layer._asdict()) for layer in summarize(module)],
             "imported_from": file.name,
         },
         ModelCard,
