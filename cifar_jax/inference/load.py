@@ -32,9 +32,10 @@ def load(
     path = Path(path)
     if path.is_dir():
         return TrainedNetwork(*read_run(path, best=best), path, custom)
+    file = _find_file(path)
     if best:
-        raise UserError(f"{path} is not a run folder, and has only one set of weights")
-    return exports.load(_find_file(path), custom)
+        raise UserError(f"{path} is not a run folder: it has only one set of weights")
+    return exports.load(file, custom)
 
 
 def weights(path: str | Path) -> dict[str, Any]:
