@@ -27,25 +27,45 @@ def network(run: Path) -> TrainedNetwork:
     return model
 
 
+@pytest.fixture(scope="module")
+def exported(basic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with exports of `basic`: model.safetensors and model.stablehlo."""
+    folder = tmp_path_factory.mktemp("exports")
+    for kind in ("safetensors", "stablehlo"):
+        difference = exports.export(network(basic), kind, folder / f"model.{kind}")
+        assert difference <= exports.TOLERANCES["float32"]
+    assert len(list(folder.iterdir())) == 2
+    return folder
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "stablehlo"])
-def test_an_export_gives_the_networks_logits(inception: Path, tmp_path: Path, kind: str) -> None:
-    model = network(inception)
-    file = tmp_path / f"model.{kind}"
-    assert exports.export(model, kind, file) <= exports.TOLERANCES["float32"]
-    loaded = cifar_jax.load(file)
+def test_an_export_gives_the_networks_logits(basic: Path, exported: Path, kind: str) -> None:
+    model = network(basic)
+    loaded = cifar_jax.load(exported / f"model.{kind}")
     assert loaded.card.model_copy(update={"weights_sha256": None}) == model.card
+    np.testing.assert_allclose(loaded.logits(IMAGES), model.logits(IMAGES), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["basic", "inception"])
+def test_a_stablehlo_file_needs_only_jax(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    model, file = network(request.getfixturevalue(name)), tmp_path / "model.stablehlo"
+    exports.export(model, "stablehlo", file)
+    program = jax_export.deserialize(bytearray(file.read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
     for size in BATCH_SIZES:
-        expected = model.logits(IMAGES[:size])
-        np.testing.assert_allclose(loaded.function(IMAGES[:size]), expected, atol=1e-5)
-        np.testing.assert_allclose(loaded.logits(IMAGES[:size]), expected, atol=1e-5)
-    assert [path.name for path in tmp_path.iterdir()] == [file.name]
+        logits = program.call(IMAGES[:size])
+        np.testing.assert_allclose(logits, model.logits(IMAGES)[:size], atol=1e-5)
+    with zipfile.ZipFile(file) as archive:
+        assert json.loads(archive.read("card.json"))["classes"] == list(model.classes)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "stablehlo"])
 def test_an_export_in_bfloat16_gives_float32_logits(
-    inception: Path, tmp_path: Path, kind: str
+    basic: Path, tmp_path: Path, kind: str
 ) -> None:
-    exact = network(inception)
+    exact = network(basic)
     card = exact.card.model_copy(update={"precision": "bfloat16"})
     model = TrainedNetwork(card, exact.variables, "the run")
     file = tmp_path / f"model.{kind}"
@@ -53,16 +73,6 @@ def test_an_export_in_bfloat16_gives_float32_logits(
     assert cifar_jax.load(file).logits(IMAGES).dtype == np.float32
     difference = np.abs(model.logits(IMAGES) - exact.logits(IMAGES)).max()
     assert 0 < difference < 0.1 * np.abs(exact.logits(IMAGES)).max()
-
-
-def test_a_stablehlo_file_needs_only_jax(basic: Path, tmp_path: Path) -> None:
-    model, file = network(basic), tmp_path / "model.stablehlo"
-    exports.export(model, "stablehlo", file)
-    exported = jax_export.deserialize(bytearray(file.read_bytes()))
-    assert exported.platforms == ("cpu", "cuda", "tpu")
-    np.testing.assert_allclose(exported.call(IMAGES), model.logits(IMAGES), atol=1e-5)
-    with zipfile.ZipFile(file) as archive:
-        assert json.loads(archive.read("card.json"))["classes"] == list(model.classes)
 
 
 @pytest.mark.parametrize("name", ["basic", "inception"])
@@ -98,31 +108,26 @@ def test_an_existing_file_is_replaced_only_with_force(basic: Path, tmp_path: Pat
     )
 
 
-def only_5_images(right: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    return lambda images: right(images) * (1 if len(images) == 5 else 1.001)
-
-
-def only_1_image(right: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
-    return lambda images: right(images) * (1 if len(images) == 1 else 1.001)
-
-
-@pytest.mark.parametrize("right_for", [only_5_images, only_1_image])
-def test_an_export_with_other_logits_is_not_written(
-    basic: Path, tmp_path: Path, right_for: Callable, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("wrong_size", [1, 5])
+def test_an_export_that_is_wrong_for_one_batch_size_is_not_written(
+    basic: Path, tmp_path: Path, wrong_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network(basic)
-    wrong = Classifier(model.card, right_for(model.apply), "wrong")
+
+    def function(images: jax.Array) -> jax.Array:
+        return model.apply(images) * (1.001 if len(images) == wrong_size else 1)
+
+    wrong = Classifier(model.card, function, "wrong")
     monkeypatch.setattr(exports, "load", lambda *_: wrong)
     with pytest.raises(UserError, match="differ from the network's"):
-        exports.export(model, "stablehlo", tmp_path / "model")
+        exports.export(model, "safetensors", tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "stablehlo"])
-def test_a_damaged_export_is_refused_in_one_line(basic: Path, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_export_is_refused_in_one_line(exported: Path, tmp_path: Path, kind: str) -> None:
     file = tmp_path / f"model.{kind}"
-    exports.export(network(basic), kind, file)
-    content = file.read_bytes()
+    content = (exported / file.name).read_bytes()
     middle = len(content) // 2
     flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
     for damaged in (flipped, content[:middle], content[:20], b""):
@@ -133,13 +138,12 @@ def test_a_damaged_export_is_refused_in_one_line(basic: Path, tmp_path: Path, ki
         assert "\n" not in str(error.value)
 
 
-def test_impossible_exports_are_refused(basic: Path, tmp_path: Path) -> None:
+def test_impossible_exports_are_refused(basic: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown format"):
         exports.export(network(basic), "keras", tmp_path / "model")
     with pytest.raises(UserError, match="is a folder"):
         exports.export(network(basic), "safetensors", tmp_path, force=True)
-    file = tmp_path / "model.stablehlo"
-    exports.export(network(basic), "stablehlo", file)
+    file = exported / "model.stablehlo"
     with pytest.raises(UserError, match="has no weights"):
         exports.export(cifar_jax.load(file), "safetensors", tmp_path / "other")
     with pytest.raises(UserError, match="only one set of weights"):
