@@ -1,4 +1,4 @@
-"""A model that an experiment file defines: whose Python is run because a person names the file."""
+"""The option `--code`: the experiment file that defines a run's custom model."""
 
 from __future__ import annotations
 
@@ -17,47 +17,50 @@ CODE = click.option(
     "--code",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="The config file that defines RUN's model, where that is one of your own. Its Python is "
-    "run, so name a file that you trust.",
+    help="Experiment file that defines RUN's custom model. Its Python is executed: name only a "
+    "file that you trust.",
 )
 
 
-def own_model(experiment: catalog.Experiment) -> CustomModel | None:
-    """The experiment's `MODEL`; None where its network is one of the package's.
+def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
+    """Return the network that an experiment file defines; None if it uses one of the package's.
 
     Raises:
-      UserError: it is no module that can be trained, or named as one of the package's.
+      UserError: its `MODEL` cannot be trained, or has the name of one of the package's networks.
     """
-    if experiment.model is None:
+    parts = experiment.custom
+    if parts is None or parts.model is None:
         return None
     from cifar_jax.models import MODELS, CustomModel
 
-    path, name = experiment.path, experiment.config.model.name
+    name = experiment.config.model.name
     if name in MODELS:
         raise UserError(
-            f"{path} has a MODEL, but its CONFIG names the package's {name!r}: "
+            f"{experiment.path} defines a MODEL, but its CONFIG names the package's {name!r}: "
             "give it another name, such as Model(name='mine')"
         )
-    return CustomModel(experiment.model, name, path, path.read_bytes())
+    return CustomModel(parts.model, name, parts.file, parts.source)
 
 
-def named_code(code: Path | None, run: Path) -> CustomModel | None:
-    """The model that the file `code` defines; that it is not the one of `run`, is told.
+def load_code(code: Path | None, run: Path) -> CustomModel | None:
+    """Return the model that the file `code` defines. Warn if `run` was trained with other code.
 
     Raises:
-      UserError: it defines none.
+      UserError: the file defines no `MODEL`.
     """
     if code is None:
         return None
-    own = own_model(catalog.load(str(code)))
-    if own is None:
+    experiment = catalog.load(str(code))
+    model, parts = custom_model(experiment), experiment.custom
+    if model is None or parts is None:
         raise UserError(f"{code} has no MODEL: name the file that defines it")
-    from cifar_jax.runs.folder import Workdir
+    from cifar_jax.runs.folder import RunFolder
 
-    copy = Workdir(run).code
-    if copy.is_file() and not catalog.same_model(copy.read_bytes(), own.source):
-        click.echo(
-            f"cifar-jax: {code} defines the model otherwise than {copy}, with which it was trained",
-            err=True,
-        )
-    return own
+    card = RunFolder(run).card()
+    if card and card.code:
+        now = (catalog.code_digest(parts.source), dict(parts.modules))
+        if now != (card.code.sha256, card.code.modules):
+            click.echo(
+                f"cifar-jax: {code} differs from the code that {run} was trained with", err=True
+            )
+    return model

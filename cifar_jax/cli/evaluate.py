@@ -8,34 +8,48 @@ from pathlib import Path
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.code import CODE, named_code
+from cifar_jax.cli.code import CODE, load_code
 from cifar_jax.cli.output import AS_JSON, DEVICE
 
 
-@click.command(short_help="Loss and accuracy of a run over a split.")
+@click.command(short_help="Loss and accuracy of a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--split", type=click.Choice(["train", "validation", "test"]), default="test")
-@click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@click.option(
+    "--split",
+    type=click.Choice(["train", "validation", "test"]),
+    default="test",
+    show_default=True,
+    help="Images to evaluate on.",
+)
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
 @CODE
 @DEVICE
 @AS_JSON
 def evaluate(
     run: Path, split: str, best: bool, code: Path | None, device: str | None, as_json: bool
 ) -> None:
-    """Loss and accuracy of RUN over a whole split.
+    """Print the loss and accuracy of RUN on a split of its own data set.
 
-    RUN is a run's folder; or a file that `cifar-jax export` made, or the name of an experiment
-    whose weights come with the package: these on the test images.
+    RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
+    packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy with
+    one view of each image is printed too.
     """
     runtime.set_up()
     runtime.require(device)
     from cifar_jax.inference.evaluate import evaluate
 
-    found = evaluate(run, split, best, named_code(code, run))
+    result = evaluate(run, split, best, load_code(code, run))
     if as_json:
-        click.echo(json.dumps(found, indent=2))
-    else:
-        click.echo(
-            f"{found['experiment']} seed {found['seed']}, epoch {found['epoch']}: {split} accuracy "
-            f"{found['accuracy']:.2f} %, loss {found['loss']:.4f}, over {found['images']} images"
+        click.echo(json.dumps(result._asdict(), indent=2))
+        return
+    epoch = "" if result.epoch is None else f", epoch {result.epoch}"
+    text = (
+        f"{result.experiment} seed {result.seed}{epoch}: {split} accuracy {result.accuracy:.2f} %, "
+        f"loss {result.loss:.4f}, over {result.images} images"
+    )
+    if result.loss_plain != result.loss:
+        text += (
+            f"; with one view of each image {result.accuracy_plain:.2f} %, "
+            f"loss {result.loss_plain:.4f}"
         )
+    click.echo(text)

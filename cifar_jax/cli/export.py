@@ -7,29 +7,33 @@ from pathlib import Path
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.code import CODE, named_code
+from cifar_jax.cli.code import CODE, load_code
 
 
-@click.command(short_help="A trained model as one file: StableHLO, ONNX or safetensors.")
+@click.command(short_help="Write a trained model as one file: StableHLO, ONNX or safetensors.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--to",
     "kind",
     required=True,
     type=click.Choice(["safetensors", "stablehlo", "onnx"]),
-    help="Weights with their card, or a program that takes uint8 images [N, 32, 32, 3], for any N, "
-    "and gives logits: for JAX on cpu, cuda and tpu, or for ONNX runtimes.",
+    help="safetensors holds the weights and the model card. The others are programs from uint8 "
+    "images [N, 32, 32, 3], for any N, to logits: stablehlo for JAX on cpu, cuda and tpu, onnx for "
+    "ONNX runtimes.",
 )
-@click.option("--output", type=click.Path(path_type=Path), help="The file.  [EXPERIMENT-seedN.TO]")
-@click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@click.option(
+    "--output", type=click.Path(path_type=Path), help="The file.  [default: EXPERIMENT-seedN.TO]"
+)
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
 @CODE
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(
     run: Path, kind: str, output: Path | None, best: bool, code: Path | None, force: bool
 ) -> None:
-    """Write the model of the run in folder RUN, or of a safetensors file, to one file.
+    """Write the model of RUN to one file.
 
-    Its answers are compared with the run's own before the file is there.
+    RUN is a run folder, a safetensors file, or the name of a packaged network. The file is written
+    after its logits are compared with the model's.
     """
     runtime.set_up()
     runtime.require()
@@ -37,9 +41,9 @@ def export(
     from cifar_jax.inference import exports
     from cifar_jax.inference.load import load
 
-    model = load(run, best=best, own=named_code(code, run))
+    model = load(run, best=best, custom=load_code(code, run))
     if output is None:
-        output = Path(f"{model.card['experiment']}-seed{model.card['seed']}.{kind}")
+        output = Path(f"{model.card.experiment}-seed{model.card.seed}.{kind}")
     difference = exports.export(model, kind, output, force=force)
     click.echo(
         f"written to {output} ({output.stat().st_size / 1e6:.1f} MB); its logits differ from the "

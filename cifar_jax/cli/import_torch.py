@@ -12,15 +12,21 @@ from cifar_jax import runtime
 _THREE = (float, float, float)
 
 
-@click.command("import-torch", short_help="A PyTorch CIFAR ResNet as a run's folder.")
+@click.command("import-torch", short_help="Write a PyTorch CIFAR ResNet as a run folder.")
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("--model", required=True, help="Its network: resnet18 or resnet10.")
+@click.option("--model", required=True, help="The network: resnet18 or resnet10.")
 @click.option(
-    "--workdir", type=click.Path(path_type=Path), help="The folder.  [runs/MODEL-imported/seed0]"
+    "--workdir",
+    type=click.Path(path_type=Path),
+    help="Run folder to create.  [default: runs/MODEL-imported/seed0]",
 )
-@click.option("--classes", help="Their names, separated by commas.  [CIFAR-10's]")
-@click.option("--mean", type=_THREE, help="What its images were normalized by.  [CIFAR-10's]")
-@click.option("--std", type=_THREE, help="The same.  [CIFAR-10's]")
+@click.option("--classes", help="Class names, separated by commas.  [default: CIFAR-10's]")
+@click.option(
+    "--mean",
+    type=_THREE,
+    help="Channel means that its images were normalized with.  [default: CIFAR-10's]",
+)
+@click.option("--std", type=_THREE, help="Channel standard deviations.  [default: CIFAR-10's]")
 def import_torch(
     file: Path,
     model: str,
@@ -29,13 +35,14 @@ def import_torch(
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
 ) -> None:
-    """Make a run's folder of the state dict in FILE, of torch.save or safetensors.
+    """Write the PyTorch weights in FILE as a run folder.
 
-    Layers are named as in pytorch-cifar or torchvision. Nothing in FILE is executed, and PyTorch
-    is not needed. Scripts of pytorch-cifar normalize with --std 0.2023 0.1994 0.2010.
+    FILE is a state dict, as safetensors or written by torch.save; the latter takes PyTorch: pip
+    install 'cifar-jax[torch]'. Its layers are named as in pytorch-cifar or torchvision. Nothing in
+    FILE is executed. The scripts of pytorch-cifar normalize with --std 0.2023 0.1994 0.2010.
     """
     runtime.set_up()
-    runtime.require("cpu")  # no device has work here
+    runtime.require("cpu")  # There is nothing to compute on an accelerator.
 
     from cifar_jax.inference.torch_weights import import_torch
 

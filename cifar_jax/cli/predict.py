@@ -6,35 +6,36 @@ import csv
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.code import CODE, named_code
+from cifar_jax.cli.code import CODE, load_code
 from cifar_jax.cli.output import AS_JSON
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from cifar_jax.inference.images import Image
     from cifar_jax.inference.model import Classifier
     from cifar_jax.training.evaluation import TTA
 
 _BATCH = 256
 
 
-@click.command(short_help="What a trained model sees in images.")
+@click.command(short_help="Classify images with a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE…")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to show."
 )
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--best", is_flag=True, help="The best epoch on validation, instead of the last.")
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
 @click.option(
-    "--views", is_flag=True, help="Average over the views of an image that the run was tested with."
+    "--views", is_flag=True, help="Average over the views of the run's test-time augmentation."
 )
 @CODE
 def predict(
@@ -47,76 +48,70 @@ def predict(
     views: bool,
     code: Path | None,
 ) -> None:
-    """The classes that the model in RUN sees in each IMAGE, with their probabilities.
+    """Print the most probable classes of each IMAGE.
 
-    RUN is a run's folder, a file that `cifar-jax export` made (safetensors or stablehlo), or the
-    name of an experiment whose weights come with the package, such as net-bn-gap. An IMAGE is a
-    file of any size and common format, a folder of them, a pattern such as '*.jpg', or - for
-    standard input. Of each the largest square in the middle is taken, and resized to 32×32.
+    RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
+    packaged network, such as net-bn-gap. An IMAGE is a file of any size and common format, a folder
+    of them, a pattern such as '*.jpg', or - for standard input. The largest square in the middle of
+    each image is resized to 32×32.
     """
     if as_json and as_csv:
-        raise UserError("--json or --csv, not both")
+        raise UserError("--json and --csv exclude each other")
     runtime.set_up()
     runtime.require()
 
-    from cifar_jax.inference.images import find
+    from cifar_jax.data.progress import progress
+    from cifar_jax.inference.images import find, read
     from cifar_jax.inference.load import load
 
-    model = load(run, best=best, own=named_code(code, run))
-    seen = model.views if views else None
-    if seen is not None and not (seen.flip or seen.shift):
-        raise UserError(f"{run} was tested with images as they are: leave --views out")
-    names = find(images)
-    rows = []
-    bad = 0
-    for row in _answers(model, names, top, seen):
-        rows.append(row)
-        if "error" in row:
-            bad += 1
-            click.echo(f"cifar-jax: {' '.join(row['error'].split())}", err=True)
+    model = load(run, best=best, custom=load_code(code, run))
+    tta = model.tta if views else None
+    if tta and not (tta.flip or tta.shift):
+        raise UserError(f"{run} has no test-time augmentation: leave --views out")
+    files = find(images)
+    if len(files) <= _BATCH:
+        rows = list(_rows(model, read(files), top, tta))
+    else:
+        with progress("Predicting", len(files)) as advance:
+            rows = list(_rows(model, read(files), top, tta, advance))
+    errors = [row["error"] for row in rows if "error" in row]
+    for error in errors:
+        click.echo(f"cifar-jax: {' '.join(error.split())}", err=True)
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
     elif as_csv:
         _print_csv(rows)
     else:
         _print_table([row for row in rows if "error" not in row])
-    if bad:
-        raise UserError(f"{bad} of {len(rows)} could not be read")
+    if errors:
+        raise UserError(f"{len(errors)} of {len(rows)} images could not be read")
 
 
-def _answers(
-    model: Classifier, names: Any, top: int, views: TTA | None
+def _rows(
+    model: Classifier,
+    images: Iterator[Image],
+    top: int,
+    tta: TTA | None,
+    advance: Callable[[int], object] = lambda count: None,
 ) -> Iterator[dict[str, Any]]:
-    """An object for each image, in their order."""
+    """Yield a JSON object for each image, in order."""
     import numpy as np
 
-    from cifar_jax.data.progress import progress
-    from cifar_jax.inference.images import read
+    while batch := list(itertools.islice(images, _BATCH)):
+        pixels = [image.pixels for image in batch if image.pixels is not None]
+        probabilities = iter(model.predict(np.stack(pixels), tta) if pixels else ())
+        for image in batch:
+            if image.pixels is None:
+                yield {"image": image.name, "error": image.error}
+            else:
+                answers = _top(model.classes, next(probabilities), top)
+                yield {"image": image.name, "top": answers}
+        advance(len(batch))
 
-    def answers(advance: Any) -> Iterator[dict[str, Any]]:
-        images = read(names)
-        while batch := list(itertools.islice(images, _BATCH)):
-            good = [image.pixels for image in batch if image.pixels is not None]
-            found = iter(model.predict(np.stack(good), views) if good else ())
-            for image in batch:
-                if image.pixels is None:
-                    yield {"image": image.name, "error": image.error}
-                    continue
-                odds = next(found)
-                best = np.argsort(-odds, kind="stable")[:top]
-                yield {
-                    "image": image.name,
-                    "top": [
-                        {"class": model.classes[i], "probability": float(odds[i])} for i in best
-                    ],
-                }
-            advance(len(batch))
 
-    if len(names) <= _BATCH:
-        yield from answers(lambda count: None)
-        return
-    with progress("Predicting", len(names)) as advance:
-        yield from answers(advance)
+def _top(classes: Sequence[str], probabilities: Any, top: int) -> list[dict[str, Any]]:
+    order = (-probabilities).argsort(kind="stable")[:top]
+    return [{"class": classes[i], "probability": float(probabilities[i])} for i in order]
 
 
 def _print_csv(rows: list[dict[str, Any]]) -> None:
@@ -147,15 +142,15 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     table.add_column("", width=24, no_wrap=True)
     for row in rows:
         for rank, answer in enumerate(row["top"]):
-            odds = answer["probability"]
+            probability = answer["probability"]
             table.add_row(
                 Text(row["image"] if rank == 0 else ""),
                 Text(answer["class"], style="" if rank else "bold"),
-                f"{100 * odds:.1f} %",
-                Bar(1, 0, odds, color="cyan" if rank else "green"),
+                f"{100 * probability:.1f} %",
+                Bar(1, 0, probability, color="cyan" if rank else "green"),
                 end_section=rank + 1 == len(row["top"]),
             )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)  # nothing is folded
+        console = Console(highlight=False, width=10_000)  # Never fold lines in a file or a pipe.
     console.print(table)

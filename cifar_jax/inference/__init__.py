@@ -1,1 +1,1 @@
-"""What one does with a trained run."""
+"""Use of a trained model: load, predict, evaluate, export, and import from PyTorch."""

@@ -1,21 +1,21 @@
-"""A trained network as one file that answers without the run, or even without this package.
+"""A trained network as one file that works without its run, or even without this package.
 
-    safetensors   the weights, named `params/conv1/kernel`; the card in the metadata, as `card`
-    stablehlo     `jax.export`'s bytes, for cpu, cuda and tpu, with a zip archive of the card behind
-                  them: `jax.export.deserialize` reads the file as it is, and so does `unzip`
-    onnx          input `images`, output `logits`; the card in the metadata, as `card`
+    safetensors   the weights, named `params/conv1/kernel`, with the model card in the metadata
+    stablehlo     a program of `jax.export` for cpu, cuda and tpu, followed by a zip archive with
+                  the card. `jax.export.deserialize` and `unzip` both read the file.
+    onnx          a program with input `images` and output `logits`, with the card in the metadata
 
-The programs take uint8 images [N, 32, 32, 3], for any N, and give float32 logits [N, classes]: the
-normalization is inside. The card says of what model; `sha256` in it is that of the weights or of
-the program.
+The programs take uint8 images [N, 32, 32, 3], for any N, and return float32 logits [N, classes].
+Normalization is part of them.
 """
 
 import hashlib
 import io
 import json
 import logging
+import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,241 +23,230 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from cifar_jax import models, ops
 from cifar_jax.errors import UserError
-from cifar_jax.files import write_bytes
-from cifar_jax.inference import card as cards
 from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.runs.checkpoints import digest
+from cifar_jax.runs.files import write_bytes
+from cifar_jax.runs.schemas import ModelCard, dump, parse
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-"""How far an export's logits may lie from the network's, relative to the largest, by its precision:
-the same sums in another order, and of a bfloat16 each has 8 bits."""
+"""Largest difference of an export's logits from the network's, relative to the largest logit, by
+precision. Sums are computed in another order; numbers in bfloat16 have 8 significant bits."""
 
 _CARD = "card.json"
 _ONNX_OPSET = 18
 
 
 def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
-    """Write the network to `output`, which appears whole or not at all.
-
-    Before that, what was made is loaded and asked: its logits of 5 images, then of one, are to be
-    the network's own.
+    """Write a network to a file, after comparing the export's logits with the network's.
 
     Args:
       network: a `TrainedNetwork`.
-      kind: one of FORMATS.
-      output: the file.
-      force: replace a file that is there.
+      kind: one of `FORMATS`.
+      output: the file. It is written completely or not at all.
+      force: replace an existing file.
 
     Returns:
-      The largest difference between a logit of the export and the network's.
+      The largest difference of a logit, relative to the largest logit.
 
     Raises:
-      UserError: an unknown format, a file that is there, a package that is missing, or an export
-        that disagrees.
+      UserError: the format is unknown, the file exists, a package is missing, or the export's
+        logits differ.
     """
     if kind not in FORMATS:
-        raise UserError(f"unknown format {kind!r}: there are {', '.join(FORMATS)}")
+        raise UserError(f"unknown format {kind!r}: choose one of {', '.join(FORMATS)}")
     if not isinstance(network, TrainedNetwork):
-        raise UserError("only a run or a safetensors file has the weights that an export needs")
+        raise UserError("a StableHLO file has no weights: export from a run or a safetensors file")
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file in it")
     if output.exists() and not force:
-        raise UserError(f"{output} exists: choose another --output, or --force")
-    made = {"safetensors": _safetensors, "stablehlo": _stablehlo, "onnx": _onnx}[kind](network)
-    difference = _difference(network, _ANSWERS[kind](made, network.own))
-    tolerance = TOLERANCES[network.card["precision"]]
+        raise UserError(f"{output} exists: choose another --output, or add --force")
+    convert = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}[kind]
+    content = convert(network)
+    with tempfile.TemporaryDirectory() as folder:
+        draft = Path(folder) / f"draft.{kind}"
+        draft.write_bytes(content)
+        if kind == "onnx":
+            function = _open_onnx(draft)
+        else:
+            function = jax.jit(load(draft, network.custom).function)
+        difference = _largest_difference(network.logits, function)
+    tolerance = TOLERANCES[network.card.precision]
     if not difference <= tolerance:
         raise UserError(
-            f"the {kind} export's logits differ from the run's by {difference:.1e} of the largest, "
-            f"more than {tolerance:.0e}: nothing was written"
+            f"the logits of the {kind} export differ from the network's by {difference:.1e} of the "
+            f"largest, more than {tolerance:.0e}: nothing was written"
         )
-    try:
-        write_bytes(output, made)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written: {error.strerror or error}") from None
+    write_bytes(output, content)
     return difference
 
 
-def load(path: Path, own: models.CustomModel | None = None) -> Classifier:
-    """The model in a safetensors or StableHLO file.
+def load(path: Path, custom: models.CustomModel | None = None) -> Classifier:
+    """Return the model in a safetensors or StableHLO file.
 
     Args:
       path: the file.
-      own: the model of a safetensors file, where it is none of the package's.
+      custom: the model of a safetensors file, if it is none of the package's.
 
     Raises:
-      UserError: it is neither, or it is damaged; or `own` is missing or of another model.
+      UserError: the file is of another kind or damaged, or `custom` is missing or another model.
     """
-    content = _read(path)
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        return _from_stablehlo(content, str(path))
-    return _from_safetensors(content, str(path), own)
+    if _is_stablehlo(path):
+        return _load_stablehlo(path)
+    return TrainedNetwork(*_read_safetensors(path), path, custom)
 
 
 def weights(path: Path) -> dict[str, Any]:
-    """The variables in a safetensors file, whatever the network.
+    """Return the variables in a safetensors file, whatever the network.
 
     Raises:
-      UserError: it is none, or it is damaged.
+      UserError: the file is of another kind or damaged.
     """
-    content = _read(path)
-    if zipfile.is_zipfile(io.BytesIO(content)):
-        raise UserError(f"{path} is a StableHLO file, which has no weights to begin with")
-    return _read_safetensors(content, str(path))[1]
+    if _is_stablehlo(path):
+        raise UserError(f"{path} is a StableHLO file, which has no weights to start from")
+    return _read_safetensors(path)[1]
 
 
-def _read(path: Path) -> bytes:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
+def _is_stablehlo(path: Path) -> bool:
+    """Return whether a file is StableHLO; if not, it is safetensors."""
     if path.suffix == ".onnx":
-        raise UserError(f"{path} is an ONNX model: ask it by onnxruntime, or export to stablehlo")
-    if content[8:9] != b"{" and not zipfile.is_zipfile(io.BytesIO(content)):
-        raise UserError(
-            f"{path} is no run's folder, and neither a safetensors nor a StableHLO export"
-        )
-    return content
+        raise UserError(f"{path} is an ONNX file: run it with onnxruntime, or export to stablehlo")
+    with path.open("rb") as file:
+        start = file.read(9)
+    is_stablehlo = zipfile.is_zipfile(path)
+    if not is_stablehlo and start[8:] != b"{":  # After its size, a safetensors header is JSON.
+        raise UserError(f"{path} is neither a safetensors nor a StableHLO export, or it is damaged")
+    return is_stablehlo
 
 
-def _safetensors(network: TrainedNetwork) -> bytes:
-    from safetensors.numpy import save
-
-    tensors = _tensors(network.variables)
-    card = dict(network.card) | {"sha256": _digest(tensors)}
-    return save(tensors, {"format": "cifar-jax", "card": json.dumps(card)})
+def _to_safetensors(network: TrainedNetwork) -> bytes:
+    tensors = _flatten(network)
+    return save(tensors, {"format": "cifar-jax", "card": _card_json(network, digest(tensors))})
 
 
-def _from_safetensors(
-    content: bytes, name: str, own: models.CustomModel | None = None
-) -> TrainedNetwork:
-    return TrainedNetwork(*_read_safetensors(content, name), name, own)
-
-
-def _read_safetensors(content: bytes, name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The card and the variables."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
+def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
+    """Return the card and the variables."""
     try:
-        tensors = load(content)
-        # The library reads metadata from files only; the format begins with the header's size.
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        card = json.loads(header["__metadata__"]["card"])
-    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise UserError(f"{name} is no safetensors file of cifar-jax export ({error!r})") from None
-    card = cards.checked(card, name)
-    if card.get("sha256") != _digest(tensors):
-        raise UserError(f"{name} is damaged: its weights are not those of its digest")
-    return card, unflatten_dict({tuple(key.split("/")): array for key, array in tensors.items()})
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get("card")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is a damaged safetensors file: {error}") from None
+    if text is None:
+        raise UserError(f"{path} has no model card: only files of cifar-jax export can be loaded")
+    card = _parse_card(text, path)
+    if card.weights_sha256 != digest(tensors):
+        raise UserError(f"{path} is damaged: its weights do not match their digest")
+    return card, unflatten_dict({tuple(name.split("/")): a for name, a in tensors.items()})
 
 
-def _tensors(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    leaves: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
-    return {"/".join(path): np.asarray(leaf) for path, leaf in sorted(leaves.items())}
-
-
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    """SHA-256 over names, types, shapes and bytes, by name."""
-    digest = hashlib.sha256()
-    for name, array in sorted(tensors.items()):
-        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
-
-
-def _any_batch() -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jax_export.symbolic_shape("batch, 32, 32, 3"), np.uint8)
-
-
-def _stablehlo(network: TrainedNetwork) -> bytes:
-    with ops.force_platform():
+def _to_stablehlo(network: TrainedNetwork) -> bytes:
+    with ops.plain():
         exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
     program = bytes(exported.serialize())
-    card = dict(network.card) | {"sha256": hashlib.sha256(program).hexdigest()}
     file = io.BytesIO(program)
     with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr(_CARD, json.dumps(card, indent=2))
+        archive.writestr(_CARD, _card_json(network, hashlib.sha256(program).hexdigest(), indent=2))
     return file.getvalue()
 
 
-def _from_stablehlo(content: bytes, name: str) -> Classifier:
+def _load_stablehlo(path: Path) -> Classifier:
+    content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             program = content[: archive.getinfo(_CARD).header_offset]
-            card = json.loads(archive.read(_CARD))
-    except (zipfile.BadZipFile, LookupError, ValueError, RecursionError, NotImplementedError):
-        raise UserError(f"{name} is no StableHLO file of cifar-jax export") from None
-    card = cards.checked(card, name)
-    if card.get("sha256") != hashlib.sha256(program).hexdigest():
-        raise UserError(f"{name} is damaged: its program is not that of its digest")
+            text = archive.read(_CARD)
+    except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError):
+        raise UserError(f"{path} is not a StableHLO file of cifar-jax export") from None
+    card = _parse_card(text, path)
+    if card.weights_sha256 != hashlib.sha256(program).hexdigest():
+        raise UserError(f"{path} is damaged: its program does not match its digest")
     try:
         exported = jax_export.deserialize(bytearray(program))
-    except Exception as error:  # of another version of JAX; whatever its reader stumbles over
-        raise UserError(f"{name} is not of a kind that this JAX reads: {error}") from None
-    return Classifier(card, exported.call)
+    except Exception as error:  # Versions of JAX raise different exceptions.
+        raise UserError(f"this version of JAX cannot read {path}: {error}") from None
+    return Classifier(card, exported.call, path)
 
 
-def _onnx(network: TrainedNetwork) -> bytes:
+def _to_onnx(network: TrainedNetwork) -> bytes:
     try:
         import onnx  # pyright: ignore[reportMissingImports]
-
-        # Without the runtime the export could not be checked.
         import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
         from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError(
             f"the package {error.name} is missing: pip install 'cifar-jax[export]'"
         ) from None
-    # It warns of shapes that it leaves out.
-    quiet = logging.getLogger("onnx_ir")
-    level = quiet.level
-    quiet.setLevel(logging.ERROR)
+    logger = logging.getLogger("onnx_ir")  # It warns of every shape that it leaves out.
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     try:
-        with ops.force_platform():
+        with ops.plain():
             model = to_onnx(
                 network.apply,
                 [_any_batch()],
-                model_name=network.card["model"]["name"],
+                model_name=network.card.model.name,
                 opset=_ONNX_OPSET,
                 input_names=["images"],
                 output_names=["logits"],
             )
-    except Exception as error:  # whatever the converter stumbles over
-        raise UserError(f"jax2onnx cannot convert the network ({error}): try stablehlo") from error
+        onnx.helper.set_model_props(
+            model, {"card": _card_json(network, digest(_flatten(network)))}
+        )
+        onnx.checker.check_model(model, full_check=True)
+    except Exception as error:  # The converter's exceptions have no common base.
+        raise UserError(
+            f"jax2onnx cannot convert the network ({error}): use --to stablehlo"
+        ) from error
     finally:
-        quiet.setLevel(level)
-    card = dict(network.card) | {"sha256": _digest(_tensors(network.variables))}
-    onnx.helper.set_model_props(model, {"card": json.dumps(card)})
+        logger.setLevel(level)
     return model.SerializeToString()
 
 
-def _ask_onnx(content: bytes) -> Callable[[np.ndarray], np.ndarray]:
+def _open_onnx(path: Path) -> Callable[[np.ndarray], Any]:
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-    return lambda images: np.asarray(session.run(["logits"], {"images": images})[0])
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda images: session.run(["logits"], {"images": images})[0]
 
 
-# From what was made to a function from images to logits.
-_ANSWERS: dict[str, Callable[[bytes, Any], Callable[[np.ndarray], np.ndarray]]] = {
-    "safetensors": lambda content, own: _from_safetensors(content, "the export", own).logits,
-    "stablehlo": lambda content, _: _from_stablehlo(content, "the export").logits,
-    "onnx": lambda content, _: _ask_onnx(content),
-}
+def _flatten(network: TrainedNetwork) -> dict[str, np.ndarray]:
+    leaves: dict[str, Any] = flatten_dict(dict(network.variables), sep="/")
+    return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
-def _difference(network: TrainedNetwork, ask: Callable[[np.ndarray], np.ndarray]) -> float:
-    """Of logits of random images, relative to the largest; infinite where the shapes differ."""
+def _any_batch() -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(jax_export.symbolic_shape("batch, 32, 32, 3"), np.uint8)
+
+
+def _card_json(network: TrainedNetwork, sha256: str, indent: int | None = None) -> str:
+    card = network.card.model_copy(update={"weights_sha256": sha256})
+    return json.dumps(dump(card), indent=indent)
+
+
+def _parse_card(text: str | bytes, path: Path) -> ModelCard:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} has a damaged model card: {error}") from None
+    return parse(value, ModelCard, path)
+
+
+def _largest_difference(
+    expected: Callable[[np.ndarray], np.ndarray], actual: Callable[[np.ndarray], Any]
+) -> float:
+    """Compare two functions on 5 random images, then on one; infinite if the shapes differ."""
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
-    worst = 0.0
+    largest = 0.0
     for batch in (images, images[:1]):
-        expected, found = network.logits(batch), ask(batch)
-        if found.shape != expected.shape or found.dtype != expected.dtype:
+        a, b = expected(batch), np.asarray(actual(batch))
+        if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
-        worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
-    return worst
+        largest = max(largest, float(np.abs(a - b).max() / np.abs(a).max()))
+    return largest

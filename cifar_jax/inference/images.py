@@ -1,4 +1,4 @@
-"""From what a person names to images: files, folders, patterns, standard input."""
+"""Image files that a user names: files, folders, patterns and standard input."""
 
 import glob
 import sys
@@ -8,61 +8,52 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.images import SUFFIXES, read_image
+from cifar_jax.data.images import SUFFIXES, read_image, walk
 from cifar_jax.errors import UserError
 
 
 class Image(NamedTuple):
-    """One of them, read or not."""
+    """An image, or the reason why it could not be read."""
 
     name: str
     """The file, or `-` for standard input."""
     pixels: np.ndarray | None
-    """uint8 `[32, 32, 3]`; None where it could not be read."""
+    """uint8 `[32, 32, 3]`; None if it could not be read."""
     error: str = ""
-    """Why not."""
 
 
 def find(words: Sequence[str]) -> list[str | UserError]:
-    """The files that `words` name, or what is wrong with a word in its place.
+    """Return the image files that words on a command line stand for.
 
-    A folder stands for all images in it at any depth, by name, but for hidden ones; a word with
-    `*`, `?` or `[` that is no file for those that match it (`**` for any depth); `-` for standard
-    input.
+    A folder stands for all its images at any depth, except hidden ones. A pattern such as `*.png`
+    stands for the files that match it; `**` matches folders at any depth. `-` is standard input.
+    A word that stands for nothing is returned as an error in its place.
     """
-    found: list[str | UserError] = []
+    files: list[str | UserError] = []
     for word in words:
         path = Path(word)
         if word == "-" or path.is_file():
-            found.append(word)
+            files.append(word)
         elif path.is_dir():
-            files = [p for p in sorted(path.rglob("*")) if _is_image(p, path)]
-            found += map(str, files)
-            if not files:
-                found.append(UserError(f"no image in the folder {word}"))
+            images = [entry.path for entry in walk(path) if entry.name.lower().endswith(SUFFIXES)]
+            files += images or [UserError(f"{word} has no images in it")]
         elif "://" in word:
-            found.append(UserError(f"{word} is an address: download it first"))
+            files.append(UserError(f"{word} is an address: download the image first"))
         else:
-            matches = glob.glob(word, recursive=True)  # noqa: PTH207  # a Path has no absolute ones
-            files = [match for match in sorted(matches) if Path(match).is_file()]
-            found += files or [UserError(f"no file {word}")]
-    return found
+            matches = glob.glob(word, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns.
+            images = [match for match in sorted(matches) if Path(match).is_file()]
+            files += images or [UserError(f"{word} does not exist")]
+    return files
 
 
-def _is_image(path: Path, folder: Path) -> bool:
-    parts = path.relative_to(folder).parts
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
-    return path.suffix.lower() in SUFFIXES and not hidden and path.is_file()
-
-
-def read(names: Sequence[str | UserError]) -> Iterator[Image]:
-    """Each image in its turn; one that cannot be read stops none of the others."""
-    for name in names:
+def read(files: Sequence[str | UserError]) -> Iterator[Image]:
+    """Yield the images in order. One that cannot be read does not stop the others."""
+    for file in files:
+        if isinstance(file, UserError):
+            yield Image("", None, str(file))
+            continue
         try:
-            if isinstance(name, UserError):
-                raise name
-            source = sys.stdin.buffer.read() if name == "-" else Path(name)
-            called = "standard input" if name == "-" else name
-            yield Image(name, read_image(source, called))
+            source = sys.stdin.buffer.read() if file == "-" else Path(file)
+            yield Image(file, read_image(source, "standard input" if file == "-" else file))
         except UserError as error:
-            yield Image("" if isinstance(name, UserError) else name, None, str(error))
+            yield Image(file, None, str(error))

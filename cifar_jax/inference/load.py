@@ -1,65 +1,95 @@
-"""Loads a trained model, whatever it is kept in."""
+"""Loads a trained model from a run folder, an export, or the package."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
-from cifar_jax.inference.model import Classifier, load_run, read_run
+from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import existing_run_folder
+from cifar_jax.runs.schemas import ModelCard, Result, SavedState
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Trained small networks that come with the package: `EXPERIMENT.safetensors`, each of a record."""
+"""Small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
 
 
 def load(
-    path: str | Path, *, best: bool = False, own: models.CustomModel | None = None
+    path: str | Path, *, best: bool = False, custom: models.CustomModel | None = None
 ) -> Classifier:
-    """The trained model in `path`: a run's folder, a file of `cifar-jax export`, or the name of an
-    experiment whose weights come with the package.
-
-    Of a run the weights alone are read, of its last checkpoint; neither the images that it was
-    trained on nor its optimizer are needed. A run or a safetensors file gives a `TrainedNetwork`.
+    """Return a trained model; of a run or a safetensors file, a `TrainedNetwork`.
 
     Args:
-      path: the folder or file.
-      best: take the checkpoint of the best validation accuracy.
-      own: the model, where it is none of the package's. What a folder holds is never executed.
+      path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. Of a
+        run, only the weights of one checkpoint are read.
+      best: use the checkpoint with the best validation accuracy instead of the last.
+      custom: the model, if it is none of the package's. Code in a run folder is never executed.
 
     Raises:
-      UserError: there is nothing of the kind, it is damaged, or `own` is missing or of another
-        model.
+      UserError: there is no such model, it is damaged, or `custom` is missing or another model.
     """
     path = Path(path)
     if path.is_dir():
-        return load_run(path, best=best, own=own)
-    return exports.load(_file(path, best), own)
-
-
-def weights(path: str | Path) -> Mapping[str, Any]:
-    """The variables in `path`, which is what `load` takes, whatever the network.
-
-    Raises:
-      UserError: as `load`, or a StableHLO file, which has none.
-    """
-    path = Path(path)
-    if path.is_dir():
-        return read_run(path)[1]
-    return exports.weights(_file(path, best=False))
-
-
-def _file(path: Path, best: bool) -> Path:
-    """The export, or the packaged weights, that `path` names."""
-    packaged = WEIGHTS / f"{path}.safetensors"
-    if not path.exists() and packaged.is_file():
-        path = packaged
+        return TrainedNetwork(*read_run(path, best=best), path, custom)
+    file = _find_file(path)
     if best:
-        raise UserError(f"{path} is no run's folder, and has one set of weights only")
-    if not path.exists():
+        raise UserError(f"{path} is not a run folder: it has only one set of weights")
+    return exports.load(file, custom)
+
+
+def weights(path: str | Path) -> dict[str, Any]:
+    """Return the variables of a trained model, whatever its network.
+
+    Args:
+      path: as for `load`.
+
+    Raises:
+      UserError: as for `load`, or the file is a StableHLO export, which has no variables.
+    """
+    path = Path(path)
+    return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
+
+
+def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:
+    """Return the variables of a run's last or best checkpoint, and the card that describes them.
+
+    Raises:
+      UserError: the folder is not a run's, has no such checkpoint, or is damaged.
+    """
+    folder = existing_run_folder(path)
+    with Checkpoints(folder.checkpoints) as checkpoints:
+        saved = checkpoints.best() if best else checkpoints.latest()
+        card = folder.card()
+        if saved is None or card is None:
+            kind = "checkpoint with a validation accuracy" if best else "checkpoint"
+            raise UserError(f"{path} has no {kind} yet: train it first")
+        variables = checkpoints.weights(saved)
+    return _describe(card, saved, folder.result()), variables
+
+
+def _describe(card: ModelCard, saved: SavedState, result: Result | None) -> ModelCard:
+    """Return the run's card with what is known about the weights of one checkpoint."""
+    known: dict[str, Any] = {"step": saved.step, "epoch": saved.epoch}
+    if result:
+        known["git_commit"] = result.git_commit
+        if saved.step == result.steps:
+            known["test_accuracy"] = result.test_accuracy
+            known["test_accuracy_plain"] = result.test_accuracy_plain
+        elif saved.end_of_epoch and saved.epoch == result.best_validation_epoch:
+            known["test_accuracy"] = result.best_validation_test_accuracy
+    return card.model_copy(update=known)
+
+
+def _find_file(path: Path) -> Path:
+    """Return the export or the packaged file that `path` names."""
+    packaged = WEIGHTS / f"{path}.safetensors"
+    if path.exists() or not packaged.is_file():
+        packaged = path
+    if not packaged.exists():
         names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
         raise UserError(
-            f"no run or export {path}; runs are under runs/EXPERIMENT/seedN, "
-            f"and weights of {names} come with the package"
+            f"{path} is not a run folder, an export, or a packaged network. Runs are in "
+            f"runs/EXPERIMENT/seedN; the packaged networks are {names}."
         )
-    return path
+    return packaged

@@ -1,7 +1,6 @@
-"""A PyTorch ResNet for CIFAR becomes a run's folder."""
+"""Imports a PyTorch ResNet for CIFAR as a run folder."""
 
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,14 +15,18 @@ from cifar_jax import models
 from cifar_jax.config import Config, Data, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
-from cifar_jax.files import write_json
-from cifar_jax.inference import card as cards
-from cifar_jax.inference import torch_file
-from cifar_jax.inference.model import TrainedNetwork, load_run
-from cifar_jax.models import IMAGE_SHAPE
+from cifar_jax.inference.model import TrainedNetwork
+from cifar_jax.inference.state_dict import read_state_dict, summarize_keys
+from cifar_jax.models.summary import summarize
 from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import open_run_folder
+from cifar_jax.runs.schemas import LayerRow, ModelCard, RunIdentity, parse
 
 MODELS = ("resnet18", "resnet10")
+# Over the 50,000 training images, as `data.load("cifar10")` computes them.
+CIFAR10_MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
+CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
+
 _LEAVES = {
     "kernel": "weight",
     "scale": "weight",
@@ -31,15 +34,15 @@ _LEAVES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-# What is called differently in pytorch-cifar (github.com/kuangliu/pytorch-cifar) and torchvision.
+# Names that differ between pytorch-cifar (github.com/kuangliu/pytorch-cifar) and torchvision.
 _SPELLINGS = ({"shortcut": "shortcut", "fc": "linear"}, {"shortcut": "downsample", "fc": "fc"})
-_PREFIXES = re.compile(r"^(module\.|_orig_mod\.)+")
 
 
 class _State(NamedTuple):
-    """What a checkpoint of weights alone holds."""
+    """The part of a training state that inference needs."""
 
     step: jax.Array
+    epoch: jax.Array
     params: Any
     batch_stats: Any
 
@@ -50,100 +53,100 @@ def import_torch(
     folder: Path,
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] = cards.CIFAR10_MEAN,
-    std: Sequence[float] = cards.CIFAR10_STD,
+    mean: Sequence[float] = CIFAR10_MEAN,
+    std: Sequence[float] = CIFAR10_STD,
 ) -> TrainedNetwork:
-    """Make a run's folder of a state dict, and load it.
+    """Write a state dict as a run folder, and return the network.
 
     Args:
-      file: of `torch.save(model.state_dict(), …)`, or safetensors; layers named as in pytorch-cifar
-        or torchvision.
-      name: one of MODELS.
-      folder: appears whole or not at all.
-      classes: in the order of the logits; without them there are to be CIFAR-10's ten.
-      mean, std: a channel, of 0..1, by which its images were normalized.
+      file: a state dict, written by `torch.save` or as safetensors. Its layers are named as in
+        pytorch-cifar or torchvision.
+      name: one of `MODELS`.
+      folder: the run folder, which must not exist. It is written completely or not at all.
+      classes: names in the order of the logits; CIFAR-10's by default.
+      mean, std: of each channel, on a scale of 0 to 1; the network's images were normalized with
+        these.
 
     Raises:
-      UserError: the file is no state dict, or one of another network; classes that are not as many
-        as its logits; a folder that is there.
+      UserError: the file holds no state dict or that of another network, the number of classes is
+        wrong, or the folder exists.
     """
     if name not in MODELS:
-        raise UserError(f"only {' and '.join(MODELS)} can be imported, not {name!r}")
+        raise UserError(f"{name!r} cannot be imported: choose {' or '.join(MODELS)}")
     if folder.exists():
         raise UserError(f"{folder} exists: choose another --workdir")
-    tensors = {
-        _PREFIXES.sub("", key): value
-        for key, value in torch_file.read(file).items()
-        if not key.endswith("num_batches_tracked")
-    }
+    tensors = read_state_dict(file)
     head = tensors.get("linear.weight", tensors.get("fc.weight"))
     if head is None or head.ndim != 2:
-        raise UserError(f"{file} has no last layer `linear` or `fc`: it is of another network")
+        raise UserError(
+            f"{file} has no last layer `linear` or `fc`, so it is not a {name} of pytorch-cifar or "
+            f"torchvision; it holds {summarize_keys(tensors)}"
+        )
     classes = tuple(classes or cifar10.CLASSES)
     if len(head) != len(classes):
         raise UserError(
-            f"{file} tells {len(head)} classes apart, not {len(classes)}: name them with --classes"
+            f"{file} has {len(head)} classes, not {len(classes)}: name them with --classes"
         )
+    module = models.create(name, num_classes=len(classes))
+    experiment = f"{name}-imported"
+    card = parse(
+        {
+            "experiment": experiment,
+            "seed": 0,
+            "model": {"name": name, "num_classes": len(classes)},
+            "precision": "float32",
+            "classes": list(classes),
+            "mean": list(mean),
+            "std": list(std),
+            "layers": [LayerRow(**layer._asdict()) for layer in summarize(module)],
+            "imported_from": file.name,
+        },
+        ModelCard,
+        file,
+    )
+    variables = _variables(tensors, models.variable_shapes(module), file)
+    network = TrainedNetwork(card, variables, file)
     config = Config(
         model=Model(name=name), epochs=1, batch_size=128, optimizer=Optimizer(), data=Data()
     )
-    identity = {
-        "experiment": f"{name}-imported",
-        "seed": 0,
-        "overrides": {},
-        "config": flatten(config),
-    }
-    card = {
-        "version": cards.VERSION,
-        "experiment": identity["experiment"],
-        "seed": 0,
-        "model": {"name": name, "num_classes": len(classes)},
-        "precision": "float32",
-        "classes": list(classes),
-        "input_shape": list(IMAGE_SHAPE),
-        "mean": list(mean),
-        "std": list(std),
-        "imported_from": file.name,
-    }
-    cards.checked(card, "what --mean, --std and --classes come to")
-    module = models.create(name, num_classes=len(classes))
-    variables = _variables(tensors, models.variable_shapes(module), file)
-    TrainedNetwork(card, variables, str(file))  # raises where shapes differ
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made: {error.strerror or error}") from None
-    try:
-        with Checkpoints(beside / "checkpoints") as checkpoints:
-            checkpoints.save(_State(jnp.int32(0), variables["params"], variables["batch_stats"]))
-        write_json(beside / "model.json", card)
-        write_json(beside / "config.json", identity)
-        beside.chmod(0o755)
-        beside.rename(folder)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return load_run(folder)
+    identity = RunIdentity(experiment=experiment, seed=0, overrides={}, settings=flatten(config))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
+        draft = Path(temporary) / "run"
+        with (
+            open_run_folder(draft, identity, fresh=False, extend=False) as run,
+            Checkpoints(run.checkpoints, keep=1) as checkpoints,
+        ):
+            run.write_card(card)
+            state = _State(
+                jnp.int32(0), jnp.int32(0), variables["params"], variables["batch_stats"]
+            )
+            checkpoints.save(state, end_of_epoch=True)
+        draft.rename(folder)
+    return network
 
 
 def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> dict[str, Any]:
-    """In our names and layouts: OIHW to HWIO, [out, in] to [in, out]."""
+    """Return PyTorch's tensors in the names and layouts of Flax."""
     paths = list(flatten_dict(shapes))
-    wanted = [{path: _torch_name(path, spelling) for path in paths} for spelling in _SPELLINGS]
-    # The spelling of which most is there: what then is missing is told in it.
-    names = max(wanted, key=lambda names: len(set(names.values()) & tensors.keys()))
+    spellings = [{path: _torch_name(path, spelling) for path in paths} for spelling in _SPELLINGS]
+    # Errors use the spelling that most of the names agree with.
+    names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - set(names.values()))
     if missing or extra:
-        what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the network has not"
-        raise UserError(f"{file} {what}: it is of another network")
+        what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
+        raise UserError(
+            f"{file} {what}: it is of another network; it holds {summarize_keys(tensors)}"
+        )
     return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
 
 
 def _torch_name(path: tuple[str, ...], spelling: Mapping[str, str]) -> str:
-    """`("params", "stage2_block1", "conv1", "kernel")` is `layer2.0.conv1.weight`."""
+    """Return PyTorch's name of a variable.
+
+    `("params", "stage2_block1", "conv1", "kernel")` is `layer2.0.conv1.weight`.
+    """
     names = []
     for part in path[1:-1]:
         if block := re.fullmatch(r"stage(\d)_block(\d)", part):
@@ -156,8 +159,5 @@ def _torch_name(path: tuple[str, ...], spelling: Mapping[str, str]) -> str:
 
 
 def _layout(array: np.ndarray) -> np.ndarray:
-    if array.dtype in (np.float16, np.float64):
-        array = array.astype(np.float32)
-    if array.ndim == 4:
-        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
-    return np.ascontiguousarray(array.T)
+    """Transpose OIHW to HWIO, and [out, in] to [in, out]."""
+    return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)

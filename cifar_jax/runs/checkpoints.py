@@ -258,8 +258,8 @@ class Checkpoints:
             raise
         except Exception as error:  # Which one depends on what is damaged.
             raise self._damaged(saved.number, _one_line(error)) from error
-        for name, digest in _digests(arrays).items():
-            if digest != saved.digests[name]:
+        for name, value in _digests(arrays).items():
+            if value != saved.digests[name]:
                 raise self._damaged(saved.number, f"{name} changed since it was saved")
         return arrays
 
@@ -320,15 +320,22 @@ def _flatten(state: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Return SHA-256 by field of the state, over paths, types, shapes and bytes of its arrays."""
-    digests = {}
+def digest(arrays: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of named arrays: their names, types, shapes and bytes, by name."""
+    sha256 = hashlib.sha256()
     for name in sorted(arrays):
         array = np.asarray(jax.device_get(arrays[name]))
-        digest = digests.setdefault(name.partition("/")[0], hashlib.sha256())
-        digest.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return {field: digest.hexdigest() for field, digest in digests.items()}
+        sha256.update(f"{name} {array.dtype} {array.shape}\0".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()
+
+
+def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digest of the arrays of each field of the state."""
+    fields: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        fields.setdefault(name.partition("/")[0], {})[name] = array
+    return {field: digest(arrays) for field, arrays in fields.items()}
 
 
 def _signed(saved: SavedState) -> SavedState:

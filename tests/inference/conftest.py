@@ -1,4 +1,4 @@
-"""Runs that nobody trained: a folder as a run leaves it, with weights from a seed."""
+"""Run folders with random weights, so that no test has to train."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,37 +10,51 @@ import pytest
 
 from cifar_jax import models
 from cifar_jax.config import Config, Data, Model, Optimizer, flatten
-from cifar_jax.files import write_json
+from cifar_jax.data import cifar10
+from cifar_jax.inference.torch_weights import CIFAR10_MEAN, CIFAR10_STD
 from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import open_run_folder
+from cifar_jax.runs.schemas import ModelCard, RunIdentity
 
 
 class State(NamedTuple):
     step: jax.Array
+    epoch: jax.Array
     params: Any
     batch_stats: Any
 
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
-    """A run of CIFAR-10 at step 7, without a model card; an older one is at step 3."""
+    """Write an unfinished run: epoch 1 at step 3, which is the best, and epoch 2 at step 7.
 
-    def make(folder: Path, name: str, **options: Any) -> Path:
+    The weights of step N are those of seed N.
+    """
+
+    def make(folder: Path, name: str, **card: Any) -> Path:
         config = Config(
-            model=Model(name=name),
-            epochs=1,
-            batch_size=8,
-            optimizer=Optimizer(),
-            data=Data(**options),
+            model=Model(name=name), epochs=2, batch_size=8, optimizer=Optimizer(), data=Data()
         )
-        with Checkpoints(folder / "checkpoints", keep=2) as checkpoints:
-            for step in (3, 7):
+        identity = RunIdentity(experiment=name, seed=0, overrides={}, settings=flatten(config))
+        fields = {
+            "experiment": name,
+            "seed": 0,
+            "model": {"name": name, "num_classes": 10},
+            "precision": "float32",
+            "classes": cifar10.CLASSES,
+            "mean": CIFAR10_MEAN,
+            "std": CIFAR10_STD,
+        }
+        with (
+            open_run_folder(folder, identity, fresh=False) as run,
+            Checkpoints(run.checkpoints, keep=2) as checkpoints,
+        ):
+            run.write_card(ModelCard.model_validate(fields | card))
+            for epoch, step in ((1, 3), (2, 7)):
                 variables = models.init_variables(models.create(name), jax.random.key(step))
-                state = State(
-                    jnp.int32(step), variables["params"], variables.get("batch_stats", {})
-                )
-                checkpoints.save(state, validation_accuracy=50 - step)
-        identity = {"experiment": name, "seed": 0, "overrides": {}, "config": flatten(config)}
-        write_json(folder / "config.json", identity)
+                batch_stats = variables.get("batch_stats", {})
+                state = State(jnp.int32(step), jnp.int32(epoch), variables["params"], batch_stats)
+                checkpoints.save(state, end_of_epoch=True, validation_accuracy=50 - step)
         return folder
 
     return make
@@ -48,11 +62,11 @@ def make_run() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `basic`, to read only."""
+    """A run of `basic`. Tests only read it."""
     return make_run(tmp_path_factory.mktemp("runs") / "basic", "basic")
 
 
 @pytest.fixture(scope="session")
 def inception(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `net-inception`, which has every kind of layer but attention."""
+    """A run of `net-inception`, which has every kind of layer except attention."""
     return make_run(tmp_path_factory.mktemp("runs") / "inception", "net-inception")

@@ -1,0 +1,131 @@
+"""Reads the state dict of a PyTorch network as NumPy arrays."""
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  # teaches NumPy bfloat16
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from cifar_jax.errors import UserError
+
+_SAVE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
+_USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
+"""Where training scripts put the state dict, next to the optimizer's and others."""
+_PREFIXES = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
+"""Added by DataParallel, torch.compile, Lightning and similar wrappers."""
+_COUNTERS = re.compile(r"(.*\.)?num_batches_tracked|n_averaged")
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """Return the tensors in a safetensors file or in a file of `torch.save`, by name.
+
+    The file may also hold an optimizer, a scheduler or arguments. Nothing in it is executed.
+    Prefixes such as `module.` are removed, counters left out, and floats converted to float32.
+
+    Raises:
+      UserError: the file is damaged or holds no state dict, a weight is NaN or infinite, or the
+        file needs PyTorch and PyTorch 2.6 or newer is not installed.
+    """
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # after the size of the header
+    tensors = _read_safetensors(path) if is_safetensors else _read_torch(path)
+    arrays = {}
+    for key, array in tensors.items():
+        if _COUNTERS.fullmatch(key):
+            continue
+        if array.dtype.kind in "fV":  # NumPy counts bfloat16 among the void types
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
+            raise UserError(
+                f"{path} has NaN or infinite values in {key}: import the weights from before the "
+                "training diverged"
+            )
+        arrays[_PREFIXES.sub("", key)] = array
+    return arrays
+
+
+def summarize_keys(mapping: Mapping[Any, Any]) -> str:
+    """Return the first keys of a mapping in one line, and how many more there are."""
+    first = ", ".join(map(str, list(mapping)[:5]))
+    return f"{first} and {len(mapping) - 5} more" if len(mapping) > 5 else first
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is a damaged safetensors file: {error}") from None
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            f"reading {path} takes PyTorch: pip install 'cifar-jax[torch]', or save the weights "
+            "as safetensors"
+        ) from None
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
+        # Before, a crafted file could run code in spite of weights_only.
+        raise UserError(
+            f"reading {path} takes PyTorch 2.6 or newer, and this is {torch.__version__}: "
+            "pip install -U 'cifar-jax[torch]'"
+        )
+    scalar: Any = np.float32(0).__reduce__()[0]
+    plain_types = [
+        argparse.Namespace,
+        scalar,
+        (scalar, "numpy.core.multiarray.scalar"),  # its name in NumPy 1
+        np.dtype,
+        *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    ]
+    try:
+        with torch.serialization.safe_globals(plain_types):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    # PyTorch reports damaged files by exceptions that have no common base.
+    except Exception as error:
+        unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if isinstance(error, pickle.UnpicklingError) and unsafe:
+            raise UserError(
+                f"{path} holds a {unsafe[1]}, and loading one could run code. {_SAVE}"
+            ) from None
+        if "TorchScript" in str(error):
+            raise UserError(f"{path} is a TorchScript program. {_SAVE}") from None
+        reason = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"{path} is damaged, or is neither a file of torch.save nor a safetensors file "
+            f"({type(error).__name__}: {reason})"
+        ) from None
+    tensors = _find_state_dict(content, torch.Tensor, path)
+    return {
+        key: (tensor.float() if tensor.is_floating_point() else tensor).detach().numpy()
+        for key, tensor in tensors.items()
+    }
+
+
+def _find_state_dict(content: Any, tensor: type, path: Path) -> Mapping[str, Any]:
+    """Return `content`, or its only value that is a state dict."""
+
+    def is_state_dict(value: Any) -> bool:
+        return (
+            isinstance(value, Mapping)
+            and all(isinstance(k, str) and isinstance(v, tensor) for k, v in value.items())
+            and any(key.endswith("weight") for key in value)
+        )
+
+    if is_state_dict(content):
+        return content
+    if not isinstance(content, Mapping):
+        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict. {_SAVE}")
+    candidates = [key for key, value in content.items() if is_state_dict(value)]
+    names = [key for key in candidates if key in _USUAL_KEYS] or candidates
+    if len(names) != 1:
+        count = "several state dicts" if names else "no state dict"
+        raise UserError(f"{path} holds {count}; its keys are {summarize_keys(content)}. {_SAVE}")
+    return content[names[0]]
