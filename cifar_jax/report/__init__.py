@@ -1,15 +1,12 @@
-"""Run folders and records in, tables and figures out. No JAX is imported; matplotlib only to draw.
+"""Run folders and records in, tables and a figure out. Imports no JAX.
 
-groups.py        groups runs over seeds
-recipes.py       better recipes beside the paper's own, and what others reach
-table.py         words the cells of a group's row
-terminal.py      the table on a console
-markdown.py      the tables in report.md and in the README
-plots.py         the figures of a report: curves, and the paper beside what was measured
-wall_time.py     the figure of accuracy against wall time
-predictions.py   confusion matrix and reliability diagram, where a record has outputs
-style.py         colors, and figures as files
-readme.py        the README's tables and figures, made of the records in results/
+groups.py      runs that differ only in their seeds
+recipes.py     better recipes next to the paper's, and other people's results
+table.py       the text of a table's cells
+terminal.py    the tables on a terminal
+markdown.py    the tables in report.md and in the README
+plots.py       the figure of accuracy by epoch
+readme.py      the README's tables and figure, from the records in results/
 """
 
 from __future__ import annotations
@@ -18,25 +15,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cifar_jax.errors import UserError
-from cifar_jax.files import write_bytes
 from cifar_jax.report.groups import SeedGroup, collect
 from cifar_jax.report.readme import readme_is_current, update_readme
+from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.reading import RUNS, read_runs
-from cifar_jax.runs.run import Run
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 __all__ = [
-    "RUNS",
-    "Run",
     "SeedGroup",
     "collect",
     "read_runs",
     "readme_is_current",
     "report",
-    "show",
     "update_readme",
     "write",
 ]
@@ -45,55 +37,46 @@ __all__ = [
 def report(
     paths: Sequence[Path] = (), *, folder: Path | None = None, console: Console | None = None
 ) -> Path | None:
-    """Print the table of the runs, and write report.md with figures.
+    """Print the table of runs, and write report.md and its figure.
 
     Args:
-      paths: run folders, folders that hold some at any depth, records (`*.json`), or a folder of
-        records; `runs` if there are none.
-      folder: where to write. By default where it was searched, if that is one folder with runs in
-        it; the report of runs that are named one by one is only printed, so that it replaces no
-        report of all.
+      paths: run folders, folders that contain some at any depth, records (`*.json`), or folders of
+        records. By default `runs`.
+      folder: where to write. By default the folder that `paths` names, if that is one folder of
+        several runs; otherwise nothing is written.
       console: where to print.
 
     Returns:
-      The report.md, or None where nothing was written.
+      The path of report.md, or None if it was not written.
 
     Raises:
       UserError: a path without a run, or a run that cannot be read.
     """
+    from cifar_jax.report import terminal
+
     runs = read_runs(paths)
     groups = collect(runs)
-    show(groups, console)
-    if not folder and len(paths) < 2:
-        (searched,) = paths or [RUNS]
-        if searched.is_dir() and not (searched / "config.json").exists():
-            folder = searched
+    terminal.show(groups, console)
+    folder = folder or _searched_folder(paths)
     return write(groups, folder) if runs and folder else None
 
 
-def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
-    """Print the table, and how to make a run where there is none."""
-    from cifar_jax.report import terminal
-
-    terminal.show(groups, console)
-
-
 def write(groups: Sequence[SeedGroup], folder: Path) -> Path:
-    """Write report.md and curves/*.png in `folder`, each whole or not at all; returns report.md.
-
-    Raises:
-      UserError: the folder cannot be written.
-    """
+    """Write report.md and report.svg to `folder`, and return the path of report.md."""
     from cifar_jax.report import markdown, plots
 
-    figures = plots.draw(groups)
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = [group for group in groups if any(run.rows for run in group.runs)]
+    if drawn:
+        write_bytes(folder / "report.svg", plots.svg(drawn, "accuracy by epoch"))
     path = folder / "report.md"
-    try:
-        (folder / "curves").mkdir(parents=True, exist_ok=True)
-        for figure in figures:
-            write_bytes(folder / "curves" / figure.name, figure.png)
-        # Last, so that it never refers to a picture that is not there yet.
-        write_bytes(path, markdown.page(groups, figures).encode())
-    except OSError as error:
-        raise UserError(f"the report cannot be written to {folder}: {error.strerror}") from None
+    write_bytes(path, markdown.page(groups, "report.svg" if drawn else None).encode())
     return path
+
+
+def _searched_folder(paths: Sequence[Path]) -> Path | None:
+    """Return the one folder of several runs that was named; None for single runs and records."""
+    if len(paths) > 1:
+        return None
+    path = paths[0] if paths else RUNS
+    return path if path.is_dir() and not (path / "config.json").exists() else None

@@ -1,110 +1,84 @@
-"""Words what the tables say of a group of runs."""
+"""The text of a table's cells."""
 
 from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from cifar_jax.config import Paper
 from cifar_jax.report.groups import SeedGroup, settings_text
-from cifar_jax.runs.run import Run
+from cifar_jax.runs.run import RunRecord
+from cifar_jax.runs.schemas import Session
 
-# Features of a processor, as Linux names them, and how people do.
-_VECTORS = (("avx512_bf16", "AVX-512 BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
+# Virtual machines give processors that differ threefold in speed the same name.
+_VECTOR_UNITS = (("avx512_bf16", "AVX-512 BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
 
 
 class Row(NamedTuple):
-    """The cells of a group's row, as text; empty where there is nothing to say."""
+    """Cells for one group of runs; empty if there is nothing to report."""
 
     experiment: str
     changes: tuple[str, ...]
-    """As they are given to `--set`."""
+    """As `--set` takes them."""
     model: str
     parameters: str
-    """And `≠` the paper's, where it differs."""
+    """With `≠` and the paper's number if that differs."""
     paper: str
-    """Test accuracy in percent, as are the next three; of a better recipe the paper's best for the
-    same network."""
+    """Test accuracy in percent, as are the next three. For a better recipe, the paper's best with
+    the same network."""
     measured: str
-    """Of the last epoch: mean ± sample standard deviation over the seeds."""
+    """After the last epoch: mean ± sample standard deviation over seeds."""
     difference: str
-    """Measured less paper, in percentage points."""
+    """Measured minus paper, in percentage points."""
     best: str
-    """Of the epoch with the best validation accuracy: mean over the seeds."""
+    """At the epoch with the best validation accuracy: mean over seeds."""
     seeds: str
-    """How many, if several, and of how many runs, if more."""
+    """Number of seeds if there are several, and of runs if there are more."""
     unfinished: tuple[str, ...]
-    """How far the unfinished runs are."""
+    """Progress of each unfinished run."""
     epochs: str
     seconds: float | None
-    """Wall time of one run: mean over the seeds."""
+    """Wall time of one run: mean over seeds."""
     device: str
     commit: str
 
     @property
     def wall_time(self) -> str:
-        """As a person says it."""
+        """Wall time of one run with its unit."""
         return "" if self.seconds is None else duration(self.seconds)
 
 
-class Part(NamedTuple):
-    """The cells of an unfinished run, as text."""
-
-    experiment: str
-    seed: str
-    progress: str
-    seconds: float | None
-    device: str
-    commit: str
-
-
 def row(group: SeedGroup) -> Row:
-    """What a table says of `group`."""
+    """Return the cells for `group`."""
     results, paper, config = group.results, group.reference, group.config
     test, best = group.measured(), group.measured("best_validation_test_accuracy")
-    # Of an experiment that is not in this package, the results alone know the paper's accuracy.
-    told = [r["paper_accuracy"] for r in results if r["paper_accuracy"] is not None]
-    reference = None if group.changes else paper.test_accuracy if paper else (told or [None])[0]
-    models = [r["model"] for r in results] or ([config.model.name] if config else [])
-    # Without env.json there is what the result says of the last start.
-    starts = [start for run in group.finished for start in run.starts or [run.result or {}]]
+    accuracy = paper.test_accuracy if paper else None
+    if config is None and not group.changes:  # Only the results know the paper's accuracy.
+        accuracy = next((r.paper_accuracy for r in results if r.paper_accuracy is not None), None)
+    models = [r.model for r in results] or ([config.model.name] if config else [])
+    sessions = [session for run in group.finished for session in run.sessions]
     return Row(
         experiment=group.experiment,
         changes=settings_text(group.changes),
         model=_joined(models),
-        parameters=_parameters([r["parameters"] for r in results], paper),
-        paper="" if reference is None else f"{reference:.2f}",
+        parameters=_parameters([r.parameters for r in results], paper),
+        paper="" if accuracy is None else f"{accuracy:.2f}",
         measured=mean_std(test),
-        difference=difference(test, reference),
+        difference=_difference(test, accuracy),
         best=f"{statistics.fmean(best):.2f}" if best else "",
         seeds=_seeds(len(test), len(results)),
         unfinished=tuple(progress(run) for run in group.unfinished),
-        epochs=_range({run.epochs for run in group.finished} or {group.epochs}),
+        epochs="" if group.epochs is None else str(group.epochs),
         seconds=statistics.fmean(group.measured("wall_seconds")) if results else None,
-        device=_joined(device(start) for start in starts),
-        commit=_joined(_short(start["git_commit"]) for start in starts),
+        device=_joined(map(device, sessions)),
+        commit=_joined(_short(session.git_commit) for session in sessions),
     )
 
 
-def parts(group: SeedGroup) -> list[Part]:
-    """What a table says of each unfinished run of `group`."""
-    return [
-        Part(
-            experiment=group.experiment,
-            seed=str(run.seed),
-            progress=progress(run),
-            seconds=run.rows[-1].get("wall_seconds") if run.rows else 0,
-            device=_joined(device(start) for start in run.starts),
-            commit=_joined(_short(start["git_commit"]) for start in run.starts),
-        )
-        for run in group.unfinished
-    ]
-
-
 def mean_std(values: Sequence[float]) -> str:
-    """Mean ± sample standard deviation with two decimals; one value alone has no deviation.
+    """Return mean ± sample standard deviation with two decimals; the mean alone for one value.
 
     >>> mean_std([61.0, 62.0, 63.0])
     '62.00 ± 1.00'
@@ -116,10 +90,10 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it.
+    """Return a time in the unit that suits its length.
 
-    >>> [duration(s) for s in (19.4, 1500, 11520, 190080)]
-    ['19 s', '25 min', '3.2 h', '2.2 d']
+    >>> [duration(s) for s in (0.4, 99, 101, 6001, 200_000)]
+    ['0 s', '99 s', '2 min', '1.7 h', '2.3 d']
     """
     for unit, size, until in (("s", 1, 100), ("min", 60, 100 * 60), ("h", 3600, 48 * 3600)):
         if seconds < until:
@@ -128,21 +102,28 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.1f} d"
 
 
-def device(start: Mapping[str, Any]) -> str:
-    """What a start ran on: the accelerators, or the processor and how many of its cores."""
-    found, machine = start["device"], start["machine"]
-    if found.get("platform") != "cpu":
-        count, kind = found.get("count", 1), found.get("kind", "unknown")
-        return f"{count} × {kind}" if count > 1 else str(kind)
-    name = re.sub(
-        r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", "", machine.get("cpu") or "CPU"
-    )
-    cores, features = machine.get("cores"), machine.get("features", ())
-    # Virtual machines call processors alike that differ threefold.
-    widest = next((w for f, w in _VECTORS if f in features), None)
-    plural = "s" if cores != 1 else ""
-    parts = [" ".join(name.split()), f"{cores} core{plural}" if cores else None, widest]
-    return ", ".join(filter(None, parts))
+def device(session: Session) -> str:
+    """Return the accelerators of a session, or its processor and number of cores."""
+    devices, machine = session.device, session.machine
+    if devices.platform != "cpu":
+        return f"{devices.count} × {devices.kind}" if devices.count > 1 else devices.kind
+    name = re.sub(r"\((R|TM)\)|@.*|\b(CPU|Processor)\b|\b\d+-Core\b", "", machine.cpu or "")
+    name = " ".join(name.split()) or "CPU"
+    plural = "" if machine.cores == 1 else "s"
+    cores = f"{machine.cores} core{plural}" if machine.cores else ""
+    widest = next((text for unit, text in _VECTOR_UNITS if unit in machine.features), "")
+    return ", ".join(filter(None, (name, cores, widest)))
+
+
+def progress(run: RunRecord) -> str:
+    """Return how far an unfinished run is, with its last validation or training accuracy."""
+    if not run.rows:
+        return f"epoch 0 of {run.epochs}"
+    last = run.rows[-1]
+    validated = last.validation_accuracy is not None
+    split = "validation" if validated else "train"
+    accuracy = last.validation_accuracy if validated else last.train_accuracy
+    return f"epoch {last.epoch} of {run.epochs}: {split} {accuracy:.1f} %"
 
 
 def _parameters(counts: Sequence[int], paper: Paper | None) -> str:
@@ -153,35 +134,16 @@ def _parameters(counts: Sequence[int], paper: Paper | None) -> str:
     return expected if text in ("", expected) else f"{text} ≠ {expected}"
 
 
-def progress(run: Run) -> str:
-    """How far an unfinished run is, and what it has come to.
-
-    The test images are for the end: what is told is of the validation images, where there are some.
-    """
-    text = f"epoch {run.rows[-1]['epoch'] if run.rows else 0} of {run.epochs}"
-    if not run.rows:
-        return text
-    split = "validation" if "validation_accuracy" in run.rows[-1] else "train"
-    return f"{text}: {split} {run.rows[-1][f'{split}_accuracy']:.1f} %"
-
-
 def _seeds(seeds: int, runs: int) -> str:
     if runs > seeds:
         return f"({runs} runs of {seeds} seed{'s' if seeds > 1 else ''})"
     return f"({seeds} seeds)" if seeds > 1 else ""
 
 
-def difference(measured: Sequence[float], paper: float | None) -> str:
-    """Mean less the paper's, in percentage points, with its sign."""
+def _difference(measured: Sequence[float], paper: float | None) -> str:
     if not measured or paper is None:
         return ""
     return f"{statistics.fmean(measured) - paper:+.2f}".replace("-", "−")
-
-
-def _range(numbers: Collection[int | None]) -> str:
-    """Runs that are fitted into the same minutes may differ in their epochs."""
-    known = [number for number in numbers if number is not None]
-    return "–".join(map(str, sorted({min(known), max(known)}))) if known else ""
 
 
 def _short(commit: str | None) -> str:

@@ -1,4 +1,4 @@
-"""The table on a console: colored and as wide as the terminal, plain where there is none."""
+"""The table on a terminal, as wide as that is; plain text if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -12,89 +12,87 @@ from rich.table import Table
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.table import Row, row
 
-PLAIN_WIDTH = 100
-ROOMY_WIDTH = 92
-_PAPER = "Paper against measured"
-_BETTER = "Better recipes, and the paper's best with the same network"
-_OTHER = "With other settings or images"
+_PLAIN_WIDTH = 100
+_WIDE = 92
+_PAPER = "Paper and measured"
+_BETTER = "Better recipes, with the paper's best for the same network"
+_CHANGED = "With changed settings or images"
 
 
 def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
-    """Print the table of the paper's and others' experiments, and those of better recipes and of
-    runs with other settings, where there are some."""
+    """Print the tables, or how to make a run if there is none."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
-        console = Console(file=console.file, width=PLAIN_WIDTH, highlight=False)
-    own = [row(group) for group in groups if not group.changes and not group.better]
-    better = [row(group) for group in groups if group.better]
-    other = [row(group) for group in groups if group.changes]
-    # One device is said once; a column of it would only take width.
-    devices = {r.device for r in [*own, *better, *other] if r.device}
-    each = len(devices) > 1 and console.width >= ROOMY_WIDTH
-    for title, rows in ((_PAPER, own), (_BETTER, better), (_OTHER, other)):
+        console = Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
+    paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
+    better = [row(group) for group in groups if group.is_better_recipe]
+    changed = [row(group) for group in groups if group.changes]
+    # A single device is named below the tables, which saves a column.
+    devices = {r.device for r in [*paper, *better, *changed] if r.device}
+    device_column = len(devices) > 1 and console.width >= _WIDE
+    for title, rows in ((_PAPER, paper), (_BETTER, better), (_CHANGED, changed)):
         if rows:
-            paper = title != _OTHER
-            console.print(_table(title, rows, console.width, paper=paper, device=each))
+            wide = console.width >= _WIDE and not device_column
+            console.print(_table(title, rows, wide=wide, device_column=device_column))
             console.print()
     if not any(group.runs for group in groups):
         console.print(
-            "No runs yet: [bold]make exp-basic[/], or [bold]cifar-jax train basic[/], trains the "
-            "paper's first experiment. [bold]make demo[/] needs no download, and a few minutes."
+            "No runs yet. [bold]make exp-basic[/] or [bold]cifar-jax train basic[/] trains the "
+            "paper's first experiment; [bold]make demo[/] needs no download and takes minutes."
         )
         return
-    where = "" if each or not devices else f" Device: {escape('; '.join(sorted(devices)))}."
+    where = "" if device_column or not devices else f" Device: {escape('; '.join(sorted(devices)))}"
     console.print(
         "Accuracy on the test images in percent, after the last epoch: mean ± standard deviation "
-        "over seeds. “At best” is after the epoch with the best validation accuracy. Time is a "
-        f"run's.{where}",
+        "over seeds. At best: at the epoch with the best validation accuracy. Time: of one run."
+        f"{where}",
         style="dim",
     )
 
 
-def _table(title: str, rows: Sequence[Row], width: int, *, paper: bool, device: bool) -> Table:
+def _table(title: str, rows: Sequence[Row], *, wide: bool, device_column: bool) -> Table:
+    compared = title != _CHANGED
     table = Table(
         title=title,
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
         show_edge=False,
-        padding=(0, 1 if width >= ROOMY_WIDTH and not device else 0, 0, 0),
+        padding=(0, 1 if wide else 0, 0, 0),
         pad_edge=False,
     )
     table.add_column("experiment", overflow="fold", min_width=20)
-    if paper:
+    if compared:
         table.add_column("para-\nmeters", justify="right")
         table.add_column("\npaper", justify="right", no_wrap=True)
-    # Wide enough for a mean and its deviation; how far an unfinished run is may wrap.
-    measured_width = 18 if width >= ROOMY_WIDTH and not device else 13
-    table.add_column("\nmeasured", justify="right", min_width=12, max_width=measured_width)
-    if paper:
+    table.add_column("\nmeasured", justify="right", min_width=12, max_width=18 if wide else 13)
+    if compared:
         table.add_column("differ-\nence", justify="right", no_wrap=True)
     table.add_column("at\nbest", justify="right", no_wrap=True)
     table.add_column("\nepochs", justify="right", no_wrap=True)
     table.add_column("\ntime", justify="right", no_wrap=True)
-    if device:
+    if device_column:
         table.add_column("\ndevice")
     for r in rows:
-        ran = bool(r.measured)
-        experiment = escape(r.experiment) if ran else f"[dim]{escape(r.experiment)}[/]"
-        if r.changes:
-            experiment = f"{escape(r.experiment)}\n[dim]{escape(' '.join(r.changes))}[/]"
-        lines = [f"[bold]{r.measured}[/]"] if ran else []
-        if r.seeds:
-            lines += [f"[dim]{r.seeds}[/]"]
-        # The column is narrow: "epoch 12/135" above "validation 78.4 %".
-        so_far = [line.replace(" of ", "/").replace(": ", "\n") for line in r.unfinished]
-        lines += [f"[dim]{line}[/]" for line in so_far]
-        lines = lines or ["[dim]not run[/]"]
-        color = "yellow" if r.difference.startswith("−") else "green"
-        cells = [experiment]
-        if paper:
-            cells += [r.parameters.replace(" ≠", "\n≠") if ran else f"[dim]{r.parameters}[/]"]
-            cells += [r.paper]
-        cells += ["\n".join(lines)]
-        if paper:
-            cells += [f"[{color}]{r.difference}[/]"]
-        cells += [r.best, r.epochs, r.wall_time]
-        table.add_row(*cells, *([escape(r.device)] if device else []))
+        table.add_row(*_cells(r, compared), *([escape(r.device)] if device_column else []))
     return table
+
+
+def _cells(r: Row, compared: bool) -> list[str]:
+    experiment, parameters = escape(r.experiment), r.parameters.replace(" ≠", "\n≠")
+    if not r.measured:
+        experiment, parameters = f"[dim]{experiment}[/]", f"[dim]{parameters}[/]"
+    if r.changes:
+        experiment = f"{escape(r.experiment)}\n[dim]{escape(' '.join(r.changes))}[/]"
+    # "epoch 12/135" on one line and "validation 78.4 %" below fit the narrow column.
+    progress = [text.replace(" of ", "/").replace(": ", "\n") for text in r.unfinished]
+    details = [f"[dim]{text}[/]" for text in (r.seeds, *progress) if text]
+    measured = [f"[bold]{r.measured}[/]"] if r.measured else []
+    accuracy = "\n".join([*measured, *details] or ["[dim]not run[/]"])
+    if not compared:
+        return [experiment, accuracy, r.best, r.epochs, r.wall_time]
+    color = "yellow" if r.difference.startswith("−") else "green"
+    difference = f"[{color}]{r.difference}[/]"
+    return [
+        *(experiment, parameters, r.paper, accuracy, difference, r.best, r.epochs, r.wall_time),
+    ]

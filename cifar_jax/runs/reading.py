@@ -1,98 +1,74 @@
-"""Reads what runs left: their folders, finished or not, and their records."""
+"""Reads run folders and records."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from cifar_jax.errors import UserError
-from cifar_jax.runs import records, schema
-from cifar_jax.runs.folder import Workdir, existing_workdir
-from cifar_jax.runs.run import Run
+from cifar_jax.runs.records import read_record, read_records
+from cifar_jax.runs.run import RunRecord
+from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_rows, read_sessions
 
 RUNS = Path("runs")
-"""Where runs are looked for unless told otherwise."""
+"""Where run folders are by default."""
 
 
-def read_runs(paths: Sequence[Path] = ()) -> list[Run]:
-    """The runs in `paths`: run folders, folders that hold some at any depth, records (`*.json`), or
-    a folder of records.
+def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
+    """Return the runs in `paths`, each once.
 
-    Without paths, those under `runs`, which need not exist.
+    Args:
+      paths: run folders, folders that contain some at any depth, records (`*.json`), or folders of
+        records. By default `runs`, which may be missing.
 
     Raises:
-      UserError: a path that holds no run, or a run that cannot be read; it is named.
+      UserError: a path without a run, or a file that cannot be read.
     """
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, RunRecord] = {}
     for path in paths or ([RUNS] if RUNS.is_dir() else []):
         if not path.exists():
-            raise UserError(f"no run {path}; runs are under runs/EXPERIMENT/seedN")
-        if path.is_file():
-            runs[path.resolve()] = records.read_record(path)
-            continue
-        found = [_read_folder(folder) for folder in _run_folders(path) if _was_trained(folder)]
-        found = found or records.read_records(path)
-        if paths and not found:
-            raise UserError(f"no run in {path}: nothing was trained in a folder of it")
-        runs |= {run.path.resolve(): run for run in found}
+            raise UserError(f"{path} does not exist; run folders are runs/EXPERIMENT/seedN")
+        in_path = [read_record(path)] if path.is_file() else _read_tree(path)
+        if paths and not in_path:
+            raise UserError(f"{path} contains neither trained runs nor records")
+        runs |= {run.path.resolve(): run for run in in_path}
     return list(runs.values())
 
 
-def read_run(path: Path) -> Run:
-    """The one run in the folder `path`.
-
-    Raises:
-      UserError: there is none or there are several, or it cannot be read.
-    """
-    if path.is_file():
-        raise UserError(f"{path} is a file, not the folder of a run")
-    runs = read_runs([path])
-    if len(runs) != 1:
-        raise UserError(f"{path} holds {len(runs)} runs: name the folder of one")
-    return runs[0]
+def _read_tree(path: Path) -> list[RunRecord]:
+    runs = [run for folder in _run_folders(path) if (run := _read_folder(folder))]
+    return runs or read_records(path)
 
 
 def _run_folders(path: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(path):
         subfolders.sort()
         if "config.json" in files:
-            subfolders.clear()  # a run's checkpoints hold many files and no other run
+            subfolders.clear()  # Checkpoints contain many files and no other run.
             yield Path(folder)
 
 
-def _was_trained(folder: Path) -> bool:
-    """And not imported, which looks the same but for the card."""
-    return "imported_from" not in (Workdir(folder).card() or {})
-
-
-def _read_folder(path: Path) -> Run:
-    workdir, told = existing_workdir(path)
-    told = schema.checked_run(told, "config", path / "config.json")
-    result = workdir.result()
-    if result is not None:
-        result = schema.checked_result(result, path / "result.json")
-    card = workdir.card() or {}
-    told_of = schema.checked_images(card.get("data", {}), path / "model.json")
-    images = result or {f"data_{name}": of for name, of in told_of.items()}
-    return Run(
+def _read_folder(path: Path) -> RunRecord | None:
+    """Return the run in a folder; None if its weights were imported, not trained."""
+    card_file, result_file = path / "model.json", path / "result.json"
+    card = read(card_file, ModelCard) if card_file.exists() else None
+    if card and card.imported_from is not None:
+        return None
+    rows, _ = read_rows(path / "metrics.jsonl")
+    if result_file.exists():
+        result, outputs = read(result_file, Result), path / "outputs.npz"
+        return RunRecord.finished(path, result, rows, outputs if outputs.exists() else None)
+    identity = read(path / "config.json", RunIdentity)
+    return RunRecord(
         path,
-        told["experiment"],
-        told["seed"],
-        told["config"],
-        told["overrides"],
-        result,
-        _epochs(workdir),
-        workdir.starts(),
-        data=images.get("data_sha256"),
-        data_official=images.get("data_official"),
+        identity.experiment,
+        identity.seed,
+        identity.settings,
+        identity.overrides,
+        result=None,
+        rows=rows,
+        sessions=read_sessions(path / "env.json"),
+        data_sha256=card.data.sha256 if card and card.data else None,
+        data_official=card.data.official if card and card.data else None,
     )
-
-
-def _epochs(workdir: Workdir) -> list[dict[str, Any]]:
-    path = workdir.path / "metrics.jsonl"
-    try:
-        return [schema.checked_epoch(row, path) for row in workdir.epochs()[0]]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None

@@ -1,256 +1,162 @@
-"""Records: runs of the experiments at their very settings, as they are committed in `results/`.
+"""Records: finished runs of the package's experiments, as committed in `results/`.
 
-    NAME-seedN.json             a finished run's result, with its settings and its starts
-    NAME-seedN.metrics.jsonl    its metrics, one line an epoch
-    NAME-seedN.outputs.npz      what the network says of the test images, and their labels
-    partial/NAME-seedN.*        of a run on its way: settings and starts, and the metrics so far
+    NAME-seedN.json             the result; the sessions without their command lines
+    NAME-seedN.metrics.jsonl    one line per epoch
+    NAME-seedN.outputs.npz      `test_logits` and `test_labels`
 
-A record stands for what anybody gets who checks out its commit and trains that experiment. So the
-run must be of an experiment as it is in this package today, on the official images, and its commits
-must tell the whole code. The labels (10 KB, CIFAR-10's, no images) are beside the logits, so that
-whatever is drawn of a record needs no data set, in whichever order that had its images.
+A record can be reproduced by anyone who checks out its commit and trains the experiment. A run is
+therefore only recorded if it used the experiment's settings of today, the official images, and
+committed code.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from cifar_jax.config import identity
+from cifar_jax import config
 from cifar_jax.errors import UserError
-from cifar_jax.files import read_json
-from cifar_jax.runs import schema
-from cifar_jax.runs.run import Run, experiments
+from cifar_jax.runs.files import write_bytes, write_json
+from cifar_jax.runs.run import RunRecord, experiments
+from cifar_jax.runs.schemas import Result, dump, read, read_rows
 
 if TYPE_CHECKING:
     import numpy as np
 
-_PARTIAL = "partial"
-# Images of 10,000 that the logits may class otherwise than the result says. Rounding to float16
-# moved up to 3 in the first five records, and another processor or a GPU moves a few more.
-_ROUNDING = 0.1  # percentage points
-
 
 class Outputs(NamedTuple):
-    """What a network says of the test images."""
+    """The answers of a trained network for the test images."""
 
     logits: np.ndarray
-    """float16 `[N, classes]`."""
+    """`[N, classes]`; float16 in the oldest records, otherwise float32."""
     labels: np.ndarray
-    """uint8 `[N]`."""
-
-    def accuracy(self) -> float:
-        """In percent."""
-        return 100 * float((self.logits.argmax(-1) == self.labels).mean())
+    """`[N]`."""
 
 
-def check(run: Run, results: Path) -> None:
-    """That `run` can be recorded in `results`: all that is known without its outputs.
+def record(runs: Sequence[RunRecord], results: Path) -> list[Path]:
+    """Write a record of each run to the folder `results`, and return the JSON files.
+
+    A record of the same experiment and seed is replaced.
 
     Raises:
-      UserError: it has other settings than its experiment or other images than CIFAR-10's, does not
-        name its code, went on at half its learning rate, lacks metrics of an epoch, or its files
-        contradict each other.
+      UserError: a run cannot be recorded; see `check`. Then nothing is written.
     """
-    path, result, starts = run.path, run.result, run.starts
-    if run.experiment not in experiments():
-        raise UserError(f"{path} is of {run.experiment!r}, which is not in experiments/")
-    if run.changes:
-        own = identity(experiments()[run.experiment])
-        listing = ", ".join(f"{k}={v} (now {own.get(k)})" for k, v in run.changes.items())
-        raise UserError(f"{path} has other settings than {run.experiment} today: {listing}")
-    if run.other_data:
-        raise UserError(f"{path} ran on other images than the official CIFAR-10's")
-    if not starts:
-        raise UserError(f"{path} has no env.json, which tells where it ran and from which commit")
-    for commit in [start["git_commit"] for start in starts]:
-        if commit is None or commit.endswith("-dirty"):
-            code = "no git commit" if commit is None else f"changes not committed ({commit})"
-            raise UserError(f"{path} ran from {code}: commit, and train it from a clean checkout")
-    done = [row["epoch"] for row in run.rows]
-    if not done or done != list(range(1, len(done) + 1)) or len(done) > run.epochs:
-        raise UserError(
-            f"{path / 'metrics.jsonl'} lacks epochs: a record needs the metrics of every epoch"
-        )
-    if run.halvings:
-        raise UserError(
-            f"{path} went on at a lower learning rate than its experiment's, since the loss was "
-            "not finite: lower optimizer.lr in the experiment"
-        )
-    if result is None:
-        full = results / f"{_name(run)}.json"
-        if full.exists() and not read_record(full).changes:
-            raise UserError(f"{path} is not finished, and {full} is of a run that is")
-        return
-    epochs = min(run.epochs, run.settings["epochs"])
-    told = {"experiment": run.experiment, "seed": run.seed, "epochs": epochs}
-    told |= {k: v for k, v in run.rows[-1].items() if k in ("train_loss", "validation_loss")}
-    differing = [name for name, value in told.items() if result.get(name) != value]
-    if differing or len(done) < run.epochs:
-        differing = differing or [f"epochs: {len(done)} in metrics.jsonl"]
-        raise UserError(f"{path / 'result.json'} is not of the run beside it ({differing[0]})")
+    outputs = [check(run) for run in runs]
+    results.mkdir(parents=True, exist_ok=True)
+    return [_write(run, out, results) for run, out in zip(runs, outputs, strict=True)]
 
 
-def record(run: Run, results: Path, outputs: Outputs | None) -> Path:
-    """Write the record of `run` into `results`, whole or not at all; returns its JSON file.
-
-    A former record of the same experiment and seed is replaced: the repository's history keeps it.
-
-    Args:
-      run: that of a folder; unfinished, it becomes a record of its own kind.
-      results: where records are kept.
-      outputs: of a finished run, after its last epoch.
+def check(run: RunRecord) -> Outputs:
+    """Return the outputs of a run that can be recorded.
 
     Raises:
-      UserError: as `check`, or the outputs do not give the accuracy that the run has measured, or
-        the record cannot be written. Then nothing was written.
+      UserError: the run is not finished, differs from its experiment of today, used other images
+        or uncommitted code, lacks the metrics of an epoch, or has outputs that do not give the
+        test accuracy of its result.
     """
-    check(run, results)
-    name = _name(run)
-    told = {"settings": dict(run.settings), "starts": [_start(start) for start in run.starts]}
-    metrics = "".join(json.dumps(row) + "\n" for row in run.rows).encode()
+    path = run.path
     if run.result is None:
-        content = {
-            "experiment": run.experiment,
-            "seed": run.seed,
-            "overrides": dict(run.overrides),
-            "data_sha256": run.data,
-            "data_official": run.data_official,
-            **told,
-        }
-        path = results / _PARTIAL / f"{name}.json"
-        _write(path, content, {".metrics.jsonl": metrics})
-        return path
-    expected = run.result["test_accuracy"]
-    accuracy = outputs.accuracy() if outputs else 0.0
-    if not outputs or not abs(accuracy - expected) <= _ROUNDING:
+        raise UserError(f"{path} is not finished: resume it with `cifar-jax train`")
+    if run.experiment not in experiments():
+        raise UserError(f"{path}: {run.experiment!r} is not an experiment of this package")
+    if run.changes:
+        today = config.identity(experiments()[run.experiment])
+        listing = ", ".join(f"{k}={v} (now {today.get(k)})" for k, v in run.changes.items())
+        raise UserError(f"{path} has other settings than {run.experiment} today: {listing}")
+    if run.has_other_images:
+        raise UserError(f"{path} did not train on the official CIFAR-10 images")
+    for commit in [session.git_commit for session in run.sessions] or [None]:
+        if commit is None:
+            raise UserError(f"{path} ran outside a git checkout: train it in a clean one")
+        if commit.endswith("-dirty"):
+            raise UserError(f"{path} ran with uncommitted code ({commit}): commit, then train anew")
+    if [row.epoch for row in run.rows] != list(range(1, run.epochs + 1)):
+        raise UserError(f"{path / 'metrics.jsonl'} does not have one row for each epoch")
+    if run.outputs is None:
+        raise UserError(f"{path} has no outputs.npz")
+    outputs = read_outputs(run.outputs)
+    correct = int((outputs.logits.argmax(-1) == outputs.labels).sum())
+    accuracy = 100 * correct / len(outputs.labels)
+    if abs(accuracy - run.result.test_accuracy) > 1e-6:
         raise UserError(
-            f"{run.path}: its outputs for the test images give {accuracy:.2f} %, its result.json "
-            f"says {expected:.2f} %"
+            f"{path}: outputs.npz gives a test accuracy of {accuracy:.2f} %, result.json "
+            f"{run.result.test_accuracy:.2f} %"
         )
-    path = results / f"{name}.json"
-    files = {".metrics.jsonl": metrics, ".outputs.npz": _packed(outputs)}
-    _write(path, {**run.result, "overrides": dict(run.overrides), **told}, files)
-    _remove(results / _PARTIAL / f"{name}.json")
-    return path
+    return outputs
 
 
-def read_records(folder: Path) -> list[Run]:
-    """The records in `folder`, those of runs on their way last.
+def read_records(folder: Path) -> list[RunRecord]:
+    """Return the records in a folder, by file name.
 
     Raises:
-      UserError: no such folder, or a record that cannot be read.
+      UserError: the folder is missing, or a record cannot be read.
     """
     if not folder.is_dir():
-        raise UserError(f"no folder {folder} with the records of runs")
-    found = [sorted(place.glob("*-seed*.json")) for place in (folder, folder / _PARTIAL)]
-    return [read_record(path) for paths in found for path in paths]
+        raise UserError(f"{folder} is not a folder of records")
+    return [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
 
 
-def read_record(path: Path) -> Run:
-    """The run that the record `path` is of.
+def read_record(path: Path) -> RunRecord:
+    """Return the run that a record describes.
 
     Raises:
-      UserError: it cannot be read, is no record, or lacks one of the files beside it.
+      UserError: the record cannot be read, or one of its other files is missing.
     """
-    content = schema.checked_run(read_json(path), "settings", path)
-    starts = content.get("starts")
-    if not isinstance(starts, list) or not starts:
-        raise UserError(f"{path} is incomplete: it has no 'starts'")
-    starts = [schema.checked_start(start, path) for start in starts]
-    finished = path.parent.name != _PARTIAL
-    result = schema.checked_result(content, path) if finished else None
-    metrics, outputs = _beside(path, ".metrics.jsonl"), _beside(path, ".outputs.npz")
-    for file in (metrics, outputs) if finished else (metrics,):
+    result = read(path, Result)
+    metrics, outputs = _metrics_file(path), _outputs_file(path)
+    for file in (metrics, outputs):
         if not file.is_file():
-            raise UserError(f"{path} is incomplete: there is no {file.name} beside it")
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        rows = [schema.checked_epoch(json.loads(line), metrics) for line in lines]
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{metrics} cannot be read: {error}") from None
-    return Run(
-        path,
-        content["experiment"],
-        content["seed"],
-        content["settings"],
-        content["overrides"],
-        result,
-        rows,
-        starts,
-        outputs if finished else None,
-        content.get("data_sha256"),
-        content.get("data_official"),
-    )
+            raise UserError(f"{path} is incomplete: {file} is missing")
+    rows, unreadable = read_rows(metrics)
+    if unreadable:
+        raise UserError(f"{metrics} is damaged: {unreadable} of its lines cannot be read")
+    return RunRecord.finished(path, result, rows, outputs)
 
 
 def read_outputs(path: Path) -> Outputs:
-    """The outputs that a record has beside it.
+    """Return the test logits and labels of an `outputs.npz`.
 
     Raises:
-      UserError: they cannot be read.
+      UserError: the file cannot be read.
     """
     import numpy as np
 
+    content = path.read_bytes()
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-            logits, labels = file["logits"], file["labels"]
-    # The readers of zip, deflate and npy each have errors of their own.
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
+            outputs = Outputs(file["test_logits"], file["test_labels"])
+    # The readers of zip, deflate and npy each have their own errors.
     except Exception as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    logits, labels = outputs
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
-        raise UserError(f"{path} does not hold logits and their labels")
-    return Outputs(logits, labels)
+        raise UserError(f"{path}: the shapes of test_logits and test_labels do not match")
+    return outputs
 
 
-def _name(run: Run) -> str:
-    return f"{run.experiment.replace('/', '-')}-seed{run.seed}"
-
-
-def _start(start: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the command line, whose paths are of one machine and tell nothing to another."""
-    return {name: value for name, value in start.items() if name != "command"}
-
-
-def _packed(outputs: Outputs) -> bytes:
+def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     import numpy as np
 
-    file = io.BytesIO()
-    logits, labels = outputs.logits.astype(np.float16), outputs.labels.astype(np.uint8)
-    np.savez_compressed(file, logits=logits, labels=labels)
-    return file.getvalue()
+    assert run.result
+    content = dump(run.result)
+    for session in content["sessions"]:
+        del session["command"]  # Its paths belong to one machine.
+    packed = io.BytesIO()
+    np.savez_compressed(packed, test_logits=outputs.logits, test_labels=outputs.labels)
+    path = results / f"{run.experiment}-seed{run.seed}.json"
+    rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)
+    write_bytes(_metrics_file(path), rows.encode())
+    write_bytes(_outputs_file(path), packed.getvalue())
+    write_json(path, content)
+    return path
 
 
-def _beside(path: Path, suffix: str) -> Path:
-    return path.with_name(path.stem + suffix)
+def _metrics_file(record: Path) -> Path:
+    return record.with_name(f"{record.stem}.metrics.jsonl")
 
 
-def _write(path: Path, content: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
-    """All of a record's files or none: its JSON, without which the rest is no record, at last."""
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-    wanted = {_beside(path, suffix): data for suffix, data in files.items()}
-    wanted[path] = text.encode()
-    hidden = {file: file.with_name(f".{file.name}.{os.getpid()}") for file in wanted}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for file, data in wanted.items():
-            hidden[file].write_bytes(data)
-        path.unlink(missing_ok=True)
-        for file in wanted:
-            hidden[file].replace(file)
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror or error}") from None
-    finally:
-        for file in hidden.values():
-            file.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    for file in (path, _beside(path, ".metrics.jsonl")):
-        file.unlink(missing_ok=True)
-    if path.parent.is_dir() and not any(path.parent.iterdir()):
-        path.parent.rmdir()
+def _outputs_file(record: Path) -> Path:
+    return record.with_name(f"{record.stem}.outputs.npz")
