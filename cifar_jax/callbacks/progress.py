@@ -71,7 +71,7 @@ class Progress(Callback):
             loss_sum, images = self._context.logged
             loss = (metrics.loss_sum - loss_sum) / (metrics.images - images)
             self._context.logged = (metrics.loss_sum, metrics.images)
-            iteration = f"[EPOCH {epoch.index + 1:03d} | IT {metrics.step - epoch.begin:05d}]"
+            iteration = f"[EPOCH {epoch.number + 1:03d} | IT {metrics.step - epoch.begin:05d}]"
             self._write(f"{iteration} LOSS: {loss:.3f}")
             if not self._bar:
                 self.note(f"{iteration} LOSS: {loss:.3f}")
@@ -79,7 +79,7 @@ class Progress(Callback):
             self._bar.update(
                 self._task,
                 completed=metrics.step,
-                epoch=epoch.index + 1,
+                epoch=epoch.number + 1,
                 speed=f"{metrics.images_per_second:,.0f} images/s",
                 metrics=f"loss {metrics.loss:.3f}  acc {metrics.accuracy:.1f} %",
             )

@@ -40,7 +40,9 @@ def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     def at_once(rows: jax.Array, indices: jax.Array) -> jax.Array:
         return rows[indices]
 
-    return platform.dispatch(platform.forced_platform(), rows, indices, cpu=one_by_one, default=at_once)
+    return platform.dispatch(
+        platform.forced_platform(), rows, indices, cpu=one_by_one, default=at_once
+    )
 
 
 def normalize(

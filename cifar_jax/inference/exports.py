@@ -196,9 +196,7 @@ def _to_onnx(network: TrainedNetwork) -> bytes:
                 input_names=["images"],
                 output_names=["logits"],
             )
-        onnx.helper.set_model_props(
-            model, {"card": _card_json(network, digest(_flatten(network)))}
-        )
+        onnx.helper.set_model_props(model, {"card": _card_json(network, digest(_flatten(network)))})
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # The converter's exceptions have no common base.
         raise UserError(

@@ -59,14 +59,14 @@ class CompiledSteps:
 
     def epoch_order(self, epoch: Epoch) -> jax.Array:
         """Return the images of each step of an epoch: int32 `[steps, batch]`."""
-        return self._order[epoch.variant](self._streams.order, np.int32(epoch.index))
+        return self._order[epoch.variant](self._streams.order, np.int32(epoch.number))
 
     def run(self, state: TrainState, epoch: Epoch, order: jax.Array, count: int) -> TrainState:
         """Return the state after `count` steps of an epoch. `state` is donated.
 
         The result does not depend on how the steps are divided into calls.
         """
-        begin = _info(epoch.begin, epoch.index, self._setup.plan.steps)
+        begin = _info(epoch.begin, epoch.number, self._setup.plan.steps)
         program = self._train[epoch.variant]
         return program(state, self._data, order, np.int32(count), *self._keys, begin)
 

@@ -43,7 +43,7 @@ def make_card(
         mean=list(dataset.mean),
         std=list(dataset.std),
         tta=TTACard(**config.tta.model_dump()),
-        layers=[LayerRow(**layer._asdict()) for layer in summarize(setup.spec.model)],
+        layers=[LayerRow(**vars(layer)) for layer in summarize(setup.spec.model)],
         data=DataCard(
             name=dataset.name,
             sha256=dataset.fingerprint,

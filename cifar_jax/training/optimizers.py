@@ -4,7 +4,7 @@ Learning rates are no part of an optimizer: each update takes them as an argumen
 compiles nothing again.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -43,7 +43,9 @@ def make_optimizer(
         )
 
     if groups:
-        parts = {str(i): _direction(rule, custom) for i, rule in enumerate(rules)}
+        parts: dict[Hashable, optax.GradientTransformation] = {
+            str(i): _direction(rule, custom) for i, rule in enumerate(rules)
+        }
         direction = optax.partition(parts, labels)
     else:
         direction = _direction(optimizer, custom)

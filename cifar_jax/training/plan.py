@@ -25,7 +25,7 @@ class StepVariant(NamedTuple):
 class Epoch(NamedTuple):
     """One pass over the training images."""
 
-    index: int
+    number: int
     """From 0."""
     variant: StepVariant
     begin: int
@@ -67,10 +67,10 @@ def make(config: Config, images: int, image_size: int) -> Plan:
     starts = sorted({0.0} | ends | frozen)
     variants = [_variant(config, image_size, start) for start in starts]
     epochs: list[Epoch] = []
-    for index in range(config.epochs):
-        variant = variants[bisect_right(starts, index / config.epochs) - 1]
+    for number in range(config.epochs):
+        variant = variants[bisect_right(starts, number / config.epochs) - 1]
         steps = pipeline.steps_per_epoch(images, variant.batch_size, config.data.last_batch)
-        epochs.append(Epoch(index, variant, epochs[-1].end if epochs else 0, steps))
+        epochs.append(Epoch(number, variant, epochs[-1].end if epochs else 0, steps))
     return Plan(tuple(epochs))
 
 

@@ -197,19 +197,19 @@ def initial_state(
     make_state = jax.jit(partial(random_state, setup), out_shardings=replicated)
     state = make_state(rng.make_streams(seed).init, learning_rates(setup.config))
     if variables is not None:
-        variables = models.transfer(state.variables, variables)
+        changed = models.transfer(state.variables, variables)
     elif settings.dirac or settings.whitening:
-        variables = jax.device_get(state.variables)
+        changed = jax.device_get(state.variables)
         if settings.dirac:
-            variables = initialization.dirac(variables)
+            changed = initialization.dirac(changed)
         if settings.whitening:
             images = batches.normalize(setup.train.images[:WHITENING_IMAGES], setup.dataset)
-            variables = initialization.whitened(variables, images)
+            changed = initialization.whitened(changed, images)
         # Processors of different processes may round differently.
-        variables = distributed.broadcast_arrays(variables)
+        changed = distributed.broadcast_arrays(changed)
     else:
         return state
-    placed = devices.put(variables, replicated)
+    placed = devices.put(changed, replicated)
     averaged = averaging.init(placed) if setup.spec.averaging else {}
     return state._replace(**placed, averaged=averaged)
 

@@ -68,10 +68,10 @@ def finished_result(request: RunRequest) -> Result | None:
     def read() -> dict[str, Any] | None:
         identity = request.identity()
         result = folders.finished_result(request.workdir, identity, extend=request.extend)
-        return result and schemas.dump(result)
+        return schemas.dump(result) if result else None
 
     result = distributed.run_on_main(read)
-    return result and Result(**result)
+    return Result(**result) if result else None
 
 
 def check_processes(request: RunRequest, setup: Setup) -> None:
@@ -231,7 +231,7 @@ def _phase_lines(setup: Setup) -> list[str]:
         return []
     sizes: dict[int, list[int]] = {}
     for epoch in setup.plan.epochs:
-        sizes.setdefault(epoch.variant.image_size, []).append(epoch.index + 1)
+        sizes.setdefault(epoch.variant.image_size, []).append(epoch.number + 1)
     spans = []
     for size, epochs in sizes.items():
         span = f"s {epochs[0]}–{epochs[-1]}" if epochs[1:] else f" {epochs[0]}"

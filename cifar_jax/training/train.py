@@ -117,7 +117,7 @@ def train_epoch(
         sums = jax.device_get(state.metrics)  # Waits for the devices.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
-            place = f"in epoch {epoch.index + 1}, by step {step}"
+            place = f"in epoch {epoch.number + 1}, by step {step}"
             raise diverged(context, f"the loss is not finite {place}")
         speed = (step - first) * epoch.variant.batch_size / (now - began)
         metrics = CallMetrics(step, float(sums.loss), int(sums.correct), int(sums.images), speed)
@@ -137,10 +137,10 @@ def epoch_metrics(
     if validate:
         logits = validate(state.evaluated).logits
         validation_loss, validation_accuracy = loss_and_accuracy(logits, setup.validation.labels)
-    last_step = StepInfo(epoch.end - 1, epoch.index, setup.plan.steps)
+    last_step = StepInfo(epoch.end - 1, epoch.number, setup.plan.steps)
     factor = float(setup.spec.schedule(last_step)) * float(state.plateau.scale)
     return MetricsRow(
-        epoch=epoch.index + 1,
+        epoch=epoch.number + 1,
         step=epoch.end,
         train_loss=float(sums.loss) / int(sums.images),
         train_accuracy=100 * int(sums.correct) / int(sums.images),

@@ -165,7 +165,7 @@ def test_full_device_memory_is_reported_in_one_line(
     run = CompiledSteps.run
 
     def full(self: CompiledSteps, state: TrainState, epoch: Any, *others: Any) -> TrainState:
-        if epoch.index:
+        if epoch.number:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes")
         return run(self, state, epoch, *others)
 
