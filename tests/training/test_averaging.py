@@ -1,4 +1,4 @@
-"""Averages of weights, against their recurrences in plain NumPy, over a run in one loop."""
+"""Averages of weights equal their recurrences in NumPy, over the steps of one loop."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def start() -> dict[str, Any]:
 
 
 def trained(step: Any, x: Any) -> Any:
-    """A step of some training, by its number from 0."""
+    """Return a weight after a training step."""
     return 0.9 * x + 0.05 * (step + 1)
 
 
@@ -44,42 +44,40 @@ def run(
 
 
 @pytest.mark.parametrize("rule", [Ema(0.99), Ema(0.3), Ema(0.5, every=5), Ema(0.0)])
-def test_ema_moves_by_less_and_less_until_its_decay(rule: Ema, start: dict[str, Any]) -> None:
+def test_ema_follows_its_recurrence(rule: Ema, start: dict[str, Any]) -> None:
     averaged, variables = run(rule, start, averaging.init(start), 0, STEPS)
     expected, fast = (jax.tree.map(np.float64, start) for _ in range(2))
     for step in range(1, STEPS + 1):
         fast = jax.tree.map(lambda x, step=step: trained(step - 1, x), fast)
         if step % rule.every == 0:
             t = step / rule.every
-            kept = min(rule.decay, (1 + t) / (10 + t))
+            keep = min(rule.decay, (1 + t) / (10 + t))
             expected = jax.tree.map(
-                lambda old, new, kept=kept: kept * old + (1 - kept) * new, expected, fast
+                lambda old, new, keep=keep: keep * old + (1 - keep) * new, expected, fast
             )
     chex.assert_trees_all_close(averaged, expected, rtol=1e-5)
-    chex.assert_trees_all_close(variables, fast, rtol=1e-5)  # training goes on as without
+    chex.assert_trees_all_close(variables, fast, rtol=1e-5)  # The EMA does not affect the training.
 
 
 @pytest.mark.parametrize(
     "rule", [Lookahead(0.5, every=5), Lookahead(0.5, every=1), Lookahead(0.95**5, every=5, power=3)]
 )
-def test_lookaheads_fast_weights_go_on_from_the_slow_ones(
-    rule: Lookahead, start: dict[str, Any]
-) -> None:
+def test_lookahead_resets_the_fast_weights(rule: Lookahead, start: dict[str, Any]) -> None:
     averaged, variables = run(rule, start, averaging.init(start), 0, STEPS)
     slow, fast = (jax.tree.map(np.float64, start) for _ in range(2))
     for step in range(1, STEPS + 1):
         fast = jax.tree.map(lambda x, step=step: trained(step - 1, x), fast)
         if step % rule.every == 0:
-            kept = rule.decay * (step / STEPS) ** rule.power
+            keep = rule.decay * (step / STEPS) ** rule.power
             fast = slow = jax.tree.map(
-                lambda slow, fast, kept=kept: slow + (1 - kept) * (fast - slow), slow, fast
+                lambda slow, fast, keep=keep: slow + (1 - keep) * (fast - slow), slow, fast
             )
     chex.assert_trees_all_close(averaged, slow, rtol=1e-5)
     chex.assert_trees_all_close(variables, fast, rtol=1e-5)
 
 
 @pytest.mark.parametrize("rule", [Ema(0.9, every=3), Lookahead(0.5, every=5, power=3)])
-def test_what_comes_out_does_not_depend_on_how_steps_are_divided(
+def test_average_does_not_depend_on_the_division_into_calls(
     rule: Ema | Lookahead, start: dict[str, Any]
 ) -> None:
     whole = run(rule, start, averaging.init(start), 0, STEPS)
@@ -89,7 +87,7 @@ def test_what_comes_out_does_not_depend_on_how_steps_are_divided(
 
 
 @pytest.mark.parametrize("rule", [Ema(0.9), Lookahead(0.5, every=2)])
-def test_weights_that_stay_are_their_own_average(
+def test_average_of_constant_weights_is_constant(
     rule: Ema | Lookahead, start: dict[str, Any]
 ) -> None:
     for step in (1, 2, 3, 1000):
@@ -98,9 +96,7 @@ def test_weights_that_stay_are_their_own_average(
 
 
 @pytest.mark.parametrize("rule", [Ema(0.9), Lookahead(0.5, every=1)])
-def test_average_and_weights_can_both_be_donated(
-    rule: Ema | Lookahead, start: dict[str, Any]
-) -> None:
+def test_average_and_weights_can_be_donated(rule: Ema | Lookahead, start: dict[str, Any]) -> None:
     def step(averaged: Any, variables: Any) -> tuple[Any, Any]:
         return averaging.update(rule, averaged, variables, jnp.int32(1), jnp.float32(1))
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from cifar_jax import devices, models
-from cifar_jax.training.evaluation import TTA, compile_logits, over_views
+from cifar_jax.training.evaluation import TTA, apply_tta, compile_logits
 
 COUNT, BATCH = 21, 8
 IMAGES = np.random.default_rng(0).integers(0, 256, (COUNT, 32, 32, 3), np.uint8)
@@ -66,7 +66,7 @@ def compiled(
         batch_size=BATCH,
         mesh=devices.make_mesh(BATCH, on),
         after_batch=after_batch,
-        views=views,
+        tta=tta,
     )(VARIABLES)
 
 
@@ -113,7 +113,7 @@ def test_of_one_image_and_of_a_function_that_is_no_network() -> None:
     """Exports are seen through the same views."""
     views = TTA(flip=True, shift=1, least_confident=0.2)
     np.testing.assert_allclose(
-        over_views(plain, IMAGES[:1], views), expected(IMAGES[:1], views), atol=1e-5
+        apply_tta(plain, IMAGES[:1], views), expected(IMAGES[:1], views), atol=1e-5
     )
 
 
@@ -125,5 +125,5 @@ def test_an_unsure_image_is_one_between_two_classes() -> None:
         return logits if images is pair else np.zeros((len(images), 3), np.float32)
 
     pair = IMAGES[:2]
-    found = over_views(logits_of, pair, TTA(flip=True, least_confident=0.5))
+    found = apply_tta(logits_of, pair, TTA(flip=True, least_confident=0.5))
     np.testing.assert_array_equal(found, [logits[0] / 2, logits[1]])

@@ -1,4 +1,4 @@
-"""Losses, against their definitions in plain NumPy."""
+"""Losses equal their definitions in NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def soft() -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, probabilities: np.ndarray, smoothing: float) -> np.ndarray:
-    """As PyTorch's documentation has it: the target is mixed with the uniform distribution."""
+    """Return the losses as PyTorch defines them, with targets mixed with a uniform one."""
     logs = logits.astype(float) - np.log(np.exp(logits.astype(float)).sum(1, keepdims=True))
     target = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return -(target * logs).sum(1)
@@ -46,38 +46,34 @@ def test_cross_entropy_of_hard_and_soft_labels(
         np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-def test_of_the_paper_loss_and_gradient_are_optaxs_bit_for_bit(
-    logits: np.ndarray, hard: np.ndarray
-) -> None:
-    def of(loss: Callable[..., jax.Array]) -> Any:
+def test_loss_and_gradient_equal_optax_bit_for_bit(logits: np.ndarray, hard: np.ndarray) -> None:
+    def evaluate(loss: Callable[..., jax.Array]) -> Any:
         mean = jax.jit(jax.value_and_grad(lambda *arguments: loss(*arguments).mean()))
         return loss(logits, jnp.asarray(hard)), mean(logits, hard)
 
-    known = optax.softmax_cross_entropy_with_integer_labels
-    chex.assert_trees_all_equal(of(cross_entropy), of(known))
+    reference = optax.softmax_cross_entropy_with_integer_labels
+    chex.assert_trees_all_equal(evaluate(cross_entropy), evaluate(reference))
 
 
-def test_large_logits_overflow_nothing() -> None:
+def test_large_logits_do_not_overflow() -> None:
     logits, labels = jnp.array([[1e4, 0.0, -1e4]]), jnp.array([[0.5, 0.5, 0.0]])
     np.testing.assert_allclose(cross_entropy(logits, labels), [5e3])
     smooth = cross_entropy(logits, jnp.array([1]), 0.3)
     np.testing.assert_allclose(smooth, 0.8 * 1e4 + 0.1 * 2e4)
 
 
-def test_an_image_is_correct_if_its_most_probable_class_is_found(
+def test_correct_compares_with_the_most_probable_class(
     logits: np.ndarray, hard: np.ndarray, soft: np.ndarray
 ) -> None:
-    found = logits.argmax(1)
-    hard = np.where(np.arange(16) < 8, found, hard)
+    predicted = logits.argmax(1)
+    hard = np.where(np.arange(16) < 8, predicted, hard)
     x = jnp.asarray(logits)
-    np.testing.assert_array_equal(correct(x, jnp.asarray(hard)), found == hard)
-    np.testing.assert_array_equal(correct(x, jnp.asarray(soft)), found == soft.argmax(1))
-    np.testing.assert_array_equal(correct(x, jnp.asarray(np.eye(10)[hard])), found == hard)
+    np.testing.assert_array_equal(correct(x, jnp.asarray(hard)), predicted == hard)
+    np.testing.assert_array_equal(correct(x, jnp.asarray(soft)), predicted == soft.argmax(1))
+    np.testing.assert_array_equal(correct(x, jnp.asarray(np.eye(10)[hard])), predicted == hard)
 
 
 @pytest.mark.parametrize("labels", [jnp.zeros((16, 10), jnp.int32), jnp.zeros(16)])
-def test_labels_of_another_form_do_not_pass_for_these(
-    logits: np.ndarray, labels: jax.Array
-) -> None:
+def test_labels_of_another_shape_are_refused(logits: np.ndarray, labels: jax.Array) -> None:
     with pytest.raises(AssertionError):
         cross_entropy(jnp.asarray(logits), labels)

@@ -1,4 +1,4 @@
-"""The plateau rule against what PyTorch's `ReduceLROnPlateau` made of the same losses."""
+"""The plateau rule agrees with PyTorch's `ReduceLROnPlateau`."""
 
 import json
 from functools import partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cifar_jax.training.optimizers import plateau_init, plateau_update
+from cifar_jax.training.schedules import plateau_init, plateau_update
 
 TRACES = json.loads((Path(__file__).parents[1] / "fixtures/torch_rates.json").read_text())[
     "plateau"
@@ -17,7 +17,7 @@ TRACES = json.loads((Path(__file__).parents[1] / "fixtures/torch_rates.json").re
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_same_learning_rates_as_pytorch(name: str):
+def test_learning_rates_equal_pytorch(name: str):
     trace = TRACES[name]
     lr = trace["lr"]
     update = jax.jit(
@@ -31,7 +31,7 @@ def test_same_learning_rates_as_pytorch(name: str):
     np.testing.assert_allclose(rates, trace["rates"], rtol=1e-6)
 
 
-def test_reduces_on_the_epoch_after_patience():
+def test_reduction_follows_the_epochs_of_patience():
     state = plateau_init()
     scales = []
     for _ in range(8):
@@ -39,5 +39,5 @@ def test_reduces_on_the_epoch_after_patience():
             state, jnp.float32(1), lr=0.1, patience=2, factor=0.1, threshold=1e-4
         )
         scales.append(float(state.scale))
-    # One observation sets the best, two are waited out, the third bad one reduces.
+    # The first loss is the best, patience covers two, and the third bad one reduces.
     assert scales == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])

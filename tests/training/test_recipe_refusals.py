@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from short_runs import Spy, raise_it, train
+from short_runs import Recorder, kill, train
 from tiny import TINY
 
 from cifar_jax.config import Config, Optimizer, ParamGroup
@@ -38,7 +38,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_computed(
     make_config: Make, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        setup.workload(make_config(**TINY | settings))
+        build_setup(make_config(**TINY | settings))
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_what_would_be_in_vain_is_refused_where_a_run_begins(
 ) -> None:
     """And not where one is read, or goes on, that an earlier version began."""
     config = make_config(**TINY | settings)
-    setup.workload(config)
+    build_setup(config)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run", initial=dict)
     assert not (tmp_path / "run").exists()
@@ -75,7 +75,7 @@ def test_what_an_earlier_version_began_in_vain_goes_on_to_its_end(
     config = make_config(**TINY | {"averaging__name": "lookahead", "averaging__every": 1000})
     with monkeypatch.context() as patch:
         patch.setattr(setup, "check_average", lambda *_, **__: None)
-        stop = Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt()))
+        stop = Recorder("[EPOCH 002 | IT 00002]", kill)
         with pytest.raises(KeyboardInterrupt):
             train(config, tmp_path / "run", stop)
     assert train(config, tmp_path / "run")["epochs"] == config.epochs
@@ -103,7 +103,7 @@ def test_whitening_is_for_the_convolution_that_takes_the_images(
     monkeypatch.setattr(setup.models, "variable_shapes", lambda *_: shapes)
     told = "of 3 channels, and conv1 takes 16"
     with pytest.raises(UserError, match=told):
-        setup.workload(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
+        build_setup(make_config(**TINY | {"model__name": "pooled", "init__whitening": True}))
 
 
 def test_a_pattern_that_names_nothing_is_refused_beside_one_that_does(make_config: Make) -> None:

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from short_runs import Spy, assert_same_run, raise_it, rows_of, train
+from short_runs import Recorder, assert_same_run, kill, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
 from cifar_jax.config import Config
 from cifar_jax.models import initialization
 from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import batches, compilation, setup
-from cifar_jax.training.evaluation import TTA, over_views
+from cifar_jax.training import batches, compilation
+from cifar_jax.training.evaluation import TTA, apply_tta
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
@@ -54,7 +54,7 @@ def test_a_group_is_trained_until_its_share_of_the_epochs_is_over(make_config: M
     until_half, to_the_end, never = (
         make_config(**TINY, **slow, param_groups=group % until) for until in ("0.5", "null", "0")
     )
-    assert [e.stage.frozen for e in setup.workload(until_half).plan.epochs] == [
+    assert [e.variant.frozen for e in build_setup(until_half).plan.epochs] == [
         (),
         (),
         (1,),
@@ -86,13 +86,13 @@ def test_a_group_is_trained_until_its_share_of_the_epochs_is_over(make_config: M
 
 def after_epochs(config: Config) -> list[TrainState]:
     """Before the first step, after half of the epochs, after another step, and in the end."""
-    workload = setup.workload(config)
-    state = setup.init_state(workload, 0)
-    training = compilation.compile_training(workload, 0, state, compilation.train_data(workload))
+    setup = build_setup(config)
+    state = initial_state(setup, 0)
+    training = compilation.compile_training(setup, 0, state, compilation.train_data(setup))
     found = [jax.device_get(state)]
-    for epoch in workload.plan.epochs:
-        steps = training.begin(epoch, training.order(epoch), workload.plan.steps)
-        if 2 * epoch.number == len(workload.plan.epochs):
+    for epoch in setup.plan.epochs:
+        steps = training.begin(epoch, training.order(epoch), setup.plan.steps)
+        if 2 * epoch.number == len(setup.plan.epochs):
             found.append(jax.device_get(state))
             state = steps(state, 1)
             found.append(jax.device_get(state))
@@ -119,12 +119,12 @@ def test_an_average_begins_with_what_the_weights_begin_with(
 ) -> None:
     options = {} if beginning == "init_from" else {beginning: True}
     settings = TINY | {"model__name": "pooled", "averaging__name": "ema"}
-    workload = setup.workload(make_config(**settings, **options))
-    usual = setup.init_state(workload, 1).variables if not options else None
-    rates = setup.learning_rates(workload.config)
-    state = setup.init_state(workload, 0, usual)
+    setup = build_setup(make_config(**settings, **options))
+    usual = initial_state(setup, 1).variables if not options else None
+    rates = learning_rates(setup.config)
+    state = initial_state(setup, 0, usual)
     chex.assert_trees_all_equal(state.averaged, state.variables)
-    fresh = setup.fresh_state(workload, setup.random_keys(0)[0], rates)
+    fresh = random_state(setup, make_streams(0).init, rates)
     kernel = fresh.params["conv1"]["kernel"]
     assert np.abs(state.averaged["params"]["conv1"]["kernel"] - kernel).max() > 0.01
 
@@ -150,16 +150,16 @@ def test_no_learning_rate_is_in_a_program(make_config: Make) -> None:
 
     def lowered(rate: float) -> list[str]:
         groups = f'[{{"parameters": "*/bias", "optimizer": {{"name": "adam", "lr": {rate}}}}}]'
-        workload = setup.workload(
+        setup = build_setup(
             make_config(**TINY | {"optimizer__lr": rate, "param_groups": groups}), dataset=DATASET
         )
-        rates = setup.learning_rates(workload.config)
-        make = jax.jit(partial(setup.fresh_state, workload))
-        (stage,) = workload.plan.stages
-        steps = compilation.train_function(workload, stage)
-        arguments = compilation.train_arguments(workload, stage)
+        rates = learning_rates(setup.config)
+        make = jax.jit(partial(random_state, setup))
+        (variant,) = setup.plan.variants
+        steps = compilation.train_function(setup, variant)
+        arguments = compilation.train_arguments(setup, variant)
         return [
-            make.lower(setup.random_keys(0)[0], rates).as_text(),
+            make.lower(make_streams(0).init, rates).as_text(),
             steps.lower(*arguments).as_text(),
         ]
 
@@ -174,8 +174,8 @@ def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_co
     config = make_config(
         **TINY | {"model__name": "pooled", "init__whitening": True, "optimizer__weight_decay": 0.1}
     )
-    workload, start, found = after_an_epoch(config)
-    images = np.asarray(batches.normalize(workload.train.images, DATASET))
+    setup, start, found = after_an_epoch(config)
+    images = np.asarray(batches.normalize(setup.train.images, DATASET))
     kernel = np.asarray(start.params["conv1"]["kernel"])
     expected = initialization.whitening_filters(images, kernel.shape)
     np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
@@ -185,8 +185,8 @@ def test_the_first_layer_is_whitened_by_the_training_images_and_stays_so(make_co
 
 
 def test_dirac_filters_pass_their_input_on(make_config: Make) -> None:
-    workload = setup.workload(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
-    kernel = np.asarray(setup.init_state(workload, 0).params["conv1"]["kernel"])
+    setup = build_setup(make_config(**TINY | {"model__name": "pooled", "init__dirac": True}))
+    kernel = np.asarray(initial_state(setup, 0).params["conv1"]["kernel"])
     np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
     assert (kernel[..., 3:] != 0).mean() > 0.99
 
@@ -214,14 +214,14 @@ def test_the_average_is_evaluated_saved_and_gone_on_from(
     make_config: Make, tmp_path: Path, name: str
 ) -> None:
     config = make_config(**TINY, averaging__name=name, averaging__decay=0.5, averaging__every=2)
-    workload, _, state = after_an_epoch(config)
+    setup, _, state = after_an_epoch(config)
     assert (state.params["fc"]["kernel"] != state.evaluated["params"]["fc"]["kernel"]).any() or (
         name == "lookahead"  # which has just begun anew from it
     )
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     result = train(config, whole)
     with pytest.raises(KeyboardInterrupt):
-        train(config, resumed, Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt())))
+        train(config, resumed, Recorder("[EPOCH 002 | IT 00002]", kill))
     train(config, resumed)
     assert_same_run(resumed, whole)
     with Checkpoints(whole / "checkpoints") as checkpoints:
@@ -229,8 +229,8 @@ def test_the_average_is_evaluated_saved_and_gone_on_from(
         last = checkpoints.restore(result["steps"], state)
     chex.assert_trees_all_equal(weights, jax.device_get(last.averaged))
     images = batches.normalize(DATASET.test.images, DATASET)
-    logits = workload.recipe.model.apply(weights, images, train=False)
-    np.testing.assert_allclose(np.load(whole / "test_logits.npy"), logits, atol=5e-3)
+    logits = setup.spec.model.apply(weights, images, train=False)
+    np.testing.assert_allclose(np.load(whole / "outputs.npz"), logits, atol=5e-3)
 
 
 # Phases
@@ -244,30 +244,36 @@ PHASES = (
 
 def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY | {"model__name": "pooled"}, phases=PHASES, data__flip=True)
-    workload = setup.workload(config)
+    setup = build_setup(config)
     found = [
-        (e.stage.image_size, e.stage.batch_size, e.begin, e.steps, e.stage.augmentation.cutout)
-        for e in workload.plan.epochs
+        (
+            e.variant.image_size,
+            e.variant.batch_size,
+            e.begin,
+            e.steps,
+            e.variant.augmentation.cutout,
+        )
+        for e in setup.plan.epochs
     ]
     assert found == [(16, 16, 0, 2, 0), (24, 8, 2, 4, 5), (32, 8, 6, 4, 0), (32, 8, 10, 4, 0)]
-    assert [e.stage.augmentation.flip for e in workload.plan.epochs] == [True, False, True, True]
+    assert [e.variant.augmentation.flip for e in setup.plan.epochs] == [True, False, True, True]
     sizes = [
         batches.make_batch(
-            *(DATASET, stage, "float32", compilation.train_data(workload), jnp.arange(8)),
+            *(DATASET, variant, "float32", compilation.train_data(setup), jnp.arange(8)),
             *(jax.random.key(0), compilation.StepInfo(0, 0, 14)),
         )[0].shape
-        for stage in workload.plan.stages
+        for variant in setup.plan.variants
     ]
     assert sizes == [(8, 16, 16, 3), (8, 24, 24, 3), (8, 32, 32, 3)]
 
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    result = train(config, whole, display := Spy())
+    result = train(config, whole, display := Recorder())
     assert result["steps"] == 14
     told = "images are of 16 pixels in epoch 1, of 24 pixels in epoch 2, of 32 pixels in epochs 3–4"
     assert display.lines[1] == told
     assert [row["step"] for row in rows_of(whole)] == [2, 6, 10, 14]
     with pytest.raises(KeyboardInterrupt):
-        train(config, resumed, Spy("[EPOCH 002 | IT 00002]", raise_it(KeyboardInterrupt())))
+        train(config, resumed, Recorder("[EPOCH 002 | IT 00002]", kill))
     train(config, resumed)
     assert_same_run(resumed, whole)
 
@@ -278,15 +284,15 @@ def test_phases_have_images_and_batches_of_their_own(make_config: Make, tmp_path
 def test_a_run_is_measured_by_the_views_that_it_names(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY, tta__flip=True, tta__shift=2, tta__least_confident=0.5)
     train(config, tmp_path / "run")
-    workload = setup.workload(config)
+    setup = build_setup(config)
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
-        weights = checkpoints.weights(workload.plan.steps)
+        weights = checkpoints.weights(setup.plan.steps)
 
     def logits_of(images: np.ndarray) -> np.ndarray:
         normal = batches.normalize(images, DATASET)
-        return np.asarray(workload.recipe.model.apply(weights, normal, train=False))
+        return np.asarray(setup.spec.model.apply(weights, normal, train=False))
 
-    expected = over_views(logits_of, DATASET.test.images, TTA(True, 2, 0.5))
-    found = np.load(tmp_path / "run" / "test_logits.npy")
+    expected = apply_tta(logits_of, DATASET.test.images, TTA(True, 2, 0.5))
+    found = np.load(tmp_path / "run" / "outputs.npz")
     np.testing.assert_allclose(found, expected, atol=5e-3)
     assert np.abs(found - logits_of(DATASET.test.images)).max() > 0.01

@@ -1,4 +1,4 @@
-"""One update and one evaluation, as pure functions of arrays."""
+"""The train step as a pure function of arrays."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,7 +18,7 @@ from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.step import Metrics, StepSpec, TrainState
 
 MODEL = models.create("basic")
-BATCH, MOMENT = 8, StepInfo(0, 0, 60)
+BATCH, INFO = 8, StepInfo(0, 0, 60)
 
 
 @pytest.fixture(scope="module")
@@ -29,22 +29,22 @@ def batches() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(images), jnp.asarray(random.integers(0, 10, (4, BATCH), np.int32))
 
 
-def made_of(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
-    """An update rule, and a fresh state for it."""
-    recipe = StepSpec(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
-    return recipe, step.init_state(models.init_variables(MODEL, jax.random.key(0)), recipe, [lr])
+def make(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
+    """Return a step with an optimizer, and its initial state."""
+    spec = StepSpec(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
+    return spec, step.init_state(models.init_variables(MODEL, jax.random.key(0)), spec, [lr])
 
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
-    """`function`, jitted, and not to be traced a second time."""
-    chex.clear_trace_counter()  # it counts by source text
+    """Return the jitted function; tracing it twice fails."""
+    chex.clear_trace_counter()  # It counts by source text.
     once = partial(chex.assert_max_traces(function, n=1), **fixed)
-    # Compiling is most of what these tests cost, and the program's speed does not matter.
+    # Compilation dominates the time of these tests, so programs are not optimized.
     return jax.jit(once, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def test_a_fresh_state_has_made_no_step() -> None:
-    _, state = made_of("sgd", 0.1)
+def test_initial_state_has_no_steps() -> None:
+    _, state = make("sgd", 0.1)
     assert int(state.step) == 0
     assert state.batch_stats == {}
     assert [float(value) for value in state.metrics] == [0, 0, 0]
@@ -53,28 +53,27 @@ def test_a_fresh_state_has_made_no_step() -> None:
     )
 
 
-def test_one_batch_is_learned_by_heart(batches: tuple[jax.Array, jax.Array]) -> None:
-    """All that 60 updates need is compiled once, though learning rate and metrics move."""
-    recipe, state = made_of("adam", 3e-3)
-    update = jit_once(step.train_step, recipe=recipe)
+def test_one_batch_is_memorized_with_one_compilation(batches: tuple[jax.Array, jax.Array]) -> None:
+    spec, state = make("adam", 3e-3)
+    update = jit_once(step.train_step, spec=spec)
     images, labels = batches[0][0], batches[1][0]
     for number in range(60):
         plateau = state.plateau._replace(scale=jnp.float32(0.99**number))
         state = state._replace(metrics=Metrics.zero(), plateau=plateau)
-        state = update(state, images, labels, jax.random.key(number), MOMENT)
+        state = update(state, images, labels, jax.random.key(number), INFO)
     assert int(state.step) == 60
     assert int(state.metrics.correct) == BATCH
     assert float(state.metrics.loss) / BATCH < 0.01
     chex.assert_tree_all_finite(state.params)
 
 
-def test_metrics_are_sums_over_the_images_seen(batches: tuple[jax.Array, jax.Array]) -> None:
-    # The weights stay, so the logits can be computed from outside.
-    recipe, state = made_of("sgd", 0.0)
-    update = jit_once(step.train_step, recipe=recipe)
+def test_metrics_are_sums_over_images(batches: tuple[jax.Array, jax.Array]) -> None:
+    # With a rate of zero the weights stay, so the logits can be computed here.
+    spec, state = make("sgd", 0.0)
+    update = jit_once(step.train_step, spec=spec)
     logits = [np.asarray(MODEL.apply({"params": state.params}, images)) for images in batches[0]]
     for images, labels in zip(*batches, strict=True):
-        state = update(state, images, labels, jax.random.key(0), MOMENT)
+        state = update(state, images, labels, jax.random.key(0), INFO)
     logits, labels = np.concatenate(logits), np.asarray(batches[1]).ravel()
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     np.testing.assert_allclose(state.metrics.loss, losses.sum(), rtol=1e-5)
@@ -82,18 +81,17 @@ def test_metrics_are_sums_over_the_images_seen(batches: tuple[jax.Array, jax.Arr
     assert int(state.metrics.images) == 4 * BATCH
 
 
-def test_the_plateaus_scale_multiplies_the_finished_update(
+def test_plateau_scale_multiplies_the_update(
     batches: tuple[jax.Array, jax.Array],
 ) -> None:
-    """Halving it is halving the learning rate, of Adam as well as of SGD."""
     images, labels = batches[0][0], batches[1][0]
-    for recipe, state in (made_of("sgd", 0.1), made_of("adam", 1e-3)):
-        update = jit_once(step.train_step, recipe=recipe)
+    for spec, state in (make("sgd", 0.1), make("adam", 1e-3)):
+        update = jit_once(step.train_step, spec=spec)
         half = state._replace(plateau=state.plateau._replace(scale=jnp.float32(0.5)))
         whole_step, half_step = (
             jax.tree.map(
                 jnp.subtract,
-                update(s, images, labels, jax.random.key(0), MOMENT).params,
+                update(s, images, labels, jax.random.key(0), INFO).params,
                 state.params,
             )
             for s in (state, half)
@@ -104,11 +102,11 @@ def test_the_plateaus_scale_multiplies_the_finished_update(
 
 
 @pytest.mark.parametrize("per_call", [2, 4])
-def test_several_steps_in_a_call_are_so_many_single_ones(
+def test_several_steps_in_a_call_equal_single_steps(
     batches: tuple[jax.Array, jax.Array], per_call: int
 ) -> None:
     key = jax.random.key(7)
-    recipe, _ = made_of("sgd", 0.05)
+    spec, _ = make("sgd", 0.05)
 
     def batch(number: jax.Array) -> tuple[jax.Array, jax.Array]:
         noise = jax.random.normal(jax.random.fold_in(key, number), ())
@@ -117,12 +115,12 @@ def test_several_steps_in_a_call_are_so_many_single_ones(
     program = jit_once(
         *(step.train_steps,),
         batch=batch,
-        moment=lambda number: StepInfo(number, 0, 6),
-        recipe=recipe,
+        info=lambda number: StepInfo(number, 0, 6),
+        spec=spec,
     )
 
     def run(calls: list[int]) -> TrainState:
-        _, state = made_of("sgd", 0.05)
+        _, state = make("sgd", 0.05)
         for count in calls:
             state = program(state, jnp.int32(count), key)
         return state

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from short_runs import Spy, assert_same_run, raise_it, rows_of, send, train
+from short_runs import Recorder, assert_same_run, kill, rows_of, send, train
 
 from cifar_jax import models
 from cifar_jax.config import Config
@@ -29,14 +29,14 @@ pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")
 @pytest.fixture(scope="module", autouse=True)
 def tiny() -> Iterator[None]:
     """The network and the images by hand, and no time spent on making programs fast."""
-    workload = setup.workload
+    setup = setup.setup
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
         patch.setattr(
             setup,
-            "workload",
-            lambda config, **options: workload(config, dataset=DATASET, **options),
+            "setup",
+            lambda config, **options: setup(config, dataset=DATASET, **options),
         )
         yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -98,7 +98,7 @@ def test_a_run_is_the_one_by_hand(small: Config, whole: Path) -> None:
 
 STOPS: dict[str, tuple[str, Callable[[], None], type[BaseException]]] = {
     "in an epoch": ("[EPOCH 002 | IT 00002]", send(signal.SIGTERM), Stopped),
-    "after an epoch": ("epoch 2/3", raise_it(KeyboardInterrupt()), KeyboardInterrupt),
+    "after an epoch": ("epoch 2/3", kill, KeyboardInterrupt),
 }
 
 
@@ -113,7 +113,7 @@ def test_a_stopped_run_saves_what_the_whole_one_does(
 ) -> None:
     """Weights, statistics, moments, plateau, metrics: each had moved, and is bit for bit alike."""
     with pytest.raises(error):
-        train(small, tmp_path, Spy(text, stop))
+        train(small, tmp_path, Recorder(text, stop))
     train(small, tmp_path)
     ours, theirs = saved(tmp_path), saved(whole)
     chex.assert_trees_all_equal(ours, theirs)

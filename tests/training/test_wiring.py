@@ -14,7 +14,7 @@ import pytest
 from cifar_jax import config as configs
 from cifar_jax import models
 from cifar_jax.config import Config
-from cifar_jax.training import batches, compilation, setup
+from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
 from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.setup import Setup
@@ -42,10 +42,10 @@ def tiny() -> Iterator[None]:
 def compiled(
     config: Config, seed: int = 0, **options: Any
 ) -> tuple[Setup, TrainState, CompiledSteps]:
-    workload = setup.workload(config, dataset=DATASET)
-    state = setup.init_state(workload, seed)
-    data = compilation.train_data(workload)
-    return workload, state, compilation.compile_training(workload, seed, state, data)
+    setup = build_setup(config, dataset=DATASET)
+    state = initial_state(setup, seed)
+    data = compilation.train_data(setup)
+    return setup, state, compilation.compile_training(setup, seed, state, data)
 
 
 OBSERVED = (1.0, 0.9, 0.95, 0.5)
@@ -82,16 +82,16 @@ RUNS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
 def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
     config = make_config(**{**TINY, **settings})
-    workload, state, training = compiled(config, seed=3)
+    setup, state, training = compiled(config, seed=3)
     hand = by_hand.Hand(config, DATASET, seed=3)
     rtol, atol = (5e-4, 1e-4) if config.train.precision == "float32" else (5e-2, 1e-2)
-    assert {epoch.steps for epoch in workload.plan.epochs} == {hand.steps_per_epoch}
-    for epoch in workload.plan.epochs:
+    assert {epoch.steps for epoch in setup.plan.epochs} == {hand.steps_per_epoch}
+    for epoch in setup.plan.epochs:
         order = training.order(epoch)
         np.testing.assert_array_equal(order, hand.order(epoch.number))
         for calls in (1, epoch.steps - 1):
             before = state.params["fc"]["kernel"] + 0  # the state is donated
-            state = training.begin(epoch, order, workload.plan.steps)(state, calls)
+            state = training.begin(epoch, order, setup.plan.steps)(state, calls)
             for _ in range(calls):
                 hand.update()
             moved = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
@@ -115,10 +115,10 @@ def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
     """Of forward and backward pass; what is kept is float32 either way."""
-    workload = setup.workload(make_config(**TINY, train__precision=precision), dataset=DATASET)
-    (stage,) = workload.plan.stages
-    arguments = compilation.train_arguments(workload, stage)
-    text = compilation.train_function(workload, stage).lower(*arguments).as_text()
+    setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
+    (variant,) = setup.plan.variants
+    arguments = compilation.train_arguments(setup, variant)
+    text = compilation.train_function(setup, variant).lower(*arguments).as_text()
     operations = [
         line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)
     ]
@@ -136,25 +136,25 @@ def test_precision_is_that_of_every_product(make_config: Make, precision: str) -
 
 
 def noticed(config: Config) -> dict[str, Any]:
-    """What can be seen of a workload from outside, by what it concerns."""
-    workload = setup.workload(config, dataset=DATASET)
-    recipe, plan = workload.recipe, workload.plan
+    """What can be seen of a setup from outside, by what it concerns."""
+    setup = build_setup(config, dataset=DATASET)
+    recipe, plan = setup.spec, setup.plan
     model: Any = recipe.model
     gradient = {"w": jnp.float32([1e-3, 2.0])}
     moments_of = (StepInfo(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
     rates = [config.optimizer.lr * recipe.schedule(moment) for moment in moments_of]
     params, moments = {"w": jnp.float32([0.5, -0.25])}, None
     for rate in rates[:3]:
-        moments = moments or recipe.tx.init(params)
+        moments = moments or spec.optimizer.init(params)
         rates_now = jnp.float32([rate, *(group.optimizer.lr for group in config.param_groups)])
-        change, moments = recipe.tx.update(gradient, moments, params, rates=rates_now)
+        change, moments = spec.optimizer.update(gradient, moments, params, rates=rates_now)
         params = jax.tree.map(jnp.add, params, change)
     images, labels = batches.make_batch(
         *(
-            workload.dataset,
-            plan.stages[0],
+            setup.dataset,
+            plan.variants[0],
             config.train.precision,
-            compilation.train_data(workload),
+            compilation.train_data(setup),
         ),
         *(jnp.arange(8), jax.random.key(0), StepInfo(1, 1, plan.steps)),
     )
@@ -166,9 +166,9 @@ def noticed(config: Config) -> dict[str, Any]:
         "images": np.asarray(images, np.float32).tolist(),
         "labels": np.asarray(labels).tolist(),
         "loss": recipe.loss(jnp.eye(5), jnp.arange(5)).tolist(),
-        "train": len(workload.train.labels),
-        "validation": len(workload.validation.labels),
-        "steps": workload.plan.epochs[0].steps,
+        "train": len(setup.train.labels),
+        "validation": len(setup.validation.labels),
+        "steps": setup.plan.epochs[0].steps,
     }
 
 
@@ -243,11 +243,11 @@ def test_a_setting_reaches_what_it_is_for_and_nothing_else(
 
 def test_alternating_flips_turn_with_the_epoch_and_not_with_the_step(make_config: Make) -> None:
     config = make_config(**TINY, data__flip="alternating")
-    workload = setup.workload(config, dataset=DATASET)
+    setup = build_setup(config, dataset=DATASET)
 
     def images(step: int, epoch: int) -> np.ndarray:
-        moment = StepInfo(step, epoch, workload.plan.steps)
-        given = (DATASET, workload.plan.stages[0], "float32", compilation.train_data(workload))
+        moment = StepInfo(step, epoch, setup.plan.steps)
+        given = (DATASET, setup.plan.variants[0], "float32", compilation.train_data(setup))
         return np.asarray(batches.make_batch(*given, jnp.arange(8), jax.random.key(0), moment)[0])
 
     first = images(1, 0)
@@ -260,18 +260,18 @@ def test_alternating_flips_turn_with_the_epoch_and_not_with_the_step(make_config
 def test_a_step_learns_from_the_labels_that_are_mixed(make_config: Make, mixed: str) -> None:
     settings = {mixed: 1.0, "loss__label_smoothing": 0.2, "model__dropout": 0}
     config = make_config(**TINY | settings | {"epochs": 1, "data__train_images": 8})
-    workload, state, training = compiled(config, seed=3)
+    setup, state, training = compiled(config, seed=3)
     before = jax.device_get(state)
-    (epoch,) = workload.plan.epochs
+    (epoch,) = setup.plan.epochs
     order = training.order(epoch)
-    state = training.begin(epoch, order, workload.plan.steps)(state, 1)
+    state = training.begin(epoch, order, setup.plan.steps)(state, 1)
     key, _ = jax.random.split(setup.random_keys(3)[2])
-    given = (DATASET, epoch.stage, "float32", compilation.train_data(workload))
-    images, labels = batches.make_batch(*given, order[0], key, StepInfo(0, 0, workload.plan.steps))
+    given = (DATASET, epoch.variant, "float32", compilation.train_data(setup))
+    images, labels = batches.make_batch(*given, order[0], key, StepInfo(0, 0, setup.plan.steps))
     assert labels.shape == (8, by_hand.CLASSES)
     assert 0 < float(labels.max(-1).min()) < 1
     variables = {"params": before.params, "batch_stats": before.batch_stats}
-    model: Any = workload.recipe.model
+    model: Any = setup.spec.model
     logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
     smooth = 0.8 * np.asarray(labels) + 0.2 / by_hand.CLASSES
     losses = -(smooth * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
@@ -284,7 +284,7 @@ OF_THEIR_OWN = {
     *("optimizer.newton_schulz_steps", "param_groups", "averaging", "phases"),
     *("init.dirac", "init.whitening", "tta.flip", "tta.shift", "tta.least_confident"),
 }
-"""Settings of what a run begins with, which `workload` is handed or does not see, and of parts that
+"""Settings of what a run begins with, which `setup` is handed or does not see, and of parts that
 have tests of their own in test_recipes.py."""
 
 
@@ -298,7 +298,7 @@ def test_every_setting_of_a_run_has_such_a_test(make_config: Make) -> None:
 
 def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> None:
     config = make_config(**TINY, data__flip=True)
-    (workload, first, training), (other, second, differently) = (
+    (setup, first, training), (other, second, differently) = (
         compiled(config, seed) for seed in (1, 2)
     )
     for name, kind in (("conv", "kernel"), ("fc", "kernel"), ("fc", "bias")):
@@ -309,15 +309,15 @@ def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> No
         for state in (first, second)
     ]
     chex.assert_trees_all_equal(*alike)
-    for ours, theirs in ((workload.train, other.train), (workload.validation, other.validation)):
+    for ours, theirs in ((setup.train, other.train), (setup.validation, other.validation)):
         np.testing.assert_array_equal(ours.images, theirs.images)
-    epoch = workload.plan.epochs[0]
+    epoch = setup.plan.epochs[0]
     orders = [np.asarray(compiled.order(epoch)) for programs in (training, differently)]
     assert (orders[0] != orders[1]).any()
     # From the same weights in the same order, steps differ by crops, flips and dropout alone.
     copy = jax.tree.map(jnp.copy, first)
     ways = [
-        compiled.begin(epoch, training.order(epoch), workload.plan.steps)(state, 1)
+        compiled.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
         for programs, state in ((training, first), (differently, copy))
     ]
     assert not np.allclose(*(way.params["fc"]["kernel"] for way in ways))
@@ -325,10 +325,10 @@ def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> No
 
 def test_two_seeds_do_the_same_where_nothing_is_random(make_config: Make) -> None:
     config = make_config(**TINY, model__dropout=0)
-    (workload, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
-    epoch, copy = workload.plan.epochs[0], jax.tree.map(jnp.copy, state)
+    (setup, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
+    epoch, copy = setup.plan.epochs[0], jax.tree.map(jnp.copy, state)
     ways = [
-        compiled.begin(epoch, training.order(epoch), workload.plan.steps)(state, 2)
+        compiled.begin(epoch, training.order(epoch), setup.plan.steps)(state, 2)
         for programs, state in ((training, state), (differently, copy))
     ]
     chex.assert_trees_all_equal(*ways)
