@@ -47,8 +47,9 @@ def initialize() -> None:
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
         raise UserError(
-            f"the processes cannot connect ({_first_line(error)}). Set JAX_COORDINATOR_ADDRESS, "
+            f"the processes cannot connect ({reason}). Set JAX_COORDINATOR_ADDRESS, "
             "JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start the processes with srun."
         ) from None
 
@@ -150,14 +151,4 @@ def require_equal(value: Mapping[str, Any], what: str) -> None:
 
 def _gather(array: Any) -> np.ndarray:
     """Return the array of every process, stacked along a new first axis."""
-    try:
-        return np.asarray(multihost_utils.process_allgather(array))
-    except (ValueError, RuntimeError) as error:  # the type depends on the transport
-        raise UserError(
-            f"another process has ended ({_first_line(error)}). Start all processes again: the run "
-            "continues from its last checkpoint."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return np.asarray(multihost_utils.process_allgather(array))

@@ -1,4 +1,4 @@
-"""Several devices and processes come to what one does, and read each other's checkpoints."""
+"""Runs on several devices and in several processes give the results of one device."""
 
 import json
 import os
@@ -7,69 +7,142 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import chex
-import jax
-import numpy as np
 import pytest
-from cifar_jax.training.display import Display
 
-from cifar_jax import catalog, config
-from cifar_jax.runs.checkpoints import Checkpoints
-from cifar_jax.training import fit, setup
+from cifar_jax import cli, distributed
+from cifar_jax.errors import UserError
 
-EPOCHS, STEPS = 2, 8
-SETTINGS = {
-    "epochs": EPOCHS,
-    "batch_size": 32,
-    "data.dataset": "digits",
-    "data.train_images": 32 * STEPS,
-    "data.validation": 45,  # which two, four and eight devices have to pad
-    "data.crop_padding": 2,
-    "train.log_every": 4,
-}
-Alone = Callable[[str], tuple[Path, dict[str, Any]]]
+EXPERIMENT = '''
+"""A small network with what may differ between devices: BatchNorm, dropout, augmentation."""
+
+import os
+from pathlib import Path
+
+import jax
+from flax import linen as nn
+
+from cifar_jax.config import Config, Data, Model, Optimizer
+from cifar_jax.models import layers
 
 
-def arguments(**settings: Any) -> list[str]:
-    return [f"{name}={value}" for name, value in (SETTINGS | settings).items()]
+class Small(nn.Module):
+    num_classes: int = 10
+    dropout: float = 0.2
+    dtype: object = None
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        if train and "SHARD_SHAPES" in os.environ:
+            jax.debug.inspect_array_sharding(
+                images,
+                callback=lambda sharding: Path(os.environ["SHARD_SHAPES"]).write_text(
+                    str(sharding.shard_shape(images.shape))
+                ),
+            )
+        x = layers.Conv(16, (3, 3), padding=1, name="conv1")(images)
+        x = layers.Pool(name="pool1")(nn.relu(layers.BatchNorm(name="bn1")(x, train=train)))
+        x = layers.GlobalAveragePool(name="pool")(x)
+        x = layers.Dropout(self.dropout, name="dropout")(x, train=train)
+        return layers.Dense(self.num_classes, name="fc")(x)
 
 
-def train_command(folder: Path, **settings: Any) -> list[str]:
-    words = [word for setting in arguments(**settings) for word in ("--set", setting)]
-    return ["-m", "cifar_jax", "train", "basic", "--workdir", str(folder), *words]
+MODEL = Small
+CONFIG = Config(
+    model=Model(name="small"),
+    epochs=2,
+    batch_size=32,
+    optimizer=Optimizer(name="sgd", lr=0.1),
+    data=Data(dataset="digits", train_images=256, validation=45, crop_padding=2, flip=True),
+)
+'''
+LOSSES = ("train_loss", "validation_loss", "test_loss")
+
+
+@pytest.fixture(scope="module")
+def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("experiment") / "small.py"
+    path.write_text(EXPERIMENT)
+    return str(path)
+
+
+def train(experiment: str, folder: Path, *settings: str) -> dict[str, Any]:
+    """Train in this process, which has eight devices."""
+    words = [word for setting in settings for word in ("--set", setting)]
+    assert cli.run(["train", experiment, "--workdir", str(folder), *words]) == 0
+    return read_result(folder)
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_device(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The result of the run on one device."""
+    return train(experiment, tmp_path_factory.mktemp("run"), "train.devices=1")
+
+
+def assert_same_losses(result: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name in LOSSES:
+        assert result[name] == pytest.approx(expected[name], rel=1e-5), name
+
+
+def test_eight_devices_share_each_batch_and_give_the_result_of_one(
+    experiment: str,
+    one_device: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The 45 validation images have to be padded for eight devices."""
+    monkeypatch.setenv("SHARD_SHAPES", str(tmp_path / "shapes"))
+    result = train(experiment, tmp_path / "run", "train.devices=8")
+    assert (tmp_path / "shapes").read_text() == "(4, 32, 32, 3)"  # batch size 32
+    assert_same_losses(result, one_device)
+
+
+def test_a_run_continues_on_another_number_of_devices(
+    experiment: str, one_device: dict[str, Any], tmp_path: Path
+) -> None:
+    train(experiment, tmp_path, "train.devices=8", "epochs=1")
+    assert_same_losses(train(experiment, tmp_path, "train.devices=2"), one_device)
+
+
+# Several processes
 
 
 def start(command: list[str]) -> list[subprocess.Popen[str]]:
-    """Two processes of two devices each that run `command` together."""
+    """Start two processes of two devices each."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
+    environment = os.environ | {
+        # Compiling takes most of the time, and the speed of the programs does not matter.
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
     return [
         subprocess.Popen(
             [sys.executable, *command],
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=os.environ
-            | {
-                # Compiling is most of the cost, and the programs' speed does not matter.
-                "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
-                "--xla_backend_optimization_level=0",
-                "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": str(index),
-            },
+            env=environment | {"JAX_PROCESS_ID": str(index)},
         )
         for index in range(2)
     ]
 
 
+def start_training(experiment: str, folder: Path, *settings: str) -> list[subprocess.Popen[str]]:
+    words = [word for setting in settings for word in ("--set", setting)]
+    return start(["-m", "cifar_jax", "train", experiment, "--workdir", str(folder), *words])
+
+
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Exit code, standard output and standard error of each."""
+    """Return exit code, standard output and standard error of each process."""
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -78,268 +151,196 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
-def train_here(model: str, folder: Path, devices: int) -> dict[str, Any]:
-    """The same run in this process."""
-    settings = arguments(**{"model.name": model, "train.devices": devices})
-    chosen = config.override(catalog.load("basic").config, settings)
-    run = fit.Run(experiment="basic", config=chosen, seed=0, workdir=folder)
-    return fit.fit(run, Display(quiet=True))
-
-
-def restored(folder: Path, devices: int) -> Any:
-    """The last state in a run's folder, on so many devices of this process."""
-    identity = json.loads((folder / "config.json").read_text())
-    chosen = config.override(config.from_flat(identity["config"]), [f"train.devices={devices}"])
-    with Checkpoints(folder / "checkpoints") as checkpoints:
-        latest = checkpoints.latest()
-        assert latest is not None
-        return checkpoints.restore(latest, setup.init_state(setup.workload(chosen), seed=0))
-
-
-def assert_same(result: dict[str, Any], other: dict[str, Any]) -> None:
-    for split in ("train", "validation", "test"):
-        assert result[f"{split}_accuracy"] == other[f"{split}_accuracy"]
-        np.testing.assert_allclose(result[f"{split}_loss"], other[f"{split}_loss"], rtol=1e-5)
-
-
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
-    """What one device makes of a model: the run's folder and its result."""
-    done: dict[str, tuple[Path, dict[str, Any]]] = {}
-
-    def run(model: str) -> tuple[Path, dict[str, Any]]:
-        if model not in done:
-            folder = tmp_path_factory.mktemp(model)
-            done[model] = folder, train_here(model, folder, devices=1)
-        return done[model]
-
-    return run
-
-
-@pytest.mark.parametrize("devices", [2, pytest.param(8, marks=pytest.mark.slow)])
-def test_devices_agree_and_read_each_others_checkpoints(
-    devices: int, alone: Alone, tmp_path: Path
-) -> None:
-    folder, expected = alone("basic")
-    assert_same(train_here("basic", tmp_path, devices), expected)
-    state = jax.device_get(restored(tmp_path, devices=1))
-    chex.assert_trees_all_close(state, jax.device_get(restored(folder, 1)), rtol=1e-4, atol=1e-6)
-    spread = restored(tmp_path, devices=4)
-    assert len(spread.params["conv1"]["kernel"].sharding.device_set) == 4
-    chex.assert_trees_all_equal(jax.device_get(spread), state)
-
-
-@pytest.mark.parametrize("model", ["basic", pytest.param("net-bn-gap", marks=pytest.mark.slow)])
-def test_two_processes_learn_what_one_does(model: str, alone: Alone, tmp_path: Path) -> None:
-    first, second = finish(start(train_command(tmp_path, **{"model.name": model})))
-    assert first[0] == second[0] == 0, first[2] + second[2]
-    assert "on 4 × cpu" in first[1]
-    assert "epoch" not in second[1]  # the first speaks for both
-    folder, expected = alone(model)
-    assert_same(json.loads((tmp_path / "result.json").read_text()), expected)
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == EPOCHS
-    state, lone = (jax.device_get(restored(path, 1)) for path in (tmp_path, folder))
-    chex.assert_trees_all_close(state.variables, lone.variables, rtol=1e-4, atol=1e-5)
-    # Momentum adds up the rounding of ten gradients, and the learning rate is not in it.
-    chex.assert_trees_all_close(state, lone, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("begun", "said"),
-    [("config.json", "stopped by SIGTERM"), ("metrics.jsonl", "saved and stopped by SIGTERM")],
-)
-def test_a_signal_to_one_process_stops_both(tmp_path: Path, begun: str, said: str) -> None:
-    """While they compile, or train; a log line, which comes less often, is not waited for."""
-    processes = start(train_command(tmp_path, epochs=5000, **{"train.log_every": 2000}))
+def wait_for(path: Path) -> None:
+    """Wait until the file has content."""
     deadline = time.monotonic() + 120
-    there = tmp_path / begun
-    while not (there.exists() and there.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    for code, _, error in finish(processes):
-        assert code == 128 + signal.SIGTERM, error
-        assert said in error
-    if begun == "metrics.jsonl":
-        assert int(restored(tmp_path, devices=1).step) >= STEPS
-
-
-def test_what_stops_one_process_stops_all() -> None:
-    script = """
-import json, os
-from cifar_jax import devices, distributed
-from cifar_jax.errors import UserError
-distributed.initialize_distributed()
-index = int(os.environ["JAX_PROCESS_ID"])
-def only_here():
-    if index:
-        raise UserError("no data on this machine")
-    return "fine"
-def no_room():
-    if index:
-        raise OSError(28, "No space left on device", "result.json")
-said = {
-    "exchanged": distributed.allgather({"index": "ä" * index}),
-    "first": distributed.run_on_main(lambda: index),
-}
-try:
-    distributed.run_on_all(only_here)
-except UserError as error:
-    said["error"] = str(error)
-try:
-    distributed.run_on_all(no_room)
-except (OSError, UserError) as error:
-    said["full"] = str(error)
-try:
-    devices.make_mesh(6)
-except UserError as error:
-    said["mesh"] = str(error)
-print(json.dumps(said))
-"""
-    full = "[Errno 28] No space left on device: 'result.json'"
-    told = (f"process 1: {full}", full)
-    for index, (code, output, error) in enumerate(finish(start(["-c", script]))):
-        assert code == 0, error
-        assert json.loads(output.splitlines()[-1]) == {
-            "full": told[index],
-            "exchanged": [{"index": ""}, {"index": "ä"}],
-            "first": 0,
-            "error": "process 1: no data on this machine",
-            "mesh": "batch_size 6 cannot be divided over 4 devices",
-        }
-
-
-def test_processes_that_cannot_be_found() -> None:
-    """In a process of its own: where a device is in use already, all of it would be refused."""
-    script = """
-import json, os, sys
-from cifar_jax import distributed
-from cifar_jax.errors import UserError
-said = []
-for environment in json.loads(sys.argv[1]):
-    os.environ |= environment
-    try:
-        distributed.initialize_distributed()
-    except UserError as error:
-        said.append(str(error))
-    for name in environment:
-        del os.environ[name]
-print(json.dumps(said))
-"""
-    cases = [
-        ({}, "(coordinator_address should be defined.): set JAX_COORDINATOR_ADDRESS"),
-        ({"JAX_COORDINATOR_ADDRESS": "localhost:1"}, "(Number of processes must be defined.)"),
-        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES='two' is not a whole number"),
-        (
-            {
-                "JAX_COORDINATOR_ADDRESS": "localhost:1",
-                "JAX_NUM_PROCESSES": "2",
-                "JAX_PROCESS_ID": "2",
-            },
-            "process_id and num_processes must be nonnegative, with process_id < num_processes",
-        ),
-    ]
-    words = [sys.executable, "-c", script, json.dumps([environment for environment, _ in cases])]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    said = json.loads(done.stdout)
-    assert len(said) == len(cases)
-    for text, (_, expected) in zip(said, cases, strict=True):
-        assert expected in text
-    assert done.stderr == ""  # which works after a refusal as before
-
-
-AT_WORK = """
-import os, sys, time
-from cifar_jax import distributed
-processes.HEARTBEAT_SECONDS = 5
-distributed.initialize_distributed()
-index = int(os.environ["JAX_PROCESS_ID"])
-def work(seconds, leave_with=None):
-    with distributed.together():
-        for number in range(int(seconds * 10)):
-            if sys.argv[1] == "together":
-                distributed.allgather(number)
-            time.sleep(0.1)
-    if leave_with is not None:
-        sys.stderr.write(f"{index} leaves\\n")
-        distributed.leave(leave_with)
-distributed.allgather("here")
-print("at work", flush=True)
-"""
-GONE = "cifar-jax: another process of the run is gone ("
-
-
-def at_work(doing: str, script: str) -> list[subprocess.Popen[str]]:
-    """Two processes that met, and run `script`."""
-    processes = start(["-c", AT_WORK + script, doing])
-    for process in processes:
-        assert process.stdout is not None
-        while line := process.stdout.readline():
-            if line == "at work\n":
-                break
-    return processes
-
-
-@pytest.mark.parametrize("doing", ["together", "apart"])
-@pytest.mark.parametrize("victim", [0, 1])
-def test_one_that_is_killed_ends_the_other_in_one_line(victim: int, doing: str) -> None:
-    processes = at_work(doing, "work(300)")
-    processes[victim].kill()
-    began = time.monotonic()
-    code, _, error = finish(processes)[1 - victim]
-    assert code == 1
-    assert error.startswith(GONE)
-    assert error.count("\n") == 1, error
-    assert time.monotonic() - began < 60
-
-
-def test_last_words_are_told_where_the_client_exits_at_once() -> None:
-    """As that of JAX 0.7 does, which leaves no thread the time to read them."""
-    script = """
-import os
-from cifar_jax.distributed import _Watch
-watch = _Watch()
-os.write(2, b"JAX distributed service detected fatal errors: absl::Status: GONE: x. y\\n")
-os._exit(1)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"{GONE}GONE: x)")
-    assert done.stderr.count("\n") == 1
-
-
-def test_an_error_of_one_process_ends_the_other() -> None:
-    processes = at_work("together", "work(300) if index else work(0, leave_with=2)")
-    first, second = finish(processes)
-    assert first[0] == 2
-    assert first[2] == "0 leaves\n"
-    assert second[0] == 1
-    assert second[2].startswith(GONE)
-
-
-@pytest.mark.parametrize("code", [0, 2])
-def test_the_same_end_is_waited_for(code: int) -> None:
-    script = f"work(2 * index, leave_with={code})"  # the first, which JAX's service is in, is early
-    for index, (found, _, error) in enumerate(finish(at_work("apart", script))):
-        assert found == code, error
-        assert error == f"{index} leaves\n"
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < deadline, f"{path} was not written"
+        time.sleep(0.05)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_stops_both_and_both_go_on(victim: int, tmp_path: Path) -> None:
-    command = train_command(tmp_path / "killed", epochs=12)
-    processes = start(command)
-    metrics = tmp_path / "killed/metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and metrics.read_text()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    processes[victim].kill()
-    code, _, error = finish(processes)[1 - victim]
-    assert code == 1
-    assert error.startswith(GONE)
-    assert error.count("\n") == 1, error
+def test_two_processes_give_the_result_of_one_device(
+    experiment: str, one_device: dict[str, Any], tmp_path: Path
+) -> None:
+    first, second = finish(start_training(experiment, tmp_path))
+    assert first[0] == second[0] == 0, first[2] + second[2]
+    assert "on 4 × cpu" in first[1]
+    assert "epoch" not in second[1]  # only the main process prints
+    assert_same_losses(read_result(tmp_path), one_device)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [("config.json", "stopped by SIGTERM"), ("metrics.jsonl", "saved and stopped by SIGTERM")],
+    ids=["compiling", "training"],
+)
+def test_a_signal_to_one_process_stops_both(
+    experiment: str, tmp_path: Path, file: str, message: str
+) -> None:
+    processes = start_training(experiment, tmp_path, "epochs=5000")
+    wait_for(tmp_path / file)
+    processes[1].send_signal(signal.SIGTERM)
+    for code, _, error in finish(processes):
+        assert code == 128 + signal.SIGTERM, error
+        assert message in error
+
+
+@pytest.mark.slow
+def test_after_a_kill_both_processes_end_and_the_run_continues_exactly(
+    experiment: str, tmp_path: Path
+) -> None:
+    processes = start_training(experiment, tmp_path / "killed", "epochs=12")
+    wait_for(tmp_path / "killed/metrics.jsonl")
+    processes[1].kill()
+    began = time.monotonic()
+    assert finish(processes)[0][0] != 0
+    assert time.monotonic() - began < 60
     for folder in ("killed", "whole"):
-        for code, _, error in finish(start(train_command(tmp_path / folder, epochs=12))):
+        for code, _, error in finish(start_training(experiment, tmp_path / folder, "epochs=12")):
             assert code == 0, error
-    results = [json.loads((tmp_path / f / "result.json").read_text()) for f in ("killed", "whole")]
+    results = [read_result(tmp_path / folder) for folder in ("killed", "whole")]
     assert results[0]["params_sha256"] == results[1]["params_sha256"]
+
+
+def test_functions_that_communicate() -> None:
+    script = """
+import json, os
+import numpy as np
+from cifar_jax import devices, distributed
+from cifar_jax.errors import UserError
+distributed.initialize()
+index = int(os.environ["JAX_PROCESS_ID"])
+def message(function):
+    try:
+        return function()
+    except (UserError, OSError) as error:
+        return str(error)
+def fail_in_process_1(error):
+    if index:
+        raise error
+print(json.dumps({
+    "allgather": distributed.allgather({"index": "ä" * index}),
+    "all_max": distributed.all_max(index, 1 - index, 0.5),
+    "main": distributed.run_on_main(lambda: index),
+    "broadcast": distributed.broadcast_arrays([np.full(2, index)])[0].tolist(),
+    "user": message(lambda: distributed.run_on_all(
+        lambda: fail_in_process_1(UserError("no data on this machine")))),
+    "system": message(lambda: distributed.run_on_all(
+        lambda: fail_in_process_1(OSError(28, "No space left on device", "result.json")))),
+    "equal": message(lambda: distributed.require_equal({"seed": 1, "epochs": 2}, "settings")),
+    "different": message(
+        lambda: distributed.require_equal({"seed": 1, "epochs": 2 + index}, "settings")),
+    "missing": message(
+        lambda: distributed.require_equal({"jax": "1"} if index else {}, "versions")),
+    "mesh": message(lambda: devices.make_mesh(6)),
+    "devices": message(lambda: devices.make_mesh(8, 2)),
+}))
+distributed.shutdown(0)
+"""
+    full = "[Errno 28] No space left on device: 'result.json'"
+    for index, (code, output, error) in enumerate(finish(start(["-c", script]))):
+        assert code == 0, error
+        assert "cifar-jax: waiting for 2 processes at localhost:" in error
+        values = json.loads(output.splitlines()[-1])
+        assert values.pop("different").startswith(
+            "the processes have different settings: epochs is 2 in process 0 and 3 in process 1."
+        )
+        assert values.pop("missing").startswith(
+            "the processes have different versions: jax is None in process 0 and '1' in process 1."
+        )
+        assert values.pop("devices").startswith("train.devices is 2, but the processes have 4")
+        assert values.pop("mesh").startswith("batch_size 6 cannot be divided over 4 devices")
+        assert values == {
+            "allgather": [{"index": ""}, {"index": "ä"}],
+            "all_max": [1.0, 1.0, 0.5],
+            "main": 0,
+            "broadcast": [0, 0],
+            "user": "no data on this machine" if index else "process 1: no data on this machine",
+            "system": full if index else f"process 1: {full}",
+            "equal": None,
+        }
+
+
+def test_processes_that_are_not_configured_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise ValueError("coordinator_address should be defined.\nat length")
+
+    monkeypatch.setattr("jax.distributed.initialize", refuse)
+    with pytest.raises(UserError, match=r"\(coordinator_address should be defined\.\)\. Set JAX_"):
+        distributed.initialize()
+    assert "waiting for the other processes at the detected" in capsys.readouterr().err
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(UserError, match=r"cannot connect \(.*'two'\)"):
+        distributed.initialize()
+
+
+WORK = """
+import os, sys, time
+from cifar_jax import cli, distributed
+from cifar_jax.errors import UserError
+
+def work(*arguments, **options):
+    distributed.initialize()
+    distributed.allgather("ready")
+    print("ready", flush=True)
+    if os.environ["JAX_PROCESS_ID"] == sys.argv[1]:
+        raise UserError("no space")
+    for number in range(1200):
+        if sys.argv[2] == "together":
+            distributed.allgather(number)
+        time.sleep(0.1)
+
+distributed.SHUTDOWN_SECONDS = 2
+cli.cli.main = work
+cli.main()
+"""
+
+
+def start_work(failing: int | None, mode: str) -> list[subprocess.Popen[str]]:
+    """Start two processes that work until the other one ends. `failing` raises a UserError."""
+    processes = start(["-c", WORK, str(failing), mode])
+    for process in processes:
+        assert process.stdout is not None
+        while process.stdout.readline() not in ("ready\n", ""):
+            pass
+    return processes
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("victim", "mode"),
+    [
+        (1, "together"),
+        pytest.param(0, "together", marks=slow),
+        pytest.param(0, "apart", marks=slow),
+        pytest.param(1, "apart", marks=slow),
+    ],
+)
+def test_a_process_ends_within_a_minute_if_the_other_is_killed(victim: int, mode: str) -> None:
+    """`apart` is work without communication, where only JAX's heartbeats notice it."""
+    processes = start_work(None, mode)
+    processes[victim].kill()
+    began = time.monotonic()
+    code, _, error = finish(processes)[1 - victim]
+    assert code != 0
+    assert error
+    assert time.monotonic() - began < 60
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("mode", ["together", "apart"])
+def test_a_process_ends_within_a_minute_if_the_other_fails(failing: int, mode: str) -> None:
+    began = time.monotonic()
+    processes = finish(start_work(failing, mode))
+    assert processes[failing][0] == 2
+    assert processes[failing][2].splitlines()[-1] == "cifar-jax: no space"
+    assert processes[1 - failing][0] != 0
+    assert time.monotonic() - began < 60

@@ -12,7 +12,6 @@ import random
 import signal
 import socket
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -138,7 +137,7 @@ def _child(words: Sequence[str], output: Path, cache: Path | None, surroundings:
     os.environ |= surroundings
     if cache:
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    sys.unraisablehook, threading.excepthook = cli.unraisable, cli.in_a_thread  # as the command
+    cli.hide_background_errors()
     sys.exit(cli.run(words))
 
 
