@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from cifar_jax import catalog, cli, config
 from cifar_jax.cli.train import _result_line
-from cifar_jax.data.cifar10 import CLASSES
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.models import MODELS, PAPER_PARAMETERS
 from cifar_jax.runs.folder import folder_name
@@ -235,21 +233,12 @@ def test_train_a_config_file(run, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("my-own@*/seed0/result.json"))) == 1
 
 
-def test_data_import_and_status(run, tmp_path: Path) -> None:
+def test_data_status_and_import(run, tmp_path: Path) -> None:
     assert "not there" in run("data", "status").out
-    for number, name in enumerate(CLASSES):
-        for split in ("train", "test"):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / "1.png")
+    (tmp_path / "images").mkdir()
     done = run("data", "import", "images")
-    assert done.code == 0, done.err
-    assert "10 train, 10 test images" in done.out
-    assert "official: no" in done.out
-    status = run("data", "status")
-    assert "cifar10:3.0.2" in status.out
-    assert "not there" not in status.out
-    assert run("data", "import", "images").code == 2  # never written over
+    assert done.code == 2
+    assert "images is not the official CIFAR-10" in done.err
 
 
 @pytest.mark.parametrize(
