@@ -5,6 +5,11 @@ from pathlib import Path
 from cifar_jax.data import cache, cifar10, digits, tfds_folder
 from cifar_jax.errors import UserError
 
+_MISSING = (
+    "not there; `cifar-jax data prepare` downloads it, `cifar-jax data import PATH` takes the "
+    "official archive"
+)
+
 
 def status(data_dir: Path | None = None) -> str:
     """Return lines that say where data are looked for, what is there, and what is cached.
@@ -23,12 +28,6 @@ def status(data_dir: Path | None = None) -> str:
             f"cache: {root} ({size / 1e6:.0f} MB of images)",
         ]
     )
-
-
-_MISSING = (
-    "not there; `cifar-jax data prepare` downloads it, `cifar-jax data import PATH` takes the "
-    "official archive"
-)
 
 
 def _describe(path: Path) -> str:

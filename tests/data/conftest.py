@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 import synthetic_cifar
 
-from cifar_jax.data.cifar10 import archives, tfds_write
-from cifar_jax.data.dataset import Decoded
+from cifar_jax.data import cifar10
+from cifar_jax.data.dataset import Arrays
 
 
 @pytest.fixture(autouse=True)
-def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache or data."""
     monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
@@ -20,13 +20,27 @@ def data_dir(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def images(monkeypatch: pytest.MonkeyPatch) -> Decoded:
-    """Noise; the official archives are taken to be as small as it is."""
-    monkeypatch.setattr(archives, "IMAGES_PER_BATCH", synthetic_cifar.PER_BATCH)
+def images() -> Arrays:
     return synthetic_cifar.make_images()
 
 
 @pytest.fixture
-def prepared(images: Decoded, data_dir: Path) -> Path:
-    """A prepared dataset folder of the synthetic images."""
-    return tfds_write.write_cifar10(images, data_dir)
+def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The unpacked archive of the synthetic images, whose checksums count as the official ones."""
+    path = synthetic_cifar.write_batches(tmp_path / "download", images)
+    monkeypatch.setattr(cifar10, "BATCHES", synthetic_cifar.md5s(path))
+    return path
+
+
+@pytest.fixture
+def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive of the synthetic images, which counts as the official one."""
+    path = synthetic_cifar.pack(batches)
+    monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", synthetic_cifar.sha256(path))
+    return path
+
+
+@pytest.fixture
+def prepared(batches: Path, data_dir: Path) -> Path:
+    """A prepared tfds folder of the synthetic images."""
+    return cifar10.import_path(batches, data_dir)

@@ -1,4 +1,4 @@
-"""A person's own images as a data set."""
+"""Folders of the user's own images as data sets."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_cifar import png_that_claims
+from synthetic_cifar import png_with_size
 
 from cifar_jax import data
 from cifar_jax.cli import run
@@ -16,18 +16,18 @@ from cifar_jax.errors import UserError
 
 
 def fill(folder: Path, count: int, seed: int = 0, suffix: str = ".png") -> None:
-    """Images of noise, of sizes of their own, around a grey of the folder's own."""
+    """Write images of noise around a gray level that depends on the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, *folder.name.encode()])
-    grey = rng.integers(60, 200, 3)
+    gray = rng.integers(60, 200, 3)
     for i in range(count):
         noise = rng.integers(-40, 40, (40 + i % 3, 50, 3))
-        Image.fromarray((grey + noise).astype(np.uint8)).save(folder / f"{i:03d}{suffix}")
+        Image.fromarray((gray + noise).astype(np.uint8)).save(folder / f"{i:03d}{suffix}")
 
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Without a split."""
+    """A folder without a split."""
     for name, count in (("dog", 10), ("cat", 20), ("axolotl", 5)):
         fill(tmp_path / "pets" / name, count)
     return tmp_path / "pets"
@@ -41,7 +41,7 @@ def pictures(split: data.Split) -> set[bytes]:
     return {image.tobytes() for image in split.images}
 
 
-def test_given_split(tmp_path: Path) -> None:
+def test_folder_with_train_and_test(tmp_path: Path) -> None:
     path = tmp_path / "pets"
     fill(path / "train" / "dog", 6)
     fill(path / "train" / "cat", 4, suffix=".jpg")
@@ -55,8 +55,8 @@ def test_given_split(tmp_path: Path) -> None:
     assert (dataset.train.images.dtype, dataset.train.images.shape) == (np.uint8, (13, 32, 32, 3))
     assert not dataset.official
     first = data.images.read_image(path / "train" / "dog" / "000.png")
-    at = [np.array_equal(image, first) for image in dataset.train.images].index(True)
-    assert dataset.train.labels[at] == 1
+    index = [np.array_equal(image, first) for image in dataset.train.images].index(True)
+    assert dataset.train.labels[index] == 1
 
 
 def test_a_fifth_of_each_class_is_held_out(pets: Path) -> None:
@@ -67,10 +67,10 @@ def test_a_fifth_of_each_class_is_held_out(pets: Path) -> None:
     assert not pictures(dataset.train) & pictures(dataset.test)
 
 
-def test_split_and_order_follow_from_the_images_alone(pets: Path) -> None:
+def test_split_and_order_depend_on_the_images_only(pets: Path) -> None:
     first = load(pets)
     labels = first.train.labels.tolist()
-    assert labels != sorted(labels), "shuffled: validation holds out the last"
+    assert labels != sorted(labels), "not shuffled"
     for file in list(pets.rglob("*.png")):
         file.rename(file.with_name(f"{999 - int(file.stem)}.png"))
     assert load(pets).fingerprint == first.fingerprint
@@ -78,18 +78,8 @@ def test_split_and_order_follow_from_the_images_alone(pets: Path) -> None:
     assert load(pets.with_name("moved")).fingerprint == first.fingerprint
 
 
-def test_copies_stay_on_one_side(pets: Path) -> None:
-    for folder in pets.iterdir():
-        for file in list(folder.iterdir()):
-            for copy in range(3):
-                (folder / f"copy{copy}-{file.name}").write_bytes(file.read_bytes())
-    dataset = load(pets)
-    assert not pictures(dataset.train) & pictures(dataset.test)
-    assert len(dataset.train.labels) + len(dataset.test.labels) == 4 * 35
-
-
-def test_copies_in_another_class_stay_on_that_side_too(pets: Path) -> None:
-    """Of 23 cats five would be held out; of five copies of each, all that are whole are four's."""
+def test_copies_in_another_class_stay_in_that_split(pets: Path) -> None:
+    """One of five cats that would be held out has a copy in the training set."""
     for file in list((pets / "dog").iterdir()):
         file.unlink()
     fill(pets / "cat", 23)
@@ -101,7 +91,9 @@ def test_copies_in_another_class_stay_on_that_side_too(pets: Path) -> None:
     assert np.bincount(dataset.test.labels).tolist() == [1, 4, 20]
 
 
-def test_it_is_cached_until_it_changes(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_cached_until_a_file_changes(
+    pets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = load(pets)
     with monkeypatch.context() as patch:
         patch.setattr(image_folder, "decode", None)
@@ -118,52 +110,52 @@ def test_it_is_cached_until_it_changes(pets: Path, monkeypatch: pytest.MonkeyPat
         load(pets)
 
 
-def test_what_lies_about_is_passed_over(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_hidden_and_other_files_are_skipped(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
     count = len(load(pets).train.labels)
     for name in (".DS_Store", ".ipynb_checkpoints/000.png", "dog/.hidden.png", "__MACOSX/a.png"):
         (pets / name).parent.mkdir(exist_ok=True)
-        (pets / name).write_text("nothing")
+        (pets / name).write_text("not an image")
     (pets / "cat" / "notes.txt").write_text("hello")
     (pets / "cat" / "labels.json").write_text("{}")
     capsys.readouterr()
     os.utime(pets / "dog" / "000.png")
     assert len(load(pets).train.labels) == count
-    assert "2 files were passed over" in capsys.readouterr().err
+    assert "skipped 2 files" in capsys.readouterr().err
 
 
 def test_unreadable_images_are_named_and_refused(
     pets: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pets / "dog" / "bomb.png").write_bytes(png_that_claims(20_000, 20_000))
+    (pets / "dog" / "bomb.png").write_bytes(png_with_size(20_000, 20_000))
     (pets / "dog" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     (pets / "cat" / "empty.jpg").touch()
-    with pytest.raises(UserError, match=r"3 of the 38 images in .* cannot be used: mend them"):
+    with pytest.raises(UserError, match=r"3 of the 38 images in .* cannot be read .*repair"):
         load(pets)
-    told = capsys.readouterr().err.splitlines()
-    assert f"{pets}/cat/empty.jpg is empty" in told
-    assert f"{pets}/dog/bomb.png claims more than 89 million pixels: make it smaller" in told
-    assert any("phone.heic is a HEIC image" in line for line in told)
+    lines = capsys.readouterr().err.splitlines()
+    assert f"{pets}/cat/empty.jpg is empty" in lines
+    assert f"{pets}/dog/bomb.png has more than 89 million pixels: make it smaller" in lines
+    assert any("phone.heic is a HEIC image" in line for line in lines)
     for i in range(30):
         (pets / "cat" / f"empty{i}.jpg").touch()
     with pytest.raises(UserError, match="33 of the 68 images"):
         load(pets)
-    told = capsys.readouterr().err.splitlines()
-    assert (len(told), told[-1]) == (12, "… and 23 more")
+    lines = capsys.readouterr().err.splitlines()
+    assert (len(lines), lines[-1]) == (12, "… and 23 more")
 
 
 @pytest.mark.parametrize(
     ("folders", "match"),
     [
-        ([], "pets has 0 folders, and a class each takes two: give .*/train/CLASS/"),
-        (["dog"], "pets has 1 folders"),
-        (["train/dog", "test/dog"], "pets/train has 1 folders"),
-        (["train/dog", "train/cat", "test/dogs"], r"pets/test/dogs is no class .* mean dog\?"),
-        (["test/dog", "test/cat"], "has a folder test and none called train"),
-        (["dog", "cat", "bird?"], r"pets/bird\? holds no images"),
-        (["train/dog", "train/cat", "test"], "pets/test holds no images"),
+        ([], "pets has 0 class folders, but at least two are needed: give .*/train/CLASS/"),
+        (["dog"], "pets has 1 class folders"),
+        (["train/dog", "test/dog"], "pets/train has 1 class folders"),
+        (["train/dog", "train/cat", "test/dogs"], r"pets/test/dogs is not a class .* mean dog\?"),
+        (["test/dog", "test/cat"], "has a folder test but no folder train"),
+        (["dog", "cat", "bird?"], r"pets/bird\? has no images"),
+        (["train/dog", "train/cat", "test"], "pets/test has no images"),
     ],
 )
-def test_folders_of_another_form(folders: list[str], match: str, tmp_path: Path) -> None:
+def test_other_layouts_are_refused(folders: list[str], match: str, tmp_path: Path) -> None:
     path = tmp_path / "pets"
     path.mkdir()
     for name in folders:
@@ -175,48 +167,31 @@ def test_folders_of_another_form(folders: list[str], match: str, tmp_path: Path)
     assert "\n" not in str(caught.value)
 
 
-def test_too_few_to_hold_out(tmp_path: Path) -> None:
-    fill(tmp_path / "pets" / "dog", 1)
-    fill(tmp_path / "pets" / "cat", 1)
-    with pytest.raises(UserError, match="too few images to hold out any for the test"):
-        load(tmp_path / "pets")
-
-
-def test_paths_that_are_none(tmp_path: Path) -> None:
+def test_paths_that_are_not_image_folders(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="nowhere does not exist"):
         load(tmp_path / "nowhere")
-    with pytest.raises(UserError, match="there is no such user"):
-        data.load("folder:~nobody-of-this-name/pets")
+    with pytest.raises(UserError, match="~no-such-user/pets does not exist"):
+        data.load("folder:~no-such-user/pets")
     with pytest.raises(UserError, match="file is not a folder"):
         load(tmp_path / "file")
-    with pytest.raises(UserError, match="File name too long"):
-        load(tmp_path / ("x" * 300))
-    with pytest.raises(UserError, match=r"did you mean folder:PATH\?"):
+    with pytest.raises(UserError, match="or folder:PATH for your own images"):
         data.load("folder:")
-    with pytest.raises(UserError, match=r"did you mean folder:\./pets\?"):
-        data.load("./pets")
-    (tmp_path / "pets" / os.fsdecode(b"caf\xe9")).mkdir(parents=True)
-    fill(tmp_path / "pets" / "dog", 2)
-    with pytest.raises(UserError, match="is not named in UTF-8"):
+    for name in ("dog", "cat"):
+        fill(tmp_path / "pets" / name, 1)
+    with pytest.raises(UserError, match="too few images to hold out a test set"):
+        load(tmp_path / "pets")
+    (tmp_path / "pets" / os.fsdecode(b"caf\xe9")).mkdir()
+    with pytest.raises(UserError, match="is unprintable: rename it"):
         load(tmp_path / "pets")
 
 
-def test_training_on_it(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = [
-        f"data.dataset=folder:{pets}",
-        "data.validation=0.2",
-        "epochs=1",
-        "batch_size=4",
-        "train.devices=1",
-    ]
-    words = [word for setting in settings for word in ("--set", setting)]
-    assert run(["train", "basic", "--workdir", str(tmp_path / "run"), *words]) == 0
+def test_training_on_a_folder(pets: Path, tmp_path: Path) -> None:
+    arguments = ["train", "basic", "--workdir", str(tmp_path / "run")]
+    for setting in ("data.validation=0.2", "epochs=1", "batch_size=4", "train.devices=1"):
+        arguments += ["--set", setting]
+    assert run([*arguments, "--set", f"data.dataset=folder:{pets}"]) == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["dataset"] == "folder:pets"
     assert result["data_sha256"] == load(pets).fingerprint
     assert 0 <= result["test_accuracy"] <= 100
-    capsys.readouterr()
-    (pets / "dog" / "bad.png").write_text("no image")
-    assert run(["train", "basic", "--workdir", str(tmp_path / "other"), *words]) == 2
-    assert "1 of the 36 images" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Order, taking and normalization of batches, against plain NumPy."""
+"""Order, selection and normalization of batches, compared with NumPy."""
 
 import chex
 import jax
@@ -24,7 +24,7 @@ def test_dropping_takes_every_image_at_most_once(count: int, batch_size: int) ->
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(20, 4), (22, 4), (5, 5), (7, 5)])
-def test_wrapping_takes_every_image_and_fills_up_from_the_beginning(
+def test_wrapping_takes_every_image_and_fills_the_last_batch_from_the_start(
     count: int, batch_size: int
 ) -> None:
     order = np.asarray(pipeline.epoch_order(jax.random.key(0), count, batch_size, "wrap"))
@@ -32,7 +32,7 @@ def test_wrapping_takes_every_image_and_fills_up_from_the_beginning(
     flat = order.ravel()
     np.testing.assert_array_equal(np.sort(flat[:count]), np.arange(count))
     np.testing.assert_array_equal(flat[count:], flat[: flat.size - count])
-    # An update never sees an image twice.
+    # No batch has an image twice.
     assert all(len(set(row)) == batch_size for row in order.tolist())
 
 
@@ -46,7 +46,7 @@ def test_order_is_shuffled_and_follows_from_the_key() -> None:
 
 
 @pytest.mark.usefixtures("form")
-def test_rows_are_taken_in_the_order_of_their_indices() -> None:
+def test_take_returns_rows_in_the_order_of_the_indices() -> None:
     rows = np.arange(12, dtype=np.uint8).reshape(4, 3)
     order = np.array([2, 0, 3, 2], np.int32)
     taken = pipeline.take(jnp.asarray(rows), jnp.asarray(order))
@@ -65,7 +65,7 @@ def test_normalized_images_have_zero_mean_and_unit_variance(images: np.ndarray) 
     np.testing.assert_allclose(np.std(normalized, (0, 1, 2)), 1, atol=1e-5)
 
 
-def test_normalize_computes_in_float32_whatever_it_returns(images: np.ndarray) -> None:
+def test_normalize_computes_in_float32_for_any_output_type(images: np.ndarray) -> None:
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     wide = pipeline.normalize(jnp.asarray(images), mean, std)
     narrow = pipeline.normalize(jnp.asarray(images), mean, std, jnp.bfloat16)
