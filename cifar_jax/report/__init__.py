@@ -30,7 +30,6 @@ __all__ = [
     "readme_is_current",
     "report",
     "update_readme",
-    "write",
 ]
 
 
@@ -58,10 +57,10 @@ def report(
     groups = collect(runs)
     terminal.show(groups, console)
     folder = folder or _searched_folder(paths)
-    return write(groups, folder) if runs and folder else None
+    return _write(groups, folder) if runs and folder else None
 
 
-def write(groups: Sequence[SeedGroup], folder: Path) -> Path:
+def _write(groups: Sequence[SeedGroup], folder: Path) -> Path:
     """Write report.md and report.svg to `folder`, and return the path of report.md."""
     from cifar_jax.report import markdown, plots
 
