@@ -30,11 +30,11 @@ def test_every_group_has_a_panel(make_run: MakeRun) -> None:
     assert [axes.get_title(loc="left") for axes in panels[:3]] == ["basic", "net", "net-bn-gap"]
     captions = [axes.texts[0].get_text() for axes in panels[:11]]
     assert captions[:3] == [
-        "paper 62.06, measured 61.50 ± 0.71",
-        "paper 77.91, epoch 12 of 100",
-        "paper 82.14, no record yet",
+        "61.50 ± 0.71 (paper 62.06)",
+        "epoch 12 of 100 (paper 77.91)",
+        "no record yet (paper 82.14)",
     ]
-    assert captions[10] == "epochs=3 schedule.name=cosine data.…"
+    assert captions[10] == "epochs=3 schedule.name=cosine…"
     assert [axes.get_xlim() for axes in panels[:3]] == [(0, 20), (0, 100), (0, 50)]
     for axes, paper in zip(panels, (62.06, 77.91), strict=False):
         (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
