@@ -1,4 +1,4 @@
-"""The README keeps to what is recorded and to what make knows."""
+"""The README agrees with the records, the timings, the Makefile and the files that it links to."""
 
 import json
 import re
@@ -14,35 +14,34 @@ from cifar_jax.report.table import row
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_table_is_made_of_the_records() -> None:
+def test_the_tables_are_up_to_date() -> None:
     assert report.readme_is_current(ROOT / "README.md", ROOT / "results"), "run `make readme`"
 
 
 def test_records_are_of_the_networks_of_today() -> None:
-    """Their settings alone do not tell: a network may change behind its name."""
-    for path in (ROOT / "results").glob("*-seed*.json"):
-        record = json.loads(path.read_text())
-        params = models.variable_shapes(models.create(record["model"]))["params"]
-        assert record["parameters"] == models.count_parameters(params), path.name
+    for run in report.read_runs([ROOT / "results"]):
+        assert run.result
+        params = models.variable_shapes(models.create(run.result.model))["params"]
+        assert run.result.parameters == models.count_parameters(params), run.path.name
 
 
-def test_the_papers_page_tells_what_is_recorded() -> None:
+def test_docs_paper_lists_the_recorded_accuracies() -> None:
     text = (ROOT / "docs/paper.md").read_text()
     for group in report.collect(report.read_runs([ROOT / "results"])):
         if group.paper and group.results:
             r, seeds = row(group), ", ".join(f"{value:.2f}" for value in group.measured())
             line = f"| {r.experiment} | {r.paper} | {seeds} | {r.measured} | {r.difference} |"
-            assert line in text, "update the table and the text under “What was measured”"
+            assert line in text, "update the table and its text in docs/paper.md"
 
 
-def test_the_timings_are_those_of_the_bench() -> None:
+def test_the_timings_are_from_the_benchmark() -> None:
     record = json.loads((ROOT / "benchmarks/results.json").read_text())
     table = [bench.HEADER, *map(bench.table_line, record["rows"])]
     assert "\n".join(table) in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
-def test_make_knows_the_targets_that_are_named(page: str) -> None:
+def test_make_targets_exist(page: str) -> None:
     named = set(re.findall(r"\bmake ([a-z][\w-]*)", (ROOT / page).read_text()))
     assert named
     for target in named:
@@ -50,28 +49,25 @@ def test_make_knows_the_targets_that_are_named(page: str) -> None:
 
 
 def commands(*arguments: str) -> str:
-    """What make would do."""
+    """Return the commands that make would run."""
     command = ["make", "--dry-run", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def test_what_is_installed_is_not_installed_again_but_another_extra_is(tmp_path: Path) -> None:
-    """Each by a stamp of its own."""
+def test_make_installs_each_extra_once(tmp_path: Path) -> None:
     (tmp_path / ".installed").touch()
     assert "pip install" not in commands(f"VENV={tmp_path}", "EXTRA=", "setup")
-    installing = commands(f"VENV={tmp_path}", "EXTRA=tpu", "setup")
-    assert "pip install" in installing
-    assert "-e '.[tpu]'" in installing
+    assert "-e '.[tpu]'" in commands(f"VENV={tmp_path}", "EXTRA=tpu", "setup")
 
 
-def test_a_user_gets_no_tools_of_developers(tmp_path: Path) -> None:
+def test_make_installs_developer_tools_only_for_developers(tmp_path: Path) -> None:
     assert "-e '.'" in commands(f"VENV={tmp_path}", "EXTRA=", "demo")
     assert "-e '.[test]'" in commands(f"VENV={tmp_path}", "EXTRA=", "test")
     assert "-e '.[lint]'" in commands(f"VENV={tmp_path}", "EXTRA=", "lint")
 
 
 @pytest.mark.parametrize("page", [Path("README.md"), *Path(ROOT, "docs").glob("*.md")], ids=str)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_to_files(page: Path) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), f"{page} links to {target}"

@@ -23,15 +23,7 @@ from cifar_jax.runs.reading import RUNS, read_runs
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    "SeedGroup",
-    "collect",
-    "read_runs",
-    "readme_is_current",
-    "report",
-    "update_readme",
-    "write",
-]
+__all__ = ["SeedGroup", "collect", "read_runs", "readme_is_current", "report", "update_readme"]
 
 
 def report(
@@ -42,8 +34,8 @@ def report(
     Args:
       paths: run folders, folders that contain some at any depth, records (`*.json`), or folders of
         records. By default `runs`.
-      folder: where to write. By default the folder that `paths` names, if that is one folder of
-        several runs; otherwise nothing is written.
+      folder: where to write. By default the folder in `paths`, if that is the only path and not a
+        run folder; otherwise nothing is written.
       console: where to print.
 
     Returns:
@@ -58,10 +50,10 @@ def report(
     groups = collect(runs)
     terminal.show(groups, console)
     folder = folder or _searched_folder(paths)
-    return write(groups, folder) if runs and folder else None
+    return _write(groups, folder) if runs and folder else None
 
 
-def write(groups: Sequence[SeedGroup], folder: Path) -> Path:
+def _write(groups: Sequence[SeedGroup], folder: Path) -> Path:
     """Write report.md and report.svg to `folder`, and return the path of report.md."""
     from cifar_jax.report import markdown, plots
 
@@ -75,7 +67,7 @@ def write(groups: Sequence[SeedGroup], folder: Path) -> Path:
 
 
 def _searched_folder(paths: Sequence[Path]) -> Path | None:
-    """Return the one folder of several runs that was named; None for single runs and records."""
+    """Return the folder if `paths` is one folder of runs or records, and not a run folder."""
     if len(paths) > 1:
         return None
     path = paths[0] if paths else RUNS

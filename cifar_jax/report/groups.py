@@ -142,9 +142,9 @@ def _changes(run: RunRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
     if run.experiment not in experiments():
         # The experiment file may have changed between the runs.
         for other in runs:
-            if other.experiment == run.experiment and other.changes == run.changes:
-                there = other.identity
-                changes |= {k: v for k, v in run.identity.items() if there.get(k) != v}
+            if (other.experiment, other.changes) == (run.experiment, run.changes):
+                identity = other.identity
+                changes |= {k: v for k, v in run.identity.items() if identity.get(k) != v}
     return changes
 
 

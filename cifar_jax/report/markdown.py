@@ -18,7 +18,7 @@ _RESULTS: Columns[Row] = {
     "experiment": lambda r: r.experiment,
     "parameters:": lambda r: r.parameters,
     "paper, %:": lambda r: r.paper,
-    "measured, %:": lambda r: _lines(_bold(r.measured), r.seeds, *r.unfinished) or "–",
+    "measured, %:": lambda r: _measured(r, "<br>", "–"),
     "difference:": lambda r: r.difference,
     "at best validation, %:": lambda r: r.best,
     "epochs:": lambda r: r.epochs,
@@ -115,16 +115,9 @@ def table(rows: Sequence[T], columns: Columns[T]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _bold(text: str) -> str:
-    return f"**{text}**" if text else ""
-
-
-def _lines(*texts: str) -> str:
-    return "<br>".join(filter(None, texts))
-
-
-def _measured(r: Row) -> str:
-    return " ".join(filter(None, (_bold(r.measured), r.seeds))) or "no record yet"
+def _measured(r: Row, between: str = " ", empty: str = "no record yet") -> str:
+    mean = f"**{r.measured}**" if r.measured else ""
+    return between.join(filter(None, (mean, r.seeds, *r.unfinished))) or empty
 
 
 def _linked_measured(r: Row) -> str:

@@ -41,7 +41,7 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "cifar_jax",  # The same figure gives the same file.
 }
 _FEW_EPOCHS = 10
-_CAPTION_LENGTH = 36
+_CAPTION_LENGTH = 30
 
 
 def svg(groups: Sequence[SeedGroup], description: str) -> bytes:
@@ -100,11 +100,9 @@ def _caption(group: SeedGroup) -> str:
         text = " ".join(settings_text(group.changes))
         long = len(text) > _CAPTION_LENGTH
         return f"{text[: _CAPTION_LENGTH - 1]}…" if long else text
-    paper = f"paper {group.reference.test_accuracy:.2f}" if group.reference else ""
-    if measured := mean_std(group.measured()):
-        return f"{paper}, measured {measured}" if paper else f"measured {measured}"
     status = progress(group.runs[0]).partition(":")[0] if group.runs else "no record yet"
-    return ", ".join(filter(None, (paper, status)))
+    paper = f" (paper {group.reference.test_accuracy:.2f})" if group.reference else ""
+    return (mean_std(group.measured()) or status) + paper
 
 
 Curve = dict[int, float]

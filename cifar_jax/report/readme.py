@@ -25,7 +25,7 @@ class _Readme(NamedTuple):
     """The text it should have."""
     figure: Path
     description: str
-    """Identifies what the figure shows; a figure with another description is out of date."""
+    """Digest of what the figure shows; a figure with another description is out of date."""
     groups: list[SeedGroup]
     """Groups in the figure."""
     left_out: list[str]
@@ -78,12 +78,7 @@ def _generate(readme: Path, records: Path) -> _Readme:
     groups = collect(read_records(records))
     paper = [group for group in groups if group.paper]
     better = [group for group in groups if group.is_better_recipe]
-    left_out = [
-        line
-        for group in groups
-        if not (group.paper or group.is_better_recipe)
-        for line in _left_out(group)
-    ]
+    left_out = [line for group in groups for line in _left_out(group)]
     recorded = {group.experiment for group in better}
     better += [
         SeedGroup(name, {}, ())
@@ -123,6 +118,9 @@ def _description(groups: Sequence[SeedGroup]) -> str:
 
 
 def _left_out(group: SeedGroup) -> list[str]:
+    """Return one line for each record of a group that is not in the tables."""
+    if group.paper or group.is_better_recipe:
+        return []
     changes = " ".join(f"`{change}`" for change in settings_text(group.changes))
     why = f"differs from {group.experiment} today: {changes}"
     if group.config is None:

@@ -93,6 +93,5 @@ def _cells(r: Row, compared: bool) -> list[str]:
         return [experiment, accuracy, r.best, r.epochs, r.wall_time]
     color = "yellow" if r.difference.startswith("−") else "green"
     difference = f"[{color}]{r.difference}[/]"
-    return [
-        *(experiment, parameters, r.paper, accuracy, difference, r.best, r.epochs, r.wall_time),
-    ]
+    compared_cells = [experiment, parameters, r.paper, accuracy, difference]
+    return [*compared_cells, r.best, r.epochs, r.wall_time]

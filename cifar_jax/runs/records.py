@@ -106,7 +106,7 @@ def read_record(path: Path) -> RunRecord:
       UserError: the record cannot be read, or one of its other files is missing.
     """
     result = read(path, Result)
-    metrics, outputs = _metrics_file(path), _outputs_file(path)
+    metrics, outputs = path.with_suffix(".metrics.jsonl"), path.with_suffix(".outputs.npz")
     for file in (metrics, outputs):
         if not file.is_file():
             raise UserError(f"{path} is incomplete: {file} is missing")
@@ -148,15 +148,7 @@ def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     np.savez_compressed(packed, test_logits=outputs.logits, test_labels=outputs.labels)
     path = results / f"{run.experiment}-seed{run.seed}.json"
     rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)
-    write_bytes(_metrics_file(path), rows.encode())
-    write_bytes(_outputs_file(path), packed.getvalue())
+    write_bytes(path.with_suffix(".metrics.jsonl"), rows.encode())
+    write_bytes(path.with_suffix(".outputs.npz"), packed.getvalue())
     write_json(path, content)
     return path
-
-
-def _metrics_file(record: Path) -> Path:
-    return record.with_name(f"{record.stem}.metrics.jsonl")
-
-
-def _outputs_file(record: Path) -> Path:
-    return record.with_name(f"{record.stem}.outputs.npz")

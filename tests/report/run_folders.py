@@ -11,7 +11,6 @@ from cifar_jax.runs import records
 from cifar_jax.runs.reading import read_runs
 from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, RunIdentity, Session, dump, parse
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 README = (
     "# Title\n\nbefore\n\n<!-- results -->\nold\n<!-- /results -->\n\n"
     "between\n\n<!-- recipes -->\nold\n<!-- /recipes -->\n\nafter\n"
@@ -20,14 +19,12 @@ _RESULT = json.loads((Path(__file__).parents[2] / "results/basic-seed0.json").re
 _SESSION = {
     **_RESULT["sessions"][0],
     "command": ["/home/me/.venv/bin/cifar-jax", "train"],
-    "git_commit": COMMIT,
+    "git_commit": "0123456789abcdef",
     "machine": {"system": "Linux", "cpu": "AMD EPYC 64-Core Processor", "cores": 2, "features": []},
 }
 
 
 class MakeRun(Protocol):
-    """`write_run` into the test's own `runs/`."""
-
     def __call__(self, experiment: str, seed: int = 0, **options: Any) -> Path: ...
 
 
@@ -45,20 +42,10 @@ def write_run(
     official: bool = True,
     **changes: Any,
 ) -> Path:
-    """Write a run of `experiment` and return its folder.
+    """Write a run and return its folder.
 
-    Args:
-      root: where the folder is made.
-      experiment: name of the experiment.
-      seed: of the run.
-      test: its test accuracy; None for an unfinished run with `done` epochs.
-      done: epochs of an unfinished run.
-      overrides: settings that differ from the experiment's.
-      folder: name of the folder below `root`.
-      sessions: changes to the fields of each session.
-      images: digest of the images.
-      official: whether these are the official CIFAR-10.
-      changes: changes to the fields of the result.
+    A run with `test=None` is unfinished, after `done` epochs. The fields of each session are
+    replaced by `sessions`, and those of the result by `changes`.
     """
     path = root / (folder or f"{experiment}/seed{seed}")
     path.mkdir(parents=True)
@@ -110,10 +97,6 @@ def write(path: Path, value: Any) -> None:
 def change(path: Path, **changes: Any) -> None:
     """Change fields of a JSON file."""
     write(path, json.loads(path.read_text()) | changes)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -1,28 +1,16 @@
-import statistics
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import COMMIT, MakeRun, change
+from run_folders import MakeRun, change
 
 from cifar_jax import report
 from cifar_jax.report.groups import best_paper_experiment
 from cifar_jax.report.table import Row, row
 
-PAPER = [
-    "basic",
-    "net",
-    "net-bn-gap",
-    "net-attention",
-    "resnet18-sgd",
-    "resnet18-adam",
-    "resnet18-adam-lr1e-4",
-    "resnet10",
-    "resnet10-plateau",
-    "resnet10-separable",
-]
 GPU = {"platform": "gpu", "kind": "NVIDIA L4", "count": 1}
 
 
@@ -37,25 +25,19 @@ def machine(**fields: Any) -> dict[str, Any]:
 
 def test_every_experiment_of_the_paper_has_a_row_without_runs() -> None:
     table = [row(group) for group in report.collect([])]
-    assert [r.experiment for r in table] == PAPER
+    names = ["basic", "net-attention", "resnet18-adam-lr1e-4", "resnet10-separable"]
+    assert [r.experiment for r in table[::3]] == names
     assert {(r.seeds, r.unfinished) for r in table} == {("", ())}
-    assert table[0].parameters == "62,006"
-    assert [table[0].paper, table[0].measured, table[0].difference] == ["62.06", "", ""]
+    assert (table[0].parameters, table[0].paper, table[0].measured) == ("62,006", "62.06", "")
 
 
 def test_seeds_give_mean_and_sample_deviation(make_run: MakeRun, tmp_path: Path) -> None:
-    values = [62.4, 61.9, 63.1]
-    for seed, value in enumerate(values):
+    for seed, value in enumerate([62.4, 61.9, 63.1]):
         make_run("basic", seed, test=value, wall_seconds=60.0 * (seed + 100))
     first = rows(tmp_path)[0]
-    mean = statistics.fmean(values)
-    assert first.measured == f"{mean:.2f} ± {statistics.stdev(values):.2f}" == "62.47 ± 0.60"
-    assert first.seeds == "(3 seeds)"
-    assert first.difference == f"+{mean - 62.06:.2f}"
-    assert first.best == f"{mean + 0.25:.2f}"
-    assert first.wall_time == "1.7 h"
-    assert first.device == "AMD EPYC, 2 cores"
-    assert first.commit == COMMIT[:7]
+    assert [first.measured, first.seeds, first.difference] == ["62.47 ± 0.60", "(3 seeds)", "+0.41"]
+    assert [first.best, first.wall_time, first.epochs] == ["62.72", "1.7 h", "20"]
+    assert [first.device, first.commit] == ["AMD EPYC, 2 cores", "0123456"]
 
 
 def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
@@ -75,7 +57,7 @@ def test_other_images_have_their_own_row(make_run: MakeRun, tmp_path: Path) -> N
     make_run("basic", 2, test=26.0, images="5ub5e7", official=False)
     make_run("basic", 3, test=None, images="cafe", official=False)
     first, *_, subset, jpeg = rows(tmp_path)
-    assert [first.measured, first.seeds, first.unfinished] == ["62.10 ± 0.14", "(2 seeds)", ()]
+    assert [first.measured, first.unfinished] == ["62.10 ± 0.14", ()]
     assert [subset.changes, subset.measured] == [("data_sha256=5ub5e7",), "26.00"]
     assert [jpeg.changes, jpeg.measured] == [("data_sha256=cafe",), ""]
     assert subset.paper == subset.difference == ""
@@ -95,22 +77,28 @@ def test_another_data_set_names_its_images_only_if_they_differ(
 def test_runs_of_an_external_experiment_are_grouped_by_their_settings(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    for seed, rate, value in ((0, 0.1, 10.0), (1, 0.1, 12.0), (2, 0.001, 60.0)):
-        path = make_run("basic", seed, test=value) / "result.json"
-        (run,) = report.read_runs([path.parent])
-        change(path, experiment="mine", settings={**run.settings, "optimizer.lr": rate})
-    make_run("net", test=75.0)
+    first = make_run("basic", 0, test=70.0) / "result.json"
+    change(first, experiment="mine")
+    table = rows(tmp_path)
+    assert [r.experiment for r in table[9:]] == ["resnet10-separable", "mine"]
+    assert [table[-1].paper, table[-1].difference] == ["62.06", "+7.94"]
+    settings = json.loads(first.read_text())["settings"] | {"optimizer.lr": 0.1}
+    for seed, value in ((1, 10.0), (2, 12.0)):
+        file = make_run("basic", seed, test=value) / "result.json"
+        change(file, experiment="mine", settings=settings)
     good, bad = rows(tmp_path)[-2:]
     assert [bad.changes, bad.measured] == [("optimizer.lr=0.1",), "11.00 ± 1.41"]
-    assert [good.changes, good.measured] == [("optimizer.lr=0.001",), "60.00"]
+    assert [good.changes, good.measured] == [("optimizer.lr=0.001",), "70.00"]
 
 
 def test_changed_settings_have_their_own_row(make_run: MakeRun, tmp_path: Path) -> None:
+    no_change = {"data.validation": 2000.0, "train.log_every": 7, "train.devices": 4}
     make_run("basic", 0, test=62.0)
+    make_run("basic", 1, test=63.0, overrides=no_change)
     for seed, value in enumerate([90.0, 92.0]):
         make_run("basic", seed, test=value, overrides={"epochs": 3}, folder=f"short{seed}")
     first, *_, short = rows(tmp_path)
-    assert [first.measured, short.changes] == ["62.00", ("epochs=3",)]
+    assert [first.measured, short.changes] == ["62.50 ± 0.71", ("epochs=3",)]
     assert [short.measured, short.seeds, short.epochs] == ["91.00 ± 1.41", "(2 seeds)", "3"]
     assert short.paper == short.difference == ""
 
@@ -118,11 +106,10 @@ def test_changed_settings_have_their_own_row(make_run: MakeRun, tmp_path: Path) 
 def test_a_changed_experiment_file_makes_earlier_runs_changed(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
-    path = make_run("basic") / "result.json"
-    (run,) = report.read_runs([path.parent])
-    settings = {**run.settings, "optimizer.lr": 0.5, "train.no_longer_known": 1}
+    file = make_run("basic") / "result.json"
+    settings = json.loads(file.read_text())["settings"]
     del settings["data.flip"]
-    change(path, settings=settings)
+    change(file, settings=settings | {"optimizer.lr": 0.5, "train.no_longer_known": 1})
     table = rows(tmp_path)
     assert table[0].measured == ""
     assert table[-1].changes == ("optimizer.lr=0.5", "train.no_longer_known=1")
@@ -144,13 +131,6 @@ def test_unfinished_runs_show_their_progress(make_run: MakeRun, tmp_path: Path) 
     assert table["basic"].unfinished == ("epoch 5 of 20: validation 69.0 %",)
 
 
-def test_external_experiments_follow_the_papers(make_run: MakeRun, tmp_path: Path) -> None:
-    change(make_run("basic", test=70.0) / "result.json", experiment="mine")
-    table = rows(tmp_path)
-    assert [r.experiment for r in table] == [*PAPER, "mine"]
-    assert [table[-1].paper, table[-1].difference] == ["62.06", "+7.94"]
-
-
 def test_a_better_recipe_is_compared_with_the_papers_best(
     make_run: MakeRun, tmp_path: Path
 ) -> None:
@@ -158,8 +138,7 @@ def test_a_better_recipe_is_compared_with_the_papers_best(
     make_run("fast-basic", 1, test=69.0, parameters=62_000)
     make_run("fast-basic", 0, test=50.0, overrides={"epochs": 3}, folder="short")
     table = rows(tmp_path)
-    assert [r.experiment for r in table] == [*PAPER, "fast-basic", "fast-basic"]
-    better, short = table[-2:]
+    better, short = table[10:]
     assert (better.paper, better.measured, better.difference) == ("62.06", "68.50 ± 0.71", "+6.44")
     assert better.parameters == "62,006 / 62,000 ≠ 62,006"
     assert (short.paper, short.difference, short.changes) == ("", "", ("epochs=3",))
