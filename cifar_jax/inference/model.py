@@ -84,9 +84,7 @@ class Classifier:
         """
         return self.outputs(images, tta).logits
 
-    def outputs(
-        self, images: np.ndarray | Sequence[str | Path], tta: TTA | None = None
-    ) -> Outputs:
+    def outputs(self, images: np.ndarray | Sequence[str | Path], tta: TTA | None = None) -> Outputs:
         """Return the logits with test-time augmentation, and those of one view; see `logits`."""
         if not hasattr(images, "dtype"):
             files = [read_image(Path(file)) for file in images]

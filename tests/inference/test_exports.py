@@ -59,9 +59,7 @@ def test_a_stablehlo_file_needs_only_jax(inception: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "stablehlo"])
-def test_an_export_in_bfloat16_gives_float32_logits(
-    basic: Path, tmp_path: Path, kind: str
-) -> None:
+def test_an_export_in_bfloat16_gives_float32_logits(basic: Path, tmp_path: Path, kind: str) -> None:
     exact = network(basic)
     card = exact.card.model_copy(update={"precision": "bfloat16"})
     model = TrainedNetwork(card, exact.variables, "the run")
