@@ -7,7 +7,7 @@ import json
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.code import own_model
+from cifar_jax.cli.code import custom_model
 from cifar_jax.cli.output import AS_JSON, count, print_table
 
 
@@ -52,7 +52,7 @@ def summary(model: str, as_json: bool) -> None:
     if model.endswith(".py"):
         experiment = catalog.load(model)
         options = experiment.config.model.model_dump()
-        network = models.create(options.pop("name"), own_model(experiment), **options)
+        network = models.create(options.pop("name"), custom_model(experiment), **options)
     else:
         network = models.create(model)
     layers = summarise(network)

@@ -90,7 +90,7 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     if card.content != dataset.content or split != "test":
         what = "other images" if card.content != dataset.content else "the same images reordered"
         raise UserError(
-            f"{path} was trained on {what}: set TFDS_DATA_DIR to the folder that has its {card.name}"
+            f"{path} was trained on {what}: set TFDS_DATA_DIR to the folder that it read"
         )
 
 

@@ -28,9 +28,9 @@ from safetensors.numpy import save
 
 from cifar_jax import models, ops
 from cifar_jax.errors import UserError
+from cifar_jax.files import write_bytes
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.checkpoints import digest
-from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
@@ -147,7 +147,7 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
 
 
 def _to_stablehlo(network: TrainedNetwork) -> bytes:
-    with ops.plain():
+    with ops.force_platform():
         exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
     program = bytes(exported.serialize())
     file = io.BytesIO(program)
@@ -187,7 +187,7 @@ def _to_onnx(network: TrainedNetwork) -> bytes:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with ops.plain():
+        with ops.force_platform():
             model = to_onnx(
                 network.apply,
                 [_any_batch()],

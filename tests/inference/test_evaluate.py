@@ -1,92 +1,144 @@
-"""A run measured again from its folder."""
+"""`evaluate` measures a trained model on the images of its own data set."""
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from cifar_jax.training.fit import Run
 from short_runs import files
 
-from cifar_jax import data
-from cifar_jax.config import Config
+import cifar_jax
+from cifar_jax import cli, data
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
-from cifar_jax.inference.evaluate import evaluate, logits
-from cifar_jax.inference.model import load_run
-from cifar_jax.runs import folder as workdir
-from cifar_jax.training.evaluation import TTA, measure
+from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.runs.folder import RunFolder
+from cifar_jax.training.evaluation import TTA, loss_and_accuracy
 
 
-def test_evaluate_repeats_what_the_result_says(finished: Path) -> None:
-    result = json.loads((finished / "result.json").read_text())
+def change(folder: Path, name: str, **fields: Any) -> None:
+    """Change fields of a JSON file."""
+    path = folder / name
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+@pytest.fixture
+def digits_run(make_run: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run of `basic` with random weights on digits, 1,137 for training and 300 for validation."""
+    digits = data.load("digits")
+    folder = make_run(
+        tmp_path / "run",
+        "basic",
+        classes=digits.classes,
+        mean=digits.mean,
+        std=digits.std,
+        tta={"flip": True, "shift": 1},
+        data={
+            "name": "digits",
+            "sha256": digits.fingerprint,
+            "content": digits.content,
+            "official": False,
+            "train_images": 1100,
+            "validation_images": 300,
+        },
+    )
+    settings = RunFolder(folder).identity().settings
+    change(folder, "config.json", settings=settings | {"data.dataset": "digits"})
+    return folder
+
+
+def test_evaluate_repeats_the_result_of_the_run(finished: Path) -> None:
+    result = RunFolder(finished).result()
+    assert result
     before = files(finished)
     test = evaluate(finished)
-    assert (test["loss"], test["accuracy"]) == (result["test_loss"], result["test_accuracy"])
-    assert (test["split"], test["images"], test["epoch"], test["step"]) == ("test", 360, 3, 120)
+    assert (test.loss, test.accuracy) == (result.test_loss, result.test_accuracy)
+    assert test.accuracy_plain == result.test_accuracy_plain
+    assert (test.split, test.images, test.epoch, test.step) == ("test", 360, 3, 120)
     best = evaluate(finished, "validation", best=True)
-    assert best["epoch"] == result["best_validation_epoch"]
-    assert best["accuracy"] == result["best_validation_accuracy"]
-    assert best["images"] == 144
+    assert best.epoch == result.best_validation_epoch
+    assert (best.accuracy, best.images) == (result.best_validation_accuracy, 144)
+    assert evaluate(finished, best=True).accuracy == result.best_validation_test_accuracy
     assert files(finished) == before
 
 
-def test_images_are_looked_at_as_the_run_looked_at_them(finished: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    card = json.loads((folder / "model.json").read_text())
-    card["tta"] = {"flip": True, "shift": 1, "least_confident": None}
-    (folder / "model.json").write_text(json.dumps(card))
-    views = TTA(flip=True, shift=1)
-    images, labels = data.load("digits").test
-    found = logits(folder).logits
-    np.testing.assert_allclose(found, load_run(finished).logits(images, views), atol=1e-4)
-    measured = evaluate(folder)
-    assert measured["loss"] == measure(found, labels)["loss"]
-    assert measured["loss"] != evaluate(finished)["loss"]
+def test_the_card_has_the_accuracy_that_evaluate_measures(finished: Path) -> None:
+    for best in (False, True):
+        card = cifar_jax.load(finished, best=best).card
+        assert card.test_accuracy == evaluate(finished, best=best).accuracy
 
 
-def test_an_export_is_held_to_its_images(finished: Path, tmp_path: Path) -> None:
-    result = json.loads((finished / "result.json").read_text())
-    folder = shutil.copytree(finished, tmp_path / "run")
-    card = json.loads((folder / "model.json").read_text())
-    for name, changed, told in (
-        ("same", {}, None),
-        ("unknown", {"content": None}, None),
-        ("other", {"content": "0" * 64}, "was trained on other images of digits"),
-        ("own", {"name": "folder:pets"}, "does not know where its images are: evaluate its run"),
-    ):
-        about = {k: v for k, v in (card["data"] | changed).items() if v is not None}
-        (folder / "model.json").write_text(json.dumps(card | {"data": about}))
-        file = tmp_path / f"{name}.safetensors"
-        exports.export(load_run(folder), "safetensors", file)
-        if told:
-            with pytest.raises(UserError, match=told):
-                evaluate(file)
-        else:
-            assert evaluate(file)["accuracy"] == result["test_accuracy"]
+def test_every_split_is_that_of_the_training(digits_run: Path) -> None:
+    model, digits = cifar_jax.load(digits_run), data.load("digits")
+    for split, (images, labels) in {
+        "train": (digits.train.images[:1100], digits.train.labels[:1100]),
+        "validation": (digits.train.images[-300:], digits.train.labels[-300:]),
+        "test": digits.test,
+    }.items():
+        result = evaluate(digits_run, split)
+        expected = loss_and_accuracy(model.logits(images, TTA(flip=True, shift=1)), labels)
+        plain = loss_and_accuracy(model.logits(images), labels)
+        assert (result.loss, result.accuracy) == pytest.approx(expected, rel=1e-5)
+        assert (result.loss_plain, result.accuracy_plain) == pytest.approx(plain, rel=1e-5)
+        assert result.loss != pytest.approx(result.loss_plain, rel=1e-3)
 
 
-def test_evaluate_takes_a_run_of_more_devices_than_there_are(
-    finished: Path, tmp_path: Path
+def test_the_command_prints_both_accuracies(
+    digits_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = shutil.copytree(finished, tmp_path / "run")
-    identity = json.loads((folder / "config.json").read_text())
-    identity["config"]["train.devices"] = 99
-    (folder / "config.json").write_text(json.dumps(identity))
-    result = json.loads((folder / "result.json").read_text())
-    assert evaluate(folder)["accuracy"] == result["test_accuracy"]
+    assert cli.run(["evaluate", str(digits_run), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == evaluate(digits_run)._asdict()
+    assert cli.run(["evaluate", str(digits_run)]) == 0
+    line = capsys.readouterr().out
+    assert "basic seed 0, epoch 2: test accuracy" in line
+    assert f"with one view of each image {result['accuracy_plain']:.2f} %" in line
 
 
-def test_evaluate_needs_a_run_with_a_checkpoint(config: Config, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run or export"):
-        evaluate(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"no .*config\.json"):
-        evaluate(tmp_path)
-    identity = Run("test", config, 0, tmp_path).identity()
-    with workdir.open_workdir(tmp_path, identity, fresh=False):
-        pass
-    before = files(tmp_path)
+def test_an_export_is_measured_on_its_own_images(digits_run: Path, tmp_path: Path) -> None:
+    expected = evaluate(digits_run)
+    for kind in ("safetensors", "stablehlo"):
+        file = tmp_path / f"model.{kind}"
+        exports.export(cifar_jax.load(digits_run), kind, file)
+        result = evaluate(file)
+        np.testing.assert_allclose(result[6:], expected[6:], rtol=1e-5)
+        assert result[:6] == expected[:6]
+
+
+def test_other_images_are_refused(digits_run: Path, tmp_path: Path) -> None:
+    card = RunFolder(digits_run).card()
+    assert card
+    assert card.data
+    for fields, split, message in (
+        ({"sha256": "0" * 64}, "validation", "the same images reordered"),
+        ({"sha256": "0" * 64, "content": "0" * 64}, "test", "was trained on other images"),
+    ):
+        change(digits_run, "model.json", data=card.data.model_dump() | fields)
+        with pytest.raises(UserError, match=message):
+            evaluate(digits_run, split)
+    change(digits_run, "model.json", data=card.data.model_dump() | {"sha256": "0" * 64})
+    assert evaluate(digits_run).images == 360  # The order of the test images does not matter.
+    change(digits_run, "model.json", data=card.data.model_dump() | {"name": "folder:pets"})
+    exports.export(cifar_jax.load(digits_run), "safetensors", tmp_path / "pets.safetensors")
+    with pytest.raises(UserError, match="does not say where its images are"):
+        evaluate(tmp_path / "pets.safetensors")
+    change(digits_run, "model.json", classes=[f"kind {i}" for i in range(10)])
+    with pytest.raises(UserError, match="other classes than the data set digits"):
+        evaluate(digits_run)
+
+
+def test_a_run_without_validation_images_or_checkpoint_is_refused(digits_run: Path) -> None:
+    card = RunFolder(digits_run).card()
+    assert card
+    assert card.data
+    change(digits_run, "model.json", data=card.data.model_dump() | {"validation_images": 0})
+    with pytest.raises(UserError, match="has no validation images"):
+        evaluate(digits_run, "validation")
+    shutil.rmtree(digits_run / "checkpoints")
+    before = files(digits_run)
     with pytest.raises(UserError, match="no checkpoint yet"):
-        evaluate(tmp_path)
-    assert files(tmp_path) == before
+        evaluate(digits_run)
+    assert files(digits_run) == before
