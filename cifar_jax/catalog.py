@@ -1,91 +1,132 @@
-"""Finds experiment files by name or path.
+"""Finds and reads experiment files, by name or by path.
 
-An experiment is a Python file with a `CONFIG`, and a `MODEL` if its network is not of the package.
+An experiment file defines a `CONFIG`, and may define custom parts: see `CustomParts`. It may import
+modules from its own folder at the top of the file; an import inside a function that is called later
+does not find them. A file whose name starts with `_` is not an experiment, but may be imported.
 """
 
 from __future__ import annotations
 
 import ast
-import difflib
+import hashlib
+import importlib.metadata
+import os
 import runpy
+import sys
+import sysconfig
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Config
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).parent
-# Beside the package in a checkout; inside it once installed from a wheel.
+# Next to the package in a checkout; inside it when installed from a wheel.
 _FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
 
 
+@dataclass(frozen=True)
+class CustomParts:
+    """The parts of a run that an experiment file defines, each None if it is not defined.
+
+    Settings named `arguments` are passed to each part as keyword arguments.
+    """
+
+    model: Any = None
+    """`MODEL`: a Linen module that classifies images, as a class or an instance."""
+    optimizer: Callable[..., Any] | None = None
+    """`OPTIMIZER(**arguments)` returns an `optax.GradientTransformation`."""
+    schedule: Callable[..., Any] | None = None
+    """`SCHEDULE(step_info, **arguments)` returns the fraction of the learning rate at a step."""
+    augmentation: Callable[..., Any] | None = None
+    """`AUGMENTATION(key, images, **arguments)` changes uint8 images `[N, 32, 32, 3]`."""
+    file: Path | None = None
+    source: bytes = b""
+    """Content of the file."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """`code_digest` of each module that the file imports, except those of installed packages."""
+
+
 class Experiment(NamedTuple):
-    """An experiment file, read."""
+    """An experiment file that was read."""
 
     name: str
-    """The file's name, with dashes."""
+    """Name of the file, with dashes."""
     config: Config
     description: str
-    """The first line of the file's docstring."""
+    """First line of the file's docstring."""
     path: Path
-    model: Any = None
-    """The file's `MODEL`, if it has one, as it stands there."""
+    custom: CustomParts | None
+    """None if the file defines only settings."""
 
 
 def experiments_folder() -> Path:
-    """Where the experiments that come with this package lie."""
+    """Return the folder of the experiments that ship with the package."""
     for folder in _FOLDERS:
         if (folder / "basic.py").is_file():
             return folder
-    raise UserError(f"no experiments beside {_PACKAGE}: reinstall cifar-jax")
+    raise UserError(f"no experiments next to {_PACKAGE}: reinstall cifar-jax")
 
 
 def names() -> list[str]:
-    """Names of the experiments that come with this package: the paper's in its order, and then
-    the others."""
+    """Return the names of the package's experiments: the paper's in its order, then all others."""
     return sorted(_files(), key=lambda name: (_first_table(load(name).config), name))
 
 
 def load(name_or_path: str) -> Experiment:
-    """The experiment of that name, or of that file.
+    """Return the experiment with a name, or in a file.
 
     Raises:
-      UserError: no such experiment (naming the nearest), or a file that does not define `CONFIG`.
+      UserError: there is no such experiment, or the file defines no valid `CONFIG`.
     """
     if name_or_path.endswith(".py"):
         path = Path(name_or_path)
         if not path.is_file():
             raise UserError(f"no experiment file {path}")
-        return _read(path, _name(path))
-    known = _files()
-    if name_or_path not in known:
-        close = difflib.get_close_matches(name_or_path, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else "; see `cifar-jax experiments`"
+        if path.name.startswith("_"):
+            raise UserError(f"{path} is not an experiment: its name starts with an underscore")
+        return _read(path)
+    files = _files()
+    if name_or_path not in files:
+        hint = nearest(name_or_path, files) or "; see `cifar-jax experiments`"
         raise UserError(f"no experiment {name_or_path!r}{hint}")
-    return _read(known[name_or_path], name_or_path)
+    return _read(files[name_or_path])
 
 
-def same_model(source: bytes, other: bytes) -> bool:
-    """Whether two files say the same but for `CONFIG`, docstrings, comments and layout.
+def code_digest(source: bytes) -> str:
+    """Return the SHA-256 of a Python file without its `CONFIG`, docstrings, comments and layout.
 
-    Nothing of them is executed.
+    The file is not executed. The digest is the same in all versions of Python.
     """
-    return _code(source) == _code(other)
-
-
-def _code(source: bytes) -> str | bytes:
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return source
+        return hashlib.sha256(source).hexdigest()
     tree.body = [node for node in tree.body if not _is_config(node)]
     for node in ast.walk(tree):
-        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
-        if documented and ast.get_docstring(node, clean=False) is not None:
+        can_have_docstring = isinstance(
+            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+        )
+        if can_have_docstring and ast.get_docstring(node, clean=False) is not None:
             del node.body[0]
-    return ast.dump(tree)
+    return hashlib.sha256(_dump(tree).encode()).hexdigest()
+
+
+def _dump(node: Any) -> str:
+    """Return a syntax tree as text. Unlike `ast.dump`, it never shows empty fields."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
+    return f"{type(node).__name__}({','.join(f'{name}={_dump(v)}' for name, v in fields)})"
 
 
 def _is_config(node: ast.stmt) -> bool:
@@ -94,28 +135,105 @@ def _is_config(node: ast.stmt) -> bool:
 
 
 def _files() -> dict[str, Path]:
-    """Experiment files by name; `resnet18_adam_lr1e_4.py` is `resnet18-adam-lr1e-4`."""
+    """Return the package's experiment files by name."""
     files = experiments_folder().rglob("*.py")
-    return {_name(path): path for path in files if path.name != "__init__.py"}
+    return {_name(path): path for path in files if not path.name.startswith("_")}
 
 
 def _name(path: Path) -> str:
     return path.stem.replace("_", "-")
 
 
-def _read(path: Path, name: str) -> Experiment:
+def _read(path: Path) -> Experiment:
     try:
-        module = runpy.run_path(str(path))
+        with _local_modules(path.absolute().parent) as modules:
+            content = runpy.run_path(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} cannot be read: {why}") from error
-    config = module.get("CONFIG")
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(f"{path} cannot be read: {reason}") from error
+    config = content.get("CONFIG")
     if not isinstance(config, Config):
         raise UserError(f"{path} defines no CONFIG of type cifar_jax.config.Config")
-    description = (module.get("__doc__") or "").strip().partition("\n")[0]
-    return Experiment(name, config, description, path, module.get("MODEL"))
+    parts = {name: content.get(name) for name in ("MODEL", "OPTIMIZER", "SCHEDULE", "AUGMENTATION")}
+    for name, part in parts.items():
+        if part is not None and name != "MODEL" and not callable(part):
+            raise UserError(f"{path}: {name} must be a function, not {type(part).__name__}")
+    custom = None
+    if any(part is not None for part in parts.values()):
+        custom = CustomParts(
+            **{name.lower(): part for name, part in parts.items()},
+            file=path,
+            source=path.read_bytes(),
+            modules=modules,
+        )
+    description = (content.get("__doc__") or "").strip().partition("\n")[0]
+    return Experiment(_name(path), config, description, path, custom)
+
+
+@contextmanager
+def _local_modules(folder: Path) -> Iterator[dict[str, str]]:
+    """Make the modules in a folder importable, and yield the digests of imported local modules.
+
+    Local modules are loaded afresh and unloaded at the end, so that each experiment gets its own
+    `_base`. The digests are complete at the end.
+    """
+    digests: dict[str, str] = {}
+    loaded_before = _unload_local(folder)
+    writes_bytecode = sys.dont_write_bytecode
+    # Bytecode of a file that was edited within a second can be stale.
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(folder))
+    try:
+        yield digests
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(str(folder))
+        sys.dont_write_bytecode = writes_bytecode
+        imported = _unload_local(folder)
+        sys.modules.update(loaded_before)
+    for name, module in imported.items():
+        if (file := Path(_location(module))).is_file():
+            digests[name] = code_digest(file.read_bytes())
+
+
+def _unload_local(folder: Path) -> dict[str, ModuleType]:
+    modules = list(sys.modules.items())
+    return {n: sys.modules.pop(n) for n, m in modules if _is_local(n, _location(m), folder)}
+
+
+def _is_local(name: str, location: str, folder: Path) -> bool:
+    """Return whether a module is in `folder`, or anywhere else outside of installed packages."""
+    package = name.partition(".")[0]
+    if not location or package == "cifar_jax" or package.startswith("__"):
+        return False
+    path = f"{folder}{os.sep}{package}"
+    if f"{location}{os.sep}".startswith((f"{path}.", f"{path}{os.sep}")):
+        return True
+    return not (location.startswith(_LIBRARIES) or _is_distribution(package))
+
+
+def _location(module: Any) -> str:
+    """Return the file or folder of a module, or an empty text, without loading lazy modules."""
+    try:
+        attributes = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return ""
+    return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
+
+
+_LIBRARIES = tuple({*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))})
+
+
+@cache
+def _is_distribution(package: str) -> bool:
+    """Return whether a package is installed, perhaps in editable mode."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _first_table(config: Config) -> int:

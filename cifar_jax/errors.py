@@ -1,7 +1,9 @@
 """Errors that end a command with one line instead of a traceback. Imports no JAX."""
 
+import difflib
 import signal
 import sys
+from collections.abc import Iterable
 
 
 class UserError(Exception):
@@ -42,3 +44,21 @@ def explain(error: Exception) -> str | None:
             "train.eval_batch_size, or use more devices."
         )
     return None
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return `; did you mean NAME?` for the most similar of `names`, or an empty text.
+
+    Dotted names are compared by their last part. At most about a quarter of the letters may differ,
+    so `car` does not suggest `cat`.
+
+    >>> nearest("resnet18-sdg", ["resnet18-sgd", "resnet10"])
+    '; did you mean resnet18-sgd?'
+    """
+    by_last: dict[str, list[str]] = {}
+    for other in names:
+        by_last.setdefault(other.rpartition(".")[2], []).append(other)
+    for last in difflib.get_close_matches(name.rpartition(".")[2], by_last, n=1, cutoff=0.75):
+        (best,) = difflib.get_close_matches(name, by_last[last], n=1, cutoff=0)
+        return f"; did you mean {best}?"
+    return ""

@@ -1,1 +1,1 @@
-"""One file an experiment: file name = make target = run folder = report row."""
+"""One file per experiment: file name = make target = run folder = report row."""

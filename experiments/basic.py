@@ -1,10 +1,11 @@
-"""3.1 The basic model: LeNet-5's shape on color images (Tables 1–3).
-
-Two 5×5 convolutions and three dense layers; no augmentation.
+"""Train LeNet-5 on color images (paper, section 3.1).
 
     make exp-basic
 
-The paper: 62.06 % of the test images with 62,006 parameters.
+Tables: 1 (network), 2 (hyperparameters), 3 (result).
+Parameters: 62,006.
+Cost: 68 seconds on two CPU cores (AMD EPYC).
+Test accuracy: 62.02 ± 0.69 % over 3 seeds; in the paper 62.06 %.
 """
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Paper
@@ -14,6 +15,7 @@ CONFIG = Config(
     epochs=20,  # Table 2
     batch_size=8,  # Table 2
     optimizer=Optimizer(name="sgd", lr=1e-3, momentum=0.9),  # Table 2
-    data=Data(validation=2000),  # 3.2 logs `IT 06000`
+    # The log in section 3.2 implies at least 48,000 training images (docs/paper.md).
+    data=Data(validation=2000),
     paper=Paper(tables="1–3", test_accuracy=62.06, parameters=62_006),  # Table 3
 )

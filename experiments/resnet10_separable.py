@@ -1,10 +1,13 @@
-"""3.5(6) Depthwise separable convolutions (Tables 23–25).
-
-Table 25 has 90.68 %, the paper's abstract and conclusion 90.04 %.
+"""Train ResNet10 with depthwise separable convolutions (paper, section 3.5(6)).
 
     make exp-resnet10-separable
 
-The paper: 90.68 % of the test images with 722,186 parameters.
+Tables: 23 (network), 24 (hyperparameters), 25 (result).
+Parameters: 722,186.
+Cost: 9.1 minutes on an NVIDIA H200 that up to nine runs shared.
+Test accuracy: 84.58 % with seed 0; in the paper 90.68 % (Table 25).
+
+The abstract and the conclusion of the paper have 90.04 %.
 """
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Paper, Train
@@ -14,7 +17,9 @@ CONFIG = Config(
     epochs=135,  # Table 24
     batch_size=128,  # Table 24
     optimizer=Optimizer(name="adam", lr=1e-4),  # Table 24
-    data=Data(validation=2000, crop_padding=4, flip=True),  # 3.2 logs `IT 06000`
+    # The log in section 3.2 implies at least 48,000 training images. The paper does not mention
+    # augmentation (docs/paper.md).
+    data=Data(validation=2000, crop_padding=4, flip=True),
     train=Train(log_every=100),
     paper=Paper(tables="23–25", test_accuracy=90.68, parameters=722_186),  # Table 25
 )

@@ -1,1 +1,1 @@
-"""Typed settings, each reached by its dotted name. What the settings are, `config` says."""
+"""Typed settings and their dotted names. `cifar_jax.config` defines the settings of a run."""

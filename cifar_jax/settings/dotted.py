@@ -1,37 +1,25 @@
-"""Settings by dotted name: flat, as a run's folder stores them, and as `--set key=value`."""
+"""Settings by dotted name: as flat dictionaries, and as `--set key=value`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from types import NoneType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from cifar_jax.errors import UserError
-from cifar_jax.settings.fields import (
-    IN_WHOLE,
-    TYPES,
-    Before,
-    RuntimeOnly,
-    Settings,
-    described,
-    groups,
-    item,
-    message,
-    nearest,
-    options,
-    shown,
-    tags,
-)
+from cifar_jax.errors import UserError, nearest
+from cifar_jax.settings import fields
+from cifar_jax.settings.fields import RuntimeOnly, Settings, shorten
 
 S = TypeVar("S", bound=Settings)
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Values by dotted name, in the order of the fields, as JSON has them."""
+    """Return the settings by dotted name, in the order of the fields, as JSON values."""
 
     def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
@@ -43,92 +31,133 @@ def flatten(settings: Settings) -> dict[str, Any]:
     return dict(leaves(settings.model_dump(mode="json"), ""))
 
 
-def restore(cls: type[S], stored: Mapping[str, Any]) -> S:
-    """The settings of which `flatten` made `stored`, in this version or in an earlier one.
+def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
+    """Return the settings from which `flatten` made `flat`. Missing settings have their default.
 
     Raises:
-      UserError: a setting that this version does not know, or a value that it does not take.
+      UserError: a setting is unknown, missing without a default, or has an invalid value.
     """
-    known = _fields(cls, stored)
-    for name in stored:
-        if name not in known:
-            raise UserError(f"the run has a setting {shown(name)} that this version does not know")
-    before = {
-        name: mark.value
-        for name, field in known.items()
-        for mark in field.metadata
-        if isinstance(mark, Before)
-    }
-    return _make(cls, before | dict(stored))
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+            if not isinstance(branch, dict):
+                raise UserError(f"no setting {shorten(name)}: {parent} has a value")
+        branch[last] = value
+    try:
+        return cls.model_validate(tree, context=fields.RAISE_AT_ROOT)
+    except ValidationError as error:
+        raise UserError(fields.explain(cls, error)) from None
 
 
-def part(settings: Settings, *, execution: bool) -> dict[str, Any]:
-    """Of the flat settings those that are marked `RuntimeOnly`, or else those that are not."""
-    flat = flatten(settings)
-    known = _fields(type(settings), flat)
-    return {name: value for name, value in flat.items() if _is_execution(known[name]) is execution}
+def part(settings: Settings, *, runtime_only: bool) -> dict[str, Any]:
+    """Return the flat settings that are marked `RuntimeOnly`, or all others."""
+    marked = {setting.name for setting in _walk(type(settings)) if setting.is_runtime_only}
+    return {n: v for n, v in flatten(settings).items() if (n in marked) is runtime_only}
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Where two flat dictionaries differ: name to (value in a, value in b), None where absent."""
-    return {
-        name: (a.get(name), b.get(name))
-        for name in dict.fromkeys([*a, *b])
-        if a.get(name) != b.get(name)
-    }
+    """Return the values in which two flat dictionaries differ, by name; None for a missing one."""
+    names = dict.fromkeys([*a, *b])
+    return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
 
 
 def override(settings: S, changes: Iterable[str]) -> S:
-    """`settings` with `key=value` changes applied, each typed and checked.
+    """Return `settings` with `key=value` changes.
 
-    A list is JSON. Another alternative keeps what it has in common with the one before it.
+    A list is written as JSON. A key of a dictionary can change only if it exists, and keeps its
+    type. If another group of a union is chosen, the settings that both groups have are kept.
 
     Raises:
-      UserError: for text without `=`, an unknown field (naming the nearest), or a value of the
-        wrong type or out of range.
+      UserError: a change has no `=`, names an unknown setting, or has an invalid value.
     """
-    given = flatten(settings)
+    cls = type(settings)
+    original = flatten(settings)
+    flat: dict[str, Any] = original
     texts: dict[str, str] = {}
     for change in changes:
         name, equals, text = (word.strip() for word in change.partition("="))
         if not equals:
-            raise _refusal(change, "expected key=value, such as optimizer.lr=3e-4")
-        given = _without(given, name) | {name: text}
+            raise _error(change, "expected key=value, such as optimizer.lr=3e-4")
+        flat = _without(flat, name) | {name: text}
         texts = _without(texts, name) | {name: text}
-    known = _fields(type(settings), given)
-    flat = {name: value for name, value in given.items() if name in known}
+    known = {
+        name: field
+        for name, field, choice in _walk(cls)
+        if not choice or flat.get(choice[0], choice[1]) == choice[1]
+    }
+    dicts = [name for name, field in known.items() if fields.dict_value(field.annotation)]
+    for name in dicts:
+        del known[name]
+        keys = [key for key in original if key.startswith(f"{name}.")]
+        known |= {key: FieldInfo(annotation=type(original[key])) for key in keys}
+    flat = {name: flat[name] for name in known if name in flat}
+    flat |= {name: _parse(name, texts[name], known[name]) for name in flat if name in texts}
     for name, text in texts.items():
         if name not in known:
-            raise _refusal(f"{name}={text}", f"no field {shown(name)}{nearest(name, known)}")
-        flat[name] = _read(name, text, known[name])
-    beside = {
-        name: getattr(settings, name)
-        for name, field in type(settings).model_fields.items()
-        if field.exclude
-    }
-    return _make(type(settings), flat | beside)
+            raise _error(f"{name}={text}", f"no setting {shorten(name)}{_hint(name, known, dicts)}")
+    excluded = [name for name, field in cls.model_fields.items() if field.exclude]
+    return restore(cls, flat).model_copy(update={n: getattr(settings, n) for n in excluded})
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
-    """Every setting in the order of the fields, as an object of JSON.
+    """Return a description of every setting, in the order of the fields, as JSON values.
 
-    `name`, `type`, `default` (not where one must be given), `description`, `identity` (whether it
-    makes a run the run that it is) and, if it is of one alternative only, `when` that is.
+    Each has `name`, `type`, `default` (unless it is required), `description`, `identity` (False if
+    it is `RuntimeOnly`) and, if it exists only in one group of a union, `when`.
     """
-    rows: list[dict[str, Any]] = []
-    for name, field, when in _walk(cls, None):
+    rows = []
+    for setting in _walk(cls):
+        field = setting.field
         kind: Any = field.annotation
-        row: dict[str, Any] = {"name": name, "type": described(kind, field)}
+        row: dict[str, Any] = {"name": setting.name, "type": fields.describe_type(kind, field)}
         if not field.is_required():
-            row["default"] = TypeAdapter(kind).dump_python(field.default, mode="json")
+            default = field.get_default(call_default_factory=True)
+            row["default"] = TypeAdapter(kind).dump_python(default, mode="json")
         row["description"] = " ".join((field.description or "").split())
-        row["identity"] = not _is_execution(field)
-        rows.append(row | ({"when": when} if when else {}))
+        row["identity"] = not setting.is_runtime_only
+        rows.append(row | ({"when": "=".join(setting.choice)} if setting.choice else {}))
     return rows
 
 
+class _Setting(NamedTuple):
+    name: str
+    field: FieldInfo
+    choice: tuple[str, str] | None
+    """Name and value of the discriminator, if the setting exists only in one group of a union."""
+
+    @property
+    def is_runtime_only(self) -> bool:
+        return any(isinstance(mark, RuntimeOnly) for mark in self.field.metadata)
+
+
+def _walk(
+    cls: type[Settings], prefix: str = "", choice: tuple[str, str] | None = None
+) -> Iterator[_Setting]:
+    """Yield all settings, including those of every group of a union."""
+    for field_name, field in cls.model_fields.items():
+        name, groups = prefix + field_name, fields.groups(field.annotation)
+        if field.exclude:
+            continue
+        if not groups or NoneType in fields.members(field.annotation):
+            yield _Setting(name, field, choice)
+        if not field.discriminator:
+            for group in groups:
+                yield from _walk(group, f"{name}.", choice)
+            continue
+        key = f"{name}.{field.discriminator}"
+        kind: Any = Literal[*fields.tags(field)]
+        discriminator = FieldInfo(annotation=kind, description=field.description)
+        yield _Setting(key, discriminator, choice)
+        for tag, group in fields.tags(field).items():
+            settings = _walk(group, f"{name}.", (key, tag))
+            yield from (setting for setting in settings if setting.name != key)
+
+
 def _without(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Without `name`, what is in it (`averaging=none` ends `averaging.decay`), and the reverse."""
+    """Return `flat` without `name`, the settings inside it, and the settings that it is inside."""
     return {
         other: value
         for other, value in flat.items()
@@ -136,105 +165,46 @@ def _without(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
-def _make(cls: type[S], flat: Mapping[str, Any]) -> S:
-    tree: dict[str, Any] = {}
-    for name, value in flat.items():
-        *path, last = name.split(".")
-        branch = tree
-        for step in path:
-            branch = branch.setdefault(step, {})
-        branch[last] = value
-    try:
-        return cls.model_validate(tree, context=IN_WHOLE)
-    except ValidationError as error:
-        raise UserError(message(cls, error)) from None
-
-
-def _is_execution(field: FieldInfo) -> bool:
-    return any(isinstance(mark, RuntimeOnly) for mark in field.metadata)
-
-
-def _fields(cls: type[Settings], given: Mapping[str, Any]) -> dict[str, FieldInfo]:
-    """Fields by dotted name, of the alternatives that the flat settings `given` choose."""
-    return {name: field for name, field, _ in _walk(cls, given)}
-
-
-def _walk(
-    cls: type[Settings], given: Mapping[str, Any] | None, prefix: str = "", when: str = ""
-) -> Iterator[tuple[str, FieldInfo, str]]:
-    """Each field with its dotted name and its condition; without `given`, of all alternatives."""
-    for own_name, field in cls.model_fields.items():
-        if field.exclude:
-            continue
-        name, found = prefix + own_name, groups(field.annotation)
-        optional = NoneType in options(field.annotation)
-        inside = given is None or any(other.startswith(f"{name}.") for other in given)
-        if not found or (optional and (given is None or not inside)):
-            yield name, field, when
-        if optional and not inside:
-            continue
-        if not field.discriminator:
-            for group in found:
-                yield from _walk(group, given, f"{name}.", when)
-            continue
-        key, alternatives = f"{name}.{field.discriminator}", tags(field)
-        default = getattr(field.default, str(field.discriminator), None)
-        chosen = None if given is None else given.get(key, default)
-        yield key, _choice(list(alternatives), default, field.description), when
-        for tag, group in alternatives.items():
-            if tag == chosen or chosen not in list(alternatives):
-                for row in _walk(group, given, f"{name}.", f"{key}={tag}"):
-                    if row[0] != key:
-                        yield row
-
-
-def _choice(tags: list[str], default: str | None, description: str | None) -> FieldInfo:
-    """The field that says which of the alternatives is meant."""
-    kind: Any = Literal[*tags]
-    if default is None:
-        return FieldInfo(annotation=kind, description=description)
-    choice = FieldInfo(annotation=kind, description=description, default=default)
-    choice.metadata.append(Before(default))
-    return choice
-
-
-def _read(name: str, text: str, field: FieldInfo) -> Any:
-    """The first reading of `text` that the field takes."""
+def _parse(name: str, text: str, field: FieldInfo) -> Any:
+    """Return `text` as a value of the field's type. `restore` checks ranges and lists."""
     kind: Any = field.annotation
-    if groups(kind) or item(kind):
-        try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
-            value = None
-        if isinstance(value, list | dict):
-            return value  # whatever is wrong in it is told with its place
-    adapter = TypeAdapter(kind, config=TYPES)
-    expected = _kinds(name, field) if field.discriminator else described(kind)
-    for reading in _READINGS:
-        try:
-            return adapter.validate_python(reading(text), context=IN_WHOLE)
-        except ValidationError as error:
-            if error.errors()[0]["type"] == "finite_number":
-                expected = "a finite number"
-        except (ValueError, KeyError):
-            continue
-    raise _refusal(f"{name}={text}", f"expected {expected}")
+    if fields.groups(kind) or fields.list_item(kind):
+        with suppress(ValueError, RecursionError):
+            if isinstance(value := json.loads(text), list | dict):
+                return value
+    adapter = TypeAdapter(kind, config=fields.STRICT)
+    for value in _readings(text):
+        with suppress(ValidationError):
+            return adapter.validate_python(value, context=fields.RAISE_AT_ROOT)
+    expected = fields.describe_type(kind, field)
+    if field.discriminator:
+        choices = (f"{name}.{field.discriminator}={tag}" for tag in fields.tags(field))
+        expected = " or ".join([*choices, "none"])
+    raise _error(f"{name}={text}", f"expected {expected}")
 
 
-def _kinds(name: str, field: FieldInfo) -> str:
-    """How each of the groups of a field is asked for."""
-    return " or ".join([*(f"{name}.{field.discriminator}={tag}" for tag in tags(field)), "none"])
+def _readings(text: str) -> Iterator[Any]:
+    """Yield the values that `text` can mean."""
+    if text.lower() == "none":
+        yield None
+    yield text
+    flags = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() in flags:
+        yield flags[text.lower()]
+    for number in (int, float):
+        with suppress(ValueError):
+            yield number(text)
 
 
-_READINGS: tuple[Callable[[str], Any], ...] = (
-    lambda text: {"none": None}[text.lower()],
-    str,
-    lambda text: {"true": True, "false": False, "1": True, "0": False}[text.lower()],
-    int,
-    float,
-)
+def _hint(name: str, known: Iterable[str], dicts: Iterable[str]) -> str:
+    for other in known:
+        if other.startswith(f"{name}."):
+            return f"; did you mean {other}?"
+    parent = name.rpartition(".")[0]
+    add = f"; add it to {parent} in the experiment file first" if parent in dicts else ""
+    return nearest(name, known) or add or "; see `cifar-jax settings`"
 
 
-def _refusal(change: str, why: str) -> UserError:
+def _error(change: str, reason: str) -> UserError:
     printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in change)
-    return UserError(f"--set {printable}: {why}")
+    return UserError(f"--set {printable}: {reason}")

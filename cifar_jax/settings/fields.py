@@ -1,95 +1,90 @@
-"""Groups of typed fields, checked when made by pydantic; a fault is told in one line."""
+"""Base class of groups of settings; their types and validation errors in words."""
 
 from __future__ import annotations
 
-import difflib
-import reprlib
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    ValidationInfo,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, nearest
 
-TYPES = ConfigDict(strict=True, allow_inf_nan=False)
-"""No value is taken for one of another type, but whole numbers for numbers."""
-IN_WHOLE = object()
-"""The context in which a group leaves its faults to the whole, which knows the group's place."""
+STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+"""Accept no value of another type, except an int for a float."""
+RAISE_AT_ROOT = object()
+"""Validation context in which only the outermost group turns its errors into a `UserError`."""
 
 
 @dataclass(frozen=True)
 class RuntimeOnly:
-    """Marks a field that says how a run is carried out: it changes no result beyond rounding.
-
-    It may differ from start to start; all others make a run the run that it is.
-    """
-
-
-@dataclass(frozen=True)
-class Before:
-    """Marks a field that came later, and whose default is not what the code did before it.
-
-    A run that was stored without it has this value.
-    """
-
-    value: Any
+    """Marks a field that changes no result beyond rounding. It may differ between sessions."""
 
 
 class Settings(BaseModel):
-    """A group of fields: keyword only, frozen, each of its very type and in its range.
+    """A group of settings: keyword-only, immutable, with strict types and ranges.
 
-    A list is `Annotated[tuple[Phase, ...], Field(strict=False)]`, one of several groups
-    `Annotated[Sgd | Adam, Field(discriminator="name")]`, and a group that may be absent
-    `Averaging | None`. A field of `Field(exclude=True)` is no setting.
+    Beyond scalars and other groups, a field may be
+
+    - a list: `Annotated[tuple[Phase, ...], Field(strict=False)]`,
+    - a group that may be absent: `Average | None`,
+    - one of several groups: `Annotated[Ema | Lookahead | None, Field(discriminator="name")]`,
+    - keyword arguments: `dict[str, bool | int | float | str]`,
+    - not a setting: `Annotated[..., Field(exclude=True)]`.
     """
 
-    model_config = TYPES | ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = STRICT | ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     is_root: ClassVar[bool] = False
-    """Whether this is no group of another: its fields are then named without its own name."""
+    """Whether dotted names start here, without the name of the class."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _tell(
-        cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
-    ) -> Self:
+    def _validate(cls, values: Any, handler: Any, info: ValidationInfo) -> Self:
         try:
-            return handler(values)
+            settings = handler(values)
         except ValidationError as error:
-            if info.context is IN_WHOLE:
+            if info.context is RAISE_AT_ROOT:
                 raise
-            raise UserError(message(cls, error)) from None
+            raise UserError(explain(cls, error)) from None
+        for name, value in settings:
+            for key in value if isinstance(value, dict) else ():
+                if not key.isidentifier():
+                    owner = cls.__name__.lower()
+                    raise UserError(f"{owner}.{name}: {shorten(key)} is not an argument name")
+        return settings
+
+    def __hash__(self) -> int:
+        values = self.__dict__.values()
+        return hash(tuple(frozenset(v.items()) if isinstance(v, dict) else v for v in values))
 
 
-def options(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, else the type itself; `Literal[…] | None` is no UnionType."""
+def members(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
+    # `Literal[...] | None` is a typing.Union, `int | None` a UnionType.
     is_union = typing.get_origin(annotation) in (UnionType, typing.Union)
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
 def groups(annotation: Any) -> list[type[Settings]]:
-    """The groups among the alternatives of a type."""
-    return [o for o in options(annotation) if isinstance(o, type) and issubclass(o, Settings)]
+    """Return the groups of settings among the members of a type."""
+    return [m for m in members(annotation) if isinstance(m, type) and issubclass(m, Settings)]
 
 
-def item(annotation: Any) -> Any:
-    """What a list holds; None for what is no list."""
-    lists = (o for o in options(annotation) if typing.get_origin(o) is tuple)
-    return next((typing.get_args(option)[0] for option in lists), None)
+def list_item(annotation: Any) -> Any:
+    """Return the type of a list's items, or None if the type is not a list."""
+    lists = (m for m in members(annotation) if typing.get_origin(m) is tuple)
+    return next((typing.get_args(member)[0] for member in lists), None)
+
+
+def dict_value(annotation: Any) -> Any:
+    """Return the type of a dictionary's values, or None if the type is not a dictionary."""
+    return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
 
 
 def tags(field: FieldInfo) -> dict[str, type[Settings]]:
-    """The groups of a field by the name that tells them apart."""
+    """Return the groups of a union by the value of the discriminator."""
     return {
         tag: group
         for group in groups(field.annotation)
@@ -97,103 +92,74 @@ def tags(field: FieldInfo) -> dict[str, type[Settings]]:
     }
 
 
-def message(cls: type[Settings], error: ValidationError) -> str:
-    """One line of the first fault, by the field's dotted name."""
+def explain(cls: type[Settings], error: ValidationError) -> str:
+    """Return the first validation error in one line, with the dotted name of the setting."""
     fault = error.errors(include_url=False)[0]
     value, kind = fault["input"], fault["type"]
-    place = [] if cls.is_root else [cls.__name__.lower()]
+    path = [] if cls.is_root else [cls.__name__.lower()]
     owner: type[Settings] = cls
     annotation: Any = cls
     field: FieldInfo | None = None
     for step in fault["loc"]:
-        if isinstance(step, int):
-            annotation, field = item(annotation), None
+        if dict_value(annotation):
+            annotation, field = dict_value(annotation), None
+        elif isinstance(step, int):
+            annotation, field = list_item(annotation), None
         elif field and field.discriminator and step in tags(field):
             annotation = tags(field)[step]
             continue
-        elif found := groups(annotation):
-            owner = found[0]
+        elif inner := groups(annotation):
+            owner = inner[0]
             field = owner.model_fields.get(step)
             annotation = field and field.annotation
+        elif step == "[key]":
+            annotation = str
+            continue
         else:
-            continue  # which type of a union was tried
-        place.append(str(step))
-    name = ".".join(place)
+            continue  # the member of a union that pydantic tried
+        path.append(str(step))
+    name = ".".join(path)
     if kind == "missing":
         return f"{name} is missing"
     if kind == "extra_forbidden":
-        return f"no field {shown(name)}{nearest(place[-1], owner.model_fields)}"
-    expected = described(annotation)
-    if kind == "finite_number":
-        expected = "a finite number"
-    elif kind.startswith("union_tag") and field:
-        name, expected = f"{name}.{field.discriminator}", f"one of {', '.join(tags(field))}"
-        if kind == "union_tag_not_found":
-            return f"{name} is missing: it must be {expected}"
-        value = value[field.discriminator]
-    elif not (kind.endswith("_type") or kind == "literal_error"):
-        expected = field and limits(field)
-    return f"{name} must be {expected or fault['msg']}, not {shown(value)}"
+        hint = nearest(path[-1], owner.model_fields) or "; see `cifar-jax settings`"
+        return f"no setting {shorten(name)}{hint}"
+    if kind.startswith("union_tag") and field:
+        key = str(field.discriminator)
+        expected = f"one of {', '.join(tags(field))}"
+        return f"{name}.{key} must be {expected}, not {shorten(value.get(key))}"
+    return f"{name} must be {describe_type(annotation, field)}, not {shorten(value)}"
 
 
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
+def shorten(value: Any) -> str:
+    """Return the `repr` of a value in one line, cut off if it is long."""
+    return " ".join(f"{value!r:.100}".split())
 
 
-def shown(value: Any) -> str:
-    """`value` as Python writes it, in one line and not too long."""
-    return " ".join(_REPR.repr(value).split())
+def describe_type(annotation: Any, field: FieldInfo | None = None) -> str:
+    """Return a type in words, with the range of the field if one is given."""
+    words = [_describe_member(m) for m in members(annotation) if m is not NoneType]
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [
+        f"{signs[name]} {getattr(constraint, name)}"
+        for constraint in (field.metadata if field else ())
+        for name in signs
+        if hasattr(constraint, name)
+    ]
+    if bounds:
+        words[-1] += " " + " and ".join(bounds)
+    if NoneType in members(annotation):
+        words.append("none")
+    *first, last = words
+    return f"{', '.join(first)} or {last}" if first else last
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at what was meant, by the whole dotted name or by its last part."""
-    names = list(names)
-    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if not close:
-        last_parts = {n.rpartition(".")[2]: n for n in names}
-        part = name.rpartition(".")[2]
-        close = [last_parts[m] for m in difflib.get_close_matches(part, last_parts, n=1)]
-    return f"; did you mean {close[0]}?" if close else "; see `cifar-jax settings`"
-
-
-def described(annotation: Any, field: FieldInfo | None = None) -> str:
-    """A type in words, and the range of its field where that is given."""
-    alternatives = [o for o in options(annotation) if o is not NoneType]
-    words = " or ".join(map(_option_described, alternatives))
-    if field and (bounds := limits(field)):
-        words += f", {bounds}"
-    if NoneType in options(annotation):
-        words += ", or none" if "," in words else " or none"
-    return words
-
-
-def _option_described(option: Any) -> str:
-    if typing.get_origin(option) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(option)))
-    if held := item(option):
-        return f"a list ({described(held)} each)"
+def _describe_member(member: Any) -> str:
+    if typing.get_origin(member) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(member)))
+    if inner := list_item(member):
+        return f"a list (each item: {describe_type(inner)})"
+    if inner := dict_value(member):
+        return f"named values (each: {describe_type(inner)})"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(option) or f"{option.__name__}(…)"
-
-
-def limits(field: FieldInfo) -> str:
-    """The range of a field, in words; empty where it has none."""
-    bounds = {
-        name: bound
-        for mark in field.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if (bound := getattr(mark, name, None)) is not None
-    }
-    match bounds:
-        case {"ge": low, "le": high}:
-            return f"in {low}..{high}"
-        case {"ge": low, "lt": high}:
-            return f"in [{low}, {high})"
-        case {"gt": low, "lt": high}:
-            return f"in ({low}, {high})"
-        case {"gt": low, "le": high}:
-            return f"in ({low}, {high}]"
-        case {"gt": 0}:
-            return "positive"
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    return "".join(f"{words[name]} {bound}" for name, bound in bounds.items())
+    return names.get(member) or f"{member.__name__}(...)"

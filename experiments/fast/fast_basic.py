@@ -1,22 +1,26 @@
-"""A better recipe for `basic`: the same 62,006 parameters, in minutes.
+"""Train `basic` with a better recipe.
 
     make exp-fast-basic
 
-Muon for the kernels, AdamW for biases and the last layer, larger batches, reflected shifts and
-alternating flips. The paper, after 20 epochs of SGD: 62.06 %.
+Parameters: 62,006.
+Cost: 2.7 minutes on two CPU cores (AMD EPYC, AVX2).
+Test accuracy: 70.36 ± 0.61 % over 3 seeds; in the paper 62.06 %.
+
+Muon trains the kernels, AdamW the biases and the last layer. Batches are larger, and images are
+shifted and mirrored.
 """
 
-from cifar_jax.config import Config, Data, Model, Optimizer, ParamGroup, Schedule, TTAConfig
+from _base import DATA, TTA, adamw, muon
+
+from cifar_jax.config import Config, Model, Schedule
 
 CONFIG = Config(
     model=Model(name="basic"),
     epochs=8,
     batch_size=250,
-    optimizer=Optimizer(name="muon", lr=0.02, momentum=0.6, nesterov=True),
-    param_groups=(
-        ParamGroup(parameters="*/bias, fc3/*", optimizer=Optimizer(name="adamw", lr=6e-3)),
-    ),
+    optimizer=muon(lr=0.02),
+    param_groups=(adamw("*/bias, fc3/*", lr=6e-3),),
     schedule=Schedule(name="triangular", warmup=0.2, start=0.1, end=0.0),
-    data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    tta=TTAConfig(flip=True, shift=1),
+    data=DATA,
+    tta=TTA,
 )

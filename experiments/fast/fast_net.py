@@ -1,23 +1,27 @@
-"""A better recipe for `net`: the same 2,348,030 parameters, in minutes.
+"""Train `net` with a better recipe.
 
     make exp-fast-net
 
-That of `fast-net-bn-gap`, at one image size: the layer behind the convolutions takes no other. The
-paper, after 100 epochs of SGD: 77.91 %.
+Parameters: 2,348,030.
+Cost: 19 minutes on two CPU cores (AMD EPYC, AVX2).
+Test accuracy: 89.55 % with seed 0; in the paper 77.91 %.
+
+The recipe of `fast-net-bn-gap` with a single image size, because the layer after the convolutions
+accepts no other.
 """
 
-from cifar_jax.config import Config, Data, Loss, Model, Optimizer, ParamGroup, Schedule, TTAConfig
+from _base import DATA, SMOOTHED_LOSS, TRIANGULAR, TTA, adamw, muon
+
+from cifar_jax.config import Config, Model
 
 CONFIG = Config(
     model=Model(name="net"),
     epochs=12,
     batch_size=250,
-    optimizer=Optimizer(name="muon", lr=0.15, momentum=0.6, nesterov=True),
-    param_groups=(
-        ParamGroup(parameters="*/bias, fc3/*", optimizer=Optimizer(name="adamw", lr=5e-3)),
-    ),
-    schedule=Schedule(name="triangular", warmup=0.1, start=0.3, end=0.0),
-    loss=Loss(label_smoothing=0.1),
-    data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    tta=TTAConfig(flip=True, shift=1),
+    optimizer=muon(lr=0.15),
+    param_groups=(adamw("*/bias, fc3/*"),),
+    schedule=TRIANGULAR,
+    loss=SMOOTHED_LOSS,
+    data=DATA,
+    tta=TTA,
 )

@@ -1,33 +1,27 @@
-"""A better recipe for `resnet18`: the same 11,173,962 parameters, in 16 epochs.
+"""Train `resnet18` with a better recipe.
 
     make exp-fast-resnet18
 
-That of `fast-resnet10`, four epochs longer. The paper's best, after 100 epochs of Adam: 91.27 %.
+Parameters: 11,173,962.
+Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared, of which compilation takes 3.8.
+Test accuracy: 95.00 % with seed 0; in the paper 91.27 %.
+
+The recipe of `fast-resnet10` with four more epochs.
 """
 
-from cifar_jax.config import (
-    Config,
-    Data,
-    Loss,
-    Model,
-    Optimizer,
-    ParamGroup,
-    Phase,
-    Schedule,
-    TTAConfig,
-)
+from _base import DATA, SMOOTHED_LOSS, TRIANGULAR, TTA_LEAST_CONFIDENT, adamw, muon
+
+from cifar_jax.config import Config, Model, Phase
 
 CONFIG = Config(
     model=Model(name="resnet18", dropout=0.0),
     epochs=16,
     batch_size=250,
-    optimizer=Optimizer(name="muon", lr=0.1, momentum=0.6, nesterov=True),
-    param_groups=(
-        ParamGroup(parameters="*/bias, */scale, fc/*", optimizer=Optimizer(name="adamw", lr=5e-3)),
-    ),
-    schedule=Schedule(name="triangular", warmup=0.1, start=0.3, end=0.0),
-    loss=Loss(label_smoothing=0.1),
+    optimizer=muon(lr=0.1),
+    param_groups=(adamw("*/bias, */scale, fc/*"),),
+    schedule=TRIANGULAR,
+    loss=SMOOTHED_LOSS,
     phases=(Phase(until=0.43, image_size=16),),
-    data=Data(validation=0, crop_padding=2, crop_fill="reflect", flip="alternating"),
-    tta=TTAConfig(flip=True, shift=1, least_confident=0.3),
+    data=DATA,
+    tta=TTA_LEAST_CONFIDENT,
 )

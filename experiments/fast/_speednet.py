@@ -1,0 +1,54 @@
+"""Settings that the two speedruns share."""
+
+from _base import DATA, TTA_LEAST_CONFIDENT, muon
+
+from cifar_jax.config import (
+    Config,
+    Initialization,
+    Loss,
+    Model,
+    Optimizer,
+    ParamGroup,
+    Phase,
+    Schedule,
+)
+
+KERNELS = muon(lr=0.14)
+# The logits are small, because the last layer's input is divided by the square root of its width.
+# So the biases and the last layer have large learning rates.
+BIASES = Optimizer(name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6)
+LAST_LAYER = Optimizer(name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4)
+
+
+def speednet(
+    *, epochs: int, batch_size: int, conv1_bias_until: float, phases: tuple[Phase, ...]
+) -> Config:
+    """Return the config of a speedrun.
+
+    Args:
+      epochs: number of epochs.
+      batch_size: images per step.
+      conv1_bias_until: fraction of the epochs after which the bias of `conv1` is frozen. Its
+        gradient is the only one that needs the gradient of the first stage's input.
+      phases: the epochs with smaller images.
+    """
+    return Config(
+        model=Model(name="speednet"),
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=KERNELS,
+        param_groups=(
+            ParamGroup(parameters="conv1/bias", optimizer=BIASES, until=conv1_bias_until),
+            # The gradients of the first stage take a fifth of a step.
+            ParamGroup(parameters="stage1_*/kernel", optimizer=KERNELS, until=0.8),
+            ParamGroup(parameters="stage1_*/bias", optimizer=BIASES, until=0.8),
+            ParamGroup(parameters="fc/kernel", optimizer=LAST_LAYER),
+            ParamGroup(parameters="*/bias", optimizer=BIASES),
+        ),
+        schedule=Schedule(name="linear"),
+        loss=Loss(label_smoothing=0.2),
+        init=Initialization(whitening=True, dirac=True),
+        phases=phases,
+        data=DATA,
+        tta=TTA_LEAST_CONFIDENT,
+    )
