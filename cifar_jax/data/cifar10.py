@@ -65,13 +65,7 @@ def source(data_dir: Path) -> cache.Source:
 
 
 def prepare(data_dir: Path | None = None) -> Path:
-    """Download the official archive and prepare CIFAR-10 from it.
-
-    Args:
-      data_dir: the folder of prepared data sets; see `cifar_jax.data.load`.
-
-    Returns:
-      The prepared folder.
+    """Download the official archive, prepare CIFAR-10 in `data_dir`, and return the new folder.
 
     Raises:
       UserError: CIFAR-10 is prepared already, or the archive cannot be downloaded.
@@ -100,14 +94,9 @@ def prepare(data_dir: Path | None = None) -> Path:
 
 
 def import_path(path: Path, data_dir: Path | None = None) -> Path:
-    """Prepare CIFAR-10 from the official archive, or from its unpacked folder.
+    """Prepare CIFAR-10 in `data_dir` from a downloaded archive, and return the new folder.
 
-    Args:
-      path: `cifar-10-python.tar.gz`, or `cifar-10-batches-py` or the folder that contains it.
-      data_dir: the folder of prepared data sets; see `cifar_jax.data.load`.
-
-    Returns:
-      The prepared folder.
+    `path` is the official archive, its unpacked folder, or the folder that contains the latter.
 
     Raises:
       UserError: `path` is something else, or CIFAR-10 is prepared already.

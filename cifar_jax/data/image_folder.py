@@ -40,13 +40,9 @@ class File(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The classes and image files of a folder.
+    """The classes and image files of a folder, and the number of files without an image suffix.
 
-    Attributes:
-      classes: the names of the classes, sorted.
-      train: the training images, sorted by path.
-      test: the test images, or None if they are to be held out of `train`.
-      skipped: the number of files without an image suffix.
+    `test` is None if the test images are to be held out of `train`.
     """
 
     classes: tuple[str, ...]
