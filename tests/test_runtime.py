@@ -2,18 +2,15 @@
 
 import os
 import platform
-import resource
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
 from cifar_jax import runtime
-from cifar_jax.errors import UserError
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cifar_jax.files import write_bytes
 from cifar_jax.report.groups import SeedGroup, collect
 from cifar_jax.report.readme import readme_is_current, update_readme
-from cifar_jax.runs.files import write_bytes
 from cifar_jax.runs.reading import RUNS, read_runs
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from cifar_jax import config
 from cifar_jax.errors import UserError
-from cifar_jax.runs.files import write_bytes, write_json
+from cifar_jax.files import write_bytes, write_json
 from cifar_jax.runs.run import RunRecord, experiments
 from cifar_jax.runs.schemas import Result, dump, read, read_rows
 
