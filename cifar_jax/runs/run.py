@@ -37,6 +37,10 @@ class RunRecord:
     data_official: bool | None = None
     """Whether the images are the official CIFAR-10; None if that is unknown."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.settings.get("epochs"), int):
+            raise UserError(f"{self.path}: the setting epochs is missing or not a whole number")
+
     @classmethod
     def finished(
         cls, path: Path, result: Result, rows: Sequence[MetricsRow], outputs: Path | None
@@ -89,7 +93,7 @@ class RunRecord:
     @property
     def has_other_images(self) -> bool:
         """Whether the data set is called `cifar10` but is known not to be the official one."""
-        return self.settings["data.dataset"] == "cifar10" and self.data_official is False
+        return self.settings.get("data.dataset") == "cifar10" and self.data_official is False
 
 
 @cache
