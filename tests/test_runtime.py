@@ -44,25 +44,31 @@ def test_steps_reuse_the_memory_of_earlier_steps() -> None:
     assert int(python(code).stdout) < 8 * 32_768  # of 20 * 32,768
 
 
-def test_random_numbers_do_not_depend_on_environment_variables() -> None:
+def test_jax_settings_do_not_depend_on_environment_variables(tmp_path: Path) -> None:
     code = """
         import jax
         from cifar_jax import runtime
         runtime.configure_jax()
-        key = jax.random.key(0)
-        print(jax.random.key_impl(key), jax.random.bits(key), jax.config.jax_threefry_partitionable)
+        print(jax.random.bits(jax.random.key(0)), jax.config.jax_threefry_partitionable)
+        print(jax.config.jax_compilation_cache_dir)
         """
-    variables = {
-        "JAX_DEFAULT_PRNG_IMPL": "rbg",
-        "JAX_THREEFRY_PARTITIONABLE": "0",
-        "JAX_RANDOM_SEED_OFFSET": "7",
-    }
-    expected = f"threefry2x32 {jax.random.bits(jax.random.key(0))} True"
-    assert python(code, **variables).stdout.strip() == expected
+    process = python(
+        code,
+        JAX_DEFAULT_PRNG_IMPL="rbg",
+        JAX_THREEFRY_PARTITIONABLE="0",
+        JAX_RANDOM_SEED_OFFSET="7",
+        JAX_COMPILATION_CACHE_DIR=str(tmp_path),
+    )
+    numbers, folder = process.stdout.splitlines()
+    assert numbers == f"{jax.random.bits(jax.random.key(0))} True"
+    assert folder == str(tmp_path)
+    assert process.stderr == ""
 
 
 def test_a_late_set_up_is_reported_once(tmp_path: Path) -> None:
     code = """
+        import os
+        del os.environ["JAX_COMPILATION_CACHE_DIR"]
         import jax
         jax.devices()
         from cifar_jax import runtime
@@ -70,11 +76,10 @@ def test_a_late_set_up_is_reported_once(tmp_path: Path) -> None:
         runtime.set_up()
         print(jax.config.jax_compilation_cache_dir)
         """
-    process = python(code, JAX_COMPILATION_CACHE_DIR="", CIFAR_JAX_CACHE=str(tmp_path))
+    process = python(code, CIFAR_JAX_CACHE=str(tmp_path))
+    assert process.stderr.startswith("cifar-jax: JAX was used before cifar_jax")
     assert process.stderr.count("\n") == 1
-    assert "JAX was used before cifar_jax" in process.stderr
-    if process.stdout.strip():  # JAX takes an empty variable for a folder
-        pytest.skip("")
+    assert process.stdout.strip() == str(tmp_path / f"xla-{runtime._cpu_digest()}")
 
 
 def test_compilation_caches_of_different_processors_are_separate(
@@ -89,3 +94,126 @@ def test_compilation_caches_of_different_processors_are_separate(
     assert len(set(digests)) == 3
 
 
+@pytest.mark.parametrize("name", ["jax_disable_jit", "jax_enable_x64"])
+def test_jax_settings_that_training_cannot_work_with_are_refused(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(jax.config), name, True)
+    with pytest.raises(UserError, match=f"{name.upper()} is set, but"):
+        runtime.configure_jax()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("JAX_ENABLE_X64", "perhaps", "JAX cannot start: invalid truth value 'perhaps'"),
+        ("JAX_PLATFORMS", "cuda", "JAX finds no device with JAX_PLATFORMS=cuda"),
+        ("JAX_PLATFORMS", "nonsense", "JAX finds no device with JAX_PLATFORMS=nonsense"),
+    ],
+)
+def test_wrong_environment_variables_are_reported_in_one_line(
+    variable: str, value: str, message: str
+) -> None:
+    if value == "cuda" and runtime.find_accelerator() == "gpu":
+        pytest.skip("this machine has a GPU")
+    code = "import sys; from cifar_jax import cli; sys.exit(cli.run(['evaluate', 'runs/none']))"
+    process = python(code, **{variable: value})
+    assert process.returncode == 2
+    assert process.stderr.startswith(f"cifar-jax: {message}")
+    assert process.stderr.count("\n") == 1
+
+
+def test_commands_that_compute_nothing_need_no_device() -> None:
+    code = "import sys; from cifar_jax import cli; sys.exit(cli.run(['summary', 'basic']))"
+    process = python(code, JAX_PLATFORMS="nonsense")
+    assert (process.returncode, process.stderr) == (0, "")
+    assert "conv1" in process.stdout
+
+
+def test_the_limit_of_open_files_is_raised() -> None:
+    code = "import resource; from cifar_jax import runtime; runtime.allow_open_files(); "
+    code += "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+    def run_with_limits(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
+        limit = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
+        command = ["sh", "-c", limit, "sh", sys.executable, "-c", code]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert run_with_limits(20, hard).stdout.strip() == "256"
+    assert run_with_limits(300, hard).stdout.strip() == "300"
+    assert "only 20 open files are allowed" in run_with_limits(20, 20).stderr
+
+
+@pytest.fixture
+def bare_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A machine without accelerators, where JAX_PLATFORMS is not set."""
+    platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    for name in ("CUDA_VISIBLE_DEVICES", "TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime, "_DEV", Path("nowhere"))
+    monkeypatch.setenv("PATH", "")
+    jax.config.update("jax_platforms", None)
+    yield
+    jax.config.update("jax_platforms", platforms)
+
+
+@pytest.fixture
+def nvidia_smi(bare_machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A driver that lists a GPU."""
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-1)'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return command
+
+
+@pytest.mark.usefixtures("bare_machine")
+def test_the_cpu_is_used_silently_on_a_machine_without_accelerators(capsys) -> None:
+    runtime.require()
+    runtime.require("cpu")
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_unused_gpu_is_reported(nvidia_smi: Path, capsys, monkeypatch) -> None:
+    runtime.require()
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "this machine has a GPU, but JAX sees only the CPU" in message
+    assert "cifar-jax[cuda12]" in message
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPU
+    runtime.require()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    runtime.require("cpu")  # the user asks for the CPU
+    assert capsys.readouterr().err == ""
+
+
+def test_a_driver_without_a_gpu_is_not_reported(nvidia_smi: Path, capsys) -> None:
+    nvidia_smi.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    runtime.require()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("bare_machine")
+@pytest.mark.parametrize("sign", ["variable", "device"])
+def test_an_unused_tpu_is_reported(sign: str, capsys, monkeypatch, tmp_path: Path) -> None:
+    if sign == "variable":
+        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+    else:
+        (tmp_path / "accel0").touch()
+        monkeypatch.setattr(runtime, "_DEV", tmp_path)
+    runtime.require()
+    message = capsys.readouterr().err
+    assert "this machine has a TPU, but JAX sees only the CPU" in message
+    assert "cifar-jax[tpu]" in message
+
+
+@pytest.mark.usefixtures("bare_machine")
+@pytest.mark.parametrize("device", ["gpu", "tpu"])
+def test_a_missing_device_is_refused(device: str, capsys) -> None:
+    with pytest.raises(UserError, match=f"JAX finds no {device}, only the cpu. Install JAX for"):
+        runtime.require(device)
+    jax.config.update("jax_platforms", "cpu")
+    with pytest.raises(UserError, match="JAX_PLATFORMS=cpu hides other devices: unset it"):
+        runtime.require(device)
+    assert capsys.readouterr() == ("", "")
