@@ -73,8 +73,8 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["cpu", "accelerator"])
-def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Operations as they are for a CPU, and then as they are for an accelerator, on the CPU."""
+def each_platform(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Use the CPU implementation of operations, then that of accelerators (also on the CPU)."""
     from cifar_jax import ops
 
     with ops.force_platform("cpu" if request.param == "cpu" else "default"):

@@ -62,8 +62,8 @@ class Small(nn.Module):
         x = layers.Conv(16, (3, 3), padding=1, strides=(2, 2), name="conv2")(x)
         x = nn.relu(layers.BatchNorm(name="bn2")(x, train=train))
         x = layers.GlobalAveragePool(name="pool")(x)
-        x = layers.Dropout(0.5, name="dropout")(x, train=train)
-        return layers.Dense(10, name="fc")(x)
+        x = nn.Dropout(0.5, deterministic=not train, name="dropout")(x)
+        return nn.Dense(10, name="fc")(x)
 
 
 def trained(config: Config, model: nn.Module | None) -> tuple[TrainState, dict[str, float]]:
