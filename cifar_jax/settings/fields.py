@@ -151,7 +151,7 @@ def describe_type(annotation: Any, field: FieldInfo | None = None) -> str:
     if NoneType in members(annotation):
         words.append("none")
     *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)}{',' if bounds else ''} or {last}" if first else last
 
 
 def _describe_member(member: Any) -> str:
