@@ -103,22 +103,34 @@ def load(name_or_path: str) -> Experiment:
 def code_digest(source: bytes) -> str:
     """Return the SHA-256 of a Python file without its `CONFIG`, docstrings, comments and layout.
 
-    The file is not executed. Digests of different versions of Python are not comparable: to compare
-    files, keep the files.
+    The file is not executed. All supported versions of Python give the same digest.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
+        tree.body = [node for node in tree.body if not _is_config(node)]
+        code = _dump(tree).encode()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return hashlib.sha256(source).hexdigest()
-    tree.body = [node for node in tree.body if not _is_config(node)]
-    for node in ast.walk(tree):
-        can_have_docstring = isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        )
-        if can_have_docstring and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+        code = source
+    return hashlib.sha256(code).hexdigest()
+
+
+def _dump(node: Any) -> str:
+    """Return a syntax tree as text, without docstrings and empty fields."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_dump, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty texts
+        fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
+    present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
+    return f"{type(node).__name__}({','.join(present)})"
+
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _is_config(node: ast.stmt) -> bool:

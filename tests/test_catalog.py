@@ -170,7 +170,7 @@ def test_experiments_of_a_wheel_are_inside_the_package(
     assert not {"_base", "_speednet"} & sys.modules.keys()
 
 
-CODE = b'def SCHEDULE(info, x=None):\n    return 0.5 + len(f"{x}")\n'
+CODE = b'def SCHEDULE(info, x=None):\n    return 0.5 + len(f"{x:{x}}")\n'
 
 
 @pytest.mark.parametrize(
@@ -182,10 +182,15 @@ CODE = b'def SCHEDULE(info, x=None):\n    return 0.5 + len(f"{x}")\n'
         (CODE + b"CONFIG = 1\n", True),
         (CODE + b"CONFIG: int = 2\n", True),
         (CODE.replace(b"0.5", b"0.25"), False),
-        (CODE.replace(b"{x}", b"{x!r}"), False),
+        (CODE.replace(b"{x:", b"{x!r:"), False),
         (CODE + b"CONFIGS = 1\n", False),
         (CODE + b"not Python", False),
+        (CODE + b"x = " + b"-" * 10_000 + b"1", False),
     ],
 )
 def test_settings_comments_and_layout_are_not_code(changed: bytes, is_same: bool) -> None:
     assert (code_digest(changed) == code_digest(CODE)) is is_same
+
+
+def test_the_digest_is_the_same_in_all_versions_of_python() -> None:
+    assert code_digest(CODE) == ("a4f1c55ffb7425c40b492bfc8d244dd47075347c4fe9cc92e38ef03d01101f73")
