@@ -28,7 +28,7 @@ def own_model(experiment: catalog.Experiment) -> CustomModel | None:
     Raises:
       UserError: it is no module that can be trained, or named as one of the package's.
     """
-    if experiment.custom is None or experiment.custom.model is None:
+    if experiment.model is None:
         return None
     from cifar_jax.models import MODELS, CustomModel
 
@@ -38,7 +38,7 @@ def own_model(experiment: catalog.Experiment) -> CustomModel | None:
             f"{path} has a MODEL, but its CONFIG names the package's {name!r}: "
             "give it another name, such as Model(name='mine')"
         )
-    return CustomModel(experiment.custom.model, name, path, experiment.custom.source)
+    return CustomModel(experiment.model, name, path, path.read_bytes())
 
 
 def named_code(code: Path | None, run: Path) -> CustomModel | None:
@@ -55,7 +55,7 @@ def named_code(code: Path | None, run: Path) -> CustomModel | None:
     from cifar_jax.runs.folder import Workdir
 
     copy = Workdir(run).code
-    if copy.is_file() and catalog.code_digest(copy.read_bytes()) != catalog.code_digest(own.source):
+    if copy.is_file() and not catalog.same_model(copy.read_bytes(), own.source):
         click.echo(
             f"cifar-jax: {code} defines the model otherwise than {copy}, with which it was trained",
             err=True,

@@ -249,7 +249,7 @@ def _changed_code(run: Run, workdir: Workdir) -> str | None:
     """In words, that the model is defined otherwise than when the run was last started."""
     if not run.own or not run.own.file or not workdir.code.exists():
         return None
-    if catalog.code_digest(workdir.code.read_bytes()) == catalog.code_digest(run.own.source):
+    if catalog.same_model(workdir.code.read_bytes(), run.own.source):
         return None
     return f"{run.own.file} defines the model otherwise than when {workdir.path} was last started"
 
