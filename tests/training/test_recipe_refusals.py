@@ -117,7 +117,10 @@ def test_a_pattern_that_names_nothing_is_refused_beside_one_that_does(make_confi
     [
         ({"data__mixup": 1, "data__cutmix": 1}, "mixup and cutmix exclude each other"),
         ({"phases": '[{"until": 0.5}, {"until": 0.4}]'}, "let each end after the one before"),
-        ({"phases": '[{"until": 0.5, "image_size": 40}]'}, "image_size must be in 8..32, not 40"),
+        (
+            {"phases": '[{"until": 0.5, "image_size": 40}]'},
+            "image_size must be a whole number >= 8 and <= 32, or none, not 40",
+        ),
         ({"train__max_minutes": 1}, "the schedule constant has no end to fit into"),
         ({"init__whitening": True, "train__init_from": "basic"}, "leave one of them out"),
         ({"tta__least_confident": 0.5}, "tta.least_confident is a share of the images"),
