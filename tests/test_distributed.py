@@ -91,10 +91,7 @@ def assert_same_losses(result: dict[str, Any], expected: dict[str, Any]) -> None
 
 
 def test_eight_devices_share_each_batch_and_give_the_result_of_one(
-    experiment: str,
-    one_device: dict[str, Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    experiment: str, one_device: dict[str, Any], tmp_path: Path, monkeypatch
 ) -> None:
     """The 45 validation images have to be padded for eight devices."""
     monkeypatch.setenv("SHARD_SHAPES", str(tmp_path / "shapes"))
@@ -218,55 +215,40 @@ def message(function):
         return function()
     except (UserError, OSError) as error:
         return str(error)
-def fail_in_process_1(error):
+def fail():
     if index:
-        raise error
-print(json.dumps({
-    "allgather": distributed.allgather({"index": "ä" * index}),
-    "all_max": distributed.all_max(index, 1 - index, 0.5),
-    "main": distributed.run_on_main(lambda: index),
-    "broadcast": distributed.broadcast_arrays([np.full(2, index)])[0].tolist(),
-    "user": message(lambda: distributed.run_on_all(
-        lambda: fail_in_process_1(UserError("no data on this machine")))),
-    "system": message(lambda: distributed.run_on_all(
-        lambda: fail_in_process_1(OSError(28, "No space left on device", "result.json")))),
-    "equal": message(lambda: distributed.require_equal({"seed": 1, "epochs": 2}, "settings")),
-    "different": message(
-        lambda: distributed.require_equal({"seed": 1, "epochs": 2 + index}, "settings")),
-    "missing": message(
-        lambda: distributed.require_equal({"jax": "1"} if index else {}, "versions")),
-    "mesh": message(lambda: devices.make_mesh(6)),
-    "devices": message(lambda: devices.make_mesh(8, 2)),
-}))
+        raise OSError(28, "No space left on device", "result.json")
+def compare(**values):
+    return message(lambda: distributed.require_equal(values, "settings"))
+print(json.dumps([
+    distributed.allgather({"index": "ä" * index}),
+    distributed.all_max(index, 1 - index, 0.5),
+    distributed.broadcast_arrays([np.full(2, index)])[0].tolist(),
+    distributed.run_on_main(lambda: index),
+    message(lambda: distributed.run_on_all(fail)),
+    compare(seed=1, epochs=2),
+    compare(seed=1, epochs=2 + index).partition(". ")[0],
+    message(lambda: devices.make_mesh(8, 2)).partition(". ")[0],
+]))
 distributed.shutdown(0)
 """
     full = "[Errno 28] No space left on device: 'result.json'"
     for index, (code, output, error) in enumerate(finish(start(["-c", script]))):
         assert code == 0, error
         assert "cifar-jax: waiting for 2 processes at localhost:" in error
-        values = json.loads(output.splitlines()[-1])
-        assert values.pop("different").startswith(
-            "the processes have different settings: epochs is 2 in process 0 and 3 in process 1."
-        )
-        assert values.pop("missing").startswith(
-            "the processes have different versions: jax is None in process 0 and '1' in process 1."
-        )
-        assert values.pop("devices").startswith("train.devices is 2, but the processes have 4")
-        assert values.pop("mesh").startswith("batch_size 6 cannot be divided over 4 devices")
-        assert values == {
-            "allgather": [{"index": ""}, {"index": "ä"}],
-            "all_max": [1.0, 1.0, 0.5],
-            "main": 0,
-            "broadcast": [0, 0],
-            "user": "no data on this machine" if index else "process 1: no data on this machine",
-            "system": full if index else f"process 1: {full}",
-            "equal": None,
-        }
+        assert json.loads(output.splitlines()[-1]) == [
+            [{"index": ""}, {"index": "ä"}],
+            [1.0, 1.0, 0.5],
+            [0, 0],
+            0,
+            full if index else f"process 1: {full}",
+            None,
+            "the processes have different settings: epochs is 2 in process 0 and 3 in process 1",
+            "train.devices is 2, but the processes have 4 devices and use all of them",
+        ]
 
 
-def test_processes_that_are_not_configured_are_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_processes_that_are_not_configured_are_refused(monkeypatch, capsys) -> None:
     def refuse(**options: Any) -> None:
         raise ValueError("coordinator_address should be defined.\nat length")
 
@@ -301,46 +283,33 @@ cli.main()
 """
 
 
-def start_work(failing: int | None, mode: str) -> list[subprocess.Popen[str]]:
-    """Start two processes that work until the other one ends. `failing` raises a UserError."""
-    processes = start(["-c", WORK, str(failing), mode])
+@pytest.mark.parametrize(
+    ("mode", "index", "end"),
+    [
+        ("together", 1, "kill"),
+        *(
+            pytest.param(mode, index, end, marks=pytest.mark.slow)
+            for mode in ("together", "apart")
+            for index in (0, 1)
+            for end in ("kill", "fail")
+        ),
+    ],
+)
+def test_a_process_ends_within_a_minute_of_the_other(mode: str, index: int, end: str) -> None:
+    """`apart` is work without communication, where only JAX's heartbeats notice it."""
+    processes = start(["-c", WORK, str(index) if end == "fail" else "none", mode])
     for process in processes:
         assert process.stdout is not None
         while process.stdout.readline() not in ("ready\n", ""):
             pass
-    return processes
-
-
-slow = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    ("victim", "mode"),
-    [
-        (1, "together"),
-        pytest.param(0, "together", marks=slow),
-        pytest.param(0, "apart", marks=slow),
-        pytest.param(1, "apart", marks=slow),
-    ],
-)
-def test_a_process_ends_within_a_minute_if_the_other_is_killed(victim: int, mode: str) -> None:
-    """`apart` is work without communication, where only JAX's heartbeats notice it."""
-    processes = start_work(None, mode)
-    processes[victim].kill()
+    if end == "kill":
+        processes[index].kill()
     began = time.monotonic()
-    code, _, error = finish(processes)[1 - victim]
+    outcomes = finish(processes)
+    assert time.monotonic() - began < 60
+    if end == "fail":
+        assert outcomes[index][0] == 2
+        assert outcomes[index][2].splitlines()[-1] == "cifar-jax: no space"
+    code, _, error = outcomes[1 - index]
     assert code != 0
     assert error
-    assert time.monotonic() - began < 60
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("failing", [0, 1])
-@pytest.mark.parametrize("mode", ["together", "apart"])
-def test_a_process_ends_within_a_minute_if_the_other_fails(failing: int, mode: str) -> None:
-    began = time.monotonic()
-    processes = finish(start_work(failing, mode))
-    assert processes[failing][0] == 2
-    assert processes[failing][2].splitlines()[-1] == "cifar-jax: no space"
-    assert processes[1 - failing][0] != 0
-    assert time.monotonic() - began < 60

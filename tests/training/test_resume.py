@@ -180,7 +180,7 @@ def test_a_full_disk_is_told_in_one_line_and_the_run_goes_on_exactly(
             train(config, tmp_path / "run")
     told = errors.explain(refused.value)
     assert told is not None
-    assert "No space left on device: make room there" in told
+    assert "No space left on device" in told
     assert "\n" not in told
     train(config, tmp_path / "run")
     assert_same_run(tmp_path / "run", finished)
@@ -207,7 +207,7 @@ def test_too_little_memory_of_the_device_is_told_and_the_run_goes_on_exactly(
             train(config, tmp_path)
     told = errors.explain(refused.value)
     assert told is not None
-    assert "the device is out of memory" in told
+    assert told.startswith("out of memory: ")
     assert "\n" not in told
     display = Spy()
     train(config, tmp_path, display)
