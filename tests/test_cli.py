@@ -20,8 +20,10 @@ from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
 from cifar_jax.training.fit import Run
 
-COMMANDS = "train evaluate predict export import-torch report models summary experiments settings"
-COMMANDS = (*COMMANDS.split(), "data", "env")
+COMMANDS = (
+    *("train", "evaluate", "predict", "export", "import-torch", "report", "models", "summary"),
+    *("experiments", "settings", "data", "env"),
+)
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "epochs=1", "--set", "data.train_images=64"),
     *("--set", "data.validation=0.1", "--set", "train.devices=1"),
