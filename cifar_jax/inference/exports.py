@@ -30,7 +30,7 @@ from cifar_jax import models, ops
 from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.inference.model import Classifier, TrainedNetwork
-from cifar_jax.runs.checkpoints import digest
+from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 
 FORMATS = ("safetensors", "stablehlo", "onnx")
