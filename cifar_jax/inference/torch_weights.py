@@ -98,7 +98,7 @@ def import_torch(
             "classes": list(classes),
             "mean": list(mean),
             "std": list(std),
-            "layers": [LayerRow(**layer._asdict()) for layer in summarize(module)],
+            "layers": [LayerRow(**vars(layer)) for layer in summarize(module)],
             "imported_from": file.name,
         },
         ModelCard,
