@@ -1,4 +1,4 @@
-"""Runs the Colab notebook with settings that take seconds, and with stand-ins for Colab's modules."""
+"""Runs the Colab notebook with quick settings, and with stand-ins for Colab's modules."""
 
 import json
 import os
