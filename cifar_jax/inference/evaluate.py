@@ -87,10 +87,10 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return
-    if card.content != dataset.content or split != "test":
-        what = "other images" if card.content != dataset.content else "the same images reordered"
+    if split != "test" or card.content != dataset.content:
         raise UserError(
-            f"{path} was trained on {what}: set TFDS_DATA_DIR to the folder that it read"
+            f"{path} was trained on other images of {card.name}, or on these in another order: set "
+            "TFDS_DATA_DIR to the folder that it read"
         )
 
 
