@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cifar_jax import models
+from cifar_jax import cli, models
 from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -56,3 +56,17 @@ def make_run() -> Callable[..., Path]:
 def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of `basic`. Tests only read it."""
     return make_run(tmp_path_factory.mktemp("runs") / "basic", "basic")
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in an empty folder; return exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = cli.run(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return call

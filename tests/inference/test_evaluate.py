@@ -9,7 +9,7 @@ import pytest
 from short_runs import files
 
 import cifar_jax
-from cifar_jax import cli, data
+from cifar_jax import data
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
 from cifar_jax.inference.evaluate import evaluate
@@ -73,18 +73,19 @@ def test_every_split_is_that_of_the_training(make_digits_run: Callable[..., Path
 
 
 def test_the_command_prints_both_accuracies_of_a_run_and_of_its_exports(
-    make_digits_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    make_digits_run: Callable[..., Path], call: Callable[..., tuple[int, str, str]]
 ) -> None:
     run = make_digits_run()
     expected = evaluate(run)
     for kind in ("safetensors", "stablehlo"):
-        exports.export(cifar_jax.load(run), kind, tmp_path / f"model.{kind}")
-    for path in (run, tmp_path / "model.safetensors", tmp_path / "model.stablehlo"):
-        assert cli.run(["evaluate", str(path), "--json"]) == 0
-        result = json.loads(capsys.readouterr().out)
-        assert result == pytest.approx(expected._asdict(), rel=1e-5)
-    assert cli.run(["evaluate", str(run)]) == 0
-    line = capsys.readouterr().out
+        exports.export(cifar_jax.load(run), kind, Path(f"model.{kind}"))
+    for path in (run, "model.safetensors", "model.stablehlo"):
+        code, out, _ = call("evaluate", path, "--json")
+        assert code == 0
+        result = tuple(json.loads(out).values())
+        assert result[:6] == expected[:6]
+        assert result[6:] == pytest.approx(expected[6:], rel=1e-5)
+    _, line, _ = call("evaluate", run)
     assert "basic seed 0, epoch 2: test accuracy" in line
     assert f"with one view of each image {expected.accuracy_plain:.2f} %" in line
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 import cifar_jax
-from cifar_jax import cli
 from cifar_jax.training.evaluation import TTA
 
+Call = Callable[..., tuple[int, str, str]]
 PIXELS = np.random.default_rng(0).integers(0, 256, (300, 40, 50, 3), np.uint8)
 
 
@@ -35,18 +35,15 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("tta", [None, TTA(flip=True, shift=1)])
 def test_a_folder_stands_for_its_images(
-    make_run: Callable[..., Path],
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    tta: TTA | None,
+    make_run: Callable[..., Path], pictures: Path, call: Call, tta: TTA | None
 ) -> None:
     # `--views` uses the views for every image.
     card = {"tta": tta._asdict() | {"least_confident": 0.25}} if tta else {}
-    run = make_run(tmp_path / "run", "basic", **card)
+    run = make_run(Path("run"), "basic", **card)
     options = ["--json", "--top", "10", *(["--views"] if tta else [])]
-    assert cli.run(["predict", str(run), str(pictures), *options]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    code, out, _ = call("predict", run, pictures, *options)
+    assert code == 0
+    rows = json.loads(out)
     files = [pictures / name for name in ("a.PNG", "b.png", "more/c.bmp")]
     assert [row["image"] for row in rows] == list(map(str, files))
     model = cifar_jax.load(run)
@@ -58,13 +55,13 @@ def test_a_folder_stands_for_its_images(
 
 
 def test_a_bad_file_sets_the_exit_code_and_stops_no_other(
-    basic: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    basic: Path, pictures: Path, call: Call
 ) -> None:
     broken = pictures / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff but no more")
-    words = [str(broken), str(pictures / "*.png"), str(pictures / "nowhere.png"), "http://x/y.png"]
-    assert cli.run(["predict", str(basic), *words, "--csv", "--top", "1"]) == 2
-    out, err = capsys.readouterr()
+    words = [broken, pictures / "*.png", pictures / "nowhere.png", "http://x/y.png"]
+    code, out, err = call("predict", basic, *words, "--csv", "--top", "1")
+    assert code == 2
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["image"] for row in rows] == [str(broken), str(pictures / "b.png"), "", ""]
     assert [bool(row["class"]) for row in rows] == [False, True, False, False]
@@ -75,29 +72,25 @@ def test_a_bad_file_sets_the_exit_code_and_stops_no_other(
 
 
 def test_standard_input_and_the_table(
-    basic: Path,
-    pictures: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    basic: Path, pictures: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = (pictures / "b.png").read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    assert cli.run(["predict", str(basic), "-", str(pictures / "b.png"), "--top", "2"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
+    code, out, _ = call("predict", basic, "-", pictures / "b.png", "--top", "2")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines() if "%" in line]
     assert [line[0] for line in lines[::2]] == ["-", str(pictures / "b.png")]
     assert lines[0][1:] == lines[2][1:]
     assert len(lines) == 4
 
 
-def test_many_images_are_answered_in_order(
-    basic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_many_images_are_answered_in_order(basic: Path, tmp_path: Path, call: Call) -> None:
     files = [tmp_path / f"{i:03}.png" for i in range(300)]
     for file, pixels in zip(files, PIXELS, strict=True):
         Image.fromarray(pixels).save(file)
     (tmp_path / "100a.png").write_bytes(b"")
-    assert cli.run(["predict", str(basic), str(tmp_path), "--json", "--top", "1"]) == 2
-    out, err = capsys.readouterr()
+    code, out, err = call("predict", basic, tmp_path, "--json", "--top", "1")
+    assert code == 2
     rows = json.loads(out)
     assert rows.pop(101)["error"]
     best = cifar_jax.load(basic).predict(files).max(-1)
@@ -105,17 +98,12 @@ def test_many_images_are_answered_in_order(
     assert "1 of 301" in err
 
 
-def test_exports_answer_predict(
-    basic: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(pictures.parent)
-    answers = []
+def test_exports_answer_predict(basic: Path, pictures: Path, call: Call) -> None:
+    expected = call("predict", basic, pictures / "b.png", "--csv")
     for kind in ("safetensors", "stablehlo"):
-        assert cli.run(["export", str(basic), "--to", kind]) == 0
-        assert f"basic-seed0.{kind}" in capsys.readouterr().out
-        assert cli.run(["predict", f"basic-seed0.{kind}", "pictures/b.png", "--csv"]) == 0
-        answers.append(capsys.readouterr().out)
-    assert answers[0] == answers[1]
+        code, out, _ = call("export", basic, "--to", kind)
+        assert (code, f"basic-seed0.{kind}" in out) == (0, True)
+        assert call("predict", f"basic-seed0.{kind}", pictures / "b.png", "--csv") == expected
 
 
 @pytest.mark.parametrize(
@@ -133,16 +121,9 @@ def test_exports_answer_predict(
         "import-torch nowhere.pth --model vgg",
     ],
 )
-def test_a_mistake_gives_one_line_and_leaves_no_file(
-    command: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.run(command.split()) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+def test_a_mistake_gives_one_line_and_leaves_no_file(command: str, call: Call) -> None:
+    code, out, err = call(*command.split())
+    assert (code, out) == (2, "")
     assert err.startswith("cifar-jax: ")
     assert err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(Path().iterdir())
