@@ -283,7 +283,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
-            for path in self._folder.glob(pattern):
+            for path in sorted(self._folder.glob(pattern)):
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()
         epochs = [saved for saved in saves if saved.end_of_epoch]
