@@ -57,7 +57,7 @@ class Checkpoints:
             )
         self._keep = keep
         self._saved = False
-        # Otherwise orbax waits minutes for a folder that a full disk kept it from creating.
+        # With True, orbax waits for minutes if a full disk keeps it from creating a folder.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
         handler = ocp.CompositeCheckpointHandler(composite_options=items)
@@ -124,8 +124,8 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
         except Exception as error:
             raise UserError(
-                f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Make room "
-                "there and give the same command again: it resumes from the previous checkpoint."
+                f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Is the disk "
+                "full? Give the same command again to resume from the previous checkpoint."
             ) from error
         if self._saved and distributed.is_main_process():  # A reader deletes nothing.
             self._prune()
@@ -156,9 +156,8 @@ class Checkpoints:
             name = min(dict(types[0].items() ^ types[1].items()))
             there, here = (known.get(name, "missing") for known in types)
             raise UserError(
-                f"checkpoint {saved.number} in {self._folder} is of another network or optimizer: "
-                f"{name} is {there} there and {here} here. Choose another --workdir, or start "
-                "over with --fresh."
+                f"checkpoint {saved.number} in {self._folder} is of another network or optimizer "
+                f"({name}: {there} there, {here} here). Choose another --workdir, or use --fresh."
             )
         leaves = [devices.put(arrays[name], expected[name].sharding) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -186,8 +185,7 @@ class Checkpoints:
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
         """Restore the best checkpoint that is not damaged. Rename damaged ones that may be better.
 
-        Returns:
-          As `restore_latest`. If no checkpoint has a validation accuracy: `like`, None, messages.
+        Returns the same as `restore_latest`; None as the checkpoint if there is no best one.
         """
 
         def best_first() -> list[int]:
@@ -228,7 +226,7 @@ class Checkpoints:
         try:
             if saved := self._meta(number):
                 return self.restore(saved, like), saved, ""
-            raise self._damaged(number, "its metadata cannot be read or changed")
+            raise self._damaged(number, "metadata unreadable, or changed since it was saved")
         except DamagedError as error:
             return like, None, str(error)
 
@@ -244,10 +242,10 @@ class Checkpoints:
 
     def _read(self, saved: SavedState, fields: Iterable[str]) -> dict[str, np.ndarray]:
         """Return the arrays of these fields of a state, by path."""
-        path = self._folder / str(saved.number) / "state"
+        path: Any = self._folder / str(saved.number) / "state"
         reader = ocp.PyTreeCheckpointHandler()
         try:
-            tree: Any = reader.metadata(path).tree
+            tree = reader.metadata(path).tree
             wanted = {name: tree[name] for name in saved.digests if name in fields}
             types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), types)
@@ -256,8 +254,7 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # Which one depends on what is damaged.
-            reason = f"its arrays cannot be read ({_one_line(error)})"
-            raise self._damaged(saved.number, reason) from error
+            raise self._damaged(saved.number, f"arrays unreadable, {_one_line(error)}") from error
         for name, digest in (dict.fromkeys(wanted) | digests(arrays)).items():
             if digest != saved.digests[name]:
                 raise self._damaged(saved.number, f"{name} changed since it was saved")
@@ -286,7 +283,7 @@ class Checkpoints:
 
     def _prune(self) -> None:
         for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
-            for path in self._folder.glob(pattern):
+            for path in sorted(self._folder.glob(pattern)):
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()
         epochs = [saved for saved in saves if saved.end_of_epoch]

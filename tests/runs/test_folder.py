@@ -80,22 +80,17 @@ def make(path: Path) -> Path:
     return path
 
 
-def test_a_run_finds_its_folder_again(tmp_path: Path) -> None:
-    before = files(make(tmp_path / "deep" / "run"))
-    with open_run_folder(tmp_path / "deep" / "run", identity(), fresh=False):
-        pass
-    assert files(tmp_path / "deep" / "run") == before
-    assert finished_result(tmp_path / "deep" / "run", identity()) == result()
-
-
 def test_all_files_are_read_as_they_were_written(tmp_path: Path) -> None:
-    run = existing_run_folder(make(tmp_path))
+    run = existing_run_folder(make(tmp_path / "deep" / "run"))
+    before = files(run.path)
+    with open_run_folder(run.path, identity(), fresh=False):
+        assert files(run.path) == before
     assert run.identity() == identity()
     assert run.card() == CARD
     assert run.code.read_bytes() == b"MODEL = 1\n"
     assert run.rows() == [row(1), row(2)]
     assert [session.device for session in run.sessions()] == [DEVICE]
-    assert run.result() == result()
+    assert run.result() == finished_result(run.path, identity()) == result()
     with np.load(run.outputs, allow_pickle=False) as outputs:
         assert {name: (outputs[name].tolist(), outputs[name].dtype) for name in outputs} == {
             name: (array.tolist(), array.dtype) for name, array in OUTPUTS.items()
