@@ -14,18 +14,15 @@ import pytest
 if not hasattr(jax, "enable_x64"):  # before jax 0.8
     jax.enable_x64 = jax.experimental.enable_x64  # pyright: ignore
 
-collect_ignore_glob = ["*/conftest.py", "fixtures/*"]  # no tests are in them
+collect_ignore_glob = ["*/conftest.py", "fixtures/*"]  # These contain no tests.
 
 pytest.register_assert_rewrite("short_runs")
 
 from short_runs import EPOCHS, train  # noqa: E402
 
-from cifar_jax import runtime  # noqa: E402
 from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
 
-runtime.configure_jax()  # as every command does, before JAX uses a device
-
-# A suite in the background of a shell has it ignored, and the tests interrupt what they run.
+# A background job of a shell ignores SIGINT, but the tests interrupt runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -77,8 +74,8 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(params=["cpu", "accelerator"])
-def form(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the test with the operations of a CPU and with those of an accelerator."""
+def each_platform(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run the test with the operations of a CPU, then with those of an accelerator."""
     from cifar_jax import ops
 
     with ops.force_platform("cpu" if request.param == "cpu" else "default"):

@@ -259,7 +259,7 @@ def test_gradients_are_finite_and_statistics_move_in_training_only(name: str) ->
         assert (flatten_dict(trained)[path] != before).any(), path
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_running_statistics_are_pytorchs() -> None:
     """A tenth of the batch's mean and unbiased variance; the batch itself by the biased one."""
     x = np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)).astype(np.float32)
@@ -322,7 +322,7 @@ def test_pooling_is_an_option_of_the_nets(name: str, kind: str) -> None:
     assert models.count_parameters(variables["params"]) == PARAMETERS[name] + extra
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize(("kind", "reduce"), [("max", np.max), ("average", np.mean)])
 def test_pooling_takes_what_it_says_of_two_by_two_pixels(kind: Any, reduce: Any) -> None:
     x = np.random.default_rng(0).standard_normal((2, 6, 4, 3)).astype(np.float32)
@@ -331,7 +331,7 @@ def test_pooling_takes_what_it_says_of_two_by_two_pixels(kind: Any, reduce: Any)
     np.testing.assert_allclose(pooled, expected, atol=1e-6)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_normalizing_without_a_scale_is_normalizing_by_one() -> None:
     x = jnp.asarray(np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)), jnp.float32)
     with_it, without = layers.BatchNorm(), layers.BatchNorm(use_scale=False)
@@ -353,7 +353,7 @@ def test_dropout_scales_what_it_keeps_and_rests_in_evaluation() -> None:
     np.testing.assert_array_equal(layer.apply({}, x, train=False), x)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_attention_mixes_positions_by_weights_that_sum_to_one() -> None:
     x = np.random.default_rng(0).standard_normal((2, 3, 4, 16)).astype(np.float32)
     layer = layers.SelfAttention()

@@ -176,7 +176,7 @@ def test_train_step(form: None, name: str):
             assert recipe.distance(actual, change) <= 2e-5 * change[0], tensor
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize("name", RECORD["evaluations"])
 def test_evaluation(name: str):
     record = RECORD["evaluations"][name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import click
 
@@ -14,9 +15,9 @@ from cifar_jax.cli.output import AS_JSON, count, print_table
 @click.command()
 @AS_JSON
 def models(as_json: bool) -> None:
-    """The networks: their parameters, and the paper's count."""
+    """List the networks with their parameters and the paper's count."""
     runtime.set_up()
-    runtime.require("cpu")  # no device has work here
+    runtime.require("cpu")  # only shapes are computed
 
     from cifar_jax import models
 
@@ -35,32 +36,36 @@ def models(as_json: bool) -> None:
         print_table(("Model", "Parameters", "Paper"), cells, right=(1, 2))
 
 
-@click.command(short_help="The layers of a network, as in the paper's tables.")
+@click.command(short_help="Print the layers of a network, as in the paper's tables.")
 @click.argument("model")
 @AS_JSON
 def summary(model: str, as_json: bool) -> None:
-    """The layers of MODEL, in the columns of the paper's tables.
+    """Print the layers of MODEL in the columns of the paper's tables.
 
-    MODEL is a name of `cifar-jax models`, or a config file, whose model it then is.
+    MODEL is a name from `cifar-jax models`, or a config file (FILE.py), whose model is shown.
     """
     runtime.set_up()
-    runtime.require("cpu")  # no device has work here
+    runtime.require("cpu")  # only shapes are computed
 
     from cifar_jax import catalog, models
-    from cifar_jax.models.summary import summarise
+    from cifar_jax.models.summary import Layer, summarize
 
     if model.endswith(".py"):
         experiment = catalog.load(model)
         options = experiment.config.model.model_dump()
+        options |= options.pop("arguments", {})
         network = models.create(options.pop("name"), custom_model(experiment), **options)
     else:
         network = models.create(model)
-    layers = summarise(network)
+    rows = summarize(network)
     if as_json:
-        click.echo(json.dumps([layer._asdict() for layer in layers], indent=2))
+        click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
-    cells = [(*layer[:3], *map(count, layer[3:])) for layer in layers]
-    totals = [sum(column) for column in zip(*(layer[3:] for layer in layers), strict=True)]
-    cells.append(("total", "", "", *map(count, totals)))
+    parameters = sum(row.parameters for row in rows)
+    multiply_adds = sum(row.multiply_adds for row in rows)
+    cells = [
+        (r.name, r.output_size, r.configuration, count(r.parameters), count(r.multiply_adds))
+        for r in [*rows, Layer("total", "", "", parameters, multiply_adds)]
+    ]
     columns = ("Layer Name", "Output Size", "Layer Configuration", "Parameters", "Multiply-adds")
     print_table(columns, cells, right=(3, 4))

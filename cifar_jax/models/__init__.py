@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cifar_jax.errors import UserError
 from cifar_jax.models.basic import Basic
 from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel, validate_options
-from cifar_jax.models.net import Net, NetBNGAP, NetInception
+from cifar_jax.models.net import Net, NetBNGAP
 from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
 from cifar_jax.models.speednet import SpeedNet
 
@@ -39,7 +39,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "net": Net,
     "net-bn-gap": NetBNGAP,
     "net-attention": partial(NetBNGAP, attention=True),
-    "net-inception": NetInception,
+    "net-inception": partial(NetBNGAP, inception=True),
     "resnet18": ResNet18,
     "resnet10": ResNet10,
     "resnet10-separable": ResNet10Separable,

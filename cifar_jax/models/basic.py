@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 
 from cifar_jax import ops
-from cifar_jax.models.layers import Conv, Dense, Pool
+from cifar_jax.models.layers import Conv, Pool
 
 
 class Basic(nn.Module):
@@ -28,6 +28,6 @@ class Basic(nn.Module):
         x = ops.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))
         x = Pool(name="pool2")(x)
         x = x.reshape(x.shape[0], -1)
-        x = ops.relu(Dense(120, dtype=self.dtype, name="fc1")(x))
-        x = ops.relu(Dense(84, dtype=self.dtype, name="fc2")(x))
-        return Dense(self.num_classes, dtype=self.dtype, name="fc3")(x).astype("float32")
+        x = ops.relu(nn.Dense(120, dtype=self.dtype, name="fc1")(x))
+        x = ops.relu(nn.Dense(84, dtype=self.dtype, name="fc2")(x))
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc3")(x).astype("float32")

@@ -1,12 +1,8 @@
 """Linen's layers with PyTorch's defaults, which the paper's networks use.
 
-Padding is written out in pixels, and BatchNorm keeps PyTorch's running statistics.
-`models.init_variables` initializes the parameters. The property `configuration` describes a layer
-in the words of the paper's tables for `cifar-jax summary`; `{in_dim}` stands for the width of the
-layer's input.
+`models.init_variables` initializes the parameters. Dense layers and dropout are Linen's own.
 """
 
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -25,30 +21,6 @@ class Conv(nn.Conv):
     """Pixels on each side."""
     conv_general_dilated: Any = ops.conv_general_dilated
 
-    @property
-    def configuration(self) -> str:
-        """Such as `3x3, 64, padding=1`."""
-        height, width = _pair(self.kernel_size)
-        words = [f"{height}x{width}", str(self.features)]
-        if (stride := _pair(self.strides)[0]) != 1:
-            words.append(f"stride={stride}")
-        if self.padding != 0:
-            words.append(f"padding={self.padding}")
-        if self.feature_group_count != 1:
-            words.append(f"groups={self.feature_group_count}")
-        if not self.use_bias:
-            words.append("bias=False")
-        return ", ".join(words)
-
-
-class Dense(nn.Dense):
-    """Fully connected layer: `[..., in]` to `[..., features]`."""
-
-    @property
-    def configuration(self) -> str:
-        """Such as `120 Neurons`."""
-        return f"{self.features} Neurons"
-
 
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
@@ -64,8 +36,6 @@ class BatchNorm(nn.Module):
     """Whether to multiply by a learned scale."""
     dtype: Any = None
     """Type of the output; None is the type of the input."""
-
-    configuration = "BatchNorm2d {in_dim}"
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -96,11 +66,6 @@ class Pool(nn.Module):
     dtype: Any = None
     """Type of the computation of `strided-conv`."""
 
-    @property
-    def configuration(self) -> str:
-        """`2x2`, as in the paper, followed by the kind if it is not `max`."""
-        return {"max": "2x2", "average": "2x2, average", "strided-conv": "2x2, stride=2"}[self.kind]
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind == "strided-conv":
@@ -112,22 +77,8 @@ class Pool(nn.Module):
 class GlobalAveragePool(nn.Module):
     """Mean over height and width: `[N, H, W, C]` to `[N, C]`."""
 
-    configuration = "AdaptiveAvgPool2d"
-
     def __call__(self, x: jax.Array) -> jax.Array:
         return ops.global_avg_pool(x)
-
-
-class Dropout(nn.Dropout):
-    """Linen's dropout with the argument `train` instead of `deterministic`."""
-
-    @property
-    def configuration(self) -> str:
-        """Such as `Dropout(0.5)`."""
-        return f"Dropout({self.rate})"
-
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:  # pyright: ignore
-        return super().__call__(x, deterministic=not train)
 
 
 class SelfAttention(nn.Module):
@@ -141,8 +92,6 @@ class SelfAttention(nn.Module):
     dtype: Any = None
     """Type of the computation; None: inferred from input and parameters."""
 
-    configuration = "In_dim={in_dim}"
-
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         n, height, width, channels = x.shape
@@ -154,10 +103,3 @@ class SelfAttention(nn.Module):
         query, key = project(channels // 8, "query"), project(channels // 8, "key")
         value = project(channels, "value")
         return x + ops.attention(query, key, value).reshape(x.shape)
-
-
-def _pair(size: int | Sequence[int] | None) -> tuple[int, int]:
-    if size is None or isinstance(size, int):
-        return (size or 1, size or 1)
-    height, width = size
-    return height, width

@@ -11,8 +11,6 @@ from cifar_jax import ops
 from cifar_jax.models.layers import (
     BatchNorm,
     Conv,
-    Dense,
-    Dropout,
     GlobalAveragePool,
     Pool,
     Pooling,
@@ -21,7 +19,7 @@ from cifar_jax.models.layers import (
 
 
 class Net(nn.Module):
-    """Three convolutions (Table 4): images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`."""
+    """Network of Table 4: images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`."""
 
     num_classes: int = 10
     pooling: Pooling = "max"
@@ -39,38 +37,6 @@ class Net(nn.Module):
         x = pool(name="pool2")(x)
         x = ops.relu(conv(256, name="conv3")(x))
         x = x.reshape(x.shape[0], -1)
-        return _head(x, self.num_classes, self.dtype)
-
-
-class NetBNGAP(nn.Module):
-    """`Net` with BatchNorm, global average pooling and dropout (Table 7).
-
-    Images `[N, H, W, 3]` to float32 logits `[N, num_classes]`. "fc1, 256 Neurons" in the table is
-    the pooled vector: the parameter count has no room for another layer. The layer of 120 neurons
-    is therefore called `fc1`, as in Tables 1 and 4.
-    """
-
-    num_classes: int = 10
-    attention: bool = False
-    """Whether self-attention follows each BatchNorm and ReLU (Table 10)."""
-    dropout: float = 0.5
-    """Rate of the dropout before `fc1`."""
-    pooling: Pooling = "max"
-    dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        for stage, features in enumerate((64, 128, 256), start=1):
-            conv = Conv(features, (3, 3), padding=1, dtype=self.dtype, name=f"conv{stage}")
-            x = BatchNorm(dtype=self.dtype, name=f"bn{stage}")(conv(x), train=train)
-            x = ops.relu(x)
-            if self.attention:
-                x = SelfAttention(dtype=self.dtype, name=f"attention{stage}")(x)
-            if stage < 3:
-                x = Pool(self.pooling, dtype=self.dtype, name=f"pool{stage}")(x)
-        x = GlobalAveragePool(name="global_avg_pool")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train)
         return _head(x, self.num_classes, self.dtype)
 
 
@@ -111,13 +77,22 @@ class InceptionBlock(nn.Module):
         return jnp.concatenate(branches, axis=-1)
 
 
-class NetInception(nn.Module):
-    """`NetBNGAP` with inception blocks in place of its second and third convolution.
+class NetBNGAP(nn.Module):
+    """`Net` with BatchNorm, global average pooling and dropout (Table 7).
 
-    Section 2 of the paper mentions inception blocks, but no table describes this network.
+    Images `[N, H, W, 3]` to float32 logits `[N, num_classes]`. "fc1, 256 Neurons" in the table is
+    the pooled vector: the parameter count has no room for another layer. The layer of 120 neurons
+    is therefore called `fc1`, as in Tables 1 and 4.
     """
 
     num_classes: int = 10
+    attention: bool = False
+    """Whether self-attention follows each BatchNorm and ReLU (Table 10)."""
+    inception: bool = False
+    """Whether inception blocks replace the second and third convolution.
+
+    Section 2 of the paper mentions inception blocks, but no table describes such a network.
+    """
     dropout: float = 0.5
     """Rate of the dropout before `fc1`."""
     pooling: Pooling = "max"
@@ -126,20 +101,27 @@ class NetInception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
-        conv = Conv(64, (3, 3), padding=1, use_bias=False, dtype=self.dtype, name="conv1")
-        x = ops.relu(BatchNorm(dtype=self.dtype, name="bn1")(conv(x), train=train))
-        x = pool(name="pool1")(x)
-        x = InceptionBlock(128, dtype=self.dtype, name="inception2")(x, train=train)
-        x = pool(name="pool2")(x)
-        x = InceptionBlock(256, dtype=self.dtype, name="inception3")(x, train=train)
+        conv = partial(
+            Conv, kernel_size=(3, 3), padding=1, use_bias=not self.inception, dtype=self.dtype
+        )
+        for stage, features in enumerate((64, 128, 256), start=1):
+            if self.inception and stage > 1:
+                block = InceptionBlock(features, dtype=self.dtype, name=f"inception{stage}")
+                x = block(x, train=train)
+            else:
+                x = conv(features, name=f"conv{stage}")(x)
+                x = ops.relu(BatchNorm(dtype=self.dtype, name=f"bn{stage}")(x, train=train))
+            if self.attention:
+                x = SelfAttention(dtype=self.dtype, name=f"attention{stage}")(x)
+            if stage < 3:
+                x = Pool(self.pooling, dtype=self.dtype, name=f"pool{stage}")(x)
         x = GlobalAveragePool(name="global_avg_pool")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
         return _head(x, self.num_classes, self.dtype)
 
 
 def _head(x: jax.Array, num_classes: int, dtype: Any) -> jax.Array:
     """Apply the three dense layers that end these networks. Call it in a compact method."""
-    x = ops.relu(Dense(120, dtype=dtype, name="fc1")(x))
-    x = ops.relu(Dense(84, dtype=dtype, name="fc2")(x))
-    return Dense(num_classes, dtype=dtype, name="fc3")(x).astype(jnp.float32)
+    x = ops.relu(nn.Dense(120, dtype=dtype, name="fc1")(x))
+    x = ops.relu(nn.Dense(84, dtype=dtype, name="fc2")(x))
+    return nn.Dense(num_classes, dtype=dtype, name="fc3")(x).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""ResNets for 32×32 images (section 3.5): ResNet18, ResNet10, and ResNet10 with separable convolutions."""
+"""ResNet18 and ResNet10 for 32×32 images (section 3.5), also with separable convolutions."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax import ops
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, Dropout, GlobalAveragePool
+from cifar_jax.models.layers import BatchNorm, Conv, GlobalAveragePool
 
 ModuleDef = Any
 
@@ -106,8 +106,8 @@ class ResNet(nn.Module):
                     name=f"stage{stage}_block{number}",
                 )(x, train=train)
         x = GlobalAveragePool(name="avg_pool")(x)
-        x = Dropout(self.dropout, name="dropout")(x, train=train)
-        return Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="fc")(x).astype(jnp.float32)
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from cifar_jax.models.layers import BatchNorm, Conv, Dense, Pool
+from cifar_jax.models.layers import BatchNorm, Conv, Pool
 
 
 class SpeedNet(nn.Module):
@@ -51,5 +51,5 @@ class SpeedNet(nn.Module):
             x = conv(width, use_bias=False, name=f"{name}_conv2")(x)
             x = nn.gelu(norm(name=f"{name}_bn2")(x, train=train))
         x = x.max(axis=(1, 2)) / math.sqrt(x.shape[-1])
-        x = Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="fc")(x)
+        x = nn.Dense(self.num_classes, use_bias=False, dtype=self.dtype, name="fc")(x)
         return x.astype(jnp.float32)

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from cifar_jax import models, ops
+from cifar_jax.models import layers
 
 Path = tuple[str, ...]
 
 _SCOPE = "summary-row-"
-"""Followed by the index of a module, names the scope in which its operations are traced."""
+"""Followed by a module's index, names the scope in which its operations are traced."""
 
 
 @dataclass
@@ -36,17 +37,16 @@ class Layer:
 def summarize(model: nn.Module) -> list[Layer]:
     """Return the layers of a model in the order of the forward pass, traced on shapes alone.
 
-    A layer is a module with a `configuration` (see `models.layers`) or one of Linen's layers. What
-    is inside a layer counts for it. Any other module has a row if it has parameters or products of
-    its own, outside of the layers in it.
+    Layers are those of `models.layers` and Linen's own. What is inside a layer counts for it. Any
+    other module has a row if it has parameters or products outside of the layers in it.
     """
     rows: dict[Path, Layer] = {}
-    layers: set[Path] = set()
+    tabulated: set[Path] = set()
 
     def row_of(path: Path) -> Path:
         """Return the path of the outermost layer around a path, or else of the nearest module."""
         prefixes = [path[:end] for end in range(len(path) + 1)]
-        return next((p for p in prefixes if p in layers), [p for p in prefixes if p in rows][-1])
+        return next((p for p in prefixes if p in tabulated), [p for p in prefixes if p in rows][-1])
 
     def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module, path = context.module, context.module.path
@@ -55,14 +55,13 @@ def summarize(model: nn.Module) -> list[Layer]:
         if path not in rows:
             kind = type(module).__name__
             rows[path] = Layer("/".join(path) or kind, "", kind)
-            configuration = _configuration(module)
+            configuration = _configuration(module, args[0].shape[-1] if args else "")
             if configuration and row_of(path) == path:
-                layers.add(path)
-                in_dim = args[0].shape[-1] if args else ""
-                rows[path].configuration = configuration.format(in_dim=in_dim)
+                tabulated.add(path)
+                rows[path].configuration = configuration
         with jax.named_scope(f"{_SCOPE}{list(rows).index(path)}"):
             result = call(*args, **kwargs)
-        rows[path].output_size = _size(args[0] if args and path in layers else None, result)
+        rows[path].output_size = _size(args[0] if args and path in tabulated else None, result)
         return result
 
     images = jax.ShapeDtypeStruct((1, *models.IMAGE_SHAPE), jnp.float32)
@@ -76,36 +75,47 @@ def summarize(model: nn.Module) -> list[Layer]:
     paths = list(rows)
     for index, multiply_adds in _products(traced.jaxpr):
         rows[row_of(paths[index])].multiply_adds += multiply_adds
-    shown = [r for path, r in rows.items() if path in layers or r.parameters or r.multiply_adds]
+    shown = [r for path, r in rows.items() if path in tabulated or r.parameters or r.multiply_adds]
     return [Layer("input", f"{images.shape[1]}x{images.shape[2]}", "-"), *shown]
 
 
-def _configuration(module: nn.Module) -> str:
-    """Return a layer's configuration, or an empty string if the module is not a layer."""
-    if isinstance(configuration := getattr(module, "configuration", None), str):
-        return configuration
+def _configuration(module: nn.Module, in_dim: Any) -> str | None:
+    """Return a layer in the words of the paper's tables, or None if the module is not a layer."""
+    match module:
+        case nn.Conv():
+            return _conv(module)
+        case nn.Dense(features=features):
+            return f"{features} Neurons"
+        case layers.BatchNorm() | nn.BatchNorm():
+            return f"BatchNorm2d {in_dim}"
+        case nn.Dropout(rate=rate):
+            return f"Dropout({rate})"
+        case layers.Pool(kind=kind):
+            suffix = {"max": "", "average": ", average", "strided-conv": ", stride=2"}[kind]
+            return f"2x2{suffix}"
+        case layers.GlobalAveragePool():
+            return "AdaptiveAvgPool2d"
+        case layers.SelfAttention():
+            return f"In_dim={in_dim}"
     # These modules of Linen only contain or transform other modules.
     containers = ("module", "transforms", "combinators")
     origins = [cls.__module__.split(".") for cls in type(module).__mro__]
-    if not any(o[:2] == ["flax", "linen"] and o[-1] not in containers for o in origins):
-        return ""
-    name = type(module).__name__
-    match module:
-        case nn.Conv(kernel_size=size, features=features, strides=strides):
-            stride = _times(strides)
-            suffix = f", stride={stride}" if stride.strip("1x") else ""
-            return f"{name} {_times(size)}, {features}{suffix}"
-        case nn.Dense(features=features):
-            return f"{name} {features}"
-        case nn.MultiHeadDotProductAttention(num_heads=heads):
-            return f"{name} {heads} heads"
-        case nn.Dropout(rate=rate):
-            return f"{name} {rate}"
-    return name
+    is_layer = any(o[:2] == ["flax", "linen"] and o[-1] not in containers for o in origins)
+    return type(module).__name__ if is_layer else None
 
 
-def _times(size: Any) -> str:
-    return "x".join(map(str, size)) if isinstance(size, tuple | list) else str(size or 1)
+def _conv(conv: nn.Conv) -> str:
+    size, stride = conv.kernel_size, conv.strides
+    words = ["x".join(map(str, size)) if isinstance(size, Sequence) else size, conv.features]
+    if (stride := stride[0] if isinstance(stride, Sequence) else stride or 1) != 1:
+        words.append(f"stride={stride}")
+    if conv.padding != 0:
+        words.append(f"padding={conv.padding}")
+    if conv.feature_group_count != 1:
+        words.append(f"groups={conv.feature_group_count}")
+    if not conv.use_bias:
+        words.append("bias=False")
+    return ", ".join(map(str, words))
 
 
 def _size(before: Any, after: Any) -> str:

@@ -45,7 +45,7 @@ def test_order_is_shuffled_and_follows_from_the_key() -> None:
     assert (np.asarray(first) != np.asarray(other)).mean() > 0.8
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_take_returns_rows_in_the_order_of_the_indices() -> None:
     rows = np.arange(12, dtype=np.uint8).reshape(4, 3)
     order = np.array([2, 0, 3, 2], np.int32)

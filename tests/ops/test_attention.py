@@ -13,7 +13,7 @@ from cifar_jax import devices, ops
 SHAPES = [(2, 12, 12, 2, 16), (1, 1, 1, 1, 1), (3, 7, 5, 3, 9), (2, 520, 512, 2, 4)]
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(np.float32, 1e-5), (np.float64, 1e-12)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_and_gradients_are_those_of_the_formula(shape, dtype, tolerance):
@@ -26,7 +26,7 @@ def test_values_and_gradients_are_those_of_the_formula(shape, dtype, tolerance):
             np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_large_scores_do_not_overflow():
     (query, key, value), dy = arrays(SHAPES[0], np.float32)
     inputs = 100 * query, key, value
@@ -35,7 +35,7 @@ def test_large_scores_do_not_overflow():
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_half_precision_keeps_its_type_and_is_no_worse_than_it():
     inputs, dy = arrays(SHAPES[0], np.float32)
     halves = [x.astype(jnp.bfloat16) for x in (*inputs, dy)]
@@ -46,7 +46,7 @@ def test_half_precision_keeps_its_type_and_is_no_worse_than_it():
         np.testing.assert_allclose(ours.astype(np.float32), theirs, atol=0.02 * abs(theirs).max())
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize("images", [4, 10])
 def test_each_device_mixes_its_own_images(images):
     """Though a CPU takes large ones in a loop, for which they could be gathered."""

@@ -36,7 +36,7 @@ def gradients(arguments, directions):
     return found
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])
 @pytest.mark.parametrize("shape", [(4, 5, 3, 7), (1, 2, 2, 3), (16, 4)])
 def test_values_and_gradients_are_those_of_the_formula(shape, dtype, tolerance):
@@ -73,7 +73,7 @@ def test_variance_in_one_pass_is_never_negative():
     assert (var >= 0).all()
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_bfloat16_keeps_statistics_in_float32():
     x = jax.random.normal(jax.random.key(0), (8, 4, 4, 3), "bfloat16")
     (y, mean, var), vjp = jax.vjp(lambda x: ops.batch_norm(x, jnp.ones(3), jnp.zeros(3), 1e-5), x)

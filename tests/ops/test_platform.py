@@ -1,9 +1,9 @@
-"""`ops.plain`: what is traced is the named form, whatever was traced before or elsewhere."""
+"""Each platform gets its own implementation of an operation, forced or not."""
 
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,78 +14,125 @@ from cifar_jax import ops
 from cifar_jax.data import augment, pipeline
 
 IMAGES = jnp.ones((8, 16, 16, 16))
-KERNEL = jnp.ones((3, 3, 16, 16))
 POINTS = jnp.ones((2, 9, 4))
 BYTES = jnp.ones((4, 8, 8, 3), jnp.uint8)
 PLACES = jnp.zeros(4, jnp.int32)
+ACCELERATORS = {"cuda", "tpu"}
 
-# Function, arguments, and what one of its two forms has and the other has not.
-OPERATIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...], str]] = {
-    "convolution": (
-        lambda x, kernel: ops.conv_general_dilated(
-            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        ),
-        (IMAGES, KERNEL),
-        "dot_general",
+
+def convolve(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+    return ops.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def gradient_of(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    return lambda *arguments: jax.grad(lambda *a: function(*a).sum(), range(len(arguments)))(
+        *arguments
+    )
+
+
+def pool(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+    return lambda x: function(x, (2, 2), (2, 2))
+
+
+class Case(NamedTuple):
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    mark: str
+    """An operation that occurs in one of the two implementations."""
+    platforms: set[str]
+    """Platforms whose program contains it."""
+
+
+CONVOLUTION = ("stablehlo.convolution", ACCELERATORS)
+KERNELS = {
+    "winograd": (jnp.ones((3, 3, 16, 16)), 1),
+    "im2col": (jnp.ones((1, 1, 16, 4)), 1),
+    "depthwise": (jnp.ones((3, 3, 1, 16)), 16),
+}
+CASES = {
+    **{
+        name: Case(partial(convolve, groups=groups), (IMAGES, kernel), *CONVOLUTION)
+        for name, (kernel, groups) in KERNELS.items()
+    },
+    **{
+        f"{name} gradient": Case(
+            gradient_of(partial(convolve, groups=groups)), (IMAGES, kernel), *CONVOLUTION
+        )
+        for name, (kernel, groups) in KERNELS.items()
+    },
+    "max_pool": Case(pool(ops.max_pool), (IMAGES,), "reduce_window", ACCELERATORS),
+    "max_pool gradient": Case(
+        gradient_of(pool(ops.max_pool)), (IMAGES,), "select_and_scatter", ACCELERATORS
     ),
-    "max_pool": (lambda x: ops.max_pool(x, (2, 2), (2, 2)), (IMAGES,), "slice["),
-    "avg_pool": (lambda x: ops.avg_pool(x, (2, 2), (2, 2)), (IMAGES,), "slice["),
-    "attention": (
-        lambda x: jax.grad(lambda key: ops.attention(x, key, x).sum())(x),
-        (POINTS,),
-        "optimization_barrier",
+    "avg_pool": Case(pool(ops.avg_pool), (IMAGES,), "reduce_window", ACCELERATORS),
+    "attention": Case(
+        ops.attention, (jnp.ones((2, 512, 1)),) * 3, "stablehlo.while", {"cpu"}
     ),
-    "batch_norm": (
+    "attention gradient": Case(
+        gradient_of(ops.attention), (POINTS,) * 3, "optimization_barrier", {"cpu"}
+    ),
+    "batch_norm": Case(
         lambda x: ops.batch_norm(x, jnp.ones(16), jnp.zeros(16), 1e-5),
         (IMAGES,),
-        " max ",  # no variance is negative
+        "stablehlo.maximum",  # the variance in one pass is clipped at zero
+        ACCELERATORS,
     ),
-    "take": (pipeline.take, (BYTES.reshape(4, -1), PLACES), "scan"),
-    "crop": (partial(augment.crop, largest=4), (BYTES, PLACES, PLACES), "dot_general"),
+    "take": Case(pipeline.take, (BYTES.reshape(4, -1), PLACES), "stablehlo.while", {"cpu"}),
+    "crop": Case(
+        partial(augment.crop, largest=4), (BYTES, PLACES, PLACES), "dot_general", {"tpu"}
+    ),
 }
 
 
-def traced(name: str) -> str:
-    function, arguments, _ = OPERATIONS[name]
-    return str(jax.make_jaxpr(lambda *arguments: function(*arguments))(*arguments))
+def lowered(case: Case, platform: str) -> str:
+    traced = jax.jit(lambda *arguments: case.function(*arguments)).trace(*case.arguments)
+    return traced.lower(lowering_platforms=(platform,)).as_text()
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_the_named_form_alone_is_traced_whatever_was_before(name: str) -> None:
-    special = "tpu" if name == "crop" else "cpu"
-    mark = OPERATIONS[name][2]
-    for _ in range(2):
-        assert "platform_index" in traced(name)
-        with ops.plain():
-            plain = traced(name)
-        with ops.plain(special):
-            fast = traced(name)
-        assert "platform_index" not in plain + fast
-        assert (mark in plain) != (mark in fast)
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_each_platform_gets_its_implementation(case: Case) -> None:
+    for platform in ("cpu", *ACCELERATORS):
+        expected = platform in case.platforms
+        assert (case.mark in lowered(case, platform)) == expected, platform
+        with ops.force_platform(platform):  # lowered for a CPU, but traced for the platform
+            assert (case.mark in lowered(case, "cpu")) == expected, platform
+    with ops.force_platform():
+        text = str(jax.make_jaxpr(lambda *a: case.function(*a))(*case.arguments))
+    assert "platform_index" not in text
 
 
-def test_it_ends_with_an_error_and_within_itself() -> None:
-    with ops.plain():
-        with ops.plain("cpu"):
-            assert "dot_general" in traced("convolution")
-        with pytest.raises(ZeroDivisionError), ops.plain("cpu"):
+def has_convolution() -> bool:
+    return CONVOLUTION[0] in lowered(CASES["winograd"], "cpu")
+
+
+def test_contexts_nest_and_end_after_an_error() -> None:
+    with ops.force_platform():
+        with ops.force_platform("cpu"):
+            assert not has_convolution()
+        with pytest.raises(ZeroDivisionError), ops.force_platform("cpu"):
             raise ZeroDivisionError
-        assert "dot_general" not in traced("convolution")
-    assert "platform_index" in traced("convolution")
+        assert has_convolution()
+    assert not has_convolution()
 
 
-def test_other_threads_go_on_as_before() -> None:
-    texts = []
-    with ops.plain():
-        thread = threading.Thread(target=lambda: texts.append(traced("convolution")))
+def test_other_threads_are_not_affected() -> None:
+    results = []
+    with ops.force_platform():
+        thread = threading.Thread(target=lambda: results.append(has_convolution()))
         thread.start()
         thread.join()
-    assert "platform_index" in texts[0]
+    assert results == [False]
 
 
-def test_a_gradient_that_is_traced_later_is_of_the_same_form() -> None:
-    with ops.plain():
+def test_a_gradient_traced_after_the_context_uses_its_platform() -> None:
+    with ops.force_platform():
         y, backward = jax.vjp(lambda x: ops.max_pool(x, (2, 2), (2, 2)), IMAGES)
-    text = str(jax.make_jaxpr(backward)(y))
-    assert "platform_index" not in text
+    assert "platform_index" not in str(jax.make_jaxpr(backward)(y))
     np.testing.assert_array_equal(backward(y)[0][0, :2, :2, 0], [[1, 0], [0, 0]])

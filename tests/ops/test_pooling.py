@@ -12,7 +12,7 @@ SHAPES = [(2, 8, 8, 5), (1, 7, 9, 3), (3, 2, 2, 1)]
 KINDS = [(ops.max_pool, nn.max_pool), (ops.avg_pool, nn.avg_pool)]
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("strides", [(2, 2), (1, 1)])
 @pytest.mark.parametrize(("pool", "plain"), KINDS, ids=["max", "average"])
@@ -27,14 +27,14 @@ def test_equals_linen(pool, plain, shape, strides):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 def test_tied_maximum_sends_its_gradient_to_the_first_pixel():
     x = jnp.array([[0.0, 5.0], [5.0, 5.0]])[None, :, :, None]
     gradient = jax.grad(lambda x: ops.max_pool(x, (2, 2), (2, 2)).sum())(x)
     np.testing.assert_array_equal(gradient[0, :, :, 0], [[0, 1], [0, 0]])
 
 
-@pytest.mark.usefixtures("form")
+@pytest.mark.usefixtures("each_platform")
 @pytest.mark.parametrize("pool", [ops.max_pool, ops.avg_pool])
 def test_bfloat16(pool):
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3), "bfloat16")
