@@ -83,10 +83,9 @@ def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def readme(groups: Sequence[SeedGroup], figure: str) -> list[str]:
+def readme(groups: Sequence[SeedGroup]) -> list[str]:
     """Return the README's blocks about the paper's experiments."""
-    alt = "Training and validation accuracy by epoch, and the paper's test accuracy"
-    return [table([row(group) for group in groups], _README), f"![{alt}]({figure})"]
+    return [table([row(group) for group in groups], _README)]
 
 
 def recipes(pairs: Sequence[Pair], peers: Sequence[Peer]) -> list[str]:

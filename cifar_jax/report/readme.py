@@ -88,8 +88,7 @@ def _generate(readme: Path, records: Path) -> _Readme:
     pairs = recipes.pairs([*paper, *better])
     peers = recipes.read_peers(records / "peers.json")
     figure = records / "curves.svg"
-    link = figure.relative_to(readme.parent).as_posix()
-    updated = _replace(readme, text, "results", [*markdown.readme(paper, link), *left_out])
+    updated = _replace(readme, text, "results", [*markdown.readme(paper), *left_out])
     updated = _replace(readme, updated, "recipes", markdown.recipes(pairs, peers))
     return _Readme(text, updated, figure, _description(paper), paper, left_out)
 
