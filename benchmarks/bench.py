@@ -25,8 +25,8 @@ from typing import Any
 from cifar_jax import catalog, config, models
 from cifar_jax.config import Config, Optimizer
 from cifar_jax.errors import UserError
-from cifar_jax.runs import environment
 from cifar_jax.files import write_json
+from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
 # The seven networks at the paper's batch, and ResNet18 at both.

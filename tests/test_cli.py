@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cifar_jax.training.fit import Run
 
 from cifar_jax import catalog, cli, errors
 from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
-from cifar_jax.training.fit import Run
 
 COMMANDS = (
     *("train", "evaluate", "predict", "export", "import-torch", "report", "models", "summary"),

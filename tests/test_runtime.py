@@ -5,12 +5,14 @@ import platform
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
 from cifar_jax import runtime
+from cifar_jax.errors import UserError
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -23,9 +23,9 @@ from flax.traverse_util import unflatten_dict
 
 from cifar_jax import devices, distributed
 from cifar_jax.errors import UserError
+from cifar_jax.files import hide
 from cifar_jax.runs import schemas
 from cifar_jax.runs.digests import digests, flatten, sign
-from cifar_jax.files import hide
 from cifar_jax.runs.schemas import SavedState
 
 S = TypeVar("S")
