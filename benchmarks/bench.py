@@ -25,8 +25,8 @@ from typing import Any
 from cifar_jax import catalog, config, models
 from cifar_jax.config import Config, Optimizer
 from cifar_jax.errors import UserError
-from cifar_jax.runs import environment
 from cifar_jax.files import write_json
+from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
 # The seven networks at the paper's batch, and ResNet18 at both.
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share a GPU
     device, size, peak = matrix_peak()
     print(
-        f"{environment.machine()['cpu']}, {os.cpu_count()} cores, on {device}; "
+        f"{environment.machine().cpu}, {os.cpu_count()} cores, on {device}; "
         f"a matrix product of {size}³ in float32 "
     )
     print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
@@ -138,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\ngeometric mean of the ratios: {geometric:.2f}, least: {min(ratios):.2f}")
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git_commit": environment.git_commit("benchmarks"),
-        "machine": environment.machine(),
+        "git_commit": environment.git_commit("benchmarks")[0],
+        "machine": environment.machine().model_dump(),
         "versions": environment.versions(),
         "device": device,
         "matrix_gflops": round(peak / 1e9, 1),

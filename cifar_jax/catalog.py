@@ -29,6 +29,7 @@ from cifar_jax.errors import UserError, nearest
 _PACKAGE = Path(__file__).parent
 # Next to the package in a checkout; inside it when installed from a wheel.
 _FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
+_STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class CustomParts:
     source: bytes = b""
     """Content of the file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """`code_digest` of each module that the file imports, except those of installed packages."""
+    """SHA-256 of each module that the file imports, except those of installed packages."""
 
 
 class Experiment(NamedTuple):
@@ -102,31 +103,34 @@ def load(name_or_path: str) -> Experiment:
 def code_digest(source: bytes) -> str:
     """Return the SHA-256 of a Python file without its `CONFIG`, docstrings, comments and layout.
 
-    The file is not executed. The digest is the same in all versions of Python.
+    The file is not executed. All supported versions of Python give the same digest.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
+        tree.body = [node for node in tree.body if not _is_config(node)]
+        code = _dump(tree).encode()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return hashlib.sha256(source).hexdigest()
-    tree.body = [node for node in tree.body if not _is_config(node)]
-    for node in ast.walk(tree):
-        can_have_docstring = isinstance(
-            node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
-        )
-        if can_have_docstring and ast.get_docstring(node, clean=False) is not None:
-            del node.body[0]
-    return hashlib.sha256(_dump(tree).encode()).hexdigest()
+        code = source
+    return hashlib.sha256(code).hexdigest()
 
 
 def _dump(node: Any) -> str:
-    """Return a syntax tree as text. Unlike `ast.dump`, it never shows empty fields."""
+    """Return a syntax tree as text, without docstrings and empty fields."""
     if isinstance(node, list):
         return f"[{','.join(map(_dump, node))}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    fields = [(name, value) for name, value in ast.iter_fields(node) if value not in (None, [])]
-    return f"{type(node).__name__}({','.join(f'{name}={_dump(v)}' for name, v in fields)})"
+    fields = dict(ast.iter_fields(node))
+    if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
+        fields["body"] = node.body[1:]
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty texts
+        fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
+    present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
+    return f"{type(node).__name__}({','.join(present)})"
+
+
+_DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def _is_config(node: ast.stmt) -> bool:
@@ -177,7 +181,7 @@ def _local_modules(folder: Path) -> Iterator[dict[str, str]]:
     """Make the modules in a folder importable, and yield the digests of imported local modules.
 
     Local modules are loaded afresh and unloaded at the end, so that each experiment gets its own
-    `_base`. The digests are complete at the end.
+    `_base`. The digests are filled in at the end.
     """
     digests: dict[str, str] = {}
     loaded_before = _unload_local(folder)
@@ -195,7 +199,7 @@ def _local_modules(folder: Path) -> Iterator[dict[str, str]]:
         sys.modules.update(loaded_before)
     for name, module in imported.items():
         if (file := Path(_location(module))).is_file():
-            digests[name] = code_digest(file.read_bytes())
+            digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _unload_local(folder: Path) -> dict[str, ModuleType]:
@@ -211,7 +215,11 @@ def _is_local(name: str, location: str, folder: Path) -> bool:
     path = f"{folder}{os.sep}{package}"
     if f"{location}{os.sep}".startswith((f"{path}.", f"{path}{os.sep}")):
         return True
-    return not (location.startswith(_LIBRARIES) or _is_distribution(package))
+    if location.startswith(_STANDARD_LIBRARY):
+        return False
+    if "site-packages" in location or "dist-packages" in location:
+        return False
+    return not _is_distribution(package)
 
 
 def _location(module: Any) -> str:
@@ -221,9 +229,6 @@ def _location(module: Any) -> str:
     except AttributeError:
         return ""
     return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
-
-
-_LIBRARIES = tuple({*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib"))})
 
 
 @cache

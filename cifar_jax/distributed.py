@@ -60,6 +60,8 @@ def shutdown(exit_code: int) -> None:
     After a failure this waits a few seconds only, for processes that fail in the same way, and then
     ends this process. JAX ends the others when it notices.
     """
+    if not jax.distributed.is_initialized():
+        return
     if exit_code:
         timer = threading.Timer(SHUTDOWN_SECONDS, os._exit, [exit_code])
         timer.daemon = True

@@ -83,7 +83,7 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)  # do not map large blocks on their own
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never return memory to the kernel
-        # XLA's threads share one heap: heaps of other threads hold at most 64 MB.
+        # One heap for all threads: a thread's own heap could not hold blocks above 64 MB.
         libc.mallopt(_M_ARENA_MAX, 1)
 
 

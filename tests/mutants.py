@@ -33,15 +33,13 @@ TESTS = {
     "report/test_report_records.py",
     "report/terminal.py": "report/test_report_written.py",
     "report/wall_time.py": "report/test_report_wall_time.py",
-    "runs/checkpoints.py": "runs/test_checkpoint.py runs/test_older_versions.py "
-    "training/test_resume.py",
-    "runs/environment.py": "runs/test_environment.py runs/test_folder_files.py",
+    "runs/checkpoints.py": "runs/test_checkpoints.py training/test_resume.py",
+    "runs/environment.py": "runs/test_environment.py",
     "runs/files.py": "runs/test_files.py runs/test_folder.py report/test_report_records.py",
-    "runs/folder.py": "runs/test_folder.py runs/test_folder_files.py runs/test_more_epochs.py "
-    "training/test_resume.py",
-    "runs/meta.py": "runs/test_checkpoint.py runs/test_older_versions.py",
+    "runs/folder.py": "runs/test_folder.py training/test_resume.py",
+    "runs/digests.py": "runs/test_checkpoints.py",
     "runs/reading.py": "report/test_report_reading.py report/test_report_looked_for.py "
-    "report/test_report_table.py report/test_report_records.py runs/test_older_versions.py",
+    "report/test_report_table.py report/test_report_records.py",
     "runs/records.py": "report/test_report_records.py report/test_report_recorded.py "
     "report/test_report_looked_for.py report/test_report_reading.py",
     "runs/run.py": "report/test_report_table.py report/test_report_records.py "

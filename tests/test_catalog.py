@@ -1,39 +1,62 @@
-"""Experiment files, found by name or by path."""
+"""Experiment files: found by name or path, custom parts, and modules that they import."""
 
+import ast
+import hashlib
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from cifar_jax import catalog
+from cifar_jax.catalog import code_digest
 from cifar_jax.errors import UserError
 
+HEAD = "from cifar_jax.config import *\n"
+CONFIG = "CONFIG = Config(model=Model(name='net'), epochs={}, batch_size=8, optimizer=Optimizer())"
+VALID = f"{HEAD}{CONFIG.format(1)}\n"
 
-def test_names_are_the_papers_ten_in_its_order() -> None:
-    assert [name for name in catalog.names() if catalog.load(name).config.paper] == [
+
+def load(folder: Path, text: str, name: str = "mine.py") -> catalog.Experiment:
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+    return catalog.load(str(folder / name))
+
+
+def load_rate(folder: Path, text: str) -> tuple[float, dict[str, str]]:
+    """Return what `SCHEDULE` returns, and the digests of modules, after loading a file."""
+    custom = load(folder, VALID + text).custom
+    assert custom is not None
+    assert custom.schedule is not None
+    return custom.schedule(None), dict(custom.modules)
+
+
+def test_the_papers_experiments_come_first_in_its_order() -> None:
+    papers = [name for name in catalog.names() if catalog.load(name).config.paper]
+    assert papers == catalog.names()[:10]
+    assert papers == [
         *("basic", "net", "net-bn-gap", "net-attention"),
         *("resnet18-sgd", "resnet18-adam", "resnet18-adam-lr1e-4"),
         *("resnet10", "resnet10-plateau", "resnet10-separable"),
     ]
 
 
-def test_the_better_recipes_come_after_the_papers() -> None:
-    assert catalog.names().index("fast-basic") >= 10
-    assert catalog.load("fast-basic").config.model.name == "basic"
-
-
-def test_every_experiment_says_what_it_is() -> None:
+def test_experiments_are_data_with_a_command_and_an_accuracy() -> None:
     for name in catalog.names():
-        assert catalog.load(name).description
+        experiment = catalog.load(name)
+        assert experiment.description.startswith("Train ")
+        assert experiment.custom is None
+        tree = ast.parse(experiment.path.read_text())
+        for words in (f"make exp-{name}\n", "Cost: ", "Test accuracy: "):
+            assert words in (ast.get_docstring(tree) or "")
+        imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert imports <= {"cifar_jax.config", "_base", "_speednet"}
 
 
-def test_loads_a_file_by_path(tmp_path: Path) -> None:
-    ours = catalog.experiments_folder() / "net_bn_gap.py"
-    path = tmp_path / "my_own.py"
-    path.write_text(ours.read_text())
-    experiment = catalog.load(str(path))
-    assert experiment.name == "my-own"
-    assert experiment.config == catalog.load("net-bn-gap").config
-    assert experiment.description.startswith("3.3 BatchNorm")
+def test_an_experiment_can_be_a_file(tmp_path: Path) -> None:
+    ours = catalog.load("net-bn-gap")
+    mine = load(tmp_path, ours.path.read_text(), "my_own.py")
+    assert mine == ours._replace(name="my-own", path=tmp_path / "my_own.py")
 
 
 @pytest.mark.parametrize(
@@ -41,40 +64,133 @@ def test_loads_a_file_by_path(tmp_path: Path) -> None:
     [
         ("resnet18-sdg", "did you mean resnet18-sgd?"),
         ("zzz", "see `cifar-jax experiments`"),
-        ("", "no experiment ''"),
+        ("-base", "no experiment '-base'"),
         ("absent.py", "no experiment file absent.py"),
     ],
 )
-def test_unknown_experiment(name: str, message: str) -> None:
+def test_an_unknown_experiment_is_refused(name: str, message: str) -> None:
     with pytest.raises(UserError) as error:
         catalog.load(name)
     assert message in str(error.value)
 
 
-HEAD = "from cifar_jax.config import *\n"
-CONFIG = "CONFIG = Config(model=Model(name='net'), epochs={}, batch_size=8, optimizer=Optimizer())"
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "defines no CONFIG"),
         ("CONFIG = {'epochs': 1}", "defines no CONFIG"),
         ("CONFIG = (", "cannot be read: SyntaxError"),
+        ("import helper\n1 / 0", "cannot be read: ZeroDivisionError"),
         ("import nowhere_at_all", "cannot be read: ModuleNotFoundError"),
-        (HEAD + CONFIG.format(0), "epochs must be at least 1"),
-        (HEAD + CONFIG.format("'ten'"), "epochs"),
-        (HEAD + "CONFIG = Config(epochs=1)", "model is missing"),
+        (HEAD + CONFIG.format(0), "epochs must be a whole number >= 1, not 0"),
         (HEAD + "CONFIG = Config(1)", "cannot be read: TypeError"),
-        (HEAD + CONFIG.format("1, epoch=2"), "no field 'epoch'; did you mean epochs?"),
-        (HEAD + CONFIG.format(1) + "; CONFIG.epochs = 2", "cannot be read: ValidationError"),
+        (HEAD + CONFIG.format("1, epoch=2"), "no setting 'epoch'; did you mean epochs?"),
+        (VALID + "CONFIG.epochs = 2", "cannot be read: ValidationError"),
+        (VALID + "OPTIMIZER = Optimizer()", "OPTIMIZER must be a function, not Optimizer"),
+        (VALID + "SCHEDULE = 0.5", "SCHEDULE must be a function, not float"),
+        (VALID + "AUGMENTATION = 'flip'", "AUGMENTATION must be a function, not str"),
     ],
 )
-def test_bad_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "mine.py"
-    path.write_text(text)
+def test_an_invalid_file_is_named_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "helper.py").touch()
+    path = sys.path.copy()
     with pytest.raises(UserError) as error:
-        catalog.load(str(path))
+        load(tmp_path, text)
     assert message in str(error.value)
-    assert str(path) in str(error.value)
+    assert str(tmp_path / "mine.py") in str(error.value)
     assert "\n" not in str(error.value)
+    assert sys.path == path
+    assert "helper" not in sys.modules
+
+
+def test_a_file_that_starts_with_an_underscore_is_not_an_experiment(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"_base\.py is not an experiment"):
+        load(tmp_path, VALID, "_base.py")
+
+
+def test_a_file_defines_custom_parts(tmp_path: Path) -> None:
+    text = f"{VALID}class MODEL: pass\ndef OPTIMIZER(b1): pass\nSCHEDULE = AUGMENTATION = min\n"
+    custom = load(tmp_path, text).custom
+    assert custom is not None
+    assert custom.model.__name__ == "MODEL"
+    assert custom.optimizer is not None
+    assert custom.optimizer.__name__ == "OPTIMIZER"
+    assert custom.schedule is custom.augmentation is min
+    assert (custom.file, custom.source) == (tmp_path / "mine.py", text.encode())
+    assert custom.modules == {}
+
+
+def test_a_file_imports_modules_from_its_folder(tmp_path: Path) -> None:
+    files = {"helper": tmp_path / "helper.py", "package.deep": tmp_path / "package" / "deep.py"}
+    files["package.deep"].parent.mkdir()
+    files["helper"].write_text("import package.deep\ndef rate(): return package.deep.RATE\n")
+    text = "import json, wave\nfrom helper import rate\ndef SCHEDULE(step_info): return rate()\n"
+    path = sys.path.copy()
+    for rate in (1, 2):  # an edited module is read again
+        files["package.deep"].write_text(f"RATE = {rate}\n")
+        digests = {n: hashlib.sha256(file.read_bytes()).hexdigest() for n, file in files.items()}
+        assert load_rate(tmp_path, text) == (rate, digests)
+    assert sys.path == path
+    assert not {"helper", "package", "package.deep"} & sys.modules.keys()
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_each_experiment_gets_its_own_base(tmp_path: Path) -> None:
+    folders = [tmp_path / "1", tmp_path / "2"]
+    for folder in folders:
+        load(folder, VALID)
+        (folder / "_base.py").write_text(f"RATE = {folder.name}\ndef rate(info): return RATE\n")
+    loaded = [load_rate(folder, "from _base import rate as SCHEDULE") for folder in folders * 2]
+    assert [rate for rate, _ in loaded] == [1, 2, 1, 2]
+    assert loaded[0] == loaded[2] != loaded[1]
+
+
+def test_other_modules_outside_of_installed_packages_have_a_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "library.py").write_text("def rate(info): return 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import library  # pyright: ignore
+
+    for _ in range(2):
+        text = "import optax\nfrom library import rate as SCHEDULE"
+        _, modules = load_rate(tmp_path / "own", text)
+        assert list(modules) == ["library"]
+    assert sys.modules["library"] is library
+
+
+def test_experiments_of_a_wheel_are_inside_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "site-packages" / "cifar_jax" / "_experiments"
+    configs = {name: catalog.load(name).config for name in catalog.names()}
+    shutil.copytree(catalog.experiments_folder(), folder)
+    monkeypatch.setattr(catalog, "_FOLDERS", (tmp_path / "experiments", folder))
+    assert {name: catalog.load(name).config for name in catalog.names()} == configs
+    assert catalog.load("speedrun-92").path == folder / "fast" / "speedrun_92.py"
+    assert not {"_base", "_speednet"} & sys.modules.keys()
+
+
+CODE = b'def SCHEDULE(info, x=None):\n    return 0.5 + len(f"{x:{x}}")\n'
+
+
+@pytest.mark.parametrize(
+    ("changed", "is_same"),
+    [
+        (b"# A comment.\n\n" + CODE, True),
+        (b'"""A docstring."""\n' + CODE, True),
+        (CODE.replace(b"\n    ", b'\n  """A docstring."""\n  '), True),
+        (CODE + b"CONFIG = 1\n", True),
+        (CODE + b"CONFIG: int = 2\n", True),
+        (CODE.replace(b"0.5", b"0.25"), False),
+        (CODE.replace(b"{x:", b"{x!r:"), False),
+        (CODE + b"CONFIGS = 1\n", False),
+        (CODE + b"not Python", False),
+        (CODE + b"x = " + b"-" * 10_000 + b"1", False),
+    ],
+)
+def test_settings_comments_and_layout_are_not_code(changed: bytes, is_same: bool) -> None:
+    assert (code_digest(changed) == code_digest(CODE)) is is_same
+
+
+def test_the_digest_is_the_same_in_all_versions_of_python() -> None:
+    assert code_digest(CODE) == ("a4f1c55ffb7425c40b492bfc8d244dd47075347c4fe9cc92e38ef03d01101f73")

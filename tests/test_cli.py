@@ -14,12 +14,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cifar_jax.training.fit import Run
 
-from cifar_jax import catalog, cli, config, errors
+from cifar_jax import catalog, cli, errors
 from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
-from cifar_jax.models import MODELS, PAPER_PARAMETERS
-from cifar_jax.training.fit import Run
 
 COMMANDS = (
     *("train", "evaluate", "predict", "export", "import-torch", "report", "models", "summary"),
@@ -41,7 +40,7 @@ Cli = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+def run(capsys, tmp_path: Path, monkeypatch) -> Cli:
     """Call the command line in an empty folder, without CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
@@ -63,66 +62,37 @@ def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
 # Help and listings
 
 
-def test_help_names_every_command_and_imports_little() -> None:
+def test_help_names_every_command_and_imports_little(run: Cli) -> None:
     code = "import sys; from cifar_jax import cli; cli.run(['--help']); print(*sys.modules)"
     command = [sys.executable, "-c", code]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    for command in COMMANDS:
-        assert f"\n  {command} " in text
+    for name in COMMANDS:
+        assert f"\n  {name} " in text
+        assert run(name, "--help").out.startswith(f"Usage: cifar-jax {name} ")
     modules = text.splitlines()[-1].split()
     heavy = {"jax", "numpy", "pydantic", "rich", "matplotlib", "tensorflow_datasets"}
     assert heavy.isdisjoint(modules)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help(run: Cli, command: str) -> None:
-    done = run(command, "--help")
-    assert done.code == 0
-    assert done.out.startswith(f"Usage: cifar-jax {command} ")
+@pytest.mark.parametrize(
+    ("arguments", "words", "row"),
+    [
+        (["models"], "11,173,962", {"name": "basic", "parameters": 62_006}),
+        (["summary", "net-attention"], "3x3, 64, padding=1", {"output_size": "16x16"}),
+        (["experiments"], "92.09", {"name": "resnet10-plateau", "paper_accuracy": 92.09}),
+        (["settings"], "sgd, adam, adamw, muon", {"name": "optimizer.lr"}),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_listings_are_tables_or_json(run: Cli, arguments, words, row) -> None:
+    done = run(*arguments)
+    assert (done.code, done.err) == (0, "")
+    assert words in done.out
+    rows = json.loads(run(*arguments, "--json").out)
+    assert any(row.items() <= listed.items() for listed in rows)
 
 
-def test_models_agree_with_the_paper(run: Cli) -> None:
-    done = run("models", "--json")
-    assert done.code == 0
-    rows = {row["name"]: row for row in json.loads(done.out)}
-    assert list(rows) == list(MODELS)
-    for name, count in PAPER_PARAMETERS.items():
-        assert rows[name]["parameters"] == rows[name]["paper_parameters"] == count
-    assert "11,173,962" in run("models").out
-
-
-def test_summary_has_the_columns_of_the_paper(run: Cli) -> None:
-    done = run("summary", "net-attention")
-    assert done.code == 0
-    for words in ("Layer Name", "Layer Configuration", "3x3, 64, padding=1", "BatchNorm2d 64"):
-        assert words in done.out
-    for words in ("In_dim=128", "16x16", "521,646"):
-        assert words in done.out
-    layers = json.loads(run("summary", "basic", "--json").out)
-    assert [layer["output_size"] for layer in layers[1:5]] == ["28x28", "14x14", "10x10", "5x5"]
-    assert sum(layer["parameters"] for layer in layers) == 62_006
-
-
-def test_experiments_agree_with_their_files(run: Cli) -> None:
-    rows = {row["name"]: row for row in json.loads(run("experiments", "--json").out)}
-    assert list(rows) == catalog.names()
-    assert rows["resnet10-plateau"]["paper_accuracy"] == 92.09
-    assert rows["resnet10-plateau"]["settings"]["schedule.name"] == "plateau"
-    assert "3.5(5)" in rows["resnet10-plateau"]["description"]
-    assert "resnet18-adam-lr1e-4" in run("experiments").out
-
-
-def test_settings_are_those_that_set_reaches(run: Cli) -> None:
-    rows = json.loads(run("settings", "--json").out)
-    # A config has one kind of averaging or none.
-    names = [row["name"] for row in rows if not row["name"].startswith("averaging.")]
-    assert names == list(config.flatten(catalog.load("basic").config))
-    lines = run("settings").out.splitlines()
-    (line,) = (line for line in lines if line.startswith("optimizer.name: "))
-    assert "sgd, adam, adamw, muon" in line
-
-
-def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch) -> None:
     monkeypatch.setenv("JAX_EXAMPLE", "1")
     report = json.loads(run("env", "--json").out)
     assert {"cifar-jax", "python", "jax", "jaxlib", "flax", "optax"} <= report["versions"].keys()
@@ -134,6 +104,7 @@ def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch: pytest.Monkey
         assert f"\n{name}: " in f"\n{text}".replace(":\n", ": \n")
     assert f"\n  jax {report['versions']['jax']}\n" in text
     assert "\n  JAX_EXAMPLE 1\n" in text
+    assert "cifar10:3.0.2: not there" in text
 
 
 # Training
@@ -186,17 +157,17 @@ PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
 
 
 @pytest.fixture
-def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+def trained(monkeypatch) -> list[Path]:
     """Replace training; return the folders in the order of the calls.
 
-    `net` fails with a UserError, `resnet10` has a bug, and batch sizes 7 and 9 stop by a signal.
+    `net` fails with a UserError, `resnet10` has a bug, and batch size 7 stops by a signal.
     """
     folders = []
 
     def fit(request: Run, display: object) -> dict[str, Any]:
         folders.append(request.workdir)
-        if request.config.batch_size in (7, 9):
-            raise Stopped(signal.SIGTERM, saved=request.config.batch_size == 7)
+        if request.config.batch_size == 7:
+            raise Stopped(signal.SIGTERM, saved=True)
         if request.experiment == "net":
             raise UserError("the loss is not finite")
         if request.experiment == "resnet10":
@@ -209,7 +180,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_paper_trains_all_experiments_although_some_fail(
-    run: Cli, trained: list[Path], capsys: pytest.CaptureFixture[str]
+    run: Cli, trained: list[Path], capsys
 ) -> None:
     with pytest.raises(RuntimeError, match="a bug"):  # raised after the others
         run("train", "--paper", "--seed", "2")
@@ -242,43 +213,21 @@ def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) 
     assert "1 of 3 are finished" in done.out
 
 
-def test_a_stopped_fresh_run_can_be_continued(
-    run: Cli, tmp_path: Path, trained: list[Path]
-) -> None:
-    done = run("train", "basic", "--seeds", "2", "--set", "batch_size=9")
-    assert "basic seed 0: stopped\n" in done.out  # before there was anything to save
-    assert "--fresh" not in done.out
-    (tmp_path / "runs/basic@batch_size=9/seed0/checkpoints").mkdir(parents=True)
-    assert "leave --fresh out" in run("train", "basic", "--fresh", "--set", "batch_size=9").out
-
-
 # Errors
-
-
-def test_data_status_says_that_cifar10_is_missing(run: Cli) -> None:
-    done = run("data", "status")
-    assert done.code == 0
-    assert "not there" in done.out
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["train"], "EXPERIMENT"),
-        (["train", "basic", "--paper"], "EXPERIMENT"),
         (["train", "basic", "nett"], "did you mean net?"),
         (["train", "nowhere.py"], "nowhere.py"),
-        (["train", "basic", "--set", "optimizer.lr"], "key=value"),
         (["train", "basic", "--set", "optimiser.lr=1"], "did you mean optimizer.lr?"),
         (["train", "basic", "--set", "epochs=two"], "epochs"),
-        (["train", "basic", "--set", "optimizer.lr=-1"], "optimizer.lr"),
-        (["train", "basic", "--set", "model.name=nett"], "did you mean net"),
-        (["train", "basic", "--set", "model.pooling=average"], "basic has no pooling"),
         (["train", "basic", "--set", "data.dataset=digit"], "did you mean digits?"),
         (["train", "basic", *QUICK, "--set", "batch_size=65"], "batch_size 65 is larger"),
         (["train", "basic", *QUICK, "--set", "train.devices=99"], "train.devices is 99"),
         (["train", "basic", "--seed", "1", "--seeds", "2"], "--seeds"),
-        (["train", "basic", "--seed", "-1"], "--seed"),
         (["summary", "resnet19"], "did you mean resnet1"),
         (["evaluate", "runs/none"], "runs/none"),
         (["report", "runs/none"], "runs/none"),
@@ -318,7 +267,7 @@ def fail_with(error: BaseException) -> Callable[[], None]:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_errors_have_an_exit_code_and_one_line(
-    run: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, message: str
+    run: Cli, monkeypatch, error: BaseException, code: int, message: str
 ) -> None:
     monkeypatch.setattr(catalog, "names", fail_with(error))
     done = run("experiments")
@@ -328,9 +277,7 @@ def test_errors_have_an_exit_code_and_one_line(
     assert line.count("\n") == 1
 
 
-def test_a_bug_has_a_traceback_and_exit_code_1(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_bug_has_a_traceback_and_exit_code_1(monkeypatch, capsys) -> None:
     monkeypatch.setattr(catalog, "names", fail_with(RuntimeError("broken")))
     monkeypatch.setattr(sys, "argv", ["cifar-jax", "experiments"])
     monkeypatch.setattr("cifar_jax.distributed.shutdown", lambda code: None)
@@ -379,9 +326,7 @@ def test_a_terminal_without_utf8_can_show_everything() -> None:
 
 
 @pytest.mark.parametrize("width", [None, 40, 10], ids=["pipe", "terminal", "narrow"])
-def test_tables_never_cut_a_number(
-    width: int | None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> None:
     if width is not None:
         monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the output for a terminal
         monkeypatch.setenv("COLUMNS", str(width))

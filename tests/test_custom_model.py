@@ -73,7 +73,9 @@ def run(
 
 
 def module(file: str | Path) -> Any:
-    return catalog.load(str(file)).model
+    parts = catalog.load(str(file)).custom
+    assert parts is not None
+    return parts.model
 
 
 @pytest.fixture(scope="module")

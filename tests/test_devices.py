@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -28,15 +27,11 @@ def test_a_mesh_has_as_many_devices_as_divide_the_batch(
     assert mesh.axis_names == ("data",)
 
 
-@pytest.mark.parametrize(
-    ("batch_size", "requested", "message"),
-    [(9, 9, "train.devices is 9, but JAX has 8"), (8, 3, "cannot be divided over 3 devices")],
-)
-def test_impossible_numbers_of_devices_are_refused(
-    batch_size: int, requested: int, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        devices.make_mesh(batch_size, requested)
+def test_impossible_numbers_of_devices_are_refused() -> None:
+    with pytest.raises(UserError, match=r"train\.devices is 9, but JAX has 8"):
+        devices.make_mesh(9, 9)
+    with pytest.raises(UserError, match="batch_size 8 cannot be divided over 3 devices"):
+        devices.make_mesh(8, 3)
 
 
 def test_shardings_divide_the_batch_axis() -> None:
@@ -46,17 +41,8 @@ def test_shardings_divide_the_batch_axis() -> None:
     assert devices.batch_sharding(mesh, axis=1).shard_shape((16, 8, 3)) == (16, 1, 3)
 
 
-def test_put_places_each_leaf_with_the_sharding() -> None:
-    sharding = devices.batch_sharding(devices.make_mesh(8))
-    tree = {"x": np.arange(16), "y": np.ones((8, 3))}
-    placed = devices.put(tree, sharding)
-    for name, array in tree.items():
-        assert placed[name].sharding == sharding
-        np.testing.assert_array_equal(placed[name], array)
-
-
 @pytest.fixture
-def set_processor(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+def set_processor(monkeypatch) -> Iterator[Callable[..., None]]:
     """Pretend that this machine has a certain processor."""
 
     def set_processor(model: str, *flags: str) -> None:
@@ -85,7 +71,7 @@ WIDE_VECTORS = {"xla_cpu_prefer_vector_width": "512"}
 )
 def test_compiler_options_depend_on_processor_and_batch_size(
     set_processor: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch,
     model: str,
     flags: list[str],
     options: dict[str, Any],
@@ -98,7 +84,7 @@ def test_compiler_options_depend_on_processor_and_batch_size(
 
 
 def test_compiler_options_that_xla_does_not_know_are_left_out(
-    set_processor: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    set_processor: Callable[..., None], monkeypatch
 ) -> None:
     def refuse(self: Any, compiler_options: Any) -> None:
         raise jax.errors.JaxRuntimeError("INVALID_ARGUMENT: No such compile option")

@@ -106,7 +106,7 @@ def test_networks_can_be_exported_for_any_batch_and_platform(name: str) -> None:
     model = models.create(name)
     images = jax.ShapeDtypeStruct(export.symbolic_shape("batch, 32, 32, 3"), "float32")
     function = jax.jit(functools.partial(model.apply, train=False))
-    with ops.plain():
+    with ops.force_platform():
         exported = export.export(function, platforms=("cpu", "cuda", "tpu"))(
             models.variable_shapes(model), images
         )

@@ -1,4 +1,4 @@
-"""The Colab notebook, executed as it is: with parameters of seconds, and a stand-in for Colab."""
+"""Runs the Colab notebook with quick settings, and with stand-ins for Colab's modules."""
 
 import json
 import os
@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -24,137 +23,125 @@ from cifar_jax import catalog
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"
-# Of what Colab has beforehand, the packages that this one needs, and its kernel.
 COLAB = Path(__file__).parent / "fixtures/colab.txt"
-
-QUICK = (
+SETTINGS = (
     "--set data.dataset=digits --set epochs=1 --set data.train_images=64 "
     "--set data.validation=0.1 --set train.devices=1"
 )
-# Colab's modules: the drive is where it says, uploads come from UPLOADS, downloads go to DOWNLOADS.
-STAND_IN = {
-    "output": "",  # JAX imports it in a process that has imported another
+# Uploads come from the folder `uploads`, downloads go to the folder `downloads`.
+COLAB_MODULES = {
+    "output": "",  # JAX imports it if google.colab is imported.
     "drive": "def mount(path): print('mounted', path)",
     "files": """
-import os, pathlib, shutil
-
-def _uploads():
-    return sorted(pathlib.Path(os.environ["UPLOADS"]).iterdir())
+import pathlib, shutil
 
 def upload():
-    [file] = [file for file in _uploads() if file.suffix == ".whl"]
+    [file] = pathlib.Path("../uploads").glob("*.whl")
     shutil.copy(file, file.name)
     return {file.name: file.read_bytes()}
 
 def upload_file(name):
-    [file] = [file for file in _uploads() if file.suffix == ".png"]
-    shutil.copy(file, name)
+    shutil.copy("../uploads/picture.png", name)
 
 def download(path):
-    shutil.copy(path, os.environ["DOWNLOADS"])
+    shutil.copy(path, "../downloads")
 """,
 }
 
 
-def execute(notebook: Any, folder: Path, parameters: Mapping[str, str], bin: Path) -> str:
-    """Run all cells with `parameters` in place of those at the head, and the programs in `bin`.
-
-    Returns what the cells printed. Pictures and packages are uploaded from `folder`/uploads.
-
-    Raises:
-      nbclient.exceptions.CellExecutionError: a cell failed.
-    """
-    cells = notebook.cells
-    [head] = [n for n, cell in enumerate(cells) if "parameters" in tags(cell)]
-    assigned = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
-    cells.insert(head + 1, nbformat.v4.new_code_cell(assigned))
-    for name in ("uploads", "downloads", "content"):
+def execute(folder: Path, python: Path, *, install: bool, **parameters: str) -> str:
+    """Run the cells in `folder`/content with some parameters changed; return what they print."""
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
+    [first] = [n for n, cell in enumerate(notebook.cells) if "parameters" in tags(cell)]
+    text = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(first + 1, nbformat.v4.new_code_cell(text))
+    if not install:
+        notebook.cells = [cell for cell in notebook.cells if "install" not in tags(cell)]
+    for name in ("uploads", "downloads", "content", "modules/google/colab"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    for name, text in STAND_IN.items():
-        path = folder / f"stand-in/google/colab/{name}.py"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+    for name, code in COLAB_MODULES.items():
+        (folder / f"modules/google/colab/{name}.py").write_text(code)
     Image.effect_noise((300, 200), 90).convert("RGB").save(folder / "uploads/picture.png")
     env = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     env |= {
-        "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": str(folder / "stand-in"),
-        "UPLOADS": str(folder / "uploads"),
-        "DOWNLOADS": str(folder / "downloads"),
+        "PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(folder / "modules"),
         "IPYTHONDIR": str(folder / "ipython"),
     }
-    client = NotebookClient(
-        notebook,
-        timeout=600,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(folder / "content")}},
-    )
-    # Not a kernel that is registered somewhere, but this Python's.
+    resources = {"metadata": {"path": str(folder / "content")}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources)
     client.create_kernel_manager()
     assert client.km
     assert client.km.kernel_spec
-    client.km.kernel_spec.argv[0] = str(bin / "python")
-    # Over files: of the ports that it would choose, another process may take one before it does.
-    # Their paths must be short.
+    client.km.kernel_spec.argv[0] = str(python)
+    # Sockets as files: another process may take a port. Their paths must be short.
     with tempfile.TemporaryDirectory() as sockets:
         client.km.transport, client.km.ip = "ipc", f"{sockets}/kernel"
         client.execute(env=env)
     printed = [
         output.get("text") or output.get("data", {}).get("text/markdown", "")
-        for cell in cells
+        for cell in notebook.cells
         for output in cell.get("outputs", [])
     ]
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", "\n".join(printed))
 
 
-@pytest.fixture
-def notebook() -> Any:
-    return nbformat.read(NOTEBOOK, as_version=4)
+def tags(cell: Any) -> list[str]:
+    return cell.metadata.get("tags", [])
 
 
-def test_it_trains_reports_predicts_and_exports(notebook: Any, tmp_path: Path) -> None:
-    notebook.cells = [cell for cell in notebook.cells if "install" not in tags(cell)]
+def check(printed: str, kept: Path, folder: Path, name: str) -> None:
+    """Check what the cells printed, kept and downloaded."""
+    assert "cifar-jax: " not in printed  # Every error of the commands starts with it.
+    assert "Traceback" not in printed
+    for text in ("[CpuDevice(id=0)]", "| experiment |", "for a white image"):
+        assert text in printed
+    assert "test accuracy" in printed or "is finished" in printed
+    for kind in ("safetensors", "stablehlo"):
+        assert f"written to {kept / name}.{kind}" in printed.replace("\r\n", "\n")
+        assert (folder / f"downloads/{name}.{kind}").stat().st_size
+    run = cifar_jax.load(kept / f"runs/{name}/seed0")
+    exported = cifar_jax.load(folder / f"downloads/{name}.safetensors")
+    picture = [folder / "uploads/picture.png"]
+    np.testing.assert_allclose(run.predict(picture), exported.predict(picture), rtol=1e-5)
+
+
+def test_the_notebook_trains_reports_predicts_and_exports(tmp_path: Path) -> None:
     kept = tmp_path / "kept here"
-    printed = execute(
-        notebook,
-        tmp_path,
-        {"SETTINGS": QUICK, "FOLDER": str(kept), "NAME": "quick"},
-        Path(sys.executable).parent,
-    )
+    parameters = {"SETTINGS": SETTINGS, "FOLDER": str(kept), "NAME": "quick"}
+    printed = execute(tmp_path, Path(sys.executable), install=False, **parameters)
     check(printed, kept, tmp_path, "quick")
-    assert not (kept / "tensorflow_datasets").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_it_begins_with_nothing_but_what_colab_has(tmp_path: Path, notebook: Any) -> None:
-    """A wheel, uploaded to a machine with Colab's versions, which it leaves as they are."""
-    bin = tmp_path / "colab/bin"
-    venv.create(bin.parent, with_pip=True)
-    pip = [str(bin / "python"), "-m", "pip"]
+def test_the_notebook_runs_on_a_machine_with_only_colabs_packages(tmp_path: Path) -> None:
+    python = tmp_path / "colab/bin/python"
+    venv.create(tmp_path / "colab", with_pip=True)
+    pip = [str(python), "-m", "pip"]
     subprocess.run([*pip, "install", "--quiet", "--requirement", COLAB], check=True)
-    before = freeze(pip)
-    (tmp_path / "uploads").mkdir()
-    wheels = ["wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "uploads", ROOT]
-    subprocess.run([*pip, *wheels], check=True)
-
+    before = installed(pip)
+    wheel = ["wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "uploads", ROOT]
+    subprocess.run([*pip, *wheel], check=True)
     kept = tmp_path / "drive"
-    printed = execute(notebook, tmp_path, {"SETTINGS": QUICK, "FOLDER": str(kept)}, bin)
-    check(printed, kept, tmp_path, "basic")
-    after = freeze(pip)
-    assert "cifar-jax" in after
-    assert before.items() <= after.items(), "what Colab has is changed"
-
-    # The next machine, and the same drive.
-    for name in ("content", "downloads"):
-        shutil.rmtree(tmp_path / name)
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    printed = execute(notebook, tmp_path, {"SETTINGS": QUICK, "FOLDER": str(kept)}, bin)
-    check(printed, kept, tmp_path, "basic")
-    assert "basic/seed0 is finished" in printed
+    for resumed in (False, True):
+        printed = execute(tmp_path, python, install=True, SETTINGS=SETTINGS, FOLDER=str(kept))
+        check(printed, kept, tmp_path, "basic")
+        assert ("basic/seed0 is finished" in printed) is resumed
+        assert before.items() <= installed(pip).items(), "Colab's packages changed"
+        for name in ("content", "downloads"):  # The next machine has the same Drive.
+            shutil.rmtree(tmp_path / name)
 
 
-def test_it_says_what_is_so(notebook: Any) -> None:
+def installed(pip: list[str]) -> dict[str, str]:
+    """Return the versions of the installed packages."""
+    command = [*pip, "list", "--format=json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return {package["name"]: package["version"] for package in json.loads(done.stdout)}
+
+
+def test_the_notebook_lists_all_experiments_and_the_recorded_times() -> None:
+    notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     text = "\n".join(cell.source for cell in notebook.cells)
     [choices] = re.findall(r"^EXPERIMENT = .*# @param (\[.*\])", text, re.MULTILINE)
     assert json.loads(choices) == catalog.names()
@@ -164,34 +151,4 @@ def test_it_says_what_is_so(notebook: Any) -> None:
         records = [json.loads(p.read_text()) for p in ROOT.glob(f"results/{name}-seed?.json")]
         assert {record["epochs"] for record in records} == {int(epochs)}
         assert f"{mean(record['wall_seconds'] for record in records):,.0f}" == seconds
-    assert all("outputs" not in cell or not cell.outputs for cell in notebook.cells)
-
-
-def check(printed: str, kept: Path, folder: Path, name: str) -> None:
-    """What is to be there when the notebook was executed, on whatever machine."""
-    assert "cifar-jax: " not in printed  # one line for each error of the commands
-    assert "Traceback" not in printed
-    assert "[CpuDevice(id=0)]" in printed
-    assert "test accuracy" in printed or "is finished" in printed
-    assert "# Paper against measured" in printed
-    assert "of a white one" in printed
-    for kind in ("safetensors", "stablehlo"):
-        assert f"written to {kept / name}.{kind}" in printed.replace("\r\n", "\n")
-    # Other versions write the program of a StableHLO file than may read it here.
-    run = cifar_jax.load(kept / f"runs/{name}/seed0")
-    exported = cifar_jax.load(folder / f"downloads/{name}.safetensors")
-    picture = [folder / "uploads/picture.png"]
-    np.testing.assert_allclose(run.predict(picture), exported.predict(picture), rtol=1e-5)
-    assert (folder / f"downloads/{name}.stablehlo").stat().st_size
-
-
-def tags(cell: Any) -> list[str]:
-    return cell.metadata.get("tags", [])
-
-
-def freeze(pip: list[str]) -> dict[str, str]:
-    """Versions by name, of what is installed there."""
-    done = subprocess.run(
-        [*pip, "list", "--format=json"], check=True, capture_output=True, text=True
-    )
-    return {package["name"]: package["version"] for package in json.loads(done.stdout)}
+    assert not any(cell.get("outputs") for cell in notebook.cells)

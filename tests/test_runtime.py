@@ -5,12 +5,14 @@ import platform
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import pytest
 
 from cifar_jax import runtime
+from cifar_jax.errors import UserError
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +85,7 @@ def test_a_late_set_up_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_compilation_caches_of_different_processors_are_separate(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    monkeypatch, tmp_path: Path
 ) -> None:
     digests = []
     for flags in ("flags : sse2 avx", "flags : avx sse2", "flags : sse2 avx avx512f", ""):
@@ -95,9 +97,7 @@ def test_compilation_caches_of_different_processors_are_separate(
 
 
 @pytest.mark.parametrize("name", ["jax_disable_jit", "jax_enable_x64"])
-def test_jax_settings_that_training_cannot_work_with_are_refused(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_jax_settings_that_training_cannot_work_with_are_refused(name: str, monkeypatch) -> None:
     monkeypatch.setattr(type(jax.config), name, True)
     with pytest.raises(UserError, match=f"{name.upper()} is set, but"):
         runtime.configure_jax()
@@ -123,30 +123,20 @@ def test_wrong_environment_variables_are_reported_in_one_line(
     assert process.stderr.count("\n") == 1
 
 
-def test_commands_that_compute_nothing_need_no_device() -> None:
-    code = "import sys; from cifar_jax import cli; sys.exit(cli.run(['summary', 'basic']))"
-    process = python(code, JAX_PLATFORMS="nonsense")
-    assert (process.returncode, process.stderr) == (0, "")
-    assert "conv1" in process.stdout
-
-
-def test_the_limit_of_open_files_is_raised() -> None:
+@pytest.mark.parametrize(
+    ("soft", "hard", "output"),
+    [(20, 300, "256"), (300, 300, "300"), (20, 20, "only 20 open files are allowed")],
+)
+def test_the_limit_of_open_files_is_raised(soft: int, hard: int, output: str) -> None:
     code = "import resource; from cifar_jax import runtime; runtime.allow_open_files(); "
     code += "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-
-    def run_with_limits(soft: int, hard: int) -> subprocess.CompletedProcess[str]:
-        limit = f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"'
-        command = ["sh", "-c", limit, "sh", sys.executable, "-c", code]
-        return subprocess.run(command, capture_output=True, text=True)
-
-    assert run_with_limits(20, hard).stdout.strip() == "256"
-    assert run_with_limits(300, hard).stdout.strip() == "300"
-    assert "only 20 open files are allowed" in run_with_limits(20, 20).stderr
+    command = ["sh", "-c", f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"', "sh"]
+    done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True)
+    assert output in done.stdout + done.stderr
 
 
 @pytest.fixture
-def bare_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bare_machine(monkeypatch) -> Iterator[None]:
     """A machine without accelerators, where JAX_PLATFORMS is not set."""
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     for name in ("CUDA_VISIBLE_DEVICES", "TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"):
@@ -158,16 +148,6 @@ def bare_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     jax.config.update("jax_platforms", platforms)
 
 
-@pytest.fixture
-def nvidia_smi(bare_machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A driver that lists a GPU."""
-    command = tmp_path / "nvidia-smi"
-    command.write_text("#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-1)'\n")
-    command.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    return command
-
-
 @pytest.mark.usefixtures("bare_machine")
 def test_the_cpu_is_used_silently_on_a_machine_without_accelerators(capsys) -> None:
     runtime.require()
@@ -175,37 +155,35 @@ def test_the_cpu_is_used_silently_on_a_machine_without_accelerators(capsys) -> N
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_unused_gpu_is_reported(nvidia_smi: Path, capsys, monkeypatch) -> None:
+@pytest.mark.usefixtures("bare_machine")
+def test_an_unused_gpu_is_reported(tmp_path: Path, capsys, monkeypatch) -> None:
+    command = tmp_path / "nvidia-smi"
+    command.write_text("#!/bin/sh\necho 'GPU 0: Tesla T4 (UUID: GPU-1)'\n")
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
     runtime.require()
     message = capsys.readouterr().err
     assert message.count("\n") == 1
     assert "this machine has a GPU, but JAX sees only the CPU" in message
     assert "cifar-jax[cuda12]" in message
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPU
-    runtime.require()
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     runtime.require("cpu")  # the user asks for the CPU
-    assert capsys.readouterr().err == ""
-
-
-def test_a_driver_without_a_gpu_is_not_reported(nvidia_smi: Path, capsys) -> None:
-    nvidia_smi.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
+    with monkeypatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPU
+        runtime.require()
+    command.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
     runtime.require()
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("bare_machine")
-@pytest.mark.parametrize("sign", ["variable", "device"])
-def test_an_unused_tpu_is_reported(sign: str, capsys, monkeypatch, tmp_path: Path) -> None:
-    if sign == "variable":
-        monkeypatch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-1")
-    else:
-        (tmp_path / "accel0").touch()
-        monkeypatch.setattr(runtime, "_DEV", tmp_path)
-    runtime.require()
-    message = capsys.readouterr().err
-    assert "this machine has a TPU, but JAX sees only the CPU" in message
-    assert "cifar-jax[tpu]" in message
+def test_an_unused_tpu_is_reported(capsys, monkeypatch, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-1")
+        runtime.require()
+    assert "this machine has a TPU, but JAX sees only the CPU" in capsys.readouterr().err
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(runtime, "_DEV", tmp_path)
+    assert runtime.find_accelerator() == "tpu"
 
 
 @pytest.mark.usefixtures("bare_machine")

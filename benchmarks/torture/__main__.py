@@ -105,7 +105,11 @@ def main() -> int:
     subjects = SUBJECTS[:1] if asked.one_subject else SUBJECTS
     bench = Bench(asked.seed, began + 60 * asked.minutes, subjects)
     # The commit, before anything is written.
-    where = environment.describe() | {"git_commit": environment.git_commit("benchmarks")}
+    where = {
+        "git_commit": environment.git_commit("benchmarks")[0],
+        "versions": environment.versions(),
+        "machine": environment.machine().model_dump(),
+    }
     mark_phases()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is unmounted
     say(f"in {SCRATCH}, seed {asked.seed}")

@@ -88,7 +88,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     try:
         cli.main(list(arguments), prog_name="cifar-jax", standalone_mode=False)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2

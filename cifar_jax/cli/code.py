@@ -56,11 +56,11 @@ def load_code(code: Path | None, run: Path) -> CustomModel | None:
         raise UserError(f"{code} has no MODEL: name the file that defines it")
     from cifar_jax.runs.folder import RunFolder
 
-    card = RunFolder(run).card()
-    if card and card.code:
-        now = (catalog.code_digest(parts.source), dict(parts.modules))
-        if now != (card.code.sha256, card.code.modules):
-            click.echo(
-                f"cifar-jax: {code} differs from the code that {run} was trained with", err=True
-            )
+    folder = RunFolder(run)
+    copy, card = folder.code, folder.card()
+    changed = copy.is_file() and catalog.code_digest(copy.read_bytes()) != catalog.code_digest(
+        parts.source
+    )
+    if changed or (card and card.code and card.code.modules != dict(parts.modules)):
+        click.echo(f"cifar-jax: {code} differs from the code that {run} was trained with", err=True)
     return model

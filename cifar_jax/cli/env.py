@@ -38,13 +38,14 @@ def _report() -> dict[str, Any]:
     from cifar_jax.runs import environment
 
     machine = environment.machine()
+    commit, reason = environment.git_commit()
     return {
         "versions": {"cifar-jax": metadata.version("cifar-jax"), **environment.versions()},
-        "git commit": environment.git_commit(),
-        "system": machine["system"],
-        "cpu": machine["cpu"],
-        "cores": machine["cores"],
-        "cpu features": " ".join(machine["features"]),
+        "git commit": commit or reason,
+        "system": machine.system,
+        "cpu": machine.cpu,
+        "cores": machine.cores,
+        "cpu features": " ".join(machine.features),
         "devices": _devices(),
         "environment variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)

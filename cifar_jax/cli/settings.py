@@ -11,10 +11,10 @@ import click
 from cifar_jax.cli.output import AS_JSON
 
 
-@click.command(short_help="What --set reaches: every setting and its meaning.")
+@click.command(short_help="List all settings, with their types and defaults.")
 @AS_JSON
 def settings(as_json: bool) -> None:
-    """Every setting by its dotted name: type, default and meaning."""
+    """List all settings that `--set` can change: name, type, default and meaning."""
     from cifar_jax import config
 
     rows = config.describe()
@@ -26,9 +26,9 @@ def settings(as_json: bool) -> None:
         click.echo(f"{click.style(row['name'], bold=True)}: {row['type']}{_default(row)}")
         meaning = row["description"]
         if "when" in row:
-            meaning += f" Where {row['when']}."
+            meaning += f" Only if {row['when']}."
         if not row["identity"]:
-            meaning += " May differ from start to start of a run."
+            meaning += " May change when a run is resumed."
         click.echo(click.wrap_text(meaning, width, "    ", "    "))
 
 

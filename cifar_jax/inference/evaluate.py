@@ -87,10 +87,10 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return
-    if card.content != dataset.content or split != "test":
-        what = "other images" if card.content != dataset.content else "the same images reordered"
+    if split != "test" or card.content != dataset.content:
         raise UserError(
-            f"{path} was trained on {what}: set TFDS_DATA_DIR to the folder that it read"
+            f"{path} was trained on other images of {card.name}, or on these in another order: set "
+            "TFDS_DATA_DIR to the folder that it read"
         )
 
 
@@ -108,7 +108,7 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
 
 
 def _compute(model: Classifier, images: np.ndarray) -> Outputs:
-    """Return the logits on all devices; those of a StableHLO file on one."""
+    """Return the logits, computed as in the training but always on one device."""
     if not isinstance(model, TrainedNetwork):
         return model.outputs(images, model.tta)
     logits_of = compile_logits(
@@ -117,7 +117,7 @@ def _compute(model: Classifier, images: np.ndarray) -> Outputs:
         images,
         normalize=model.normalize,
         batch_size=BATCH_SIZE,
-        mesh=devices.make_mesh(BATCH_SIZE),
+        mesh=devices.make_mesh(BATCH_SIZE, 1),
         tta=model.tta,
     )
     return logits_of(model.variables)

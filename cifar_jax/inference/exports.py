@@ -30,10 +30,9 @@ from cifar_jax import models, ops
 from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.inference.model import Classifier, TrainedNetwork
-from cifar_jax.runs.checkpoints import digest
+from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 
-FORMATS = ("safetensors", "stablehlo", "onnx")
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest difference of an export's logits from the network's, relative to the largest logit, by
@@ -48,7 +47,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
 
     Args:
       network: a `TrainedNetwork`.
-      kind: one of `FORMATS`.
+      kind: `safetensors`, `stablehlo` or `onnx`.
       output: the file. It is written completely or not at all.
       force: replace an existing file.
 
@@ -59,16 +58,16 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
       UserError: the format is unknown, the file exists, a package is missing, or the export's
         logits differ.
     """
-    if kind not in FORMATS:
-        raise UserError(f"unknown format {kind!r}: choose one of {', '.join(FORMATS)}")
+    converters = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}
+    if kind not in converters:
+        raise UserError(f"unknown format {kind!r}: choose one of {', '.join(converters)}")
     if not isinstance(network, TrainedNetwork):
         raise UserError("a StableHLO file has no weights: export from a run or a safetensors file")
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file in it")
     if output.exists() and not force:
         raise UserError(f"{output} exists: choose another --output, or add --force")
-    convert = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}[kind]
-    content = convert(network)
+    content = converters[kind](network)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / f"draft.{kind}"
         draft.write_bytes(content)
@@ -119,10 +118,11 @@ def _is_stablehlo(path: Path) -> bool:
         raise UserError(f"{path} is an ONNX file: run it with onnxruntime, or export to stablehlo")
     with path.open("rb") as file:
         start = file.read(9)
-    is_stablehlo = zipfile.is_zipfile(path)
-    if not is_stablehlo and start[8:] != b"{":  # After its size, a safetensors header is JSON.
+    if zipfile.is_zipfile(path):
+        return True
+    if start[8:] != b"{":  # After its size, a safetensors header is JSON.
         raise UserError(f"{path} is neither a safetensors nor a StableHLO export, or it is damaged")
-    return is_stablehlo
+    return False
 
 
 def _to_safetensors(network: TrainedNetwork) -> bytes:

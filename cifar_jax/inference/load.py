@@ -65,10 +65,10 @@ def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, An
             kind = "checkpoint with a validation accuracy" if best else "checkpoint"
             raise UserError(f"{path} has no {kind} yet: train it first")
         variables = checkpoints.weights(saved)
-    return _describe(card, saved, folder.result()), variables
+    return describe(card, saved, folder.result()), variables
 
 
-def _describe(card: ModelCard, saved: SavedState, result: Result | None) -> ModelCard:
+def describe(card: ModelCard, saved: SavedState, result: Result | None) -> ModelCard:
     """Return the run's card with what is known about the weights of one checkpoint."""
     known: dict[str, Any] = {"step": saved.step, "epoch": saved.epoch}
     if result:

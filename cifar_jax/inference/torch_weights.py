@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import models
-from cifar_jax.config import Config, Data, Model, Optimizer, flatten
+from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.model import TrainedNetwork
@@ -39,7 +39,7 @@ _SPELLINGS = ({"shortcut": "shortcut", "fc": "linear"}, {"shortcut": "downsample
 
 
 class _State(NamedTuple):
-    """The part of a training state that inference needs."""
+    """The part of a training state that a checkpoint of weights holds."""
 
     step: jax.Array
     epoch: jax.Array
@@ -64,8 +64,7 @@ def import_torch(
       name: one of `MODELS`.
       folder: the run folder, which must not exist. It is written completely or not at all.
       classes: names in the order of the logits; CIFAR-10's by default.
-      mean, std: of each channel, on a scale of 0 to 1; the network's images were normalized with
-        these.
+      mean, std: of each channel, on a scale of 0 to 1, with which its images were normalized.
 
     Raises:
       UserError: the file holds no state dict or that of another network, the number of classes is
@@ -98,17 +97,15 @@ def import_torch(
             "classes": list(classes),
             "mean": list(mean),
             "std": list(std),
-            "layers": [LayerRow(**layer._asdict()) for layer in summarize(module)],
+            "layers": [LayerRow(**vars(layer)) for layer in summarize(module)],
             "imported_from": file.name,
         },
         ModelCard,
-        file,
+        "--classes, --mean and --std",
     )
     variables = _variables(tensors, models.variable_shapes(module), file)
     network = TrainedNetwork(card, variables, file)
-    config = Config(
-        model=Model(name=name), epochs=1, batch_size=128, optimizer=Optimizer(), data=Data()
-    )
+    config = Config(model=Model(name=name), epochs=1, batch_size=128, optimizer=Optimizer())
     identity = RunIdentity(experiment=experiment, seed=0, overrides={}, settings=flatten(config))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -118,9 +115,8 @@ def import_torch(
             Checkpoints(run.checkpoints, keep=1) as checkpoints,
         ):
             run.write_card(card)
-            state = _State(
-                jnp.int32(0), jnp.int32(0), variables["params"], variables["batch_stats"]
-            )
+            zero = jnp.int32(0)
+            state = _State(zero, zero, variables["params"], variables["batch_stats"])
             checkpoints.save(state, end_of_epoch=True)
         draft.rename(folder)
     return network

@@ -8,12 +8,10 @@ N counts the saves, so that no save replaces another. Orbax writes into a tempor
 renames it at the end, so that a killed process leaves no incomplete checkpoint.
 """
 
-import hashlib
-import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +25,7 @@ from cifar_jax import devices, distributed
 from cifar_jax.errors import UserError
 from cifar_jax.files import hide
 from cifar_jax.runs import schemas
+from cifar_jax.runs.digests import digests, flatten, sign
 from cifar_jax.runs.schemas import SavedState
 
 S = TypeVar("S")
@@ -44,24 +43,25 @@ class Checkpoints:
     calls; the main process decides and deletes. The constructor does not touch the disk.
 
     Args:
-      folder: created by the first save.
+      folder: created by the first save. A UserError is raised if orbax cannot use its path.
       keep: number of end-of-epoch checkpoints to keep. The newest checkpoint and the one with the
         best validation accuracy are kept in any case.
-
-    Raises:
-      UserError: orbax cannot use a folder of this name.
     """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
         self._folder = folder.absolute()
         if re.search(r"[*?\[\]\\\udc80-\udcff]|gs:", str(self._folder)):
             raise UserError(
-                f"{folder} cannot hold checkpoints: the path contains one of * ? [ ] \\ gs: or is "
+                f"{folder} cannot hold checkpoints: its path contains one of * ? [ ] \\ gs: or is "
                 "not UTF-8. Choose another --workdir, or rename the folder."
             )
         self._keep = keep
         self._saved = False
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        # With True, orbax waits for minutes if a full disk keeps it from creating a folder.
+        options = ocp.AsyncOptions(create_directories_asynchronously=False)
+        items = ocp.CompositeOptions(async_options=options)
+        handler = ocp.CompositeCheckpointHandler(composite_options=items)
+        self._checkpointer = ocp.AsyncCheckpointer(handler, async_options=options)
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -71,7 +71,8 @@ class Checkpoints:
             if kind is None or not issubclass(kind, UserError):
                 self.wait()
         finally:
-            self._checkpointer.close()
+            with suppress(Exception):  # `wait` has raised whatever can go wrong.
+                self._checkpointer.close()
 
     def save(
         self,
@@ -90,10 +91,10 @@ class Checkpoints:
           extra: further JSON values to store.
 
         Raises:
-          UserError: this save or the previous one could not be written.
+          UserError: the previous save could not be written.
         """
         self.wait()
-        arrays = _flatten(state)
+        arrays = flatten(state)
         saved = SavedState(
             number=distributed.run_on_main(self._next_number),
             step=int(state.step),
@@ -101,17 +102,16 @@ class Checkpoints:
             end_of_epoch=end_of_epoch,
             validation_accuracy=validation_accuracy,
             extra=dict(extra),
-            digests=_digests(arrays),
+            digests=digests(arrays),
         )
-        with self._writing():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._checkpointer.save(
-                self._path(saved.number),
-                args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
-                    meta=ocp.args.JsonSave(schemas.dump(_signed(saved))),
-                ),
-            )
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._checkpointer.save(
+            self._folder / str(saved.number),
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeSave(unflatten_dict(arrays, sep="/")),
+                meta=ocp.args.JsonSave(schemas.dump(sign(saved))),
+            ),
+        )
         self._saved = True
 
     def wait(self) -> None:
@@ -120,18 +120,20 @@ class Checkpoints:
         Raises:
           UserError: the save could not be written.
         """
-        with self._writing():
+        try:
             self._checkpointer.wait_until_finished()
-        if self._saved and distributed.is_main_process():  # Whoever only reads deletes nothing.
+        except Exception as error:
+            raise UserError(
+                f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Is the disk "
+                "full? Give the same command again to resume from the previous checkpoint."
+            ) from error
+        if self._saved and distributed.is_main_process():  # A reader deletes nothing.
             self._prune()
 
     def all(self) -> list[SavedState]:
         """Return the checkpoints, oldest first, without those whose metadata is damaged."""
-        saves = []
-        for number in self._numbers():
-            with suppress(DamagedError):
-                saves.append(self._meta(number))
-        return saves
+        saves = [self._meta(number) for number in self._numbers()]
+        return [saved for saved in saves if saved]
 
     def latest(self) -> SavedState | None:
         """Return the newest checkpoint."""
@@ -148,15 +150,14 @@ class Checkpoints:
           DamagedError: the checkpoint cannot be read, or does not match its digests.
           UserError: the checkpoint is of another network or optimizer.
         """
-        arrays, expected = self._read(saved, saved.digests), _flatten(like)
+        arrays, expected = self._read(saved, saved.digests), flatten(like)
         types = [{k: f"{x.dtype}{[*x.shape]}" for k, x in t.items()} for t in (arrays, expected)]
         if types[0] != types[1]:
             name = min(dict(types[0].items() ^ types[1].items()))
             there, here = (known.get(name, "missing") for known in types)
             raise UserError(
-                f"checkpoint {saved.number} in {self._folder} is of another network or optimizer: "
-                f"{name} is {there} there and {here} here. Choose another --workdir, or start "
-                "over with --fresh."
+                f"checkpoint {saved.number} in {self._folder} is of another network or optimizer "
+                f"({name}: {there} there, {here} here). Choose another --workdir, or use --fresh."
             )
         leaves = [devices.put(arrays[name], expected[name].sharding) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -182,16 +183,14 @@ class Checkpoints:
         return state, saved, self._quarantine(damaged)
 
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the best checkpoint that is not damaged. Rename the damaged ones among the rest.
+        """Restore the best checkpoint that is not damaged. Rename damaged ones that may be better.
 
-        Returns:
-          As `restore_latest`. If no checkpoint has a validation accuracy: `like`, None, messages.
+        Returns the same as `restore_latest`; None as the checkpoint if there is no best one.
         """
 
         def best_first() -> list[int]:
-            ranked = [saved.number for saved in reversed(self._ranked())]
-            unreadable = {*self._numbers()} - {saved.number for saved in self.all()}
-            return [*unreadable, *ranked]  # An unreadable one may have been the best.
+            unreadable = [number for number in self._numbers() if not self._meta(number)]
+            return unreadable + [saved.number for saved in reversed(self._ranked())]
 
         state, saved, damaged = self._restore_first(distributed.run_on_main(best_first), like)
         return state, saved, self._quarantine(damaged)
@@ -208,13 +207,11 @@ class Checkpoints:
         variables = unflatten_dict(self._read(saved, fields), sep="/")
         return {"batch_stats": {}} | variables.get("averaged", variables)
 
-    def _restore_first(
-        self, numbers: Iterable[int], like: S
-    ) -> tuple[S, SavedState | None, dict[int, str]]:
-        """Restore the first checkpoint that is not damaged for any process.
+    def _restore_first(self, numbers: list[int], like: S) -> tuple[S, SavedState | None, dict]:
+        """Restore the first checkpoint that every process can read.
 
         Returns:
-          The state, its checkpoint, and the errors of the damaged ones before it by number.
+          The state, its checkpoint, and by number the errors of those before it.
         """
         damaged: dict[int, str] = {}
         for number in numbers:
@@ -225,10 +222,11 @@ class Checkpoints:
             damaged[number] = errors[0]
         return like, None, damaged
 
-    def _attempt(self, number: int, like: S) -> tuple[S, SavedState | None, str | None]:
+    def _attempt(self, number: int, like: S) -> tuple[S, SavedState | None, str]:
         try:
-            saved = self._meta(number)
-            return self.restore(saved, like), saved, None
+            if saved := self._meta(number):
+                return self.restore(saved, like), saved, ""
+            raise self._damaged(number, "metadata unreadable, or changed since it was saved")
         except DamagedError as error:
             return like, None, str(error)
 
@@ -237,41 +235,38 @@ class Checkpoints:
 
         def rename() -> None:
             for number in damaged:
-                self._path(number).rename(self._folder / f"damaged-{number}")
+                (self._folder / str(number)).rename(self._folder / f"damaged-{number}")
 
         distributed.run_on_main(rename)
         return [f"{text}. Renamed to damaged-{number}." for number, text in damaged.items()]
 
     def _read(self, saved: SavedState, fields: Iterable[str]) -> dict[str, np.ndarray]:
         """Return the arrays of these fields of a state, by path."""
-        path = self._path(saved.number) / "state"
-        reader = ocp.PyTreeCheckpointer()
+        path: Any = self._folder / str(saved.number) / "state"
+        reader = ocp.PyTreeCheckpointHandler()
         try:
-            metadata: Any = reader.metadata(path)
-            tree = metadata.item_metadata.tree
+            tree = reader.metadata(path).tree
             wanted = {name: tree[name] for name in saved.digests if name in fields}
             types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
             as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), types)
             args = ocp.args.PyTreeRestore(types, as_numpy, partial_restore=True)
-            arrays = _flatten(reader.restore(path, args=args))
+            arrays = flatten(reader.restore(path, args=args))
         except MemoryError:
             raise
         except Exception as error:  # Which one depends on what is damaged.
-            raise self._damaged(saved.number, _one_line(error)) from error
-        for name, value in _digests(arrays).items():
-            if value != saved.digests[name]:
+            raise self._damaged(saved.number, f"arrays unreadable, {_one_line(error)}") from error
+        for name, digest in (dict.fromkeys(wanted) | digests(arrays)).items():
+            if digest != saved.digests[name]:
                 raise self._damaged(saved.number, f"{name} changed since it was saved")
         return arrays
 
-    def _meta(self, number: int) -> SavedState:
-        """Return what is known about a checkpoint without its arrays."""
+    def _meta(self, number: int) -> SavedState | None:
+        """Return what is known about a checkpoint without its arrays; None if that is damaged."""
         try:
-            saved = schemas.read(self._path(number) / "meta" / "metadata", SavedState)
-        except UserError as error:
-            raise self._damaged(number, str(error)) from None
-        if saved.number != number or saved != _signed(saved):
-            raise self._damaged(number, "its metadata changed since it was saved")
-        return saved
+            saved = schemas.read(self._folder / str(number) / "meta" / "metadata", SavedState)
+        except UserError:
+            return None
+        return saved if saved.number == number and saved == sign(saved) else None
 
     def _ranked(self) -> list[SavedState]:
         """Return the checkpoints with a validation accuracy, the best last."""
@@ -283,66 +278,22 @@ class Checkpoints:
 
     def _next_number(self) -> int:
         """Return a number that no checkpoint has had, be it damaged or incomplete."""
-        numbers = [re.search(r"\d+", path.name) for path in self._folder.glob("*")]
-        return 1 + max((int(number[0]) for number in numbers if number), default=0)
+        names = " ".join(path.name for path in self._folder.glob("*"))
+        return 1 + max(map(int, re.findall(r"\d+", names)), default=0)
 
     def _prune(self) -> None:
         for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
-            for path in self._folder.glob(pattern):
+            for path in sorted(self._folder.glob(pattern)):
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()
         epochs = [saved for saved in saves if saved.end_of_epoch]
         keep = [*epochs[-self._keep :], *saves[-1:], self.best()]
         for saved in saves:
             if saved not in keep:
-                shutil.rmtree(hide(self._path(saved.number)), ignore_errors=True)
+                shutil.rmtree(hide(self._folder / str(saved.number)), ignore_errors=True)
 
     def _damaged(self, number: int, reason: str) -> DamagedError:
         return DamagedError(f"checkpoint {number} in {self._folder} is damaged: {reason}")
-
-    def _path(self, number: int) -> Path:
-        return self._folder / str(number)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            raise UserError(
-                f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Make room "
-                "there and give the same command again: it resumes from the previous checkpoint."
-            ) from error
-
-
-def _flatten(state: Any) -> dict[str, Any]:
-    """Return the arrays of a state by path, such as `params/conv1/kernel`."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def digest(arrays: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of named arrays: their names, types, shapes and bytes, by name."""
-    sha256 = hashlib.sha256()
-    for name in sorted(arrays):
-        array = np.asarray(jax.device_get(arrays[name]))
-        sha256.update(f"{name} {array.dtype} {array.shape}\0".encode())
-        sha256.update(np.ascontiguousarray(array).tobytes())
-    return sha256.hexdigest()
-
-
-def _digests(arrays: Mapping[str, Any]) -> dict[str, str]:
-    """Return the digest of the arrays of each field of the state."""
-    fields: dict[str, dict[str, Any]] = {}
-    for name, array in arrays.items():
-        fields.setdefault(name.partition("/")[0], {})[name] = array
-    return {field: digest(arrays) for field, arrays in fields.items()}
-
-
-def _signed(saved: SavedState) -> SavedState:
-    """Return `saved` with the digest of its other fields."""
-    text = json.dumps(saved.model_dump(mode="json", exclude={"meta_sha256"}), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return saved.model_copy(update={"meta_sha256": digest})
 
 
 def _one_line(error: Exception) -> str:

@@ -108,8 +108,8 @@ def changes(previous: Session, current: Session) -> list[str]:
             "commit": sha[:12] + dash + dirty,
             **session.versions,
             "device": f"{session.device.count} × {session.device.kind}",
-            # XLA divides sums among as many threads as there are cores.
-            "cores": str(session.machine.cores),
+            # XLA's CPU kernels divide their sums among as many threads as there are cores.
+            "cores": str(session.machine.cores) if session.device.platform == "cpu" else "",
             "CPU features": " ".join(session.machine.features),
             "XLA_FLAGS": session.xla_flags,
             "matrix precision": session.matmul_precision,

@@ -94,7 +94,7 @@ class RunFolder:
         import numpy as np  # Imported here because reports do not need it.
 
         file = io.BytesIO()
-        np.savez_compressed(file, allow_pickle=False, **outputs)
+        np.savez_compressed(file, **outputs)
         write_bytes(self.outputs, file.getvalue())
         write_json(self._result, schemas.dump(result))
 
@@ -108,15 +108,15 @@ class RunFolder:
         """Delete everything that a run writes, except config.json, which marks its folder."""
         # First whatever a later start could continue from, in case this process is killed.
         self._result.unlink(missing_ok=True)
-        for path in self.checkpoints.glob("*"):
+        for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
                 hide(path)
         for path in (self._card, self._sessions, self._metrics, self.log, self.code, self.outputs):
             path.unlink(missing_ok=True)
         for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
-            for path in self.checkpoints.glob(pattern):
+            for path in sorted(self.checkpoints.glob(pattern)):
                 shutil.rmtree(path)
-        for path in self.tensorboard.glob("events.out.tfevents.*"):
+        for path in sorted(self.tensorboard.glob("events.out.tfevents.*")):
             path.unlink()
         for path in (self.checkpoints, self.tensorboard):
             with suppress(OSError):  # It is missing, or holds files that are not the run's.
@@ -221,7 +221,7 @@ def _check_place(path: Path) -> None:
 
 
 def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
-    """Return the name of a part that would have been different from the start with more epochs."""
+    """Return a part of the run that depends on the number of epochs, if there is one."""
     if settings["schedule.name"] not in ("constant", "plateau", "step"):
         return f"{settings['schedule.name']} schedule"
     if any(group.get("until") for group in settings["param_groups"]):
@@ -235,16 +235,15 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
     Raises:
       UserError: it differs in anything else, or has fewer epochs and `extend` is false.
     """
-
-    def comparable(identity: RunIdentity) -> dict[str, Any]:
-        settings = configs.identity(identity.settings)
-        return {"experiment": identity.experiment, "seed": identity.seed, **settings}
-
+    stored = folder.identity()
     try:
-        stored = comparable(folder.identity())
+        stored_settings = configs.identity(stored.settings)
     except UserError as error:
         raise UserError(f"{folder.path / 'config.json'}: {error}") from None
-    changes = configs.differences(stored, comparable(wanted))
+    changes = configs.differences(
+        {"experiment": stored.experiment, "seed": stored.seed, **stored_settings},
+        {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
+    )
     if not changes:
         return False
     advice = "Choose another --workdir, or start over with --fresh."

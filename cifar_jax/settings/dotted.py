@@ -177,6 +177,8 @@ def _parse(name: str, text: str, field: FieldInfo) -> Any:
         with suppress(ValidationError):
             return adapter.validate_python(value, context=fields.RAISE_AT_ROOT)
     expected = fields.describe_type(kind, field)
+    if fields.list_item(kind):
+        expected += " as JSON"
     if field.discriminator:
         choices = (f"{name}.{field.discriminator}={tag}" for tag in fields.tags(field))
         expected = " or ".join([*choices, "none"])

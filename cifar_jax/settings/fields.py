@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from cifar_jax.errors import UserError, nearest
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""Accept no value of another type, except an int for a float."""
+"""Types are strict: only an int is accepted for a float."""
 RAISE_AT_ROOT = object()
 """Validation context in which only the outermost group turns its errors into a `UserError`."""
 
@@ -151,7 +151,7 @@ def describe_type(annotation: Any, field: FieldInfo | None = None) -> str:
     if NoneType in members(annotation):
         words.append("none")
     *first, last = words
-    return f"{', '.join(first)} or {last}" if first else last
+    return f"{', '.join(first)}{',' if bounds else ''} or {last}" if first else last
 
 
 def _describe_member(member: Any) -> str:

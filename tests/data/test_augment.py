@@ -61,7 +61,7 @@ def test_all_crops_and_mirror_images_are_equally_likely(
 ) -> None:
     """The 3 · 3 crops of an image and their mirror images each make up 1/18 of 4,096 copies."""
     copies = jnp.repeat(jnp.asarray(images[:1]), 4096, axis=0)
-    with ops.plain(platform):
+    with ops.force_platform(platform):
         variants = np.asarray(augment.augment(jax.random.key(0), copies, 1, True, fill))
     assert variants.dtype == np.uint8
     unique, counts = np.unique(variants, axis=0, return_counts=True)

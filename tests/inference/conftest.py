@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from cifar_jax import models
-from cifar_jax.config import Config, Data, Model, Optimizer, flatten
+from cifar_jax import cli, models
+from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
-from cifar_jax.inference.torch_weights import CIFAR10_MEAN, CIFAR10_STD
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import open_run_folder
 from cifar_jax.runs.schemas import ModelCard, RunIdentity
@@ -31,20 +30,13 @@ def make_run() -> Callable[..., Path]:
     The weights of step N are those of seed N.
     """
 
-    def make(folder: Path, name: str, **card: Any) -> Path:
-        config = Config(
-            model=Model(name=name), epochs=2, batch_size=8, optimizer=Optimizer(), data=Data()
-        )
-        identity = RunIdentity(experiment=name, seed=0, overrides={}, settings=flatten(config))
-        fields = {
-            "experiment": name,
-            "seed": 0,
-            "model": {"name": name, "num_classes": 10},
-            "precision": "float32",
-            "classes": cifar10.CLASSES,
-            "mean": CIFAR10_MEAN,
-            "std": CIFAR10_STD,
-        }
+    def make(folder: Path, name: str, dataset: str = "cifar10", **card: Any) -> Path:
+        config = Config(model=Model(name=name), epochs=2, batch_size=8, optimizer=Optimizer())
+        settings = flatten(config) | {"data.dataset": dataset}
+        identity = RunIdentity(experiment=name, seed=0, overrides={}, settings=settings)
+        fields = {"experiment": name, "seed": 0, "model": {"name": name, "num_classes": 10}}
+        fields |= {"precision": "float32", "classes": cifar10.CLASSES}
+        fields |= {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
         with (
             open_run_folder(folder, identity, fresh=False) as run,
             Checkpoints(run.checkpoints, keep=2) as checkpoints,
@@ -66,7 +58,15 @@ def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
     return make_run(tmp_path_factory.mktemp("runs") / "basic", "basic")
 
 
-@pytest.fixture(scope="session")
-def inception(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `net-inception`, which has every kind of layer except attention."""
-    return make_run(tmp_path_factory.mktemp("runs") / "inception", "net-inception")
+@pytest.fixture
+def call(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in an empty folder; return exit code, standard output and error."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words: object) -> tuple[int, str, str]:
+        code = cli.run(list(map(str, words)))
+        return code, *capsys.readouterr()
+
+    return call

@@ -7,25 +7,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import cifar_jax
-from cifar_jax import cli
 from cifar_jax.training.evaluation import TTA
+
+Call = Callable[..., tuple[int, str, str]]
+PIXELS = np.random.default_rng(0).integers(0, 256, (300, 40, 50, 3), np.uint8)
 
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three images, one of them 40x50, among files that are not images."""
+    """A folder of three images among files that are not images."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
-    random = np.random.default_rng(0)
-    for name, shape in {"b.png": (32, 32), "a.PNG": (40, 50), "more/c.bmp": (32, 32)}.items():
-        Image.fromarray(random.integers(0, 256, (*shape, 3), np.uint8)).save(folder / name)
+    for name, pixels in zip(("b.png", "a.PNG", "more/c.bmp"), PIXELS, strict=False):
+        Image.fromarray(pixels).save(folder / name)
     for name in ("notes.txt", "._b.png", "__MACOSX/._b.png", ".ipynb_checkpoints/b.png"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("not an image")
@@ -33,134 +33,97 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def assert_answers(rows: list[dict[str, Any]], files: list[Path], probabilities: Any) -> None:
-    assert [row["image"] for row in rows] == list(map(str, files))
-    for row, expected in zip(rows, probabilities, strict=True):
-        values = [answer["probability"] for answer in row["top"]]
-        np.testing.assert_allclose(values, sorted(expected, reverse=True), atol=1e-6)
-
-
+@pytest.mark.parametrize("tta", [None, TTA(flip=True, shift=1)])
 def test_a_folder_stands_for_its_images(
-    basic: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    make_run: Callable[..., Path], pictures: Path, call: Call, tta: TTA | None
 ) -> None:
-    assert cli.run(["predict", str(basic), str(pictures), "--json", "--top", "10"]) == 0
-    rows = json.loads(capsys.readouterr().out)
+    # `--views` uses the views for every image.
+    card = {"tta": tta._asdict() | {"least_confident": 0.25}} if tta else {}
+    run = make_run(Path("run"), "basic", **card)
+    options = ["--json", "--top", "10", *(["--views"] if tta else [])]
+    code, out, _ = call("predict", run, pictures, *options)
+    assert code == 0
+    rows = json.loads(out)
     files = [pictures / name for name in ("a.PNG", "b.png", "more/c.bmp")]
-    model = cifar_jax.load(basic)
-    probabilities = model.predict(files)
-    assert_answers(rows, files, probabilities)
-    for row, values in zip(rows, probabilities, strict=True):
-        assert row["top"][0]["class"] == model.classes[values.argmax()]
-
-
-def test_views_applies_the_runs_test_time_augmentation_to_every_image(
-    make_run: Callable[..., Path],
-    basic: Path,
-    pictures: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert cli.run(["predict", str(basic), str(pictures), "--views"]) == 2
-    assert "has no test-time augmentation: leave --views out" in capsys.readouterr().err
-    tta = {"flip": True, "shift": 1, "least_confident": 0.25}
-    run = make_run(tmp_path / "run", "basic", tta=tta)
-    assert cli.run(["predict", str(run), str(pictures), "--views", "--json", "--top", "10"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    files = [pictures / name for name in ("a.PNG", "b.png", "more/c.bmp")]
-    assert_answers(rows, files, cifar_jax.load(run).predict(files, TTA(flip=True, shift=1)))
+    assert [row["image"] for row in rows] == list(map(str, files))
+    model = cifar_jax.load(run)
+    for row, expected in zip(rows, model.predict(files, tta), strict=True):
+        probabilities = {answer["class"]: answer["probability"] for answer in row["top"]}
+        assert list(probabilities.values()) == sorted(probabilities.values(), reverse=True)
+        values = [probabilities[name] for name in model.classes]
+        np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
 def test_a_bad_file_sets_the_exit_code_and_stops_no_other(
-    basic: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+    basic: Path, pictures: Path, call: Call
 ) -> None:
     broken = pictures / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff but no more")
-    words = [str(broken), str(pictures / "*.png"), str(pictures / "nowhere.png"), "http://x/y.png"]
-    assert cli.run(["predict", str(basic), *words, "--csv", "--top", "1"]) == 2
-    out, err = capsys.readouterr()
+    words = [broken, pictures / "*.png", pictures / "nowhere.png", "http://x/y.png"]
+    code, out, err = call("predict", basic, *words, "--csv", "--top", "1")
+    assert code == 2
     rows = list(csv.DictReader(io.StringIO(out)))
     assert [row["image"] for row in rows] == [str(broken), str(pictures / "b.png"), "", ""]
     assert [bool(row["class"]) for row in rows] == [False, True, False, False]
     assert [bool(row["error"]) for row in rows] == [True, False, True, True]
     lines = [line for line in err.splitlines() if line.startswith("cifar-jax: ")]
-    for line, text in zip(
-        lines,
-        ("broken.jpg", "nowhere.png does not exist", "is an address", "3 of 4 images could not"),
-        strict=True,
-    ):
-        assert text in line
+    texts = ("broken.jpg", "nowhere.png does not exist", "is an address", "3 of 4 images could not")
+    assert all(text in line for text, line in zip(texts, lines, strict=True))
 
 
 def test_standard_input_and_the_table(
-    basic: Path,
-    pictures: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    basic: Path, pictures: Path, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = (pictures / "b.png").read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
-    assert cli.run(["predict", str(basic), "-", str(pictures / "b.png"), "--top", "2"]) == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines() if "%" in line]
+    code, out, _ = call("predict", basic, "-", pictures / "b.png", "--top", "2")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines() if "%" in line]
     assert [line[0] for line in lines[::2]] == ["-", str(pictures / "b.png")]
     assert lines[0][1:] == lines[2][1:]
     assert len(lines) == 4
 
 
-def test_many_images_are_answered_in_order(
-    basic: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (300, 32, 32, 3), np.uint8)
-    for i, image in enumerate(pixels):
-        Image.fromarray(image).save(tmp_path / f"{i:03}.png")
+def test_many_images_are_answered_in_order(basic: Path, tmp_path: Path, call: Call) -> None:
+    files = [tmp_path / f"{i:03}.png" for i in range(300)]
+    for file, pixels in zip(files, PIXELS, strict=True):
+        Image.fromarray(pixels).save(file)
     (tmp_path / "100a.png").write_bytes(b"")
-    assert cli.run(["predict", str(basic), str(tmp_path), "--json", "--top", "1"]) == 2
-    out, err = capsys.readouterr()
+    code, out, err = call("predict", basic, tmp_path, "--json", "--top", "1")
+    assert code == 2
     rows = json.loads(out)
     assert rows.pop(101)["error"]
-    best = cifar_jax.load(basic).predict(pixels).max(-1)
+    best = cifar_jax.load(basic).predict(files).max(-1)
     np.testing.assert_allclose([row["top"][0]["probability"] for row in rows], best, atol=1e-6)
     assert "1 of 301" in err
 
 
-def test_exports_answer_predict(
-    basic: Path, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(pictures.parent)
-    answers = []
+def test_exports_answer_predict(basic: Path, pictures: Path, call: Call) -> None:
+    expected = call("predict", basic, pictures / "b.png", "--csv")
     for kind in ("safetensors", "stablehlo"):
-        assert cli.run(["export", str(basic), "--to", kind]) == 0
-        assert f"basic-seed0.{kind}" in capsys.readouterr().out
-        assert cli.run(["predict", f"basic-seed0.{kind}", "pictures/b.png", "--csv"]) == 0
-        answers.append(capsys.readouterr().out)
-    assert answers[0] == answers[1]
+        code, out, _ = call("export", basic, "--to", kind)
+        assert (code, f"basic-seed0.{kind}" in out) == (0, True)
+        assert call("predict", f"basic-seed0.{kind}", pictures / "b.png", "--csv") == expected
 
 
 @pytest.mark.parametrize(
-    "words",
+    "command",
     [
-        ["predict", "nowhere", "a.png"],
-        ["predict", ".", "a.png"],
-        ["predict", "."],
-        ["predict", ".", "a.png", "--json", "--csv"],
-        ["predict", ".", "a.png", "--top", "0"],
-        ["export", ".", "--to", "stablehlo"],
-        ["export", ".", "--to", "keras"],
-        ["export", "."],
-        ["import-torch", "nowhere.pth", "--model", "resnet18"],
-        ["import-torch", "nowhere.pth", "--model", "vgg"],
-        ["import-torch", "nowhere.pth"],
+        "predict nowhere a.png",
+        "predict . a.png",
+        "predict .",
+        "predict basic a.png --views",
+        "predict . a.png --json --csv",
+        "export . --to stablehlo",
+        "export . --to keras",
+        "export .",
+        "import-torch nowhere.pth --model resnet18",
+        "import-torch nowhere.pth --model vgg",
     ],
 )
-def test_a_mistake_gives_one_line_and_leaves_no_file(
-    words: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert cli.run(words) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
+def test_a_mistake_gives_one_line_and_leaves_no_file(command: str, call: Call) -> None:
+    code, out, err = call(*command.split())
+    assert (code, out) == (2, "")
     assert err.startswith("cifar-jax: ")
     assert err.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert not list(Path().iterdir())

@@ -1,4 +1,4 @@
-"""The rectifier against `jax.nn`'s, which has other gradients of its own."""
+"""ReLU against `jax.nn.relu`."""
 
 import jax
 import jax.numpy as jnp
@@ -7,16 +7,14 @@ import numpy as np
 from cifar_jax import ops
 
 
-def test_values_and_gradients_are_those_of_jax_nn():
+def test_relu_equals_jax_nn() -> None:
     x = jnp.array([-2.0, -0.0, 0.0, 1e-30, 3.0, jnp.inf])
-    for ours, theirs in zip(run(ops.relu, x), run(jax.nn.relu, x), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    dy = jnp.arange(1.0, 1 + x.size)
+    y, vjp = jax.vjp(ops.relu, x)
+    expected, expected_vjp = jax.vjp(jax.nn.relu, x)
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(vjp(dy)[0], expected_vjp(dy)[0])
 
 
-def test_nan_is_not_hidden():
+def test_relu_keeps_nan() -> None:
     assert jnp.isnan(ops.relu(jnp.array([jnp.nan]))).all()
-
-
-def run(f, x):
-    y, vjp = jax.vjp(f, x)
-    return y, *vjp(jnp.arange(1.0, 1 + x.size))

@@ -72,9 +72,7 @@ CASES = {
         gradient_of(pool(ops.max_pool)), (IMAGES,), "select_and_scatter", ACCELERATORS
     ),
     "avg_pool": Case(pool(ops.avg_pool), (IMAGES,), "reduce_window", ACCELERATORS),
-    "attention": Case(
-        ops.attention, (jnp.ones((2, 512, 1)),) * 3, "stablehlo.while", {"cpu"}
-    ),
+    "attention": Case(ops.attention, (jnp.ones((2, 512, 1)),) * 3, "stablehlo.while", {"cpu"}),
     "attention gradient": Case(
         gradient_of(ops.attention), (POINTS,) * 3, "optimization_barrier", {"cpu"}
     ),
@@ -85,9 +83,7 @@ CASES = {
         ACCELERATORS,
     ),
     "take": Case(pipeline.take, (BYTES.reshape(4, -1), PLACES), "stablehlo.while", {"cpu"}),
-    "crop": Case(
-        partial(augment.crop, largest=4), (BYTES, PLACES, PLACES), "dot_general", {"tpu"}
-    ),
+    "crop": Case(partial(augment.crop, largest=4), (BYTES, PLACES, PLACES), "dot_general", {"tpu"}),
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cifar_jax.files import naming, write_bytes, write_json
+from cifar_jax.files import write_bytes, write_json
 
 
 def test_a_failed_dump_leaves_the_old_file(tmp_path: Path) -> None:
@@ -41,9 +41,3 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(
         write_bytes(path, b"new")
     assert error.value.filename == str(path)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: b"old"}
-
-
-def test_an_error_keeps_the_name_that_it_has(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as error, naming(tmp_path):
-        (tmp_path / "absent").read_bytes()
-    assert error.value.filename == str(tmp_path / "absent")

@@ -1,6 +1,5 @@
-"""The folder of a run: which folders are refused, what is written, what is deleted."""
+"""The folder of a run: which ones are refused, what is written, what is deleted."""
 
-import errno
 import hashlib
 import json
 import threading
@@ -81,33 +80,21 @@ def make(path: Path) -> Path:
     return path
 
 
-def test_a_run_finds_its_folder_again(tmp_path: Path) -> None:
-    before = files(make(tmp_path / "deep" / "run"))
-    with open_run_folder(tmp_path / "deep" / "run", identity(), fresh=False):
-        pass
-    assert files(tmp_path / "deep" / "run") == before
-    assert finished_result(tmp_path / "deep" / "run", identity()) == result()
-
-
 def test_all_files_are_read_as_they_were_written(tmp_path: Path) -> None:
-    run = existing_run_folder(make(tmp_path))
+    run = existing_run_folder(make(tmp_path / "deep" / "run"))
+    before = files(run.path)
+    with open_run_folder(run.path, identity(), fresh=False):
+        assert files(run.path) == before
     assert run.identity() == identity()
     assert run.card() == CARD
     assert run.code.read_bytes() == b"MODEL = 1\n"
     assert run.rows() == [row(1), row(2)]
     assert [session.device for session in run.sessions()] == [DEVICE]
-    assert run.result() == result()
+    assert run.result() == finished_result(run.path, identity()) == result()
     with np.load(run.outputs, allow_pickle=False) as outputs:
         assert {name: (outputs[name].tolist(), outputs[name].dtype) for name in outputs} == {
             name: (array.tolist(), array.dtype) for name, array in OUTPUTS.items()
         }
-
-
-def test_a_new_folder_has_no_results(tmp_path: Path) -> None:
-    with open_run_folder(tmp_path, identity(), fresh=False) as run:
-        assert (run.card(), run.result(), run.rows(), run.sessions()) == (None, None, [], [])
-    assert finished_result(tmp_path, identity()) is None
-    assert set(files(tmp_path)) == {"config.json"}
 
 
 @pytest.mark.parametrize(
@@ -135,12 +122,6 @@ def test_another_run_is_refused_by_what_differs(
     assert files(tmp_path) == before
 
 
-def test_runtime_settings_may_differ(tmp_path: Path) -> None:
-    make(tmp_path)
-    wanted = identity("train.devices=2", "train.log_every=5", "train.keep_checkpoints=9")
-    assert finished_result(tmp_path, wanted) == result()
-
-
 def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     stored = identity()
     stored = stored.model_copy(update={"settings": stored.settings | {"train.magic": 1}})
@@ -166,7 +147,9 @@ def test_a_finished_run_can_have_more_epochs(tmp_path: Path) -> None:
 
 def test_extend_keeps_the_result_of_a_run_with_the_same_epochs(tmp_path: Path) -> None:
     before = files(make(tmp_path))
-    RunFolder(tmp_path).extend(identity("train.devices=2"))
+    same = identity("train.devices=2", "train.log_every=5")  # These may differ.
+    RunFolder(tmp_path).extend(same)
+    assert finished_result(tmp_path, same) == result()
     assert files(tmp_path) == before
 
 
@@ -246,22 +229,6 @@ def test_a_killed_fresh_start_leaves_nothing_to_resume(
     assert set(files(tmp_path)) == {"config.json"}
 
 
-def test_a_file_that_cannot_be_deleted_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    make(tmp_path)
-
-    def refuse(path: Path, missing_ok: bool = False) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied", str(path))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", refuse)
-        with pytest.raises(PermissionError, match=r"result\.json"):
-            open_run_folder(tmp_path, identity(seed=1), fresh=True).__enter__()
-    with open_run_folder(tmp_path, identity(), fresh=False):  # It is still a run, and not locked.
-        pass
-
-
 # Places
 
 
@@ -315,7 +282,10 @@ def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
     assert len(errors) == 1
 
 
-def test_a_missing_folder(tmp_path: Path) -> None:
+def test_a_missing_folder_and_a_new_run_have_no_results(tmp_path: Path) -> None:
+    with open_run_folder(tmp_path / "new", identity(), fresh=False) as run:
+        assert (run.card(), run.result(), run.rows(), run.sessions()) == (None, None, [], [])
+    assert finished_result(tmp_path / "new", identity()) is None
     assert finished_result(tmp_path / "absent", identity()) is None
     with pytest.raises(UserError, match="absent does not exist"):
         existing_run_folder(tmp_path / "absent")

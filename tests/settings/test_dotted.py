@@ -1,153 +1,166 @@
-"""Settings by dotted name: lists, alternatives, absent groups, and runs of earlier versions."""
+"""Settings by dotted name: lists, unions, groups that may be absent, and dictionaries."""
 
 import json
 from typing import Any
 
 import pytest
-from lab import Average, Ema, Lab, Lookahead, Muon, Phase, Sgd
+from lab import Average, Lab, Lookahead, Muon, Phase, Sgd
 
-from cifar_jax.errors import UserError
-from cifar_jax.settings.dotted import describe, flatten, override, part, restore
+from cifar_jax.errors import UserError, nearest
+from cifar_jax.settings.dotted import describe, differences, flatten, override, part, restore
 
+ARGUMENTS = {"beta1": 0.9, "steps": 3, "nesterov": True, "mode": "fast"}
 FULL = Lab(
-    optimizer=Muon(lr=0.3),
+    optimizer=Muon(lr=0.3, arguments={"rank": 2}),
     phases=(Phase(epochs=2, size=24), Phase(epochs=1)),
-    weights=Ema(decay=0.5),
+    weights=Lookahead(every=2),
+    arguments=ARGUMENTS,
     note="mine",
     remark="kept",
 )
 
 
-def test_what_is_stored_is_json_by_dotted_name() -> None:
+def test_flat_settings_are_json_by_dotted_name() -> None:
     flat = flatten(FULL)
     assert json.loads(json.dumps(flat)) == flat
-    assert flat["optimizer.name"] == "muon"
-    assert flat["optimizer.rounds"] == 5
+    assert flat["optimizer.arguments.rank"] == 2
     assert flat["phases"] == [{"epochs": 2, "size": 24}, {"epochs": 1, "size": 32}]
     assert flat["average"] is None
-    assert flat["weights.decay"] == 0.5
+    assert flat["weights.name"] == "lookahead"
+    assert {name: flat[f"arguments.{name}"] for name in ARGUMENTS} == ARGUMENTS
+    assert not any("arguments" in name for name in flatten(Lab()))
     assert "remark" not in flat
     assert restore(Lab, flat) == FULL.model_copy(update={"remark": "no setting"})
+
+
+def test_settings_can_be_keys_and_cannot_change() -> None:
+    assert {FULL: 1}[override(FULL, [])] == 1
+    with pytest.raises(ValueError, match="frozen"):
+        FULL.note = "other"  # pyright: ignore
 
 
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
         (["sizes=[16, 24]"], {"sizes": (16, 24)}),
-        (["sizes=[]"], {"sizes": ()}),
         (['phases=[{"epochs": 3}]'], {"phases": (Phase(epochs=3),)}),
         (["average.decay=0.5"], {"average": Average(decay=0.5)}),
-        (["rest=none"], {"rest": None}),
-        (["rest=none", "rest.decay=0.1"], {"rest": Average(decay=0.1)}),
-        (['rest={"decay": 0.1}'], {"rest": Average(decay=0.1)}),
-        (["weights.name=ema", "weights.decay=0.9"], {"weights": Ema(decay=0.9)}),
+        (['average={"decay": 0.1}', "average=none"], {"average": None}),
+        (["average=none", "average.decay=0.1"], {"average": Average(decay=0.1)}),
         (["weights.every=2", "weights.name=lookahead"], {"weights": Lookahead(every=2)}),
         (["optimizer.momentum=0.5"], {"optimizer": Sgd(momentum=0.5)}),
-        (["optimizer.name=muon", "optimizer.lr=1"], {"optimizer": Muon(lr=1.0)}),
         (["optimizer.lr=1", "optimizer.name=muon"], {"optimizer": Muon(lr=1.0)}),
-        (["optimizer.name=muon"], {"optimizer": Muon(lr=0.1)}),  # what both have is kept
-        (["note=none"], {"note": None}),
-        (["note=2"], {"note": "2"}),
+        (["optimizer.name=muon"], {"optimizer": Muon(lr=0.1)}),  # both have lr
+        (["arguments.beta1=1"], {"arguments": ARGUMENTS | {"beta1": 1.0}}),
+        (["arguments.steps=4"], {"arguments": ARGUMENTS | {"steps": 4}}),
+        (["arguments.nesterov=0"], {"arguments": ARGUMENTS | {"nesterov": False}}),
+        (["arguments.mode=1"], {"arguments": ARGUMENTS | {"mode": "1"}}),
+        (["note=2", "note=none"], {"note": None}),
         (["note=a=b"], {"note": "a=b"}),
     ],
 )
-def test_override_reaches_every_field(changes: list[str], expected: dict[str, Any]) -> None:
-    assert override(Lab(remark="kept"), changes) == Lab(remark="kept", **expected)
+def test_override_sets_every_kind_of_field(changes: list[str], expected: dict[str, Any]) -> None:
+    start: dict[str, Any] = {"remark": "kept", "arguments": ARGUMENTS}
+    changed = override(Lab(**start), changes)
+    assert changed == Lab(**(start | expected))
+    assert list(map(type, changed.arguments.values())) == [float, int, bool, str]
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["sizes=16"], "--set sizes=16: expected a list (a whole number each)"),
-        (["sizes=[16"], "expected a list"),
+        (["sizes"], "--set sizes: expected key=value"),
+        (["sizes="], "expected a list"),
+        (["sizes=16"], "--set sizes=16: expected a list (each item: a whole number) as JSON"),
         (["sizes=[16, 2.5]"], "sizes.1 must be a whole number, not 2.5"),
         (["sizes=" + "[" * 100_000], "expected a list"),
-        (["phases=[3]"], "phases.0 must be Phase(…), not 3"),
-        (['phases=[{"epochs": 2}, {"epochs": 0}]'], "phases.1.epochs must be at least 1, not 0"),
-        (['phases=[{"epochs": 2, "size": 64}]'], "phases.0.size must be in 8..32, not 64"),
+        (["phases=[3]"], "phases.0 must be Phase(...), not 3"),
+        (['phases=[{"epochs": 0}]'], "phases.0.epochs must be a whole number >= 1, not 0"),
         (['phases=[{"epochs": 2, "sise": 64}]'], "'phases.0.sise'; did you mean size?"),
         (['phases=[{"size": 16}]'], "phases.0.epochs is missing"),
-        (["phases.0.size=16"], "no field 'phases.0.size'"),
-        (["optimizer.name=adam"], "optimizer.name=adam: expected one of sgd, muon"),
-        (["optimizer.name=adam", "optimizer.lr=1"], "optimizer.name=adam: expected one of"),
-        (["optimizer.lr=1", "optimizer.name=adam"], "optimizer.name=adam: expected one of"),
-        (["optimizer.lr=-1"], "optimizer.lr must be positive, not -1.0"),
-        (["optimizer.name=muon", "optimizer.momentum=0"], "no field 'optimizer.momentum'"),
-        (["optimizer=sgd"], "no field 'optimizer'; did you mean optimizer."),
-        (["average=yes"], "expected Average(…) or none"),
-        (["average.decay=2"], "average.decay must be in [0, 1), not 2.0"),
-        (["weights=ema"], "expected weights.name=ema or weights.name=lookahead or none"),
-        (["weights.decay=0.5"], "weights.name is missing: it must be one of ema, lookahead"),
-        (["average.decay=0.5", "weights.name=ema"], "exclude each other"),
-        (["remark=x"], "no field 'remark'"),
-        (["is_root=x"], "no field 'is_root'"),
+        (["phases.0.size=16"], "no setting 'phases.0.size'"),
+        (
+            ["optimizer.lr=1", "optimizer.name=adam"],
+            "optimizer.name=adam: expected one of",
+        ),
+        (["optimizer.steps=1"], "no setting 'optimizer.steps'"),
+        (["optimizer=sgd"], "no setting 'optimizer'; did you mean optimizer.name?"),
+        (["average=yes"], "expected Average(...) or none"),
+        (["weights=muon"], "expected weights.name=muon or weights.name=lookahead or none"),
+        (["weights.every=5"], "weights.name must be one of muon, lookahead, not None"),
+        (["arguments.beta2=1"], "no setting 'arguments.beta2'; did you mean arguments.beta1?"),
+        (["arguments.x=1"], "'arguments.x'; add it to arguments in the experiment file first"),
+        (['arguments={"beta1": 1}'], "no setting 'arguments'; did you mean arguments.beta1?"),
+        (["arguments.beta1=none"], "expected a number"),
+        (["arguments.beta1=nan"], "expected a number"),
+        (["arguments.steps=0.5"], "expected a whole number"),
+        (["remark=x"], "no setting 'remark'"),
+        (["average.decay=0.5", "weights.name=muon"], "exclude each other"),
     ],
 )
-def test_a_fault_is_told_with_its_place(changes: list[str], message: str) -> None:
+def test_invalid_changes_are_refused_in_one_line(changes: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
-        override(Lab(), changes)
+        override(Lab(arguments=ARGUMENTS), changes)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_list_in_a_file_may_be_written_as_one() -> None:
-    assert Lab(sizes=[1, 2]).sizes == (1, 2)  # pyright: ignore
-    with pytest.raises(UserError, match=r"phase\.epochs must be a whole number"):
-        Lab(phases=[{"epochs": "2"}])  # pyright: ignore
-
-
-def test_a_run_before_a_setting_has_what_the_code_did_then() -> None:
-    old = restore(Lab, {"optimizer.name": "sgd", "optimizer.lr": 0.1})
-    assert old.smoothing == 0.0
-    assert isinstance(old.optimizer, Sgd)
-    assert old.optimizer.nesterov is False
-    assert old.rest is None
-    assert old.sizes == (32,)
-    assert restore(Lab, flatten(FULL) | {"smoothing": 0.1}).smoothing == 0.1
-    assert override(old, ["sizes=[8]"]).smoothing == 0.0
-
-
 @pytest.mark.parametrize(
-    ("stored", "message"),
+    ("make", "values", "message"),
     [
-        ({"optimizer.name": "adam", "optimizer.lr": 1}, "optimizer.name must be one of sgd, muon"),
-        ({"optimizer.name": ["sgd"]}, "optimizer.name must be one of sgd, muon"),
-        ({"optimizer.lr": 1, "optimizer.name": "muon", "optimizer.momentum": 0}, "momentum"),
-        ({"average": None, "average.decay": 0.1}, "'average'"),
-        ({"a" * 200: 1}, "version does not know"),
-        ({"sizes": {"a": 1}}, "sizes must be a list"),
-        ({"note": 1}, "note must be text or none, not 1"),
+        (Lab, {"phases": [{"epochs": "2"}]}, "phase.epochs must be a whole number >= 1, not '2'"),
+        (Lab, {"arguments": {"a": None}}, "arguments.a must be true or false, a whole"),
+        (Lab, {"arguments": {"a.b": 1}}, "arguments: 'a.b' is not an argument name"),
+        (Lab, {"arguments": {1: 1}}, "arguments.1 must be text, not 1"),
+        (Lab, {"arguments": [1]}, "arguments must be named values"),
+        (
+            restore,
+            {"optimizer.name": "adam"},
+            "name must be one of sgd, muon, not 'adam'",
+        ),
+        (restore, {"optimizer.name": "muon", "optimizer.momentum": 0}, "'optimizer.momentum'"),
+        (restore, {"average": None, "average.decay": 0.1}, "no setting 'average.decay'"),
+        (restore, {"phases": [{"size": 8}]}, "phases.0.epochs is missing"),
+        (restore, {"sizes": {"a": 1}}, "sizes must be a list"),
+        (restore, {"note": 1}, "note must be text or none, not 1"),
     ],
 )
-def test_what_this_version_does_not_take_is_named(stored: dict[str, Any], message: str) -> None:
+def test_invalid_values_are_refused(make: Any, values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as error:
-        restore(Lab, stored)
+        restore(Lab, values) if make is restore else Lab(**values)
     assert message in str(error.value)
 
 
-def test_identity_and_execution_share_out_the_settings() -> None:
+def test_restore_completes_settings_and_accepts_any_argument() -> None:
+    assert restore(Lab, {"optimizer.name": "sgd", "arguments.new": 1}) == Lab(arguments={"new": 1})
+
+
+def test_part_divides_settings_into_identity_and_runtime() -> None:
     changed = override(FULL, ["workers=3"])
-    assert part(changed, execution=True) == {"workers": 3}
-    assert part(changed, execution=False) == part(FULL, execution=False)
-    assert part(changed, execution=True) | part(changed, execution=False) == flatten(changed)
+    runtime, identity = (part(changed, runtime_only=flag) for flag in (True, False))
+    assert runtime == {"workers": 3}
+    assert differences(identity | runtime, flatten(FULL)) == {"workers": (3, None)}
+    assert differences({"a": 1}, {"c": 3}) == {"a": (1, None), "c": (None, 3)}
 
 
-def test_every_setting_is_described_with_its_alternative() -> None:
+def test_describe_has_every_setting_with_its_condition() -> None:
     rows = describe(Lab)
     assert json.loads(json.dumps(rows)) == rows
-    found = {(row["name"], row.get("when")): row for row in rows}
-    assert found["optimizer.name", None]["type"] == "one of sgd, muon"
-    assert found["optimizer.name", None]["default"] == "sgd"
-    assert found["optimizer.lr", "optimizer.name=sgd"]["description"] == "Rate."
-    assert found["optimizer.rounds", "optimizer.name=muon"]["default"] == 5
-    assert found["average", None]["default"] is None
-    assert found["average.decay", None]["type"] == "a number, in [0, 1)"
-    assert found["rest", None]["default"] == {"decay": 0.5}
-    assert found["workers", None] == {
-        "name": "workers",
-        "type": "a whole number, at least 1, or none",
-        "default": None,
-        "description": "",
-        "identity": False,
-    }
-    assert ("remark", None) not in found
+    by_name = {(row["name"], row.get("when")): row for row in rows}
+    assert by_name["optimizer.name", None]["type"] == "one of sgd, muon"
+    assert by_name["optimizer.lr", "optimizer.name=sgd"]["description"] == "Learning rate."
+    assert by_name["optimizer.steps", "optimizer.name=muon"]["default"] == 5
+    assert by_name["average", None]["default"] is None
+    assert by_name["average.decay", None]["type"] == "a number >= 0 and < 1"
+    assert [row["default"] for row in rows if row["name"] == "arguments"] == [{}]
+    assert by_name["workers", None]["type"] == "a whole number >= 1, or none"
+    assert [row["name"] for row in rows if not row["identity"]] == ["workers"]
+    assert ("remark", None) not in by_name
+
+
+def test_nearest_suggests_only_similar_names() -> None:
+    names = ["cat", "group.rate", "optimizer.lr", "resnet18-sgd"]
+    for name in ("lr", "optimiser.lr", "model.arguments.lr"):
+        assert nearest(name, names) == "; did you mean optimizer.lr?"
+    assert nearest("resnet18-sdg", names) == "; did you mean resnet18-sgd?"
+    assert nearest("car", names) == nearest("optimizer.zz", names) == nearest("x", []) == ""

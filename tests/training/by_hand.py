@@ -1,7 +1,6 @@
-"""Training written out in NumPy, with a network and images so small that it takes no time.
+"""Training written in NumPy, with a network and images so small that it takes no time.
 
-From `cifar_jax` it takes a network's fresh variables and the layers of that network, which have
-tests of their own, and nothing of what puts a run together.
+From `cifar_jax` it uses only the initial weights of a network and the BatchNorm layer.
 """
 
 import math
@@ -15,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from cifar_jax import models
-from cifar_jax.config import Config
+from cifar_jax.config import Config, Ema
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.models.layers import BatchNorm
 
@@ -42,7 +41,7 @@ class Tiny(nn.Module):
 
 
 def images(train: int = 30, test: int = 40) -> Dataset:
-    """Classes differ in one corner's brightness; all else is noise, other in each channel."""
+    """Return noise, with one corner whose brightness depends on the class."""
     random = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -57,43 +56,43 @@ def images(train: int = 30, test: int = 40) -> Dataset:
     )
 
 
-class Rule(NamedTuple):
-    """What has become of the plateau."""
+class Plateau(NamedTuple):
+    """State of the plateau rule."""
 
     scale: float = 1.0
     best: float = math.inf
-    bad: int = 0
+    bad_epochs: int = 0
 
 
-def plateau(config: Config, rule: Rule, observed: float) -> Rule:
-    """After an epoch in which that was observed."""
+def update_plateau(config: Config, plateau: Plateau, loss: float) -> Plateau:
+    """Return the plateau after an epoch with this loss."""
     schedule = config.schedule
     if schedule.name != "plateau":
-        return rule
-    if observed < rule.best * (1 - schedule.threshold):
-        return Rule(rule.scale, observed, 0)
-    if rule.bad + 1 > schedule.patience:
-        return Rule(rule.scale * schedule.factor, rule.best, 0)
-    return rule._replace(bad=rule.bad + 1)
+        return plateau
+    if loss < plateau.best * (1 - schedule.threshold):
+        return Plateau(plateau.scale, loss, 0)
+    if plateau.bad_epochs + 1 > schedule.patience:
+        return Plateau(plateau.scale * schedule.factor, plateau.best, 0)
+    return plateau._replace(bad_epochs=plateau.bad_epochs + 1)
 
 
-def rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """The schedule's learning rate of the update after `step` others, in closed form."""
+def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
+    """Return the schedule's learning rate at a step, in closed form."""
     schedule, lr, steps = config.schedule, config.optimizer.lr, steps_per_epoch * config.epochs
 
-    def between(start: float, end: float, share: float) -> float:
-        return end + (start - end) * (1 + math.cos(math.pi * share)) / 2
+    def cosine(start: float, end: float, progress: float) -> float:
+        return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
     match schedule.name:
         case "step":
             return lr * schedule.factor ** (step // steps_per_epoch // schedule.step_epochs)
         case "cosine":
-            return between(lr, 0, step / steps)
+            return cosine(lr, 0, step / steps)
         case "one-cycle":
             top = int(schedule.warmup * steps)
             if step < top:
-                return between(lr / 25, lr, step / top)
-            return between(lr, lr / 25e4, (step - top) / (steps - top))
+                return cosine(lr / 25, lr, step / top)
+            return cosine(lr, lr / 25e4, (step - top) / (steps - top))
         case "linear":
             return lr + (schedule.end * lr - lr) * step / steps
         case "triangular":
@@ -102,73 +101,81 @@ def rate(config: Config, step: int, steps_per_epoch: int) -> float:
     return lr
 
 
-class Hand:
+class RunByHand:
     """A run of `config` on `dataset`, step by step."""
 
     def __init__(self, config: Config, dataset: Dataset, seed: int) -> None:
-        data = config.data
+        data, images = config.data, len(dataset.train.labels)
         self.config, self.dataset = config, dataset
-        held = round(data.validation * len(dataset.train.labels))
-        count = data.train_images or len(dataset.train.labels) - held
-        self.train = Split(*(a[:count] for a in dataset.train))
-        self.validation = Split(*(a[len(dataset.train.labels) - held :] for a in dataset.train))
-        whole, rest = divmod(count, config.batch_size)
-        self.steps_per_epoch = whole + (rest > 0 and data.last_batch == "wrap")
+        held_out = round(data.validation * images)
+        count = data.train_images or images - held_out
+        self.train = Split(*(array[:count] for array in dataset.train))
+        self.validation = Split(*(array[images - held_out :] for array in dataset.train))
+        full, rest = divmod(count, config.batch_size)
+        self.steps_per_epoch = full + (rest > 0 and data.last_batch == "wrap")
 
-        start, self.order_key, random = jax.random.split(jax.random.key(seed), 3)
-        self.augment_key, self.dropout_key = jax.random.split(random)
+        init, self.order_key, step = jax.random.split(jax.random.key(seed), 3)
+        self.augment_key, self.dropout_key = jax.random.split(step)
+        dropout = config.model.dropout
         self.model = Tiny(
             len(dataset.classes),
-            *(config.model.dropout if config.model.dropout is not None else 0.5,),
-            *(config.model.pooling or "max", jnp.dtype(config.train.precision)),
+            0.5 if dropout is None else dropout,
+            config.model.pooling or "max",
+            jnp.dtype(config.train.precision),
         )
-        variables = models.init_variables(self.model, start)
+        variables = models.init_variables(self.model, init)
         self.params: Any = jax.tree.map(np.float64, variables["params"])
         self.batch_stats: Any = variables["batch_stats"]
+        self.averaged = self.variables
         self.first = self.second = jax.tree.map(np.zeros_like, self.params)
-        self.step, self.plateau = 0, Rule()
+        self.step, self.plateau = 0, Plateau()
         self.loss, self.correct, self.images = 0.0, 0, 0
         self.order = lru_cache(self._order)
 
+    @property
+    def variables(self) -> dict[str, Any]:
+        """The trained variables in float32."""
+        params = jax.tree.map(np.float32, self.params)
+        return {"params": params, "batch_stats": self.batch_stats}
+
     def _order(self, epoch: int) -> np.ndarray:
-        """Indices `[steps, batch]`, filled up from the epoch's beginning."""
+        """Return the images of each step, `[steps, batch]`; the last is filled from the first."""
         key = jax.random.fold_in(self.order_key, epoch)
         shuffled = np.asarray(jax.random.permutation(key, len(self.train.labels)))
         count = self.steps_per_epoch * self.config.batch_size
         return np.concatenate([shuffled, shuffled])[:count].reshape(-1, self.config.batch_size)
 
     def augmented(self, pixels: np.ndarray) -> np.ndarray:
-        """Of one draw an image: mirrored or not, how far down, how far across."""
+        """Return the images cropped and mirrored, as one random number per image says."""
         padding, flip = self.config.data.crop_padding, self.config.data.flip
         side = 2 * padding + 1
         key = jax.random.fold_in(self.augment_key, self.step)
         draws = jax.random.randint(key, (len(pixels),), 0, side * side * (1 + flip))
-        found = np.zeros_like(pixels)
+        result = np.zeros_like(pixels)
         for i, draw in enumerate(np.asarray(draws)):
             padded = np.pad(pixels[i], ((padding, padding), (padding, padding), (0, 0)))
-            mirror, across = divmod(int(draw) // side, side)
-            down = int(draw) % side
-            window = padded[down : down + 32, across : across + 32]
-            found[i] = window[:, ::-1] if mirror else window
-        return found
+            mirror, left = divmod(int(draw) // side, side)
+            top = int(draw) % side
+            window = padded[top : top + 32, left : left + 32]
+            result[i] = window[:, ::-1] if mirror else window
+        return result
 
     def normalized(self, pixels: np.ndarray) -> jax.Array:
-        """Of zero mean and unit variance, in the type that is computed in."""
+        """Return images with zero mean and unit variance, in the compute type."""
         mean, std = (np.float64(s) for s in (self.dataset.mean, self.dataset.std))
         return jnp.asarray((pixels / 255 - mean) / std, self.config.train.precision)
 
     def update(self) -> None:
-        """One step: forward, backward, and PyTorch's update rules."""
+        """Take one step: forward, backward, and PyTorch's update rules."""
         optimizer = self.config.optimizer
         epoch, place = divmod(self.step, self.steps_per_epoch)
-        chosen = self.order(epoch)[place]
-        labels = self.train.labels[chosen]
-        inputs = self.normalized(self.augmented(self.train.images[chosen]))
+        indices = self.order(epoch)[place]
+        labels = self.train.labels[indices]
+        inputs = self.normalized(self.augmented(self.train.images[indices]))
         key = jax.random.fold_in(self.dropout_key, self.step)
-        params = jax.tree.map(np.float32, self.params)
-        smoothing = self.config.loss.label_smoothing
-        (loss, (logits, self.batch_stats)), gradient = _gradient(self.model, smoothing)(
-            params, self.batch_stats, inputs, labels, key
+        gradient_fn = _gradient_fn(self.model, self.config.loss.label_smoothing)
+        (loss, (logits, self.batch_stats)), gradient = gradient_fn(
+            self.variables["params"], self.batch_stats, inputs, labels, key
         )
         self.loss += float(loss) * len(labels)
         self.correct += int((np.asarray(logits).argmax(1) == labels).sum())
@@ -193,52 +200,56 @@ class Hand:
             )
             direction = jax.tree.map(
                 lambda m, v: m / (1 - b1**self.step) / (np.sqrt(v / (1 - b2**self.step)) + eps),
-                *(self.first, self.second),
+                self.first,
+                self.second,
             )
         if optimizer.name == "adamw":
             direction = jax.tree.map(lambda d, p: d + decay * p, direction, self.params)
-        lr = self.plateau.scale * rate(self.config, self.step - 1, self.steps_per_epoch)
+        lr = self.plateau.scale * learning_rate(self.config, self.step - 1, self.steps_per_epoch)
         self.params = jax.tree.map(lambda p, d: p - lr * d, self.params, direction)
 
-    def end_epoch(self, observed: float) -> None:
-        """To the next epoch's beginning."""
-        self.plateau = plateau(self.config, self.plateau, observed)
-        self.loss, self.correct, self.images = 0.0, 0, 0
-
-    def measured(self, split: Split) -> tuple[float, float]:
-        """Mean loss and accuracy in percent in evaluation mode, by the running statistics."""
-        return measured(
-            self.model,
-            {"params": jax.tree.map(np.float32, self.params), "batch_stats": self.batch_stats},
-            self.normalized(split.images),
-            split.labels,
+        keep = 0.0
+        if isinstance(self.config.averaging, Ema):
+            keep = min(self.config.averaging.decay, (1 + self.step) / (10 + self.step))
+        self.averaged = jax.tree.map(
+            lambda old, new: keep * old + (1 - keep) * new, self.averaged, self.variables
         )
 
+    def end_epoch(self, loss: float) -> None:
+        """Start the next epoch; the plateau rule observes the loss."""
+        self.plateau = update_plateau(self.config, self.plateau, loss)
+        self.loss, self.correct, self.images = 0.0, 0, 0
 
-def measured(
+    def evaluate(self, split: Split) -> tuple[float, float]:
+        """Return the loss and accuracy in percent of the averaged weights on a split."""
+        inputs = self.normalized(split.images)
+        return loss_and_accuracy(self.model, self.averaged, inputs, split.labels)
+
+
+def loss_and_accuracy(
     model: nn.Module, variables: Any, inputs: jax.Array, labels: np.ndarray
 ) -> tuple[float, float]:
-    """Mean loss and accuracy in percent of all the images at once."""
+    """Return the mean loss and the accuracy in percent, on all images at once."""
     logits = np.asarray(model.apply(variables, inputs, train=False), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     return float(losses.mean()), float(100 * (logits.argmax(1) == labels).mean())
 
 
 @lru_cache
-def _gradient(model: nn.Module, smoothing: float) -> Callable[..., Any]:
-    def loss(
+def _gradient_fn(model: nn.Module, smoothing: float) -> Callable[..., Any]:
+    def loss_fn(
         params: Any, batch_stats: Any, inputs: jax.Array, labels: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Any]:
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            *(inputs,),
+            inputs,
             train=True,
             rngs={"dropout": key},
             mutable=["batch_stats"],
         )
         logs = nn.log_softmax(logits)
-        picked = jnp.take_along_axis(logs, labels[:, None], 1)
-        losses = (1 - smoothing) * picked + smoothing * logs.mean(1, keepdims=True)
+        label_logs = jnp.take_along_axis(logs, labels[:, None], 1)
+        losses = (1 - smoothing) * label_logs + smoothing * logs.mean(1, keepdims=True)
         return -losses.mean(), (logits, updated["batch_stats"])
 
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(jax.value_and_grad(loss_fn, has_aux=True))

@@ -18,7 +18,7 @@ from tiny import TINY
 
 import cifar_jax
 from cifar_jax.callbacks.progress import Progress
-from cifar_jax.config import Config
+from cifar_jax.config import Config, override
 from cifar_jax.errors import Stopped
 from cifar_jax.runs.checkpoints import Checkpoints
 
@@ -34,7 +34,8 @@ TAGS = {
 
 @pytest.fixture(scope="module")
 def small(make_config: Make) -> Config:
-    return make_config(**TINY | {"model__name": "dense", "epochs": 3, "train__steps_per_call": 2})
+    settings = {"epochs": 3, "train__steps_per_call": 2, "train__log_every": 100}
+    return make_config(**TINY | {"model__name": "dense"} | settings)
 
 
 class Calls(cifar_jax.Callback):
@@ -137,7 +138,7 @@ def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> Non
 
 def test_loss_line_has_the_mean_since_the_previous_line(small: Config, tmp_path: Path) -> None:
     """Also if the run was stopped in between."""
-    config = small.model_copy(update={"train": small.train.model_copy(update={"log_every": 4})})
+    config = override(small, ["train.log_every=4"])
     recorder = Recorder("[EPOCH 001", send(signal.SIGTERM))
     with pytest.raises(Stopped):
         train(config, tmp_path, recorder)

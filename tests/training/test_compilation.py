@@ -127,7 +127,7 @@ def test_splits_do_not_overlap(make_config: Make) -> None:
         ({"model__pooling": "max"}, "pooling"),
         ({"model__name": "net", "schedule__name": "custom"}, "defines no SCHEDULE"),
         ({"optimizer__name": "custom"}, "defines no OPTIMIZER"),
-        ({"train__devices": 9}, "train.devices=9"),
+        ({"train__devices": 9}, "train.devices is 9"),
         ({"train__devices": 5}, "5 devices"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Muon against its definition, written out in NumPy, and against what PyTorch computed of it."""
+"""Muon equals its definition in NumPy, and what PyTorch computes."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ import optax
 import pytest
 from fixtures import recipe
 
-from cifar_jax.config import Optimizer
+from cifar_jax.config import Optimizer, ParamGroup
 from cifar_jax.training import muon
 from cifar_jax.training.optimizers import make_optimizer
 
@@ -19,14 +19,14 @@ RECORD = json.loads((Path(__file__).parents[1] / "fixtures/torch_muon.json").rea
 SHAPES = {
     "conv1": (3, 3, 8, 16),
     "conv2": (3, 3, 8, 16),
-    "fc1": (16, 72),  # one shape with the two convolutions, seen from its side
+    "fc1": (16, 72),  # The transposed shape of the two convolutions.
     "few": (2, 2, 3, 24),
     "fc2": (24, 10),
     "square": (12, 12),
 }
 
 
-def kernels(seed: int = 0) -> dict[str, Any]:
+def random_kernels(seed: int = 0) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     return {
         name: jnp.asarray(random.standard_normal(shape), jnp.float32)
@@ -34,16 +34,21 @@ def kernels(seed: int = 0) -> dict[str, Any]:
     }
 
 
-def as_matrix(kernel: Any) -> np.ndarray:
-    """`[O, the rest]`, as PyTorch's layout has it."""
+def to_matrix(kernel: Any) -> np.ndarray:
+    """Return a kernel as a matrix `[O, rest]`, in PyTorch's layout."""
     kernel = np.asarray(kernel, np.float64)
     return np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
 
 
-def by_definition(kernel: Any, steps: int) -> np.ndarray:
-    """The iteration as published, in float64, as a matrix `[O, the rest]`."""
+def to_kernel(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the kernel of which `to_matrix` made a matrix."""
+    return np.moveaxis(matrix.reshape(shape[-1], *shape[:-1]), 0, -1)
+
+
+def newton_schulz(kernel: Any, steps: int) -> np.ndarray:
+    """Return the result of the published iteration, in float64, as a matrix `[O, rest]`."""
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = as_matrix(kernel)
+    x = to_matrix(kernel)
     x = x / np.linalg.norm(x)
     for _ in range(steps):
         x = a * x + b * (x @ x.T) @ x + c * (x @ x.T) @ (x @ x.T) @ x
@@ -51,19 +56,18 @@ def by_definition(kernel: Any, steps: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 11])
-def test_it_is_the_iteration_as_published(steps: int) -> None:
-    given = kernels()
-    found = muon.orthogonalized(given, steps=steps)
-    for name, kernel in found.items():
-        assert kernel.shape == SHAPES[name]
-        assert kernel.dtype == jnp.float32
-        expected = by_definition(given[name], steps)
-        np.testing.assert_allclose(as_matrix(kernel), expected, atol=1e-5 if steps < 5 else 1e-3)
+def test_orthogonalization_equals_the_published_iteration(steps: int) -> None:
+    kernels = random_kernels()
+    for name, result in muon.orthogonalized(kernels, steps=steps).items():
+        assert result.shape == SHAPES[name]
+        assert result.dtype == jnp.float32
+        expected = newton_schulz(kernels[name], steps)
+        np.testing.assert_allclose(to_matrix(result), expected, atol=1e-5 if steps < 5 else 1e-3)
 
 
 @pytest.mark.parametrize("steps", [3, 5])
-def test_singular_values_come_close_to_one(steps: int) -> None:
-    """Also of what is scaled or badly conditioned, down to what these steps can lift."""
+def test_singular_values_become_close_to_one(steps: int) -> None:
+    """This includes scaled and badly conditioned matrices."""
     random = np.random.default_rng(1)
     for rows, columns in [(72, 16), (16, 72), (32, 32)]:
         x = random.standard_normal((rows, columns))
@@ -71,47 +75,42 @@ def test_singular_values_come_close_to_one(steps: int) -> None:
         values = np.geomspace(1, 0.06 if steps == 3 else 0.01, len(right))
         for scale in (1e-12, 1e-3, 1e6):
             x = jnp.asarray(scale * (left * values) @ right, jnp.float32)
-            found = muon.orthogonalized([x], steps=steps)[0]
-            assert found.dtype == jnp.float32
-            around = np.linalg.svd(np.asarray(found), compute_uv=False)
-            assert 0.6 < around.min() <= around.max() < 1.3
-            # The directions stay what they were.
-            turned = left.T @ np.asarray(found) @ right.T
-            off = turned - np.diag(np.diag(turned))
-            assert np.abs(off).max() < 1e-3
+            result = muon.orthogonalized([x], steps=steps)[0]
+            assert result.dtype == jnp.float32
+            new_values = np.linalg.svd(np.asarray(result), compute_uv=False)
+            assert 0.6 < new_values.min() <= new_values.max() < 1.3
+            # The singular vectors stay the same.
+            rotated = left.T @ np.asarray(result) @ right.T
+            assert np.abs(rotated - np.diag(np.diag(rotated))).max() < 1e-3
 
 
-def test_a_kernel_among_others_is_what_it_is_alone() -> None:
-    given = kernels()
-    together = muon.orthogonalized(given)
-    for name, kernel in given.items():
+def test_kernels_and_their_names_do_not_affect_each_other() -> None:
+    kernels = random_kernels()
+    together = muon.orthogonalized(kernels)
+    new_names = dict(zip(sorted(kernels, reverse=True), sorted(kernels), strict=True))
+    renamed = muon.orthogonalized({new_names[name]: kernel for name, kernel in kernels.items()})
+    for name, kernel in kernels.items():
         alone = muon.orthogonalized({name: kernel})[name]
         np.testing.assert_allclose(together[name], alone, atol=1e-6)
+        np.testing.assert_allclose(renamed[new_names[name]], alone, atol=1e-6)
 
 
-def test_names_decide_nothing() -> None:
-    given = kernels()
-    renamed = dict(zip(sorted(given, reverse=True), sorted(given), strict=True))
-    found = muon.orthogonalized({renamed[name]: kernel for name, kernel in given.items()})
-    for name, kernel in muon.orthogonalized(given).items():
-        np.testing.assert_allclose(found[renamed[name]], kernel, atol=1e-6)
-
-
-def test_equal_shapes_share_their_products() -> None:
-    """Four of these six are of two shapes."""
-    program = jax.jit(muon.orthogonalized).lower(kernels()).as_text()
-    one = jax.jit(muon.orthogonalized).lower({"square": kernels()["square"]}).as_text()
+def test_kernels_of_equal_shape_share_their_products() -> None:
+    """The six kernels have four shapes."""
+    program = jax.jit(muon.orthogonalized).lower(random_kernels()).as_text()
+    square = {"square": random_kernels()["square"]}
+    one = jax.jit(muon.orthogonalized).lower(square).as_text()
     assert program.count("dot_general") == 4 * one.count("dot_general")
 
 
-def test_zero_and_what_is_next_to_it() -> None:
+def test_zero_and_tiny_kernels_stay_finite() -> None:
     random = np.random.default_rng(0)
     for size in (0.0, 1e-45, 1e-38, 1e-25, 1e-19):
         x = jnp.asarray(size * random.standard_normal((9, 4)), jnp.float32)
-        found = np.asarray(muon.orthogonalized([x])[0])
-        assert np.isfinite(found).all()
-        assert np.linalg.norm(found, 2) < 1.3
-        assert size or not found.any()
+        result = np.asarray(muon.orthogonalized([x])[0])
+        assert np.isfinite(result).all()
+        assert np.linalg.norm(result, 2) < 1.3
+        assert size or not result.any()
     zero = {"conv": jnp.zeros((3, 3, 2, 4))}
     updates, _ = muon.scale_by_muon().update(zero, muon.scale_by_muon().init(zero))
     assert not np.asarray(updates["conv"]).any()
@@ -119,61 +118,37 @@ def test_zero_and_what_is_next_to_it() -> None:
 
 
 def test_normalized_kernels_have_the_root_of_their_filters_as_norm() -> None:
-    params = {**kernels(), "bias": jnp.ones(5)}
-    chosen = {name: name not in ("bias", "fc2") for name in params}
-    found = muon.normalized(params, chosen)
-    for name, array in found.items():
-        if chosen[name]:
+    params = {**random_kernels(), "bias": jnp.ones(5)}
+    is_muon = {name: name not in ("bias", "fc2") for name in params}
+    for name, array in muon.normalized(params, is_muon).items():
+        if is_muon[name]:
             norm = np.linalg.norm(np.asarray(array))
             np.testing.assert_allclose(norm, array.shape[-1] ** 0.5, rtol=1e-6)
-            # As before but for its size.
             ratio = np.asarray(array) / np.asarray(params[name])
             np.testing.assert_allclose(ratio, ratio.flat[0], rtol=1e-5)
         else:
             np.testing.assert_array_equal(array, params[name])
 
 
-def test_without_nesterov_the_buffer_itself_is_orthogonalized() -> None:
-    tx = muon.scale_by_muon(0.9, nesterov=False, steps=2)
-    first, second = kernels(0), kernels(1)
-    state = tx.init(first)
-    _, state = tx.update(first, state)
-    updates, _ = tx.update(second, state)
-    for name in SHAPES:
-        buffer = 0.9 * np.asarray(first[name]) + np.asarray(second[name])
-        np.testing.assert_allclose(as_matrix(updates[name]), by_definition(buffer, 2), atol=1e-5)
-
-
-def test_beside_another_rule() -> None:
-    """As recipes have it: kernels to Muon, the rest to another, by `optax.partition`."""
-    params = {"conv": {"kernel": kernels()["conv1"], "bias": jnp.ones(16)}}
-    labels = {"conv": {"kernel": "muon", "bias": "sgd"}}
-    tx = optax.partition({"muon": muon.scale_by_muon(), "sgd": optax.identity()}, labels)
-    updates, _ = jax.jit(tx.update)(params, tx.init(params))
-    alone = muon.orthogonalized({"kernel": params["conv"]["kernel"]})
-    np.testing.assert_allclose(updates["conv"]["kernel"], alone["kernel"], atol=1e-6)
-    np.testing.assert_array_equal(updates["conv"]["bias"], params["conv"]["bias"])
-
-
-def test_what_muon_is_not_for() -> None:
+def test_vectors_and_zero_steps_are_refused() -> None:
     with pytest.raises(ValueError, match=r"array of shape \(5,\)"):
         muon.orthogonalized({"bias": jnp.ones(5)})
-    with pytest.raises(ValueError, match="steps 0"):
+    with pytest.raises(ValueError, match="steps must be at least 1, not 0"):
         muon.scale_by_muon(steps=0)
 
 
-def test_updates_are_those_that_pytorch_computed() -> None:
-    """Five steps of the whole rule, recorded of an implementation by singular values."""
+def test_updates_equal_pytorch() -> None:
+    """The record has five steps of an implementation that uses singular values."""
     weights = {
-        name: jnp.asarray(to_ours(recipe.tensor(name, tuple(shape))))
+        name: jnp.asarray(from_torch(recipe.tensor(name, tuple(shape))))
         for name, shape in RECORD["kernels"].items()
     }
-    own = {name: RECORD[name] for name in ("momentum", "newton_schulz_steps")}
-    tx = make_optimizer(Optimizer(name="muon", nesterov=True, **own))
+    settings = {name: RECORD[name] for name in ("momentum", "newton_schulz_steps")}
+    tx = make_optimizer(Optimizer(name="muon", nesterov=True, **settings))
     state = tx.init(weights)
     for step, recorded in enumerate(RECORD["changes"]):
         gradients = {
-            name: jnp.asarray(to_ours(recipe.tensor(f"step{step}.{name}", tuple(shape))))
+            name: jnp.asarray(from_torch(recipe.tensor(f"step{step}.{name}", tuple(shape))))
             for name, shape in RECORD["kernels"].items()
         }
         rates = jnp.float32([RECORD["lr"]])
@@ -185,37 +160,36 @@ def test_updates_are_those_that_pytorch_computed() -> None:
             assert distance < 1e-5 * expected[0], (step, name)
 
 
+@pytest.mark.parametrize("in_group", [False, True])
 @pytest.mark.parametrize(
     ("setting", "value"), [("nesterov", False), ("newton_schulz_steps", 2), ("weight_decay", 0.1)]
 )
-def test_its_settings_are_those_of_the_rule(setting: str, value: Any) -> None:
-    """Two steps by `optimizer.*`, beside the iteration as published."""
-    own: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "newton_schulz_steps": 3}
-    own |= {"weight_decay": 0.0, setting: value}
-    tx = make_optimizer(Optimizer(name="muon", **own))
-    weights, gradients = kernels(0), (kernels(1), kernels(2))
+def test_settings_reach_the_update(setting: str, value: Any, in_group: bool) -> None:
+    settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "newton_schulz_steps": 3}
+    settings |= {"weight_decay": 0.0, setting: value}
+    optimizer, rates = Optimizer(name="muon", **settings), jnp.float32([0.05])
+    tx = make_optimizer(optimizer)
+    if in_group:
+        tx = make_optimizer(Optimizer(), [ParamGroup(parameters="*", optimizer=optimizer)])
+        rates = jnp.float32([7, 0.05])
+    weights, gradients = random_kernels(0), (random_kernels(1), random_kernels(2))
     state, expected = tx.init(weights), {name: np.asarray(w) for name, w in weights.items()}
-    buffer = {name: np.zeros(shape) for name, shape in SHAPES.items()}
+    buffers = {name: np.zeros(shape) for name, shape in SHAPES.items()}
     for gradient in gradients:
-        updates, state = tx.update(gradient, state, weights, rates=jnp.float32([0.05]))
+        updates, state = tx.update(gradient, state, weights, rates=rates)
         for name, kernel in expected.items():
-            decayed = np.asarray(gradient[name]) + own["weight_decay"] * kernel
-            buffer[name] = 0.9 * buffer[name] + decayed
-            ahead = decayed + 0.9 * buffer[name] if own["nesterov"] else buffer[name]
-            normal = kernel * kernel.shape[-1] ** 0.5 / np.linalg.norm(kernel)
-            change = by_definition(ahead, own["newton_schulz_steps"])
-            expected[name] = normal - 0.05 * as_kernel(change, kernel.shape)
+            decayed = np.asarray(gradient[name]) + settings["weight_decay"] * kernel
+            buffers[name] = 0.9 * buffers[name] + decayed
+            direction = decayed + 0.9 * buffers[name] if settings["nesterov"] else buffers[name]
+            direction = newton_schulz(direction, settings["newton_schulz_steps"])
+            normalized = kernel * kernel.shape[-1] ** 0.5 / np.linalg.norm(kernel)
+            expected[name] = normalized - 0.05 * to_kernel(direction, kernel.shape)
         weights = optax.apply_updates(weights, updates)
         for name, kernel in weights.items():
             np.testing.assert_allclose(kernel, expected[name], atol=1e-4, err_msg=name)
 
 
-def as_kernel(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """What `as_matrix` is of."""
-    return np.moveaxis(matrix.reshape(shape[-1], *shape[:-1]), 0, -1)
-
-
-def to_ours(weight: np.ndarray) -> np.ndarray:
+def from_torch(weight: np.ndarray) -> np.ndarray:
     return weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
 
 

@@ -200,7 +200,7 @@ def test_damaged_file_is_named_and_nothing_changes(
 def test_lost_metrics_are_reported_and_the_run_continues(
     config: Config, finished: Path, tmp_path: Path
 ) -> None:
-    kill_run(config, tmp_path, "epoch 2/")
+    kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"epoch": 1e999}\n' + path.read_text().splitlines()[1] + "\n")
     recorder = Recorder()
@@ -213,7 +213,7 @@ def test_lost_metrics_are_reported_and_the_run_continues(
 def test_damaged_newest_checkpoint_is_reported_and_the_previous_one_used(
     config: Config, finished: Path, tmp_path: Path
 ) -> None:
-    kill_run(config, tmp_path, "epoch 2/")
+    kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     damage(tmp_path / "checkpoints/2")
     recorder = Recorder()
     train(config, tmp_path, recorder)
@@ -224,7 +224,7 @@ def test_damaged_newest_checkpoint_is_reported_and_the_previous_one_used(
 
 
 def test_run_whose_checkpoints_are_all_damaged_is_refused(config: Config, tmp_path: Path) -> None:
-    kill_run(config, tmp_path, "epoch 2/")
+    kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     for number in (1, 2):
         damage(tmp_path / f"checkpoints/{number}")
     with pytest.raises(UserError, match=r"no checkpoint in .* can be read"):
@@ -248,7 +248,7 @@ def test_interval_saves_within_an_epoch(config: Config, finished: Path, tmp_path
 def test_other_images_are_refused(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kill_run(config, tmp_path, "epoch 2/")
+    kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     build_setup = training.build_setup
     before = files(tmp_path)
     for fields, message in (
@@ -280,7 +280,7 @@ def test_wall_seconds_add_up_over_the_sessions(config: Config, tmp_path: Path) -
 
 
 def test_changed_surroundings_are_reported(config: Config, tmp_path: Path) -> None:
-    kill_run(config, tmp_path, "epoch 2/")
+    kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     path = tmp_path / "env.json"
     sessions = json.loads(path.read_text())
     sessions[0]["versions"]["jax"] = "0.1"

@@ -48,6 +48,11 @@ def run(config: Config, folder: Path, recorder: Recorder | None = None, **fields
     return train(config, folder, recorder, **{"custom": CustomParts(model=Mine)} | fields)
 
 
+def second_epoch() -> Recorder:
+    """Return a recorder that kills the run when there is a checkpoint."""
+    return killed_at("[EPOCH 002 | IT 00002]")
+
+
 def weights(seed: int) -> Mapping[str, Any]:
     return models.init_variables(Mine(len(DATASET.classes)), jax.random.key(seed))
 
@@ -100,18 +105,24 @@ def test_initial_weights_are_needed_only_until_the_first_checkpoint(
         run(pretrained, tmp_path / "run", load_weights=missing)
     assert not (tmp_path / "run").exists()
     with pytest.raises(KeyboardInterrupt):
-        run(pretrained, tmp_path / "run", killed_at("epoch 1/"), load_weights=lambda: weights(1))
+        run(
+            pretrained,
+            tmp_path / "run",
+            second_epoch(),
+            load_weights=lambda: weights(1),
+        )
     resumed = run(pretrained, tmp_path / "run", load_weights=missing)
     whole = run(pretrained, tmp_path / "whole", load_weights=lambda: weights(1))
     assert resumed.params_sha256 == whole.params_sha256
 
 
 def test_other_initial_weights_are_refused(pretrained: Config, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        run(pretrained, tmp_path, killed_at(" starts from"), load_weights=lambda: weights(1))
+        run(pretrained, folder, killed_at(" starts from"), load_weights=lambda: weights(1))
     with pytest.raises(UserError, match="pretrained has other weights than"):
-        run(pretrained, tmp_path, load_weights=lambda: weights(2))
-    again = run(pretrained, tmp_path, load_weights=lambda: weights(2), fresh=True)
+        run(pretrained, folder, load_weights=lambda: weights(2))
+    again = run(pretrained, folder, load_weights=lambda: weights(2), fresh=True)
     other = run(pretrained, tmp_path / "other", load_weights=lambda: weights(2))
     assert again.params_sha256 == other.params_sha256
 
@@ -138,7 +149,7 @@ def test_changed_code_is_reported(small: Config, tmp_path: Path, changed: str) -
     if changed == "helper":
         new = defined(tmp_path, b"MODEL = 1", helper="2")
     with pytest.raises(KeyboardInterrupt):
-        run(small, folder, killed_at("epoch 1/"), custom=old)
+        run(small, folder, second_epoch(), custom=old)
     recorder = Recorder()
     run(small, folder, recorder, custom=new)
     (line,) = [line for line in recorder.lines if line.startswith("changed since")]
@@ -151,7 +162,12 @@ def test_changed_network_that_does_not_fit_the_checkpoint_is_refused(
 ) -> None:
     folder, wider = tmp_path / "run", defined(tmp_path, b"MODEL = 2", values=9)
     with pytest.raises(KeyboardInterrupt):
-        run(small, folder, killed_at("epoch 1/"), custom=defined(tmp_path, b"MODEL = 1"))
+        run(
+            small,
+            folder,
+            second_epoch(),
+            custom=defined(tmp_path, b"MODEL = 1"),
+        )
     before = files(folder)
     with pytest.raises(UserError, match=r"mine\.py.*--fresh"):
         run(small, folder, custom=wider)

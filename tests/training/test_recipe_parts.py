@@ -1,0 +1,298 @@
+"""The parts of a recipe: parameter groups, initialization, averages, phases, augmentation."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from short_runs import Recorder, assert_same_run, killed_at, rows_of, train
+from tiny import DATASET, TINY, after_an_epoch
+
+from cifar_jax.config import Config
+from cifar_jax.models import initialization
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.training import batches, compilation
+from cifar_jax.training.compilation import CompiledSteps
+from cifar_jax.training.evaluation import TTA, apply_tta, loss_and_accuracy
+from cifar_jax.training.rng import make_streams
+from cifar_jax.training.schedules import StepInfo
+from cifar_jax.training.setup import build_setup, initial_state, learning_rates, random_state
+from cifar_jax.training.step import TrainState
+
+Make = Callable[..., Config]
+pytestmark = pytest.mark.usefixtures("tiny")
+ONE_STEP = TINY | {"epochs": 1, "data__train_images": 8}
+
+
+# Parameter groups
+
+
+def test_group_has_its_own_learning_rate(make_config: Make) -> None:
+    group = '{"parameters": "*/bias, fc/*", "optimizer": {"name": "sgd", "lr": 0.1}}'
+    _, start, plain = after_an_epoch(make_config(**ONE_STEP))
+    _, _, grouped = after_an_epoch(make_config(**ONE_STEP, param_groups=f"[{group}]"))
+    for layer, name in (("conv", "kernel"), ("bn", "scale"), ("bn", "bias"), ("fc", "kernel")):
+        change, plain_change = (
+            state.params[layer][name] - start.params[layer][name] for state in (grouped, plain)
+        )
+        factor = 2 if (layer, name) in (("bn", "bias"), ("fc", "kernel")) else 1
+        chex.assert_trees_all_close(change, factor * plain_change, rtol=1e-4, atol=1e-7)
+        assert np.abs(plain_change).max() > 1e-5
+
+
+def test_group_is_frozen_after_its_fraction_of_the_epochs(make_config: Make) -> None:
+    """Neither momentum, weight decay nor lookahead change it any more.
+
+    The freeze at step 8 falls between the lookahead updates at steps 6 and 9.
+    """
+    group = (
+        '[{"parameters": "*/bias", "until": %s, "optimizer":'
+        ' {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}}]'
+    )
+    lookahead = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 3}
+    half, always, never = (
+        make_config(**TINY, **lookahead, param_groups=group % until)
+        for until in ("0.5", "null", "0")
+    )
+    variants = [epoch.variant for epoch in build_setup(half, dataset=DATASET).plan.epochs]
+    assert [variant.frozen_groups for variant in variants] == [(), (), (1,), (1,)]
+
+    def biases(state: TrainState) -> list[np.ndarray]:
+        return [np.asarray(state.params[layer]["bias"]) for layer in ("bn", "fc")]
+
+    start, freeze, next_step, end = states_of(half)
+    trained_start, trained_freeze, trained_next_step, _ = states_of(always)
+    chex.assert_trees_all_equal(start, trained_start)
+    chex.assert_trees_all_equal(freeze, trained_freeze)
+    for before, after in zip(biases(start), biases(freeze), strict=True):
+        assert np.abs(after - before).max() > 1e-4
+    assert np.abs(freeze.averaged["params"]["fc"]["bias"] - biases(freeze)[1]).max() > 1e-4
+    chex.assert_trees_all_equal(biases(freeze), biases(next_step), biases(end))
+    assert np.abs(biases(trained_next_step)[1] - biases(freeze)[1]).max() > 1e-4
+    for layer, name in (("conv", "kernel"), ("bn", "scale"), ("fc", "kernel")):
+        chex.assert_trees_all_close(
+            next_step.params[layer][name], trained_next_step.params[layer][name]
+        )
+        assert np.abs(end.params[layer][name] - next_step.params[layer][name]).max() > 1e-4
+    states = states_of(never)
+    chex.assert_trees_all_equal(*(biases(state) for state in states))
+    for state in states:
+        for layer in ("bn", "fc"):
+            chex.assert_trees_all_equal(
+                state.averaged["params"][layer]["bias"], states[0].params[layer]["bias"]
+            )
+
+
+def states_of(config: Config) -> list[TrainState]:
+    """Return the states at the start, after half of the epochs, one step later, and at the end."""
+    setup = build_setup(config, dataset=DATASET)
+    state = initial_state(setup, 0)
+    steps = CompiledSteps(setup, 0, state)
+    states = [jax.device_get(state)]
+    for epoch in setup.plan.epochs:
+        order = steps.epoch_order(epoch)
+        if 2 * epoch.number == len(setup.plan.epochs):
+            states.append(jax.device_get(state))
+            state = steps.run(state, epoch, order, 1)
+            states.append(jax.device_get(state))
+            state = steps.run(state, epoch, order, epoch.steps - 1)
+        else:
+            state = steps.run(state, epoch, order, epoch.steps)
+    return [*states, jax.device_get(state)]
+
+
+def test_no_gradient_is_computed_for_frozen_parameters(make_config: Make) -> None:
+    group = '{"parameters": "*/bias", "until": 0, "optimizer": {"name": "sgd", "momentum": 0.9}}'
+    config = make_config(**TINY | {"epochs": 1}, param_groups=f"[{group}]")
+    _, _, state = after_an_epoch(config)
+    shape = state.params["fc"]["bias"].shape
+    momenta = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == shape]
+    assert len(momenta) == 1
+    assert not np.any(momenta[0])
+
+
+def test_muon_changes_kernels_by_orthogonal_matrices(make_config: Make) -> None:
+    config = make_config(
+        **ONE_STEP,
+        optimizer__name="muon",
+        optimizer__newton_schulz_steps=5,
+        param_groups='[{"parameters": "*/bias,*/scale", "optimizer": {"name": "sgd", "lr": 0.01}}]',
+    )
+    _, start, end = after_an_epoch(config)
+    kernel = np.asarray(start.params["fc"]["kernel"])
+    normalized = kernel * np.sqrt(kernel.shape[1]) / np.linalg.norm(kernel)
+    update = (np.asarray(end.params["fc"]["kernel"]) - normalized) / 0.05
+    *values, last = np.linalg.svd(update, compute_uv=False)
+    assert 0.5 < min(values) <= max(values) < 1.3
+    assert last < 0.01  # The gradients of the classes add up to zero.
+
+
+def test_learning_rates_are_no_part_of_the_programs(make_config: Make) -> None:
+    def lowered(rate: float) -> list[str]:
+        groups = f'[{{"parameters": "*/bias", "optimizer": {{"name": "adam", "lr": {rate}}}}}]'
+        config = make_config(**TINY | {"optimizer__lr": rate, "param_groups": groups})
+        setup = build_setup(config, dataset=DATASET)
+        make_state = jax.jit(partial(random_state, setup))
+        (variant,) = setup.plan.variants
+        arguments = compilation.train_arguments(setup, variant)
+        return [
+            make_state.lower(make_streams(0).init, learning_rates(config)).as_text(),
+            compilation.train_function(setup, variant).lower(*arguments).as_text(),
+        ]
+
+    assert lowered(0.1) == lowered(0.2)
+
+
+# Initialization
+
+
+def test_first_layer_whitens_the_training_images_and_is_frozen(make_config: Make) -> None:
+    """Neither weight decay nor lookahead change its kernel, but its bias is trained."""
+    config = make_config(
+        **TINY | {"model__name": "pooled", "init__whitening": True, "optimizer__weight_decay": 0.1},
+        **{"averaging__name": "lookahead", "averaging__every": 3},
+    )
+    setup, start, end = after_an_epoch(config)
+    images = np.asarray(batches.normalize(setup.train.images, DATASET))
+    kernel = np.asarray(start.params["conv1"]["kernel"])
+    expected = initialization.whitening_filters(images, kernel.shape)
+    np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(end.params["conv1"]["kernel"], kernel)
+    np.testing.assert_array_equal(end.averaged["params"]["conv1"]["kernel"], kernel)
+    # Only weight decay changes the bias: before BatchNorm it has no gradient.
+    assert (end.params["conv1"]["bias"] != start.params["conv1"]["bias"]).any()
+    assert (end.params["fc"]["kernel"] != start.params["fc"]["kernel"]).any()
+
+
+def test_dirac_filters_pass_their_input_through(make_config: Make) -> None:
+    config = make_config(**TINY | {"model__name": "pooled", "init__dirac": True})
+    state = initial_state(build_setup(config, dataset=DATASET), 0)
+    kernel = np.asarray(state.params["conv1"]["kernel"])
+    np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
+    assert (kernel[..., 3:] != 0).mean() > 0.99
+
+
+@pytest.mark.parametrize("source", ["init__dirac", "init__whitening", "init_from"])
+def test_average_starts_from_the_initial_weights(make_config: Make, source: str) -> None:
+    options = {} if source == "init_from" else {source: True}
+    settings = TINY | {"model__name": "pooled", "averaging__name": "ema"}
+    setup = build_setup(make_config(**settings, **options), dataset=DATASET)
+    pretrained = None if options else initial_state(setup, 1).variables
+    state = initial_state(setup, 0, pretrained)
+    chex.assert_trees_all_equal(state.averaged, state.variables)
+    random = random_state(setup, make_streams(0).init, learning_rates(setup.config))
+    kernel = random.params["conv1"]["kernel"]
+    assert np.abs(state.averaged["params"]["conv1"]["kernel"] - kernel).max() > 0.01
+
+
+# Averages
+
+
+def test_lookahead_knows_the_progress_of_the_run(make_config: Make) -> None:
+    """The run has four steps, and lookahead updates after two."""
+    settings = TINY | {"epochs": 2, "data__train_images": 16}
+    lookahead = {"averaging__name": "lookahead", "averaging__every": 2, "averaging__power": 1}
+    _, start, plain = after_an_epoch(make_config(**settings))
+    _, _, end = after_an_epoch(make_config(**settings, **lookahead, averaging__decay=0.8))
+    expected = jax.tree.map(
+        lambda slow, fast: slow + (1 - 0.8 * 2 / 4) * (fast - slow),
+        start.variables,
+        plain.variables,
+    )
+    chex.assert_trees_all_close(end.averaged, expected, rtol=1e-5, atol=1e-7)
+    chex.assert_trees_all_equal(end.variables, end.averaged)
+
+
+def test_slow_weights_are_evaluated_and_resumed_exactly(make_config: Make, tmp_path: Path) -> None:
+    """The run ends between two lookahead updates, so slow and fast weights differ."""
+    lookahead = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 3}
+    config = make_config(**TINY, **lookahead)
+    setup = build_setup(config, dataset=DATASET)
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(config, whole)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, resumed, killed_at("[EPOCH 002 | IT 00002]"))
+    train(config, resumed)
+    assert_same_run(resumed, whole)
+    with Checkpoints(whole / "checkpoints") as checkpoints:
+        saved = checkpoints.latest()
+        assert saved
+        state = checkpoints.restore(saved, initial_state(setup, 0))
+        chex.assert_trees_all_equal(checkpoints.weights(saved), jax.device_get(state.averaged))
+    assert np.abs(state.averaged["params"]["fc"]["kernel"] - state.params["fc"]["kernel"]).max() > 0
+    validation, test = (
+        np.asarray(setup.spec.model.apply(state.averaged, images, train=False))
+        for images in (
+            batches.normalize(split.images, DATASET) for split in (setup.validation, DATASET.test)
+        )
+    )
+    np.testing.assert_allclose(np.load(whole / "outputs.npz")["test_logits"], test, atol=5e-3)
+    loss, _ = loss_and_accuracy(validation, setup.validation.labels)
+    assert rows_of(whole)[-1]["validation_loss"] == pytest.approx(loss, rel=1e-4)
+
+
+# Phases
+
+
+def test_phases_have_their_own_image_size_batch_size_and_augmentation(
+    make_config: Make, tmp_path: Path
+) -> None:
+    phases = (
+        '[{"until": 0.25, "image_size": 16, "batch_size": 16},'
+        ' {"until": 0.5, "image_size": 24, "augmentation": {"cutout": 5}}]'
+    )
+    config = make_config(**TINY | {"model__name": "pooled"}, phases=phases, data__flip=True)
+    setup = build_setup(config, dataset=DATASET)
+    epochs = setup.plan.epochs
+    variants = [epoch.variant for epoch in epochs]
+    assert [(epoch.begin, epoch.steps) for epoch in epochs] == [(0, 2), (2, 4), (6, 4), (10, 4)]
+    assert [v.image_size for v in variants] == [16, 24, 32, 32]
+    assert [v.batch_size for v in variants] == [16, 8, 8, 8]
+    assert [v.augmentation.cutout for v in variants] == [0, 5, 0, 0]
+    assert [v.augmentation.flip for v in variants] == [True, False, True, True]
+    data, key, info = compilation.train_data(setup), jax.random.key(0), StepInfo(0, 0, 14)
+    for size, variant in zip((16, 24, 32), setup.plan.variants, strict=True):
+        images, _ = batches.make_batch(DATASET, variant, "float32", data, jnp.arange(8), key, info)
+        assert images.shape == (8, size, size, 3)
+
+    whole, resumed, recorder = tmp_path / "whole", tmp_path / "resumed", Recorder()
+    assert train(config, whole, recorder).steps == 14
+    assert recorder.lines[1] == (
+        "image size: 16 pixels in epoch 1, 24 pixels in epoch 2, 32 pixels in epochs 3–4"
+    )
+    assert [row["step"] for row in rows_of(whole)] == [2, 6, 10, 14]
+    with pytest.raises(KeyboardInterrupt):
+        train(config, resumed, killed_at("[EPOCH 002 | IT 00002]"))
+    train(config, resumed)
+    assert_same_run(resumed, whole)
+
+
+# Test-time augmentation
+
+
+def test_result_uses_test_time_augmentation(make_config: Make, tmp_path: Path) -> None:
+    config = make_config(**TINY, tta__flip=True, tta__shift=2, tta__least_confident=0.5)
+    result = train(config, tmp_path)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        saved = checkpoints.latest()
+        assert saved
+        weights = checkpoints.weights(saved)
+    model = build_setup(config, dataset=DATASET).spec.model
+
+    def logits_of(images: np.ndarray) -> np.ndarray:
+        return np.asarray(model.apply(weights, batches.normalize(images, DATASET), train=False))
+
+    expected = apply_tta(logits_of, DATASET.test.images, TTA(True, 2, 0.5))
+    outputs = np.load(tmp_path / "outputs.npz")
+    np.testing.assert_allclose(outputs["test_logits"], expected.logits, atol=5e-3)
+    np.testing.assert_allclose(outputs["test_logits_plain"], expected.plain, atol=5e-3)
+    assert np.abs(expected.logits - expected.plain).max() > 0.01
+    labels = DATASET.test.labels
+    loss, accuracy = loss_and_accuracy(outputs["test_logits"], labels)
+    assert (result.test_loss, result.test_accuracy) == pytest.approx((loss, accuracy))
+    _, plain_accuracy = loss_and_accuracy(outputs["test_logits_plain"], labels)
+    assert result.test_accuracy_plain == pytest.approx(plain_accuracy)
