@@ -18,7 +18,7 @@ def test_a_signal_is_remembered_until_asked_for(
         signals.check()
         signal.raise_signal(signum)
         assert signals.received == signum
-        with pytest.raises(Stopped, match=f"^stopped by {signum.name}; ") as stopped:
+        with pytest.raises(Stopped, match=f"^stopped by {signum.name}\\. ") as stopped:
             signals.check()
     assert stopped.value.signum == signum
     assert signal.getsignal(signum) is before
