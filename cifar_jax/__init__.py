@@ -10,13 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cifar_jax.config import Config
-
 if TYPE_CHECKING:
     from flax import linen as nn
 
     from cifar_jax.callbacks import Callback
     from cifar_jax.catalog import CustomParts
+    from cifar_jax.config import Config
     from cifar_jax.inference.model import Classifier
     from cifar_jax.runs.schemas import Result
 
@@ -62,10 +61,11 @@ def train(
     from cifar_jax.training.start import RunRequest
     from cifar_jax.training.train import train
 
-    experiment = config.model.name if isinstance(config, Config) else ""
     if isinstance(config, str):
         found = catalog.load(config)
         experiment, config, custom = found.name, found.config, found.custom
+    else:
+        experiment = config.model.name
     request = RunRequest(
         experiment=experiment,
         config=config,
@@ -118,8 +118,13 @@ def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
 
 
 def __getattr__(name: str) -> Any:
+    # Imported on demand, so that importing the package is fast.
     if name == "Callback":
         from cifar_jax.callbacks import Callback
 
         return Callback
+    if name == "Config":
+        from cifar_jax.config import Config
+
+        return Config
     raise AttributeError(f"module 'cifar_jax' has no attribute {name!r}")

@@ -9,16 +9,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cifar_jax.training.fit import Run
 
 from cifar_jax import catalog, cli, errors
 from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
+from cifar_jax.training.start import RunRequest
 
 COMMANDS = (
     *("train", "evaluate", "predict", "export", "import-torch", "report", "models", "summary"),
@@ -164,7 +165,7 @@ def trained(monkeypatch) -> list[Path]:
     """
     folders = []
 
-    def fit(request: Run, display: object) -> dict[str, Any]:
+    def train(request: RunRequest, progress: object) -> SimpleNamespace:
         folders.append(request.workdir)
         if request.config.batch_size == 7:
             raise Stopped(signal.SIGTERM, saved=True)
@@ -172,10 +173,20 @@ def trained(monkeypatch) -> list[Path]:
             raise UserError("the loss is not finite")
         if request.experiment == "resnet10":
             raise RuntimeError("a bug\nat length")
-        result = {"experiment": request.experiment, "seed": request.seed, "test_accuracy": 50.0}
-        return result | {"epochs": 1, "paper_accuracy": None, "best_validation_epoch": None}
+        return SimpleNamespace(
+            experiment=request.experiment,
+            seed=request.seed,
+            test_accuracy=50.0,
+            test_accuracy_plain=49.0,
+            paper_accuracy=request.config.paper and request.config.paper.test_accuracy,
+            overrides=request.overrides,
+            data_official=True,
+            epochs=2,
+            best_validation_epoch=1,
+            best_validation_test_accuracy=48.0,
+        )
 
-    monkeypatch.setattr("cifar_jax.training.fit.fit", fit)
+    monkeypatch.setattr("cifar_jax.training.train.train", train)
     return folders
 
 
@@ -184,20 +195,24 @@ def test_paper_trains_all_experiments_although_some_fail(
 ) -> None:
     with pytest.raises(RuntimeError, match="a bug"):  # raised after the others
         run("train", "--paper", "--seed", "2")
-    summary = capsys.readouterr().out.partition(f"8 of {len(PAPER)} are finished:\n")[2]
+    summary = capsys.readouterr().out.partition(f"8 of {len(PAPER)} runs are finished:\n")[2]
     assert trained == [Path("runs", name, "seed2") for name in PAPER]
     lines = [line.strip() for line in summary.splitlines()]
     assert [line.partition(" ")[0] for line in lines] == PAPER
     assert "net seed 2: failed: the loss is not finite" in lines
     assert "resnet10 seed 2: failed: RuntimeError: a bug" in lines
+    assert (
+        "basic seed 2: test accuracy 50.00 %, 49.00 % without test-time augmentation "
+        "(paper: 62.06 %); 48.00 % at the best validation accuracy, epoch 1"
+    ) in lines
 
 
 def test_the_exit_code_is_2_if_one_of_several_runs_fails(run: Cli, trained: list[Path]) -> None:
     done = run("train", "net", "basic")
     assert done.code == 2
     assert len(trained) == 2
-    assert "1 of 2 are finished" in done.out
-    assert "1 failed" in done.err
+    assert "1 of 2 runs are finished" in done.out
+    assert "1 of 2 runs failed" in done.err
 
 
 def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) -> None:
@@ -208,9 +223,9 @@ def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) 
     assert done.code == 128 + signal.SIGTERM
     assert trained == [Path("runs/basic@batch_size=7/seed0")]
     assert "basic seed 0: saved and stopped" in done.out
-    assert "net seed 0: not trained" in done.out
-    assert "resnet10 seed 0: finished before" in done.out
-    assert "1 of 3 are finished" in done.out
+    assert "net seed 0: not started" in done.out
+    assert "resnet10 seed 0: already finished" in done.out
+    assert "1 of 3 runs are finished" in done.out
 
 
 # Errors
@@ -219,7 +234,7 @@ def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], "EXPERIMENT"),
+        (["train"], "name one or more experiments"),
         (["train", "basic", "nett"], "did you mean net?"),
         (["train", "nowhere.py"], "nowhere.py"),
         (["train", "basic", "--set", "optimiser.lr=1"], "did you mean optimizer.lr?"),

@@ -101,6 +101,7 @@ def import_path(path: Path, data_dir: Path | None = None) -> Path:
     Raises:
       UserError: `path` is something else, or CIFAR-10 is prepared already.
     """
+    path.stat()  # Raises before anything is created, if there is no such file.
     with _new_folder(data_dir) as scratch:
         arrays = _read_folder(path) if path.is_dir() else _read_archive(path)
         return _write(arrays, scratch)
