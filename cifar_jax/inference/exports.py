@@ -143,7 +143,8 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     card = _parse_card(text, path)
     if card.weights_sha256 != digest(tensors):
         raise UserError(f"{path} is damaged: its weights do not match their digest")
-    return card, unflatten_dict({tuple(name.split("/")): a for name, a in tensors.items()})
+    # A network without BatchNorm has no tensors under batch_stats.
+    return card, {"batch_stats": {}} | unflatten_dict(tensors, sep="/")
 
 
 def _to_stablehlo(network: TrainedNetwork) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  # teaches NumPy bfloat16
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
@@ -39,7 +39,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     for key, array in tensors.items():
         if _COUNTERS.fullmatch(key):
             continue
-        if array.dtype.kind in "fV":  # NumPy counts bfloat16 among the void types
+        if jnp.issubdtype(array.dtype, jnp.floating):
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(
@@ -65,7 +65,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             f"reading {path} takes PyTorch: pip install 'cifar-jax[torch]', or save the weights "

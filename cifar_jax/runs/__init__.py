@@ -1,1 +1,1 @@
-"""A run's folder, from its start to its record: what it was asked, how it went, what came out."""
+"""The files of a run: its folder, checkpoints, metrics, result and record."""

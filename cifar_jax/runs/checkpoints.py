@@ -278,8 +278,8 @@ class Checkpoints:
 
     def _next_number(self) -> int:
         """Return a number that no checkpoint has had, be it damaged or incomplete."""
-        names = " ".join(path.name for path in self._folder.glob("*"))
-        return 1 + max(map(int, re.findall(r"\d+", names)), default=0)
+        names = "/".join(path.name for path in self._folder.glob("*"))
+        return 1 + max(map(int, re.findall(r"(?:^|/)[^\d/]*(\d+)", names)), default=0)
 
     def _prune(self) -> None:
         for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.

@@ -93,8 +93,8 @@ class RunFolder:
         """Finish the run: write its outputs, then its result."""
         import numpy as np  # Imported here because reports do not need it.
 
-        file = io.BytesIO()
-        np.savez_compressed(file, **outputs)
+        file, arrays = io.BytesIO(), dict[str, Any](outputs)
+        np.savez_compressed(file, **arrays)
         write_bytes(self.outputs, file.getvalue())
         write_json(self._result, schemas.dump(result))
 

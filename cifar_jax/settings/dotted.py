@@ -44,7 +44,7 @@ def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
         for parent in parents:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
-                raise UserError(f"no setting {shorten(name)}: {parent} has a value")
+                raise UserError(f"no setting {shorten(name)}: {shorten(parent)} has a value")
         branch[last] = value
     try:
         return cls.model_validate(tree, context=fields.RAISE_AT_ROOT)

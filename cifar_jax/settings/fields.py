@@ -96,7 +96,7 @@ def explain(cls: type[Settings], error: ValidationError) -> str:
     """Return the first validation error in one line, with the dotted name of the setting."""
     fault = error.errors(include_url=False)[0]
     value, kind = fault["input"], fault["type"]
-    path = [] if cls.is_root else [cls.__name__.lower()]
+    path: list[Any] = [] if cls.is_root else [cls.__name__.lower()]
     owner: type[Settings] = cls
     annotation: Any = cls
     field: FieldInfo | None = None
@@ -117,12 +117,12 @@ def explain(cls: type[Settings], error: ValidationError) -> str:
             continue
         else:
             continue  # the member of a union that pydantic tried
-        path.append(str(step))
-    name = ".".join(path)
+        path.append(step if str(step).isprintable() else shorten(step))
+    name = ".".join(map(str, path))
     if kind == "missing":
         return f"{name} is missing"
     if kind == "extra_forbidden":
-        hint = nearest(path[-1], owner.model_fields) or "; see `cifar-jax settings`"
+        hint = nearest(str(path[-1]), owner.model_fields) or "; see `cifar-jax settings`"
         return f"no setting {shorten(name)}{hint}"
     if kind.startswith("union_tag") and field:
         key = str(field.discriminator)

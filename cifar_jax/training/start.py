@@ -98,6 +98,9 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
     Raises:
       UserError: the folder belongs to another run, is in use, or is not shared by all processes.
     """
+    keep = setup.config.train.keep_checkpoints
+    # Made first: it refuses folders that orbax cannot use, before there is one.
+    checkpoints = Checkpoints(RunFolder(request.workdir).checkpoints, keep)
     with ExitStack() as stack:
 
         def lock() -> None:
@@ -116,9 +119,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
                 f"{request.workdir} is not the same folder in all processes: choose a --workdir "
                 "on a shared file system"
             )
-        folder = RunFolder(request.workdir)
-        keep = setup.config.train.keep_checkpoints
-        yield folder, stack.enter_context(Checkpoints(folder.checkpoints, keep))
+        yield RunFolder(request.workdir), stack.enter_context(checkpoints)
 
 
 def load_initial(request: RunRequest) -> Mapping[str, Any] | None:

@@ -111,6 +111,7 @@ def test_invalid_changes_are_refused_in_one_line(changes: list[str], message: st
         (Lab, {"phases": [{"epochs": "2"}]}, "phase.epochs must be a whole number >= 1, not '2'"),
         (Lab, {"arguments": {"a": None}}, "arguments.a must be true or false, a whole"),
         (Lab, {"arguments": {"a.b": 1}}, "arguments: 'a.b' is not an argument name"),
+        (Lab, {"arguments": {"\r": None}}, r"arguments.'\r' must be true or false"),
         (Lab, {"arguments": {1: 1}}, "arguments.1 must be text, not 1"),
         (Lab, {"arguments": [1]}, "arguments must be named values"),
         (

@@ -64,3 +64,8 @@ def test_any_flat_settings_are_valid_or_refused(
 ) -> None:
     flat = {name: value for name, value in flatten(start).items() if name not in dropped}
     valid_or_refused(lambda: restore(type(start), flat | added))
+
+
+@holds(fields=st.dictionaries(st.sampled_from([*Lab.model_fields, "absent"]), values, max_size=3))
+def test_any_fields_are_valid_or_refused(fields: dict[str, Any]) -> None:
+    valid_or_refused(lambda: Lab(**fields))
