@@ -94,7 +94,10 @@ def run(arguments: Sequence[str]) -> int:
         return 2
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
-    except (BrokenPipeError, SystemExit):  # the reader has gone, as in `cifar-jax report | head`
+    except (BrokenPipeError, SystemExit) as error:
+        if getattr(error, "code", 1) != 1:
+            raise
+        # The reader has gone, as in `cifar-jax report | head`: click and rich exit with 1.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, click.Abort):
