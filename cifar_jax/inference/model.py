@@ -166,5 +166,5 @@ def _missing_code(card: ModelCard, source: Path | str) -> str:
     alternative = f", or --code {copy} after you have read it" if copy.is_file() else ""
     return (
         f"{source} is a custom model, {card.model.name!r}, defined in {card.code.file}. Its code "
-        f"is not run unless you name it: add --code FILE{alternative}. In Python pass `custom`."
+        f"is not run unless you name it: add --code FILE{alternative}. In Python pass `model`."
     )
