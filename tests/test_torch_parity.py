@@ -1,10 +1,12 @@
-"""Every model and optimizer does what `fixtures/make_torch_fixtures.py` recorded of PyTorch.
+"""Models, optimizers and schedules against PyTorch.
 
-PyTorch computed in float64 and we compute in float32: the tolerances are for our own rounding.
+`fixtures/make_torch_fixtures.py` recorded PyTorch's results in float64. JAX computes in float32,
+and the tolerances allow for its rounding.
 """
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,12 @@ RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())
 SCHEDULES = json.loads((FIXTURES / "torch_rates.json").read_text())["schedules"]
 KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
-# Channels of the images that fc1 reads flattened: in order HWC here, CHW in PyTorch.
+# Channels of the feature map that fc1 reads, flattened as HWC here and as CHW in PyTorch.
 FLATTENED_CHANNELS = {"basic": 16, "net": 256}
 
 
 def to_torch(name: str, array: np.ndarray, flattened_channels: int | None) -> np.ndarray:
-    """A parameter in PyTorch's layout: HWIO to OIHW, [in, out] to [out, in]."""
+    """Return a parameter in PyTorch's layout: HWIO to OIHW, [in, out] to [out, in]."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     if name == "fc1.weight" and flattened_channels:
@@ -45,7 +47,7 @@ def to_torch(name: str, array: np.ndarray, flattened_channels: int | None) -> np
 
 
 class Network:
-    """A model with the recipe's parameters, without dropout, and the recipe's batch."""
+    """A model without dropout, with the parameters and the batch of `fixtures/recipe.py`."""
 
     def __init__(self, model: str, pooling: str | None = None):
         self.channels = FLATTENED_CHANNELS.get(model)
@@ -58,7 +60,7 @@ class Network:
         self.images, self.labels = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels)
 
     def by_torch_name(self, tree: Any) -> dict[str, np.ndarray]:
-        """Arrays in PyTorch's layout."""
+        """Return the arrays in PyTorch's layout."""
         names = {path: _torch_name(path) for path in flatten_dict(tree)}
         return {
             names[path]: to_torch(names[path], np.asarray(leaf), self.channels)
@@ -69,7 +71,7 @@ class Network:
         filled = {}
         for path, shape in flatten_dict(shapes).items():
             name = _torch_name(path)
-            # Where PyTorch's layout has each of our elements; so the inverse needs no second map.
+            # The position of each element in PyTorch's layout.
             order = to_torch(name, np.arange(shape.size).reshape(shape.shape), self.channels)
             values = np.empty(shape.size, np.float32)
             values[order.ravel()] = recipe.tensor(name, order.shape).ravel()
@@ -78,60 +80,66 @@ class Network:
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    """`("conv1", "kernel")` is PyTorch's `conv1.weight`."""
+    """Return PyTorch's name: `conv1.weight` for `("conv1", "kernel")`."""
     return ".".join([*path[:-1], KINDS.get(path[-1], path[-1])])
 
 
 def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
-    """The rule at its own learning rate, whatever it is given."""
+    """Return the optimizer with its own constant learning rate."""
     settings = config.Optimizer(**fields)
-    rule = make_optimizer(settings)
+    tx = make_optimizer(settings)
 
     def update(grads: Any, state: Any, params: Any = None, **others: Any) -> Any:
-        return rule.update(grads, state, params, rates=jnp.float32([settings.lr]))
+        return tx.update(grads, state, params, rates=jnp.float32([settings.lr]))
 
-    return optax.GradientTransformationExtraArgs(rule.init, update)
+    return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
-def any_of(rules: list[optax.GradientTransformation]) -> optax.GradientTransformation:
-    """The rule whose number is in the state, so that one compilation serves all of them."""
+def selected(optimizers: list[optax.GradientTransformation]) -> optax.GradientTransformation:
+    """Return a transformation that applies the optimizer whose index is in its state.
+
+    All optimizers then share one compilation.
+    """
 
     def init(params: Any) -> Any:
-        return jnp.int32(0), [rule.init(params) for rule in rules]
+        return jnp.int32(0), [tx.init(params) for tx in optimizers]
 
     def update(grads: Any, state: Any, params: Any = None, **others: Any) -> Any:
-        chosen, states = state
+        index, states = state
 
         def branch(i: int) -> Any:
-            updates, new = rules[i].update(grads, states[i], params)
+            updates, new = optimizers[i].update(grads, states[i], params)
             return updates, [*states[:i], new, *states[i + 1 :]]
 
-        updates, states = jax.lax.switch(chosen, [partial(branch, i) for i in range(len(rules))])
-        return updates, (chosen, states)
+        branches = [partial(branch, i) for i in range(len(optimizers))]
+        updates, states = jax.lax.switch(index, branches)
+        return updates, (index, states)
 
-    # All parameters as one vector: four rules on 62 arrays each would take longest to compile.
+    # One vector of all parameters compiles faster than four optimizers on 62 arrays each.
     return optax.flatten(optax.GradientTransformationExtraArgs(init, update))
 
 
-# These tests spend their time compiling, so the compiler is asked for less.
+# Most of the time goes into compiling, so XLA is asked to optimize less.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
-def steps() -> Iterator[Any]:
-    """Every network, as for a CPU and as for accelerators.
-
-    The two largest have no operation that the others have not.
-    """
-    for form in ("cpu", "accelerator"):
-        for name in RECORD["train_steps"]:
-            again = form == "accelerator" and name in ("resnet18", "resnet10")
-            yield pytest.param(form, name, marks=[pytest.mark.slow] if again else [])
+def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
+    """Yield platform and name; `tests/ops` covers what the fast ones leave out."""
+    for platform, name in itertools.product(("cpu", "accelerator"), names):
+        slow = platform != "cpu" or name not in fast
+        yield pytest.param(platform, name, marks=[pytest.mark.slow] * slow)
 
 
-@pytest.mark.parametrize(("form", "name"), list(steps()), indirect=["form"])
-def test_train_step(form: None, name: str):
+# The layers of the other networks also occur in these.
+FAST = ["basic", "net-attention", "resnet10-separable"]
+
+
+@pytest.mark.parametrize(
+    ("each_platform", "name"), list(cases(RECORD["train_steps"], FAST)), indirect=["each_platform"]
+)
+def test_train_step(each_platform: None, name: str) -> None:
     network, record = Network(name), RECORD["train_steps"][name]
-    tx = any_of([optimizer(fields) for fields in RECORD["model_optimizers"].values()])
+    tx = selected([optimizer(fields) for fields in RECORD["model_optimizers"].values()])
     step = quick_jit(partial(train_step, recipe=StepSpec(network.model, tx)))
     _, rule_states = tx.init(network.params)
     start = TrainState(
@@ -144,13 +152,13 @@ def test_train_step(form: None, name: str):
         lr=jnp.float32([1]),
         averaged={},
     )
-    key, moment = jax.random.key(0), StepInfo(0, 0, 1)
+    key, step_info = jax.random.key(0), StepInfo(0, 0, 1)
     params = network.by_torch_name(start.params)
     statistics = network.by_torch_name(start.batch_stats)
     for i, (optimizer_name, expected) in enumerate(record["optimizers"].items()):
         state = start._replace(opt_state=(jnp.int32(i), rule_states))
-        first = step(state, network.images, network.labels, key, moment)
-        second = step(first, network.images, network.labels, key, moment)
+        first = step(state, network.images, network.labels, key, step_info)
+        second = step(first, network.images, network.labels, key, step_info)
 
         loss = float(first.metrics.loss) / len(network.labels)
         assert loss == pytest.approx(record["loss"], abs=2e-5)
@@ -162,8 +170,8 @@ def test_train_step(form: None, name: str):
         assert new_params.keys() == expected["updates"].keys()
         for tensor, update in expected["updates"].items():
             actual = recipe.signature(tensor, new_params[tensor] - params[tensor])
-            # A ReLU whose input is within rounding of zero may pass the gradient or not: a few of
-            # a layer's ten thousands, which come to one or two percent in the deepest network.
+            # A ReLU may pass the gradient or not if rounding changes the sign of its input. In the
+            # deepest network that changes updates by one or two percent.
             tolerance = 6e-2 * update[0]
             tolerance += np.finfo(np.float32).eps * np.linalg.norm(params[tensor])
             distance = recipe.distance(actual, update)
@@ -176,9 +184,12 @@ def test_train_step(form: None, name: str):
             assert recipe.distance(actual, change) <= 2e-5 * change[0], tensor
 
 
-@pytest.mark.usefixtures("each_platform")
-@pytest.mark.parametrize("name", RECORD["evaluations"])
-def test_evaluation(name: str):
+@pytest.mark.parametrize(
+    ("each_platform", "name"),
+    list(cases(RECORD["evaluations"], RECORD["evaluations"])),
+    indirect=["each_platform"],
+)
+def test_evaluation(each_platform: None, name: str) -> None:
     record = RECORD["evaluations"][name]
     network = Network(record["model"], record.get("pooling"))
     variables = {"params": network.params, "batch_stats": network.batch_stats}
@@ -188,8 +199,8 @@ def test_evaluation(name: str):
 
 
 @pytest.mark.parametrize("name", RECORD["optimizers"])
-def test_optimizer(name: str):
-    """Several steps with given gradients of all sizes, down to where Adam's epsilon counts."""
+def test_optimizer(name: str) -> None:
+    """Gradients reach down to the magnitude of Adam's epsilon."""
     tx = optimizer(RECORD["optimizers"][name])
     start = recipe.tensor("trace.weight", (60,))
     params = jnp.asarray(start)
@@ -203,8 +214,7 @@ def test_optimizer(name: str):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedule(name: Any):
-    schedule = config.Schedule(name=name, step_epochs=2)
-    shape = schedules.make(schedule)
-    rates = [0.1 * shape(StepInfo(step, step // 5, 20)) for step in range(20)]
+def test_schedule(name: Any) -> None:
+    schedule = schedules.make(config.Schedule(name=name, step_epochs=2))
+    rates = [0.1 * schedule(StepInfo(step, step // 5, 20)) for step in range(20)]
     np.testing.assert_allclose(rates, SCHEDULES[name], rtol=1e-5)

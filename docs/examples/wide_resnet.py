@@ -3,7 +3,8 @@
     cifar-jax train docs/examples/wide_resnet.py --set model.arguments.width=4
 
 This file shows all four custom parts: MODEL, OPTIMIZER, SCHEDULE and AUGMENTATION. The values in
-`arguments` reach them as keyword arguments, and `--set` changes them.
+`arguments` reach them as keyword arguments, and `--set` changes them. `Conv` and
+`BatchNorm` are the package's own layers, which train faster on a CPU than Linen's.
 """
 
 from typing import Any
@@ -14,6 +15,7 @@ import optax
 from flax import linen as nn
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Schedule
+from cifar_jax.models.layers import BatchNorm, Conv
 from cifar_jax.training.schedules import StepInfo
 
 CONFIG = Config(
@@ -39,11 +41,16 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         def norm_relu(x: jax.Array) -> jax.Array:
-            return nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x))
+            return nn.relu(BatchNorm(dtype=self.dtype)(x, train=train))
 
         def conv(x: jax.Array, kernel: int, stride: int = 1) -> jax.Array:
-            return nn.Conv(
-                self.features, (kernel, kernel), stride, use_bias=False, dtype=self.dtype
+            return Conv(
+                self.features,
+                (kernel, kernel),
+                stride,
+                padding=kernel // 2,
+                use_bias=False,
+                dtype=self.dtype,
             )(x)
 
         y = norm_relu(x)
@@ -72,14 +79,14 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        x = nn.Conv(16, (3, 3), use_bias=False, dtype=self.dtype)(x)
+        x = Conv(16, (3, 3), padding=1, use_bias=False, dtype=self.dtype)(x)
         for stage, features in enumerate((16, 32, 64)):
             for block in range(self.blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = WideBlock(features * self.width, stride, self.dropout, self.dtype)(
                     x, train=train
                 )
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, dtype=self.dtype)(x))
+        x = nn.relu(BatchNorm(dtype=self.dtype)(x, train=train))
         return nn.Dense(self.num_classes)(x.mean((1, 2)).astype(jnp.float32))
 
 
