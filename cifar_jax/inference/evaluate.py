@@ -14,6 +14,7 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.training.evaluation import Outputs, compile_logits, loss_and_accuracy
 
 BATCH_SIZE = 500
+"""The default of `train.eval_batch_size`."""
 
 
 class Evaluation(NamedTuple):
@@ -71,7 +72,7 @@ def evaluate(
 
 
 def _dataset_name(path: Path, model: Classifier) -> str:
-    """Return the name of the data set; a run's settings have the place of a folder of images."""
+    """Return the name to load the data set by. Only a run's settings hold the path of a folder."""
     if path.is_dir():
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
@@ -95,7 +96,7 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
 
 
 def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Split:
-    """Return a split as it was in the training."""
+    """Return a split as the run used it."""
     if split == "test":
         return dataset.test
     card = model.card.data
@@ -108,7 +109,7 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
 
 
 def _compute(model: Classifier, images: np.ndarray) -> Outputs:
-    """Return the logits, computed as in the training but always on one device."""
+    """Return the logits, computed on one device whatever the number of devices."""
     if not isinstance(model, TrainedNetwork):
         return model.outputs(images, model.tta)
     logits_of = compile_logits(

@@ -198,6 +198,8 @@ def _to_onnx(network: TrainedNetwork) -> bytes:
                 output_names=["logits"],
             )
         onnx.helper.set_model_props(model, {"card": _card_json(network, digest(_flatten(network)))})
+        # Shapes of intermediate values are optional, and the converter gives some of them wrongly.
+        del model.graph.value_info[:]
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # The converter's exceptions have no common base.
         raise UserError(

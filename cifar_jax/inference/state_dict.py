@@ -33,7 +33,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         file needs PyTorch and PyTorch 2.6 or newer is not installed.
     """
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # after the size of the header
+        is_safetensors = file.read(9)[8:] == b"{"  # After the size of the header.
     tensors = _read_safetensors(path) if is_safetensors else _read_torch(path)
     arrays = {}
     for key, array in tensors.items():
@@ -72,24 +72,23 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "as safetensors"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        # Before, a crafted file could run code in spite of weights_only.
+        # In older versions a crafted file can run code although weights_only is set.
         raise UserError(
             f"reading {path} takes PyTorch 2.6 or newer, and this is {torch.__version__}: "
             "pip install -U 'cifar-jax[torch]'"
         )
-    scalar: Any = np.float32(0).__reduce__()[0]
+    scalar: Any = np.float32(0).__reduce__()[0]  # The function that unpickles NumPy scalars.
     plain_types = [
         argparse.Namespace,
         scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # its name in NumPy 1
+        (scalar, "numpy.core.multiarray.scalar"),  # Its name in NumPy 1.
         np.dtype,
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]
     try:
         with torch.serialization.safe_globals(plain_types):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    # PyTorch reports damaged files by exceptions that have no common base.
-    except Exception as error:
+    except Exception as error:  # Damaged files raise exceptions that have no common base.
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
             raise UserError(
