@@ -69,9 +69,7 @@ class RunKind(NamedTuple):
     processes: int
 
 
-def _kind(
-    name: str, experiment: str, *settings: str, share: int = 0, processes: int = 1
-) -> RunKind:
+def _kind(name: str, model: str, *settings: str, share: int = 0, processes: int = 1) -> RunKind:
     words = ["train", model]
     for setting in ("data.dataset=digits", "train.log_every=4", *settings):
         words += ["--set", setting]
