@@ -1,8 +1,8 @@
-"""What a program moves, as its optimised HLO tells."""
+"""Memory traffic, collectives and host transfers, read from a program's HLO."""
 
 import pytest
 
-from benchmarks import hlo
+from tools import hlo
 
 MODULE = hlo.parse(
     """HloModule jit_train, is_scheduled=true, entry_computation_layout={(f32[64]{0})->f32[64]{0}}
@@ -74,11 +74,11 @@ all-reduce(%param, %b), channel_id=1
         ("(f32[2]{0}, token[], u32[]{:S(2)})", [(8, False), (4, True)]),
     ],
 )
-def test_arrays_are_as_large_as_their_tiles(shape: str, expected: list) -> None:
+def test_size_of_arrays_includes_their_tiles(shape: str, expected: list) -> None:
     assert hlo.arrays(shape) == expected
 
 
-def test_a_step_is_the_largest_loops_body() -> None:
+def test_steps_body_is_the_largest_loop() -> None:
     assert hlo.steps_body(MODULE) is MODULE.computations["step"]
     with pytest.raises(ValueError, match="no loop"):
         hlo.steps_body(
@@ -88,10 +88,12 @@ def test_a_step_is_the_largest_loops_body() -> None:
         )
 
 
-def test_traffic_is_what_operations_touch() -> None:
-    """Of the images eight rows are read, and of the weights, once copied, eight again; the inner
-    loop runs five times, and moves 512 bytes thrice each time; what lies on the chip, scalars too,
-    counts in the total only, and what names slices that lie side by side moves nothing."""
+def test_traffic() -> None:
+    """The step reads eight rows of the images, and after a copy eight rows of the weights.
+
+    The inner loop runs five times and moves three times 512 bytes. Memory on the chip counts in the
+    total only. Naming adjacent slices moves nothing.
+    """
     batch, weights, indices, part, scalar = 8 * 3072, 64 * 128 * 4, 512, 8 * 128 * 4, 512
     moved = hlo.traffic(MODULE, hlo.steps_body(MODULE))
     assert moved.hbm == batch + weights + part + 5 * 3 * 512
@@ -101,12 +103,12 @@ def test_traffic_is_what_operations_touch() -> None:
     )
 
 
-def test_loops_of_unknown_length_are_told() -> None:
+def test_loops_of_unknown_length() -> None:
     assert hlo.unknown_loops(hlo.steps_body(MODULE)) == []
     assert hlo.unknown_loops(MODULE.entry) == ["while.1", "while.2"]
 
 
-def test_collectives_and_what_needs_the_host() -> None:
+def test_collectives_and_host_transfers() -> None:
     kinds, sizes = hlo.collectives(MODULE)
     assert kinds == {"all-reduce": 1, "all-gather": 1}
     assert sizes == [512 + 9 * 64 * 128 * 2, 40 * 4]

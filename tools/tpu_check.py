@@ -1,14 +1,14 @@
-"""Compiles train steps for TPUs on a machine that has none, and says what they would cost.
+"""Compiles train steps for TPUs, without a TPU, and estimates their cost: `make tpu-check`.
 
-    python -m benchmarks.tpu_check [--experiments basic,resnet10] [--targets v5e-1,v6e-4]
-                                   [--precisions float32,bfloat16] [--json FILE]
+    python -m tools.tpu_check [--experiments basic,resnet10] [--targets v5e-1,v6e-4]
+                              [--precisions float32,bfloat16] [--json FILE]
 
-libtpu (the extra `tpu`) compiles for devices that are only described. What is compiled is the
-program that `cifar-jax train` runs on such chips: the steps of a call in one loop, the data set in
-their memory, the batch divided over them.
+libtpu (the extra `tpu`) compiles for chips that are only described. The compiled program is the
+one that `cifar-jax train` runs on such chips: all steps of a call in one loop, the data set in the
+chips' memory, the batch divided over the chips.
 
-Exit codes: 0 every step compiled, fits, stays on the chips, and holds no loop of unknown length;
-1 one does not; 2 libtpu is missing, or an argument is wrong.
+Exit codes: 0 every step compiles, fits into memory, needs no host and has no loop of unknown
+length; 1 a step does not; 2 libtpu is missing or an argument is wrong.
 """
 
 import argparse
@@ -21,19 +21,18 @@ from importlib import metadata, util
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import hlo
 from cifar_jax import catalog, config
 from cifar_jax.errors import UserError
+from tools import hlo
 
 
 class Chip(NamedTuple):
-    """What one chip can do, as Google publishes it."""
+    """The published figures of one chip."""
 
     flops: float
-    """Multiplications and additions a second in bfloat16, which XLA's default precision uses for
-    float32 convolutions and products as well."""
+    """Operations per second in bfloat16. By default XLA uses bfloat16 for float32 products too."""
     bandwidth: float
-    """Bytes a second between HBM and the cores."""
+    """Bytes per second between HBM and the cores."""
     memory: float
     """Bytes of HBM."""
 
@@ -49,11 +48,11 @@ class Target(NamedTuple):
 V5E = Chip(197e12, 819e9, 16e9)  # cloud.google.com/tpu/docs/v5e
 V6E = Chip(918e12, 1640e9, 32e9)  # cloud.google.com/tpu/docs/v6e
 TARGETS = {
-    "v5e-1": Target(V5E, "v5e:2x2", 1),  # what Colab's free tier has
+    "v5e-1": Target(V5E, "v5e:2x2", 1),  # as in Colab's free tier
     "v5e-4": Target(V5E, "v5e:2x2", 4),
     "v6e-4": Target(V6E, "v6e:2x2", 4),
 }
-# One for each network and optimizer; the paper's other two differ in settings only.
+# One for each network and optimizer of the paper.
 EXPERIMENTS = (
     *("basic", "net", "net-bn-gap", "net-attention", "resnet18-sgd", "resnet18-adam-lr1e-4"),
     *("resnet10", "resnet10-separable"),
@@ -76,15 +75,19 @@ COLUMNS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check what the arguments name, print the table, and return the exit code."""
-    parser = argparse.ArgumentParser(prog="tpu_check", description="Compile train steps for TPUs.")
+    """Compile the steps, print the table, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="make tpu-check", description="Compile train steps for TPUs, without a TPU."
+    )
     for name, choices in (
         ("experiments", EXPERIMENTS),
         ("targets", tuple(TARGETS)),
         ("precisions", PRECISIONS),
     ):
         parser.add_argument(
-            f"--{name}", default=",".join(choices), help="separated by commas [%(default)s]"
+            f"--{name}",
+            default=",".join(choices),
+            help="separated by commas [default: %(default)s]",
         )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
@@ -94,14 +97,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ("precision", precisions, PRECISIONS),
     ):
         if unknown := [value for value in chosen if value not in choices]:
-            parser.error(f"no {name} {unknown[0]!r}: there are {', '.join(choices)}")
+            parser.error(f"unknown {name} {unknown[0]!r}; choose from {', '.join(choices)}")
     try:
         configs = {name: catalog.load(name).config for name in options.experiments.split(",")}
     except UserError as error:
         parser.error(str(error))
     if util.find_spec("libtpu") is None:
         print(
-            "tpu_check: libtpu is not installed: make setup EXTRA=tpu, or pip install -e '.[tpu]'",
+            "tpu_check: libtpu is not installed. Run make setup EXTRA=tpu, or pip install "
+            "-e '.[tpu]'.",
             file=sys.stderr,
         )
         return 2
@@ -123,40 +127,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def check(settings: config.Config, target: str, precision: str) -> dict[str, Any]:
-    """Compile the train step of an experiment; figures are a chip's and a step's.
+    """Compile the train step of an experiment and return figures per chip and step.
 
-    `hbm_mb` is what goes between HBM and the chip, `moved_mb` what all operations read and write,
-    on-chip memory included; both with the padding of tiles. The roofline is a lower bound: the
-    longer of the arithmetic and the traffic with HBM. `problem` is empty if the step
-    compiles, fits, needs no host, and holds no loop of unknown length.
+    `hbm_mb` is the traffic between HBM and the chip, `moved_mb` everything that operations read and
+    write, including memory on the chip. Both include the padding of tiles. The roofline is a lower
+    bound of the time: the longer of arithmetic and HBM traffic. `problem` is empty if the step
+    compiles, fits into memory, needs no host and has no loop of unknown length.
     """
-    os.environ |= _ENVIRONMENT  # before libtpu is loaded
+    os.environ |= _ENVIRONMENT  # libtpu reads it when it is loaded.
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
-    from cifar_jax.training import compilation, setup
+    from cifar_jax.training import compilation
+    from cifar_jax.training.setup import build_setup
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    workload = setup.workload(
+    setup = build_setup(
         config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
         dataset=no_images(),
         available=described.devices[:count],
     )
+    variant = setup.plan.variants[-1]
     began = time.perf_counter()
     try:
-        stage = workload.plan.stages[-1]
-        arguments = compilation.train_arguments(workload, stage)
-        lowered = compilation.train_function(workload, stage).lower(*arguments)
-        compiled = lowered.compile()
-    except JaxRuntimeError as error:  # also raised where the program does not fit the chip
+        arguments = compilation.train_arguments(setup, variant)
+        compiled = compilation.train_function(setup, variant).lower(*arguments).compile()
+    except JaxRuntimeError as error:  # Also raised if the program does not fit into memory.
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}
     costs: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()
     used = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes  # the state, which is donated
+        - memory.alias_size_in_bytes  # The state is donated.
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
@@ -171,7 +175,7 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     if loops := hlo.unknown_loops(body):
         problems.append(f"loops of unknown length: {', '.join(loops)}")
     if used > chip.memory:
-        problems.append(f"needs {used / 1e9:.1f} GB of {chip.memory / 1e9:.0f}")
+        problems.append(f"needs {used / 1e9:.1f} GB of memory, has {chip.memory / 1e9:.0f}")
     seconds = max(costs["flops"] / chip.flops, moved.hbm / chip.bandwidth)
     return {
         "gflop": costs["flops"] / 1e9,
@@ -188,7 +192,10 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
 
 
 def no_images() -> Any:
-    """CIFAR-10's shapes, without images or memory: a step's program does not depend on them."""
+    """Return a data set with the shapes of CIFAR-10 that takes no memory.
+
+    The compiled program does not depend on the images.
+    """
     import numpy as np
 
     from cifar_jax.data import Dataset, Split
@@ -202,8 +209,7 @@ def no_images() -> Any:
     return Dataset("cifar10", classes, blank(50_000), blank(10_000), half, half, fingerprint="")
 
 
-# Without these libtpu asks Google's metadata server which chips this machine has, at length, and
-# lets one process use it at a time, as if that held them.
+# Without these variables libtpu waits for Google's metadata server, and serves one process only.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

@@ -1,7 +1,7 @@
-"""Reads the text of optimised HLO modules: what a step moves, and whom it talks to.
+"""Reads the HLO text of compiled programs: memory traffic, collectives and host transfers.
 
-XLA's own cost analysis counts a loop's body once, together with what is copied once a call, and
-does not tell HBM from on-chip memory.
+XLA's own cost analysis counts the body of a loop once, adds what is copied once per call, and does
+not separate HBM from memory on the chip.
 """
 
 import math
@@ -15,29 +15,29 @@ COLLECTIVES = (
     *("collective-broadcast", "ragged-all-to-all"),
 )
 HOST_OPS = ("infeed", "outfeed", "send", "recv")
-# What names data, or waits for it, and moves none.
+# Operations that move no data.
 _MOVES_NOTHING = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier"),
 }
-# What reads of its first operand only as much as it yields.
+# Operations that read no more of their first operand than they return.
 _SLICES = {"slice", "slice-start", "dynamic-slice", "gather"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?)\s([a-z][a-z0-9-]*)\((.*)$", re.M)
-# Type, axes, order of the axes from the minor one on, and tiles, such as `T(8,128)(2,1)S(1)`.
+# Type, axes, order of the axes (minor first), and tiles, such as `T(8,128)(2,1)S(1)`.
 _ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Array(NamedTuple):
-    """One array of a shape."""
+    """An array of a program."""
 
     bytes: int
-    """With the padding of its tiles."""
+    """Size, including the padding of its tiles."""
     on_chip: bool
-    """In one of the core's own memories (VMEM, or that of scalars), not in HBM."""
+    """Whether it is in a memory of the core (for vectors or scalars), not in HBM."""
 
 
 class Instruction(NamedTuple):
@@ -47,14 +47,14 @@ class Instruction(NamedTuple):
     shape: str
     operands: list[str]
     text: str
-    """From behind the opcode's parenthesis to the end."""
+    """The rest of the line, after the opcode's parenthesis."""
 
 
 Computation = dict[str, Instruction]
 
 
 class Module(NamedTuple):
-    """A program."""
+    """A compiled program."""
 
     computations: dict[str, Computation]
     entry: Computation
@@ -66,25 +66,25 @@ class Traffic(NamedTuple):
     hbm: float
     """Between HBM and the chip."""
     total: float
-    """By all operations, wherever the arrays lie."""
+    """By all operations, in any memory."""
 
 
 def parse(text: str) -> Module:
-    """Take a module's text apart."""
+    """Return the module of a text."""
     computations, entry = {}, {}
-    for found in _COMPUTATION.finditer(text):
+    for match in _COMPUTATION.finditer(text):
         computation = {
             name: Instruction(opcode, shape, re.findall(r"%([\w.\-]+)", rest.split("), ")[0]), rest)
-            for name, shape, opcode, rest in _INSTRUCTION.findall(found[0])
+            for name, shape, opcode, rest in _INSTRUCTION.findall(match[0])
         }
-        computations[found[2]] = computation
-        if found[1]:
+        computations[match[2]] = computation
+        if match[1]:
             entry = computation
     return Module(computations, entry)
 
 
 def steps_body(module: Module) -> Computation:
-    """The body of the loop over a call's steps: the largest loop that the program enters.
+    """Return the body of the loop over the steps of a call: the program's largest loop.
 
     Raises:
       ValueError: there is no loop.
@@ -96,10 +96,10 @@ def steps_body(module: Module) -> Computation:
 
 
 def traffic(module: Module, computation: Computation) -> Traffic:
-    """What a computation reads and writes when it runs once.
+    """Return what a computation reads and writes when it runs once.
 
-    Instructions that XLA fused into one read and write together. A loop within runs as often as XLA
-    knows; one of unknown length counts once, see `unknown_loops`.
+    Fused instructions count as one. A loop inside counts as often as it runs, or once if XLA does
+    not know the number; see `unknown_loops`.
     """
     hbm = total = 0.0
     for name, op in computation.items():
@@ -117,7 +117,7 @@ def traffic(module: Module, computation: Computation) -> Traffic:
 
 
 def unknown_loops(computation: Computation) -> list[str]:
-    """The names of the loops in a computation that run nobody knows how often."""
+    """Return the names of the loops in a computation whose number of iterations is unknown."""
     return [
         name
         for name, op in computation.items()
@@ -126,8 +126,11 @@ def unknown_loops(computation: Computation) -> list[str]:
 
 
 def collectives(module: Module) -> tuple[Counter[str], list[int]]:
-    """How many collectives there are of each kind, an asynchronous pair as one; and the bytes of
-    their shapes, largest first, with padding, and with the operands where a start repeats them."""
+    """Return the number of collectives of each kind, and the bytes of each, largest first.
+
+    An asynchronous pair counts as one. Bytes include padding, and the operands if the start of a
+    pair repeats them.
+    """
     kinds: Counter[str] = Counter()
     sizes = []
     for op in _instructions(module):
@@ -139,7 +142,7 @@ def collectives(module: Module) -> tuple[Counter[str], list[int]]:
 
 
 def host_transfers(module: Module) -> list[str]:
-    """The operations that the host takes part in."""
+    """Return the operations that involve the host."""
     return [
         op.opcode
         for op in _instructions(module)
@@ -149,8 +152,8 @@ def host_transfers(module: Module) -> list[str]:
 
 
 def arrays(shape: str) -> list[Array]:
-    """The arrays of a shape such as `(f32[64]{0:T(128)S(1)}, bf16[3,64]{1,0:T(8,128)(2,1)})`."""
-    found = []
+    """Return the arrays of a shape such as `(f32[64]{0:T(128)S(1)}, bf16[3,64]{1,0:T(8,128)(2,1)})`."""
+    result = []
     for kind, bits, axes, order, layout in _ARRAY.findall(shape):
         sizes = [int(size) for size in axes.split(",") if size]
         minor_first = [sizes[int(axis)] for axis in order.split(",") if axis]
@@ -162,23 +165,23 @@ def arrays(shape: str) -> list[Array]:
         bytes_each = 1 if kind == "pred" else int(bits) / 8
         count = math.prod(minor_first or sizes)
         on_chip = re.search(r"S\([1-9]", layout) is not None
-        found.append(Array(math.ceil(bytes_each * count), on_chip))
-    return found
+        result.append(Array(math.ceil(bytes_each * count), on_chip))
+    return result
 
 
 def _moved(module: Module, computation: Computation, name: str) -> Iterator[Array]:
-    """The arrays that an instruction reads and writes."""
+    """Yield the arrays that an instruction reads and writes."""
     op = computation[name]
     if op.opcode in _MOVES_NOTHING or op.opcode.endswith("-done"):
         return
     if op.opcode == "custom-call" and re.search(r'"(AllocateBuffer|ConcatBitcast)"', op.text):
-        return  # the second names slices that lie side by side already
+        return  # ConcatBitcast only renames adjacent slices.
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
-        written = written[:1]  # then the operand, and a semaphore
+        written = written[:1]  # The others are the operand and a semaphore.
     elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
-        written = written[sum(map(len, operands)) :]  # after the operands
+        written = written[sum(map(len, operands)) :]  # The first ones are the operands.
     yield from written
 
     sliced = _sliced_parameters(module.computations.get(_called_name(op, "calls"), {}))
@@ -190,8 +193,8 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
 
 
 def _sliced_parameters(computation: Computation) -> dict[int, int]:
-    """Of a fused computation, the parameters that it reads only in part, and how many bytes."""
-    found = {}
+    """Return the bytes read of each parameter that a fused computation reads only in part."""
+    sliced = {}
     for name, op in computation.items():
         if op.opcode != "parameter":
             continue
@@ -200,10 +203,10 @@ def _sliced_parameters(computation: Computation) -> dict[int, int]:
             reader.opcode in _SLICES and reader.operands.index(name) == 0 for reader in readers
         ):
             slices = (arrays(reader.shape) for reader in readers)
-            found[int(op.text.split(")")[0])] = sum(
+            sliced[int(op.text.split(")")[0])] = sum(
                 array.bytes for each in slices for array in each
             )
-    return found
+    return sliced
 
 
 def _instructions(module: Module) -> Iterator[Instruction]:
@@ -216,5 +219,5 @@ def _called(module: Module, op: Instruction, role: str) -> Computation:
 
 
 def _called_name(op: Instruction, role: str) -> str:
-    found = re.search(rf"\b{role}=%([\w.\-]+)", op.text)
-    return found[1] if found else ""
+    match = re.search(rf"\b{role}=%([\w.\-]+)", op.text)
+    return match[1] if match else ""

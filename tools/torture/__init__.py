@@ -1,0 +1,27 @@
+"""Disturbs training runs and compares them with undisturbed ones: `make torture`.
+
+Runs are killed and stopped, their files are damaged, and their disk is filled. A disturbed run is
+started again until it is finished. Then its last checkpoint, metrics, log, outputs and result must
+equal those of an undisturbed run, except for times.
+
+runs.py       the runs, each in its own process
+compare.py    compares two finished runs
+harness.py    the undisturbed runs, and the outcomes of all faults
+faults.py     the faults
+__main__.py   the command line and the table
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+SCRATCH = Path(tempfile.mkdtemp(prefix="cifar-jax-torture-"))
+CACHE = SCRATCH / "xla"
+"""Compiled programs."""
+
+os.environ |= {  # JAX reads them when it is imported.
+    "JAX_PLATFORMS": "cpu",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "CIFAR_JAX_CACHE": str(SCRATCH / "data"),
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+}

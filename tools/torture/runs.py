@@ -1,0 +1,256 @@
+"""The runs that are disturbed. Each runs the command line in its own process.
+
+The processes are forked from this one, because imports take most of the time of a short run. This
+process must not compute anything: JAX does not survive a fork.
+"""
+
+import functools
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+import cifar_jax.cli.train
+import cifar_jax.data.digits  # noqa: F401  before the fork, to save time
+from cifar_jax import cli
+from cifar_jax.callbacks.metrics_file import MetricsFile
+from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import RunFolder
+from cifar_jax.training import train as training
+from cifar_jax.training.compilation import CompiledSteps
+from tools.torture import CACHE, SCRATCH
+
+PATIENCE = 600
+"""Seconds after which a process counts as hanging."""
+
+STARTING = "starting"
+"""Also the phase of everything that has no other one."""
+
+_MARKED = (
+    (training, "build_setup", "loading data"),
+    (Checkpoints, "restore_latest", "restoring"),
+    (CompiledSteps, "__init__", "compiling"),
+    (training, "compile_evaluation", "compiling"),
+    (training, "train_epoch", "training"),
+    (training, "epoch_metrics", "validating"),
+    (MetricsFile, "on_epoch_end", "writing metrics"),
+    (Checkpoints, "save", "saving"),
+    (training, "write_result", "testing"),
+    (RunFolder, "write_result", "writing the result"),
+)
+"""The functions of each phase. A phase may interrupt another."""
+
+PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _MARKED))
+
+BACKGROUND = "writing a checkpoint"
+"""A checkpoint is being written in the background, whatever the phase is."""
+
+_fork = multiprocessing.get_context("fork")
+_progress: Any = None
+"""Of this process: the number of its phase, then how often it has entered each phase."""
+
+
+class RunKind(NamedTuple):
+    """A training run of a few seconds."""
+
+    name: str
+    arguments: tuple[str, ...]
+    """Of the command line."""
+    share: int
+    """How many of ten signals are sent to runs of this kind."""
+    processes: int
+
+
+def _kind(name: str, model: str, *settings: str, share: int = 0, processes: int = 1) -> RunKind:
+    words = ["train", model]
+    for setting in ("data.dataset=digits", "train.log_every=4", *settings):
+        words += ["--set", setting]
+    return RunKind(name, tuple(words), share, processes)
+
+
+_PLATEAU = ("schedule.name=plateau", "schedule.patience=0", "schedule.threshold=0.9")
+BASIC = _kind(  # Saves every 0.3 s.
+    *("basic", "basic", "epochs=4", "batch_size=16", "data.train_images=512"),
+    *("data.validation=144", "data.crop_padding=4", "data.flip=true"),
+    *("train.checkpoint_minutes=0.005", "train.devices=1", "train.eval_batch_size=16"),
+    share=4,
+)
+ADAM = _kind(
+    *("basic, Adam, plateau", "basic", "epochs=5", "batch_size=16", *_PLATEAU),
+    *("data.train_images=200", "data.validation=0.1", "data.last_batch=wrap"),
+    *("optimizer.name=adam", "train.keep_checkpoints=1", "train.steps_per_call=2"),
+    *("data.crop_padding=2", "train.devices=1"),
+    share=4,
+)
+NET = _kind(  # BatchNorm and dropout.
+    *("net-bn-gap, plateau", "net-bn-gap", "epochs=4", "batch_size=8", *_PLATEAU),
+    *("data.train_images=40", "data.validation=24", "data.crop_padding=4"),
+    *("data.flip=true", "train.checkpoint_minutes=0.01", "train.devices=1"),
+    share=2,
+)
+TWO_PROCESSES = _kind(
+    *("basic, two processes", "basic", "epochs=4", "batch_size=16", *_PLATEAU),
+    *("data.train_images=256", "data.validation=144", "train.checkpoint_minutes=0.01"),
+    processes=2,
+)
+
+
+class Failure(Exception):
+    """A run did not do what it should."""
+
+
+class Moment(NamedTuple):
+    """A moment of a run: `delay` seconds after it enters `phase` for the `number`-th time."""
+
+    phase: str
+    number: int
+    delay: float
+
+    @classmethod
+    def draw(cls, rng: random.Random, seconds: float) -> "Moment":
+        """Return a random moment of a run that takes a number of seconds.
+
+        One of seven is at any time; the others are shortly after a phase begins.
+        """
+        phase = rng.choice([STARTING, STARTING, *PHASES[1:], "training", BACKGROUND])
+        if phase == STARTING:
+            return cls(phase, 0, rng.uniform(0, seconds))
+        counts = {"training": 3, "validating": 2, "writing metrics": 3, "saving": 3, BACKGROUND: 3}
+        delays = {"compiling": 1.0, "training": 0.5, "loading data": 0.2}
+        count = rng.randint(1, counts.get(phase, 1))
+        return cls(phase, count, rng.uniform(0, delays.get(phase, 0.03)))
+
+
+class RunProcess:
+    """A process that trains a run. It starts at once.
+
+    Args:
+      kind: the run.
+      folder: its run folder.
+      cache: folder of compiled programs.
+      environment: further environment variables.
+    """
+
+    def __init__(
+        self, kind: RunKind, folder: Path, cache: Path, environment: Mapping[str, str]
+    ) -> None:
+        self._folder = folder
+        rank = environment.get("JAX_PROCESS_ID", "")
+        self._output = SCRATCH / f"{folder.name}.{time.monotonic_ns()}{rank}.out"
+        self._progress = _fork.RawArray("i", 1 + len(PHASES))
+        words = [*kind.arguments, "--workdir", str(folder)]
+        self._process = _fork.Process(
+            target=_train, args=(words, self._output, cache, environment, self._progress)
+        )
+        self._process.start()
+
+    def is_running(self) -> bool:
+        """Return whether the process has not ended yet."""
+        return self._process.exitcode is None
+
+    def phase(self) -> str:
+        """Return what the process does now, or did when it ended."""
+        phase = PHASES[self._progress[0]]
+        return BACKGROUND if phase != "saving" and self._is_writing() else phase
+
+    def wait_for(self, moment: Moment) -> bool:
+        """Wait until a moment; return False if the process ends before."""
+        while self.is_running():
+            phase = "saving" if moment.phase == BACKGROUND else moment.phase
+            if self._progress[1 + PHASES.index(phase)] >= moment.number and (
+                moment.phase != BACKGROUND or self._is_writing()
+            ):
+                self._process.join(moment.delay)
+                return self.is_running()
+            time.sleep(0.001)
+        return False
+
+    def send(self, signum: int) -> None:
+        """Send a signal to the process."""
+        os.kill(self._process.pid or 0, signum)
+
+    def wait(self) -> int:
+        """Wait for the end of the process and return its exit code.
+
+        Raises:
+          Failure: the process does not end.
+        """
+        self._process.join(PATIENCE)
+        if self.is_running():
+            self._process.kill()
+            self._process.join()
+            raise Failure(f"did not end within {PATIENCE} s: {self.output()}")
+        return self._process.exitcode or 0
+
+    def output(self) -> str:
+        """Return the end of what the process printed."""
+        return self._output.read_text(errors="replace")[-1500:]
+
+    def printed_one_line(self) -> bool:
+        """Return whether the process printed exactly one line of error, and no traceback."""
+        lines = self._output.read_text(errors="replace").splitlines()
+        errors = [line for line in lines if line.startswith("cifar-jax: ")]
+        errors = [line for line in errors if "waiting for 2 processes" not in line]
+        return len(errors) == 1 and not any("Traceback" in line for line in lines)
+
+    def _is_writing(self) -> bool:
+        return any((self._folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+
+
+def start(kind: RunKind, folder: Path, cache: Path = CACHE) -> list[RunProcess]:
+    """Start all processes of a run."""
+    if kind.processes == 1:
+        return [RunProcess(kind, folder, cache, {})]
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(kind.processes)}
+    return [
+        RunProcess(kind, folder, cache, {"JAX_PROCESS_ID": str(rank), **common})
+        for rank in range(kind.processes)
+    ]
+
+
+def mark_phases() -> None:
+    """Make all runs that are forked from this process report their phase."""
+    for owner, name, phase in _MARKED:
+        setattr(owner, name, _marked(getattr(owner, name), PHASES.index(phase)))
+
+
+def _marked(function: Callable[..., Any], number: int) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def marked(*arguments: Any, **keywords: Any) -> Any:
+        outer = _progress[0]
+        _progress[0] = number
+        _progress[1 + number] += 1
+        try:
+            return function(*arguments, **keywords)
+        finally:
+            _progress[0] = outer
+
+    return marked
+
+
+def _train(
+    words: Sequence[str], output: Path, cache: Path, environment: Mapping[str, str], progress: Any
+) -> None:
+    """Run the command line in this process, which was just forked."""
+    global _progress
+    _progress = progress
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with output.open("ab") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ |= environment
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    sys.argv = ["cifar-jax", *words]
+    cli.main()
