@@ -1,25 +1,31 @@
-"""A model that a person's own config file defines: trained, used, and never run unasked."""
+"""A model that an experiment file defines: validated, trained, used, and never executed unasked."""
 
 import json
 import re
+import runpy
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from PIL import Image
-from short_runs import files
 
 import cifar_jax
-from cifar_jax import catalog, cli, models
+from cifar_jax import cli, models
 from cifar_jax.errors import UserError
+from cifar_jax.models.basic import Basic
 from cifar_jax.models.custom import CustomModel
-from cifar_jax.models.summary import summarise
+from cifar_jax.models.summary import summarize
 
+# Most of the time goes into compiling, so XLA is asked to optimize less.
+quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 DOCS = Path(__file__).parents[1] / "docs" / "use.md"
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "data.train_images=128", "--set", "batch_size=32"),
@@ -50,15 +56,17 @@ CONFIG = Config(
 '''
 
 
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture
-def run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Outcome]:
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Call the command line in an empty folder, without CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
@@ -66,22 +74,24 @@ def run(
     def call(*arguments: str) -> Outcome:
         capsys.readouterr()
         code = cli.run(arguments)
-        out, err = capsys.readouterr()
-        return Outcome(code, out, err)
+        return Outcome(code, *capsys.readouterr())
 
     return call
 
 
 def module(file: str | Path) -> Any:
-    parts = catalog.load(str(file)).custom
-    assert parts is not None
-    return parts.model
+    return runpy.run_path(str(file))["MODEL"]
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path: path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tiny.py` and `run`, an epoch of it."""
-    folder = tmp_path_factory.mktemp("own")
+    """A folder with `tiny.py` and `run`, which was trained with it for one epoch."""
+    folder = tmp_path_factory.mktemp("custom")
     (folder / "tiny.py").write_text(TINY)
     arguments = ["train", str(folder / "tiny.py"), *QUICK, "--workdir", str(folder / "run")]
     assert cli.run(arguments) == 0
@@ -89,157 +99,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def there(trained: Path, tmp_path: Path) -> Path:
-    """A copy of that, to work in."""
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of `trained` as the current folder."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
 
-def test_the_documented_example_goes_all_the_way(run: Any, tmp_path: Path) -> None:
-    text = DOCS.read_text().partition("`my_vit.py`:")[2]
-    source = re.search(r"```python\n(.*?)```", text, re.DOTALL)
-    assert source
-    assert len([line for line in source[1].splitlines() if line]) <= 30
-    quick = (
-        source[1]
-        .replace("width: int = 64", "width: int = 8")
-        .replace("depth: int = 2", "depth: int = 1")
-    )
-    (tmp_path / "my_vit.py").write_text(quick)  # most of the time goes into compiling
-    rows = json.loads(run("summary", "my_vit.py", "--json").out)
-
-    train = ("train", "my_vit.py", *QUICK, "--workdir", "run", "--set")
-    done = run(*train, "epochs=1")
-    assert done.code == 0, done.err
-    assert "my-vit seed 0: test accuracy" in done.out
-    done = run(*train, "epochs=2")
-    assert "goes on from step 4" in done.out
-    assert "otherwise" not in done.out
-    result = json.loads(Path("run/result.json").read_text())
-    assert result["parameters"] == sum(row["parameters"] for row in rows)
-
-    code = ("--code", "my_vit.py")
-    measured = json.loads(run("evaluate", "run", *code, "--json").out)
-    assert measured["accuracy"] == result["test_accuracy"]
-    Image.new("RGB", (40, 40), (99, 99, 99)).save("grey.png")
-    (answer,) = json.loads(run("predict", "run", "grey.png", *code, "--json").out)
-    assert "my-vit" in run("report", "run").out
-
-    expected = cifar_jax.load("run", model=module("my_vit.py"))
-    assert answer["top"][0]["probability"] == pytest.approx(expected.predict(["grey.png"]).max())
-    for kind in ("stablehlo", "safetensors"):
-        done = run("export", "run", "--to", kind, "--output", f"vit.{kind}", *code)
-        assert done.code == 0, done.err
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    for answers in (
-        cifar_jax.load("vit.stablehlo"),
-        cifar_jax.load("vit.safetensors", model=module("my_vit.py")),
-    ):
-        np.testing.assert_allclose(answers.logits(images), expected.logits(images), atol=1e-5)
-    done = run("predict", "vit.safetensors", "grey.png")
-    assert done.code == 2
-    assert "--code" in done.err
-    pytest.importorskip("jax2onnx", reason="needs the extra `export`")
-    done = run("export", "run", "--to", "onnx", *code)
-    assert done.code == 0, done.err
-
-
-def test_a_folders_code_is_never_run_unasked(run: Any, there: Path) -> None:
-    copy = there / "run" / "model.py"
-    assert copy.read_bytes() == (there / "tiny.py").read_bytes()
-    trap = there / "trapped"
-    copy.write_text(f"{copy.read_text()}\nimport pathlib; pathlib.Path({str(trap)!r}).touch()")
-    Image.new("RGB", (32, 32)).save(there / "black.png")
-    for verb in (
-        ["evaluate", "run"],
-        ["predict", "run", "black.png"],
-        ["export", "run", "--to", "stablehlo"],
-    ):
-        done = run(*verb)
-        assert done.code == 2
-        assert done.err.count("\n") == 1
-        assert "--code run/model.py" in done.err
-    with pytest.raises(UserError, match="hand over the model"):
-        cifar_jax.load(there / "run")
-    assert run("report", "run").code == 0
-    assert run("evaluate", "run", "--code", "tiny.py").code == 0
-    begin = ("train", "tiny.py", *QUICK, "--workdir", "other", "--set", "train.init_from=run")
-    assert run(*begin).code == 0  # for which weights are enough
-    assert not trap.exists()
-    assert run("evaluate", "run", "--code", "run/model.py").code == 0
-    assert trap.exists()
-
-
-def test_what_is_no_change_of_the_model_is_none(run: Any, there: Path) -> None:
-    file = there / "tiny.py"
-    text = file.read_text().replace('"""A conv', '"""Just a conv').replace("epochs=1", "epochs=2")
-    file.write_text(text.replace("x = nn.relu", "# now\n        x =  nn.relu"))
-    done = run("train", "tiny.py", *QUICK, "--workdir", "run")
-    assert done.code == 0, done.err
-    assert "goes on from step 4" in done.out
-    assert "otherwise" not in done.out + run("evaluate", "run", "--code", "tiny.py").err
-    assert (there / "run" / "model.py").read_bytes() == file.read_bytes()
-
-
-def test_a_change_of_the_model_is_told(run: Any, there: Path) -> None:
-    file = there / "tiny.py"
-    file.write_text(file.read_text().replace("nn.relu", "nn.gelu"))
-    assert "otherwise" in run("evaluate", "run", "--code", "tiny.py").err
-    done = run("train", "tiny.py", *QUICK, "--workdir", "run", "--set", "epochs=2")
-    assert done.code == 0, done.err
-    assert "tiny.py defines the model otherwise" in done.out
-    assert "tiny.py defines the model otherwise" in (there / "run" / "log.txt").read_text()
-    assert "otherwise" not in run("evaluate", "run", "--code", "tiny.py").err
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("width: int = 4", "width: int = 5"), ('name="bn"', 'name="norm"'), (', name="conv"', "")],
-)
-def test_weights_that_no_longer_fit_are_refused(run: Any, there: Path, old: str, new: str) -> None:
-    file = there / "tiny.py"
-    file.write_text(file.read_text().replace(old, new))
-    before = files(there / "run")
-    done = run("train", "tiny.py", *QUICK, "--workdir", "run", "--set", "epochs=2")
-    assert done.code == 2
-    assert done.err.count("\n") == 1
-    assert "tiny.py defines the model otherwise" in done.err
-    assert "of another network; choose another --workdir" in done.err
-    assert files(there / "run") == before
-    done = run("evaluate", "run", "--code", "tiny.py")
-    assert done.code == 2
-    assert "of another network" in done.err
-
-
-def test_the_code_of_another_model_is_refused(run: Any, there: Path) -> None:
-    (there / "other.py").write_text(TINY.replace('name="tiny"', 'name="other"'))
-    (there / "none.py").write_text(TINY.replace("MODEL = Tiny", "").replace('"tiny"', '"basic"'))
-    for code, words in {
-        "other.py": "other.py: MODEL is named 'other', not 'tiny'",
-        "none.py": "none.py has no MODEL",
-        "absent.py": "no experiment file absent.py",
-    }.items():
-        done = run("evaluate", "run", "--code", code)
-        assert (done.code, done.err.count("\n")) == (2, 1)
-        assert words in done.err
-    done = run("predict", "net-bn-gap", "x.png", "--code", "tiny.py")
-    assert "'net-bn-gap' is a network of the package's" in done.err
-
-
-def test_batch_norm_of_linen_learns_its_statistics(trained: Path) -> None:
-    network: Any = cifar_jax.load(trained / "run", model=module(trained / "tiny.py"))
-    assert (network.variables["batch_stats"]["bn"]["mean"] != 0).all()
-
-
-def test_a_files_model_gives_way_to_one_of_the_package(run: Any, tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text(TINY)
-    done = run("train", "tiny.py", *QUICK, "--set", "model.name=basic", "--workdir", "run")
-    assert done.code == 0, done.err
-    assert run("evaluate", "run").code == 0
-    assert not (tmp_path / "run" / "model.py").exists()
-
-
-class Special(nn.Module):
+class Small(nn.Module):
     num_classes: int = 10
 
     @nn.compact
@@ -249,36 +115,56 @@ class Special(nn.Module):
         return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)
 
 
-def test_initializers_are_the_modules_own() -> None:
-    model = models.create("special", CustomModel(Special), num_classes=3)
-    params = models.init_variables(model, jax.random.key(0))["params"]
+def test_a_modules_own_initializers_are_used() -> None:
+    model = models.create("small", CustomModel(Small), num_classes=3)
+    params = quick_jit(partial(models.init_variables, model))(jax.random.key(0))["params"]
     assert (params["position"] == 0.5).all()
     assert (params["head"]["kernel"] == 0).all()
     assert params["head"]["bias"].shape == (3,)
 
 
-def test_whatever_a_module_raises_it_does_not_take_that_size() -> None:
-    class Fixed(Special):
+def test_a_subclass_of_a_package_network_is_initialized_like_it() -> None:
+    class WithGain(Basic):
+        @nn.compact
+        def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+            gain = self.param("gain", nn.initializers.constant(0.5), ())
+            return gain * super().__call__(x, train=train)
+
+    model = models.create("mine", CustomModel(WithGain))
+    variables, expected = (
+        quick_jit(partial(models.init_variables, network))(jax.random.key(3))
+        for network in (model, models.create("basic"))
+    )
+    assert variables["params"].pop("gain") == 0.5
+    chex.assert_trees_all_equal(variables, expected)
+
+
+def test_options_set_fields_and_keep_those_of_an_instance() -> None:
+    class Deep(Small):
+        depth: int = 1
+        width: int = 1
+
+    model = models.create("deep", CustomModel(Deep(depth=3)), num_classes=7, width=2)
+    assert model == Deep(num_classes=7, depth=3, width=2)
+    with pytest.raises(UserError) as error:
+        models.create("deep", CustomModel(Deep), widht=2)
+    assert "has no widht: remove model.arguments.widht" in str(error.value)
+    assert "(num_classes, depth, width)" in str(error.value)
+
+
+def test_a_module_that_fails_does_not_accept_the_size() -> None:
+    class Fixed(Small):
         @nn.compact
         def __call__(self, x: jax.Array, train: bool) -> jax.Array:
             assert x.shape[1] == 32
             return nn.Dense(self.num_classes)(x.reshape(x.shape[0], -1))
 
     model = models.create("fixed", CustomModel(Fixed))
-    assert models.takes(model, 32)
-    assert not models.takes(model, 16)
+    assert models.accepts_size(model, 32)
+    assert not models.accepts_size(model, 16)
 
 
-def test_fields_of_an_instance_are_kept() -> None:
-    class Deep(Special):
-        depth: int = 1
-
-    assert models.create("deep", CustomModel(Deep(depth=3)), num_classes=7) == Deep(
-        num_classes=7, depth=3
-    )
-
-
-def test_summary_counts_everything_once(tmp_path: Path) -> None:
+def test_summary_counts_everything_once() -> None:
     class Mixed(nn.Module):
         num_classes: int = 10
 
@@ -289,14 +175,14 @@ def test_summary_counts_everything_once(tmp_path: Path) -> None:
             x = x @ self.param("mix", nn.initializers.ones, (6, 5))
             return nn.Dense(self.num_classes, name="head")(x.mean(1))
 
-    rows = {row.name: row for row in summarise(Mixed())}
+    rows = {row.name: row for row in summarize(Mixed())}
     assert rows["patches"].multiply_adds == 64 * 16 * 3 * 6
     assert [rows[f"Dense_{n}"].multiply_adds for n in (0, 1)] == [64 * 36, 64 * 36]
     assert (rows["Mixed"].parameters, rows["Mixed"].multiply_adds) == (30, 64 * 30)
-    assert (rows["head"].configuration, rows["head"].parameters) == ("Dense 10", 60)
+    assert (rows["head"].configuration, rows["head"].parameters) == ("10 Neurons", 60)
     variables = models.variable_shapes(Mixed())
-    counted = sum(row.parameters for row in rows.values())
-    assert counted == models.count_parameters(variables["params"])
+    total = sum(row.parameters for row in rows.values())
+    assert total == models.count_parameters(variables["params"])
 
 
 SIGNATURE = "def __call__(self, x, *, train=False):"
@@ -304,22 +190,20 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "message"),
     [
         ("MODEL = Tiny", "MODEL = 3", "not of type int"),
         ("MODEL = Tiny", "MODEL = dict", "not of type dict"),
         ("MODEL = Tiny", "MODEL = lambda: Tiny()", "not of type function"),
-        ("MODEL = Tiny", "", "no model 'tiny'"),
-        ('"tiny"', '"resnet18"', "names the package's 'resnet18'"),
         ("num_classes: int = 10", "classes: int = 10", "has no num_classes"),
         (SIGNATURE, "def __call__(self, x):", "takes no train"),
-        (SIGNATURE, "def call(self, x, *, train=False):", "cannot be called"),
+        (SIGNATURE, "def call(self, x, *, train=False):", "fails when it is called"),
         ("num_classes: int = 10", "num_classes: int\n    depth: int", "argument: 'depth'"),
         ("self.width,", "self.height,", 'no attribute "height" (line 13)'),
-        (LAST, "return x", "gives float32 [2, 256] of 2 images"),
-        (LAST, "return (x, x)", "gives a tuple"),
-        (LAST, f"{LAST}.astype('bfloat16')", "gives bfloat16 [2, 10]"),
-        (LAST, f"{LAST}[0]", "gives float32 [10]"),
+        (LAST, "return x", "returns float32 [2, 256] for 2 images"),
+        (LAST, "return (x, x)", "returns a tuple"),
+        (LAST, f"{LAST}.astype('bfloat16')", "returns bfloat16 [2, 10]"),
+        (LAST, f"{LAST}[0]", "returns float32 [10]"),
         (LAST, "self.variable('cache', 'x', lambda: x); " + LAST, "has variables in 'cache'"),
         ("(4, 4), strides", "(4, 4), param_dtype='bfloat16', strides", "params/conv/bias in bf"),
         (
@@ -327,21 +211,186 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
             "self.variable('batch_stats', 'n', lambda: x.sum()) if train else 0; x = nn.relu",
             "has other batch_stats with train=True",
         ),
-        ("epochs=1", "epochs=1, train=Train(precision='bfloat16')", "has no dtype"),
-        ('name="tiny"', 'name="tiny", dropout=0.5', "has no dropout"),
     ],
 )
-def test_a_model_that_cannot_be_trained_is_refused_before_all_else(
-    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, words: str
-) -> None:
-    from cifar_jax.training import setup
+def test_unsuitable_modules_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = tmp_path / "tiny.py"
+    assert old in TINY
+    file.write_text(TINY.replace(old, new))
+    with pytest.raises(UserError) as error:
+        CustomModel(module(file), "tiny", file).build("tiny", dtype=jnp.dtype("float32"))
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{file}: MODEL ")
+    assert "\n" not in str(error.value)
 
-    monkeypatch.setattr(setup, "load", lambda name: pytest.fail("data was loaded"))
-    text = TINY.replace("import Config,", "import Config, Train,")
-    assert old in text
-    (tmp_path / "tiny.py").write_text(text.replace(old, new))
-    done = run("train", "tiny.py", *QUICK)
-    assert done.code == 2
-    assert words in done.err
-    assert done.err.count("\n") == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
+
+def test_missing_fields_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    custom = CustomModel(module(tmp_path / "tiny.py"), "tiny")
+    with pytest.raises(UserError, match=r"has no dtype, .* add the field `dtype: Any = None`"):
+        custom.build("tiny", dtype=jnp.bfloat16)
+    with pytest.raises(UserError, match=r"has no dropout: remove model\.dropout"):
+        custom.build("tiny", dropout=0.5)
+    with pytest.raises(UserError, match="is named 'tiny', not 'other'"):
+        custom.build("other")
+    with pytest.raises(UserError, match="'basic' is one of the package's networks"):
+        models.create("basic", custom)
+
+
+def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
+    run: Run, tmp_path: Path
+) -> None:
+    for old, new, message in (
+        ("MODEL = Tiny", "MODEL = 3", "not of type int"),
+        ("MODEL = Tiny", "", "no model 'tiny'"),
+        ('"tiny"', '"resnet18"', "'resnet18'"),
+        (SIGNATURE, "def __call__(self, x):", "takes no train"),
+    ):
+        (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
+        outcome = run("train", "tiny.py")  # CIFAR-10 is missing
+        assert outcome.code == 2
+        assert message in outcome.err.splitlines()[-1]
+        assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
+
+
+@pytest.mark.slow
+def test_the_documented_example_works_with_every_command(run: Run, tmp_path: Path) -> None:
+    text = DOCS.read_text().partition("`my_vit.py`:")[2]
+    source = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert source
+    small = source[1].replace("width: int = 64", "width: int = 8")
+    (tmp_path / "my_vit.py").write_text(small.replace("depth: int = 2", "depth: int = 1"))
+    rows = json.loads(run("summary", "my_vit.py", "--json").out)
+
+    train = ("train", "my_vit.py", *QUICK, "--workdir", "run", "--set")
+    for epochs in (1, 2):
+        outcome = run(*train, f"epochs={epochs}")
+        assert outcome.code == 0, outcome.err
+    result = json.loads(Path("run/result.json").read_text())
+    assert result["steps"] == 8
+    assert result["parameters"] == sum(row["parameters"] for row in rows)
+
+    code = ("--code", "my_vit.py")
+    measured = json.loads(run("evaluate", "run", *code, "--json").out)
+    assert measured["accuracy"] == result["test_accuracy"]
+    Image.new("RGB", (40, 40), (99, 99, 99)).save("gray.png")
+    (answer,) = json.loads(run("predict", "run", "gray.png", *code, "--json").out)
+    assert run("report", "run").code == 0
+
+    expected = cifar_jax.load("run", model=module("my_vit.py"))
+    assert answer["top"][0]["probability"] == pytest.approx(expected.predict(["gray.png"]).max())
+    for kind in ("stablehlo", "safetensors"):
+        outcome = run("export", "run", "--to", kind, "--output", f"vit.{kind}", *code)
+        assert outcome.code == 0, outcome.err
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for loaded in (
+        cifar_jax.load("vit.stablehlo"),
+        cifar_jax.load("vit.safetensors", model=module("my_vit.py")),
+    ):
+        np.testing.assert_allclose(loaded.logits(images), expected.logits(images), atol=1e-5)
+    assert run("predict", "vit.safetensors", "gray.png").code == 2
+    pytest.importorskip("jax2onnx", reason="needs the extra `export`")
+    assert run("export", "run", "--to", "onnx", *code).code == 0
+
+
+def test_code_in_a_run_folder_is_not_executed_unasked(run: Run, copied: Path) -> None:
+    copy, trap = copied / "run" / "code.py", copied / "trapped"
+    assert copy.read_bytes() == (copied / "tiny.py").read_bytes()
+    copy.write_text(f"{copy.read_text()}\nimport pathlib; pathlib.Path({str(trap)!r}).touch()")
+    Image.new("RGB", (32, 32)).save(copied / "black.png")
+    for command in (
+        ["evaluate", "run"],
+        ["predict", "run", "black.png"],
+        ["export", "run", "--to", "stablehlo"],
+    ):
+        outcome = run(*command)
+        assert outcome.code == 2
+        assert outcome.err.count("\n") == 1
+        assert "--code" in outcome.err
+    with pytest.raises(UserError):
+        cifar_jax.load(copied / "run")
+    assert run("report", "run").code == 0
+    assert run("evaluate", "run", "--code", "tiny.py").code == 0
+    # Only the weights are needed here.
+    init_from = ("--workdir", "other", "--set", "train.init_from=run")
+    assert run("train", "tiny.py", *QUICK, *init_from).code == 0
+    assert not trap.exists()
+    assert run("evaluate", "run", "--code", "run/code.py").code == 0
+    assert trap.exists()
+
+
+def test_comments_and_settings_are_no_change_of_the_model(run: Run, copied: Path) -> None:
+    file = copied / "tiny.py"
+    text = file.read_text().replace('"""A conv', '"""Just a conv').replace("epochs=1", "epochs=2")
+    file.write_text(text.replace("x = nn.relu", "# now\n        x =  nn.relu"))
+    outcome = run("train", "tiny.py", *QUICK, "--workdir", "run")
+    assert outcome.code == 0, outcome.err
+    assert "tiny.py" not in outcome.err + run("evaluate", "run", "--code", "tiny.py").err
+    assert json.loads((copied / "run/result.json").read_text())["steps"] == 8
+    assert (copied / "run" / "code.py").read_bytes() == file.read_bytes()
+
+
+def test_a_changed_model_is_reported(run: Run, copied: Path) -> None:
+    file = copied / "tiny.py"
+    file.write_text(file.read_text().replace("nn.relu", "nn.gelu"))
+    assert "tiny.py" in run("evaluate", "run", "--code", "tiny.py").err
+    outcome = run("train", "tiny.py", *QUICK, "--workdir", "run", "--set", "epochs=2")
+    assert outcome.code == 0, outcome.err
+    assert "tiny.py" in (copied / "run" / "log.txt").read_text()
+    assert not run("evaluate", "run", "--code", "tiny.py").err
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("width: int = 4", "width: int = 5"), ('name="bn"', 'name="norm"')]
+)
+def test_weights_of_another_network_are_refused(run: Run, copied: Path, old: str, new: str) -> None:
+    file = copied / "tiny.py"
+    file.write_text(file.read_text().replace(old, new))
+    before = contents(copied / "run")
+    for command in (
+        ("train", "tiny.py", *QUICK, "--workdir", "run", "--set", "epochs=2"),
+        ("evaluate", "run", "--code", "tiny.py"),
+    ):
+        outcome = run(*command)
+        assert outcome.code == 2
+        assert "of another network" in outcome.err
+        assert contents(copied / "run") == before
+
+
+def test_code_without_the_right_model_is_refused(run: Run, copied: Path) -> None:
+    (copied / "other.py").write_text(TINY.replace('name="tiny"', 'name="other"'))
+    (copied / "none.py").write_text(TINY.replace("MODEL = Tiny", "").replace('"tiny"', '"basic"'))
+    for code, message in {
+        "other.py": "other.py: MODEL is named 'other', not 'tiny'",
+        "none.py": "none.py has no MODEL",
+        "absent.py": "absent.py",
+    }.items():
+        outcome = run("evaluate", "run", "--code", code)
+        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+        assert message in outcome.err
+
+
+def test_the_statistics_of_linens_batch_norm_are_kept(trained: Path) -> None:
+    network: Any = cifar_jax.load(trained / "run", model=module(trained / "tiny.py"))
+    assert (network.variables["batch_stats"]["bn"]["mean"] != 0).all()
+
+
+def test_the_seed_reaches_the_initialization(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    digests = []
+    for seed in ("0", "1"):
+        # This learning rate is zero in float32, so the weights stay as they were initialized.
+        settings = ("--set", "optimizer.lr=1e-46", "--seed", seed, "--workdir", seed)
+        outcome = run("train", "tiny.py", *QUICK, *settings)
+        assert outcome.code == 0, outcome.err
+        digests.append(json.loads((tmp_path / seed / "result.json").read_text())["params_sha256"])
+    assert digests[0] != digests[1]
+
+
+@pytest.mark.slow
+def test_model_name_can_select_a_package_network(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.py").write_text(TINY)
+    outcome = run("train", "tiny.py", *QUICK, "--set", "model.name=basic", "--workdir", "run")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "run/result.json").read_text())["model"] == "basic"
+    assert run("evaluate", "run").code == 0

@@ -21,9 +21,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import config, models
 from cifar_jax.training import schedules
-from cifar_jax.training.optimizers import make_optimizer, plateau_init
+from cifar_jax.training.optimizers import make_optimizer
 from cifar_jax.training.schedules import StepInfo
-from cifar_jax.training.step import Metrics, StepSpec, TrainState, train_step
+from cifar_jax.training.step import StepSpec, init_state, train_step
 
 FIXTURES = Path(__file__).parent / "fixtures"
 RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())
@@ -54,8 +54,9 @@ class Network:
         dropout = None if model in FLATTENED_CHANNELS else 0.0
         self.model = models.create(model, pooling=pooling, dropout=dropout)
         shapes = models.variable_shapes(self.model)
-        self.params = self._fill(shapes["params"])
-        self.batch_stats = self._fill(shapes.get("batch_stats", {}))
+        self.variables = {"batch_stats": {}} | {
+            collection: self._fill(shapes[collection]) for collection in shapes
+        }
         images, labels = recipe.batch()
         self.images, self.labels = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels)
 
@@ -140,23 +141,15 @@ FAST = ["basic", "net-attention", "resnet10-separable"]
 def test_train_step(each_platform: None, name: str) -> None:
     network, record = Network(name), RECORD["train_steps"][name]
     tx = selected([optimizer(fields) for fields in RECORD["model_optimizers"].values()])
-    step = quick_jit(partial(train_step, recipe=StepSpec(network.model, tx)))
-    _, rule_states = tx.init(network.params)
-    start = TrainState(
-        step=jnp.int32(0),
-        params=network.params,
-        batch_stats=network.batch_stats,
-        opt_state=None,
-        plateau=plateau_init(),
-        metrics=Metrics.zero(),
-        lr=jnp.float32([1]),
-        averaged={},
-    )
+    spec = StepSpec(network.model, tx)
+    step = quick_jit(partial(train_step, spec=spec))
+    start = init_state(network.variables, spec, [1])
+    _, optimizer_states = start.opt_state
     key, step_info = jax.random.key(0), StepInfo(0, 0, 1)
     params = network.by_torch_name(start.params)
     statistics = network.by_torch_name(start.batch_stats)
     for i, (optimizer_name, expected) in enumerate(record["optimizers"].items()):
-        state = start._replace(opt_state=(jnp.int32(i), rule_states))
+        state = start._replace(opt_state=(jnp.int32(i), optimizer_states))
         first = step(state, network.images, network.labels, key, step_info)
         second = step(first, network.images, network.labels, key, step_info)
 
@@ -192,8 +185,8 @@ def test_train_step(each_platform: None, name: str) -> None:
 def test_evaluation(each_platform: None, name: str) -> None:
     record = RECORD["evaluations"][name]
     network = Network(record["model"], record.get("pooling"))
-    variables = {"params": network.params, "batch_stats": network.batch_stats}
-    logits = quick_jit(partial(network.model.apply, train=False))(variables, network.images)
+    apply = quick_jit(partial(network.model.apply, train=False))
+    logits = apply(network.variables, network.images)
     expected = np.array(record["logits"])
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
 
