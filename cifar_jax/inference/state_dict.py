@@ -96,10 +96,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             ) from None
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program. {_SAVE}") from None
-        reason = next(iter(str(error).splitlines()), "")
         raise UserError(
-            f"{path} is damaged, or is neither a file of torch.save nor a safetensors file "
-            f"({type(error).__name__}: {reason})"
+            f"{path} is neither a file of torch.save nor a safetensors file, or it is damaged"
         ) from None
     tensors = _find_state_dict(content, torch.Tensor, path)
     return {
