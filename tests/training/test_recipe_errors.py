@@ -54,7 +54,10 @@ def test_settings_that_do_not_fit_the_network_or_the_data_are_refused(
         ({"data__mixup": 1, "data__cutmix": 1}, "mixup and cutmix cannot be combined"),
         ({"phases": '[{"until": 0.5}, {"until": 0.4}]'}, "give them increasing values of `until`"),
         ({"phases": '[{"until": 0.5}, {"until": 0.5}]'}, "give them increasing values of `until`"),
-        ({"phases": '[{"until": 0.5, "image_size": 40}]'}, r"phases\.0\.image_size must be .* not 40"),
+        (
+            {"phases": '[{"until": 0.5, "image_size": 40}]'},
+            r"phases\.0\.image_size must be .* not 40",
+        ),
         ({"init__whitening": True, "train__init_from": "basic"}, "init.whitening and train.init_f"),
         ({"init__dirac": True, "train__init_from": "basic"}, "init.dirac and train.init_from both"),
         ({"tta__least_confident": 0.5}, "set tta.flip or tta.shift as well"),

@@ -256,9 +256,7 @@ def test_phases_have_their_own_image_size_batch_size_and_augmentation(
     assert [v.augmentation.flip for v in variants] == [True, False, True, True]
     data, key, info = compilation.train_data(setup), jax.random.key(0), StepInfo(0, 0, 14)
     for size, variant in zip((16, 24, 32), setup.plan.variants, strict=True):
-        images, _ = batches.make_batch(
-            DATASET, variant, "float32", data, jnp.arange(8), key, info
-        )
+        images, _ = batches.make_batch(DATASET, variant, "float32", data, jnp.arange(8), key, info)
         assert images.shape == (8, size, size, 3)
 
     whole, resumed, recorder = tmp_path / "whole", tmp_path / "resumed", Recorder()
