@@ -1,7 +1,7 @@
-"""What a config becomes: each setting at its place, and a compiled run beside one by hand."""
+"""Each setting reaches its place, and compiled runs equal runs by hand."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import by_hand
@@ -16,41 +16,43 @@ from cifar_jax import models
 from cifar_jax.config import Config
 from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
+from cifar_jax.training.rng import make_streams
 from cifar_jax.training.schedules import StepInfo
-from cifar_jax.training.setup import Setup
+from cifar_jax.training.setup import Setup, build_setup, initial_state, learning_rates
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
+pytestmark = pytest.mark.usefixtures("tiny")
 
 DATASET = by_hand.images()
-TINY = {
+TINY: dict[str, Any] = {
     **{"model__name": "tiny", "epochs": 3, "batch_size": 8},
     **{"data__validation": 0.2, "data__train_images": "none"},
 }
 
 
-@pytest.fixture(autouse=True)
-def tiny() -> Iterator[None]:
-    """A network with BatchNorm and dropout, and no time spent on making its programs fast."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
-        yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def compiled(
-    config: Config, seed: int = 0, **options: Any
-) -> tuple[Setup, TrainState, CompiledSteps]:
+def prepare(config: Config, seed: int = 0) -> tuple[Setup, TrainState, CompiledSteps]:
     setup = build_setup(config, dataset=DATASET)
     state = initial_state(setup, seed)
-    data = compilation.train_data(setup)
-    return setup, state, compilation.compile_training(setup, seed, state, data)
+    return setup, state, CompiledSteps(setup, seed, state)
 
 
-OBSERVED = (1.0, 0.9, 0.95, 0.5)
+def make_batch(setup: Setup, key: jax.Array, info: StepInfo, indices: Any = None) -> Any:
+    """Return the batch of a step of the first variant, by default of the first 8 images."""
+    return batches.make_batch(
+        setup.dataset,
+        setup.plan.variants[0],
+        setup.config.train.precision,
+        compilation.train_data(setup),
+        jnp.arange(8) if indices is None else indices,
+        key,
+        info,
+    )
+
+
+LOSSES = (1.0, 0.9, 0.95, 0.5)
 RUNS: dict[str, dict[str, Any]] = {
-    "sgd, by steps": {
+    "sgd, step": {
         **{"optimizer__momentum": 0, "schedule__name": "step", "schedule__factor": 0.3},
         **{"schedule__step_epochs": 1, "data__flip": True, "model__dropout": 0},
     },
@@ -80,106 +82,99 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
-def test_a_compiled_run_is_the_one_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
+def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
     config = make_config(**{**TINY, **settings})
-    setup, state, training = compiled(config, seed=3)
-    hand = by_hand.Hand(config, DATASET, seed=3)
+    setup, state, steps = prepare(config, seed=3)
+    hand = by_hand.RunByHand(config, DATASET, seed=3)
     rtol, atol = (5e-4, 1e-4) if config.train.precision == "float32" else (5e-2, 1e-2)
     assert {epoch.steps for epoch in setup.plan.epochs} == {hand.steps_per_epoch}
     for epoch in setup.plan.epochs:
-        order = training.order(epoch)
+        order = steps.epoch_order(epoch)
         np.testing.assert_array_equal(order, hand.order(epoch.number))
-        for calls in (1, epoch.steps - 1):
-            before = state.params["fc"]["kernel"] + 0  # the state is donated
-            state = training.begin(epoch, order, setup.plan.steps)(state, calls)
-            for _ in range(calls):
+        for count in (1, epoch.steps - 1):
+            before = state.params["fc"]["kernel"] + 0  # A copy, because the state is donated.
+            state = steps.run(state, epoch, order, count)
+            for _ in range(count):
                 hand.update()
-            moved = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
-            assert moved > 2 * atol or config.schedule.name == "cosine"
+            change = float(jnp.abs(state.params["fc"]["kernel"] - before).max())
+            assert change > 2 * atol or config.schedule.name == "cosine"
             chex.assert_trees_all_close(state.params, hand.params, rtol=rtol, atol=atol)
             chex.assert_trees_all_close(state.batch_stats, hand.batch_stats, rtol=rtol, atol=atol)
         assert int(state.metrics.images) == hand.images
         np.testing.assert_allclose(state.metrics.loss, hand.loss, rtol=rtol)
         if config.train.precision == "float32":
             assert int(state.metrics.correct) == hand.correct
-        state = training.end_epoch(state, OBSERVED[epoch.number])
-        hand.end_epoch(OBSERVED[epoch.number])
+        state = steps.end_epoch(state, LOSSES[epoch.number])
+        hand.end_epoch(LOSSES[epoch.number])
         assert int(state.step) == hand.step == epoch.end
         np.testing.assert_allclose(state.plateau.scale, hand.plateau.scale, rtol=1e-6)
-        assert int(state.plateau.bad_epochs) == hand.plateau.bad
+        assert int(state.plateau.bad_epochs) == hand.plateau.bad_epochs
     if config.schedule.name == "plateau":
         assert float(state.plateau.scale) == pytest.approx(0.3)
         assert float(state.plateau.best) == 0.5
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_precision_is_that_of_every_product(make_config: Make, precision: str) -> None:
-    """Of forward and backward pass; what is kept is float32 either way."""
+def test_precision_is_the_type_of_every_product(make_config: Make, precision: str) -> None:
+    """This includes the backward pass. Parameters and statistics are float32 in either case."""
     setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)
     text = compilation.train_function(setup, variant).lower(*arguments).as_text()
-    operations = [
-        line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)
-    ]
-    products = [line for line in operations if "stablehlo.convert" not in line]
+    lines = [line for line in text.splitlines() if re.search(r"\.(dot_general|conv\w*)\W", line)]
+    products = [line for line in lines if "stablehlo.convert" not in line]
     assert len(products) >= 5
-    kinds = {kind for line in products for kind in re.findall(r"tensor<[\dx]*x(\w+)>", line)}
-    assert kinds == ({"f32"} if precision == "float32" else {"bf16"})
-    kept = arguments[0]
-    assert {x.dtype for x in jax.tree.leaves((kept.params, kept.batch_stats))} == {
+    types = {name for line in products for name in re.findall(r"tensor<[\dx]*x(\w+)>", line)}
+    assert types == ({"f32"} if precision == "float32" else {"bf16"})
+    state = arguments[0]
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.batch_stats))} == {
         jnp.dtype("float32")
     }
 
 
-# Each setting by itself
+# Each setting alone
 
 
-def noticed(config: Config) -> dict[str, Any]:
-    """What can be seen of a setup from outside, by what it concerns."""
+def effects(config: Config) -> dict[str, Any]:
+    """Return what is visible of a setup from outside, by what it concerns."""
     setup = build_setup(config, dataset=DATASET)
-    recipe, plan = setup.spec, setup.plan
-    model: Any = recipe.model
-    gradient = {"w": jnp.float32([1e-3, 2.0])}
-    moments_of = (StepInfo(s, plan.epochs_before(s), plan.steps) for s in range(plan.steps))
-    rates = [config.optimizer.lr * recipe.schedule(moment) for moment in moments_of]
-    params, moments = {"w": jnp.float32([0.5, -0.25])}, None
-    for rate in rates[:3]:
-        moments = moments or spec.optimizer.init(params)
-        rates_now = jnp.float32([rate, *(group.optimizer.lr for group in config.param_groups)])
-        change, moments = spec.optimizer.update(gradient, moments, params, rates=rates_now)
-        params = jax.tree.map(jnp.add, params, change)
-    images, labels = batches.make_batch(
-        *(
-            setup.dataset,
-            plan.variants[0],
-            config.train.precision,
-            compilation.train_data(setup),
-        ),
-        *(jnp.arange(8), jax.random.key(0), StepInfo(1, 1, plan.steps)),
-    )
+    spec, plan = setup.spec, setup.plan
+    model: Any = spec.model
+    infos = [
+        StepInfo(step, epoch.number, plan.steps)
+        for epoch in plan.epochs
+        for step in range(epoch.begin, epoch.end)
+    ]
+    factors = [float(spec.schedule(info)) for info in infos]
+    gradient, params = {"w": jnp.float32([1e-3, 2.0])}, {"w": jnp.float32([0.5, -0.25])}
+    opt_state = spec.optimizer.init(params)
+    for factor in factors[:3]:
+        rates = learning_rates(config) * np.float32(factor)
+        updates, opt_state = spec.optimizer.update(gradient, opt_state, params, rates=rates)
+        params = jax.tree.map(jnp.add, params, updates)
+    images, labels = make_batch(setup, jax.random.key(0), StepInfo(1, 1, plan.steps))
     return {
-        "rates": [float(rate) for rate in rates],
+        "rates": [config.optimizer.lr * factor for factor in factors],
         "update": np.asarray(params["w"]).tolist(),
         "model": (type(model), model.dropout, model.pooling, model.num_classes),
         "type": (model.dtype, images.dtype),
         "images": np.asarray(images, np.float32).tolist(),
         "labels": np.asarray(labels).tolist(),
-        "loss": recipe.loss(jnp.eye(5), jnp.arange(5)).tolist(),
+        "loss": spec.loss(jnp.eye(5), jnp.arange(5)).tolist(),
         "train": len(setup.train.labels),
         "validation": len(setup.validation.labels),
-        "steps": setup.plan.epochs[0].steps,
+        "steps": plan.epochs[0].steps,
     }
 
 
-BATCHES = {"rates", "update", "steps"}
-"""All that depends on how many steps there are, under a schedule that does."""
+STEPS = {"rates", "update", "steps"}
+"""What the number of steps changes, with a schedule that depends on it."""
 SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "model.name": ("other", {"model"}),
     "model.dropout": (0.25, {"model"}),
     "model.pooling": ("average", {"model"}),
     "epochs": (5, {"rates", "update"}),
-    "batch_size": (4, BATCHES),
+    "batch_size": (4, STEPS),
     "optimizer.name": ("sgd", {"update"}),
     "optimizer.lr": (0.1, {"rates", "update"}),
     "optimizer.weight_decay": (0.1, {"update"}),
@@ -188,8 +183,8 @@ SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "optimizer.eps": (0.1, {"update"}),
     "schedule.name": ("cosine", {"rates", "update"}),
     "schedule.warmup": (0.6, {"rates", "update"}),
-    "data.validation": (14, {"validation", "train", *BATCHES}),
-    "data.train_images": (17, {"train", *BATCHES}),
+    "data.validation": (14, {"validation", "train", *STEPS}),
+    "data.train_images": (17, {"train", *STEPS}),
     "loss.label_smoothing": (0.2, {"loss"}),
     "data.crop_padding": (4, {"images"}),
     "data.crop_fill": ("reflect", {"images"}),
@@ -199,56 +194,76 @@ SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "data.cutmix": (1.0, {"images", "labels"}),
     "data.brightness": (0.3, {"images"}),
     "data.contrast": (0.3, {"images"}),
-    "data.last_batch": ("wrap", BATCHES),
+    "data.last_batch": ("wrap", STEPS),
     "train.precision": ("bfloat16", {"type", "images"}),
 }
-ELSEWHERE = {
-    "optimizer.momentum": "sgd, plateau",
-    "optimizer.nesterov": "nesterov, triangular",
-    "schedule.start": "nesterov, triangular",
-    "schedule.end": "nesterov, triangular",
-    "schedule.step_epochs": "sgd, by steps",
-    "schedule.factor": "sgd, plateau",
-    "schedule.patience": "sgd, plateau",
-    "schedule.threshold": "sgd, plateau",
-}
-"""Settings that concern but one rule, by the run by hand that has them other than by default."""
-
-
-USUAL = TINY | {
+BASE = TINY | {
     **{"data__validation": 5, "optimizer__name": "adam", "optimizer__lr": 0.05},
-    "data__crop_padding": 3,
-    "schedule__name": "one-cycle",
+    **{"data__crop_padding": 3, "schedule__name": "one-cycle"},
 }
 
 
 @pytest.fixture(scope="module")
-def usual(make_config: Make) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.MODELS, "tiny", by_hand.Tiny)
-        return noticed(make_config(**USUAL))
+def base_effects(make_config: Make, tiny: None) -> dict[str, Any]:
+    return effects(make_config(**BASE))
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_setting_reaches_what_it_is_for_and_nothing_else(
-    make_config: Make, usual: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+def test_setting_changes_what_it_should_and_nothing_else(
+    make_config: Make, base_effects: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    value, concerned = SETTINGS[name]
-    other = type("Other", (by_hand.Tiny,), {})
-    monkeypatch.setitem(models.MODELS, "other", other)
-    settings = USUAL | {name.replace(".", "__"): value}
-    found = noticed(make_config(**settings))
-    assert {key for key in usual if found[key] != usual[key]} == concerned
+    value, expected = SETTINGS[name]
+    monkeypatch.setitem(models.MODELS, "other", type("Other", (by_hand.Tiny,), {}))
+    changed = effects(make_config(**BASE | {name.replace(".", "__"): value}))
+    assert {key for key in base_effects if changed[key] != base_effects[key]} == expected
 
 
-def test_alternating_flips_turn_with_the_epoch_and_not_with_the_step(make_config: Make) -> None:
-    config = make_config(**TINY, data__flip="alternating")
-    setup = build_setup(config, dataset=DATASET)
+TESTED_BY_HAND = {
+    "optimizer.momentum": "sgd, plateau",
+    "optimizer.nesterov": "nesterov, triangular",
+    "schedule.start": "nesterov, triangular",
+    "schedule.end": "nesterov, triangular",
+    "schedule.step_epochs": "sgd, step",
+    "schedule.factor": "sgd, plateau",
+    "schedule.patience": "sgd, plateau",
+    "schedule.threshold": "sgd, plateau",
+}
+"""Settings of one optimizer or schedule, and the run in `RUNS` that changes them."""
+TESTED_ELSEWHERE = {
+    *("data.dataset", "train.init_from", "optimizer.newton_schulz_steps", "param_groups"),
+    *("averaging", "phases", "init.dirac", "init.whitening"),
+    *("tta.flip", "tta.shift", "tta.least_confident"),
+}
+"""In test_start.py, test_muon.py and test_recipe_parts.py; `arguments` in test_custom_parts.py."""
+
+
+def test_every_setting_is_tested(make_config: Make) -> None:
+    for name, run in TESTED_BY_HAND.items():
+        assert name.replace(".", "__") in RUNS[run]
+    tested = SETTINGS.keys() | TESTED_BY_HAND.keys() | TESTED_ELSEWHERE
+    assert tested == configs.identity(make_config()).keys()
+
+
+# Augmentation
+
+
+def test_augmentation_differs_between_the_steps_of_an_epoch(make_config: Make) -> None:
+    setup = build_setup(make_config(**TINY, data__crop_padding=3), dataset=DATASET)
+    key = jax.random.key(0)
+    first, again, second = (
+        np.asarray(make_batch(setup, key, StepInfo(step, 0, setup.plan.steps))[0])
+        for step in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != second).any()
+
+
+def test_alternating_flips_change_with_the_epoch_and_not_with_the_step(make_config: Make) -> None:
+    setup = build_setup(make_config(**TINY, data__flip="alternating"), dataset=DATASET)
 
     def images(step: int, epoch: int) -> np.ndarray:
-        moment = StepInfo(step, epoch, setup.plan.steps)
-        given = (DATASET, setup.plan.variants[0], "float32", compilation.train_data(setup))
-        return np.asarray(batches.make_batch(*given, jnp.arange(8), jax.random.key(0), moment)[0])
+        info = StepInfo(step, epoch, setup.plan.steps)
+        return np.asarray(make_batch(setup, jax.random.key(0), info)[0])
 
     first = images(1, 0)
     np.testing.assert_array_equal(images(2, 0), first)
@@ -257,78 +272,57 @@ def test_alternating_flips_turn_with_the_epoch_and_not_with_the_step(make_config
 
 
 @pytest.mark.parametrize("mixed", ["data__mixup", "data__cutmix"])
-def test_a_step_learns_from_the_labels_that_are_mixed(make_config: Make, mixed: str) -> None:
+def test_loss_uses_mixed_labels(make_config: Make, mixed: str) -> None:
     settings = {mixed: 1.0, "loss__label_smoothing": 0.2, "model__dropout": 0}
     config = make_config(**TINY | settings | {"epochs": 1, "data__train_images": 8})
-    setup, state, training = compiled(config, seed=3)
+    setup, state, steps = prepare(config, seed=3)
     before = jax.device_get(state)
     (epoch,) = setup.plan.epochs
-    order = training.order(epoch)
-    state = training.begin(epoch, order, setup.plan.steps)(state, 1)
-    key, _ = jax.random.split(setup.random_keys(3)[2])
-    given = (DATASET, epoch.variant, "float32", compilation.train_data(setup))
-    images, labels = batches.make_batch(*given, order[0], key, StepInfo(0, 0, setup.plan.steps))
+    order = steps.epoch_order(epoch)
+    state = steps.run(state, epoch, order, 1)
+    key, info = make_streams(3).augment, StepInfo(0, 0, setup.plan.steps)
+    images, labels = make_batch(setup, key, info, order[0])
     assert labels.shape == (8, by_hand.CLASSES)
     assert 0 < float(labels.max(-1).min()) < 1
-    variables = {"params": before.params, "batch_stats": before.batch_stats}
     model: Any = setup.spec.model
-    logits, _ = model.apply(variables, images, train=True, mutable=["batch_stats"])
+    logits, _ = model.apply(before.variables, images, train=True, mutable=["batch_stats"])
     smooth = 0.8 * np.asarray(labels) + 0.2 / by_hand.CLASSES
     losses = -(smooth * np.asarray(jax.nn.log_softmax(logits))).sum(-1)
     np.testing.assert_allclose(state.metrics.loss, losses.sum(), rtol=1e-4)
     assert int(state.metrics.images) == 8
 
 
-OF_THEIR_OWN = {
-    *("data.dataset", "train.init_from", "train.max_minutes"),
-    *("optimizer.newton_schulz_steps", "param_groups", "averaging", "phases"),
-    *("init.dirac", "init.whitening", "tta.flip", "tta.shift", "tta.least_confident"),
-}
-"""Settings of what a run begins with, which `setup` is handed or does not see, and of parts that
-have tests of their own in test_recipes.py."""
-
-
-def test_every_setting_of_a_run_has_such_a_test(make_config: Make) -> None:
-    named = {name for name, run in ELSEWHERE.items() if name.replace(".", "__") in RUNS[run]}
-    assert SETTINGS.keys() | named | OF_THEIR_OWN == configs.identity(make_config()).keys()
-
-
 # Seeds
 
 
-def test_a_seed_decides_what_is_random_and_nothing_else(make_config: Make) -> None:
+def test_seed_determines_everything_random_and_nothing_else(make_config: Make) -> None:
     config = make_config(**TINY, data__flip=True)
-    (setup, first, training), (other, second, differently) = (
-        compiled(config, seed) for seed in (1, 2)
-    )
-    for name, kind in (("conv", "kernel"), ("fc", "kernel"), ("fc", "bias")):
-        pair = [np.asarray(state.params[name][kind]) for state in (first, second)]
+    (setup, first, steps), (other, second, other_steps) = (prepare(config, s) for s in (1, 2))
+    for layer, name in (("conv", "kernel"), ("fc", "kernel"), ("fc", "bias")):
+        pair = [np.asarray(state.params[layer][name]) for state in (first, second)]
         assert np.isclose(*pair).mean() < 0.01
-    alike = [
-        (state.params["bn"], state.batch_stats, state.opt_state, state.plateau, state.metrics)
-        for state in (first, second)
-    ]
-    chex.assert_trees_all_equal(*alike)
+    chex.assert_trees_all_equal(
+        *(
+            (state.params["bn"], state.batch_stats, state.opt_state, state.plateau, state.metrics)
+            for state in (first, second)
+        )
+    )
     for ours, theirs in ((setup.train, other.train), (setup.validation, other.validation)):
         np.testing.assert_array_equal(ours.images, theirs.images)
     epoch = setup.plan.epochs[0]
-    orders = [np.asarray(compiled.order(epoch)) for programs in (training, differently)]
-    assert (orders[0] != orders[1]).any()
-    # From the same weights in the same order, steps differ by crops, flips and dropout alone.
+    order = steps.epoch_order(epoch)
+    assert (np.asarray(order) != np.asarray(other_steps.epoch_order(epoch))).any()
+    # From the same weights in the same order, steps differ by augmentation and dropout.
     copy = jax.tree.map(jnp.copy, first)
-    ways = [
-        compiled.begin(epoch, training.order(epoch), setup.plan.steps)(state, 1)
-        for programs, state in ((training, first), (differently, copy))
-    ]
-    assert not np.allclose(*(way.params["fc"]["kernel"] for way in ways))
+    ends = [steps.run(first, epoch, order, 1), other_steps.run(copy, epoch, order, 1)]
+    assert not np.allclose(*(state.params["fc"]["kernel"] for state in ends))
 
 
-def test_two_seeds_do_the_same_where_nothing_is_random(make_config: Make) -> None:
+def test_seeds_do_not_matter_if_nothing_is_random(make_config: Make) -> None:
     config = make_config(**TINY, model__dropout=0)
-    (setup, state, training), (_, _, differently) = (compiled(config, seed) for seed in (1, 2))
+    (setup, state, steps), (_, _, other_steps) = (prepare(config, seed) for seed in (1, 2))
     epoch, copy = setup.plan.epochs[0], jax.tree.map(jnp.copy, state)
-    ways = [
-        compiled.begin(epoch, training.order(epoch), setup.plan.steps)(state, 2)
-        for programs, state in ((training, state), (differently, copy))
-    ]
-    chex.assert_trees_all_equal(*ways)
+    order = steps.epoch_order(epoch)
+    chex.assert_trees_all_equal(
+        steps.run(state, epoch, order, 2), other_steps.run(copy, epoch, order, 2)
+    )
