@@ -1,10 +1,10 @@
-"""Times whole train steps beside PyTorch's, on this machine, in this run: `make bench`.
+"""Times whole train steps next to PyTorch's, on this machine: `make bench`.
 
-Each contender is a process of its own that may use every core; they take turns, round after round,
-and only one works at a time. What is given is the median over the rounds. PyTorch is eager, in the
-better of its two layouts; torch.compile stands beside it where it works. Our steps are those of a
-training run, which gather and normalize their own images; PyTorch's batches lie ready. The images
-are made: a step does the same whatever they show.
+Each contender is a process that may use every core. The contenders take turns, round after round,
+and only one works at a time; the median over the rounds counts. PyTorch is eager, in the faster of
+its two layouts; torch.compile is shown next to it if asked for. The steps of JAX are those of a
+training run, which gather and normalize their images; PyTorch's batches are ready in memory. The
+images are random: a step takes as long with any images.
 """
 
 import argparse
@@ -41,8 +41,8 @@ ROWS = (
     "resnet10-separable",
 )
 EAGER = ("torch", "torch-channels-last")
-# Settings that PyTorch's step follows, and those that leave it as it is.
-FOLLOWED = (
+# Settings that PyTorch's step follows, or that do not concern it.
+SUPPORTED = (
     *("batch_size", "model.dropout", "model.pooling", "train.precision"),
     *(f"optimizer.{name}" for name in Optimizer.model_fields if name != "nesterov"),
     *("train.devices", "train.steps_per_call"),
@@ -50,15 +50,16 @@ FOLLOWED = (
 
 
 class Contender:
-    """A worker process, ready to step."""
+    """A worker process that is ready to make steps."""
 
     def __init__(
         self, name: str, experiment: str, settings: list[str], *, keep_memory: bool
     ) -> None:
-        keep = ["--keep-memory"] if keep_memory else []
-        command = [sys.executable, "-m", "benchmarks.worker", *keep, name, experiment, *settings]
+        self._command = [sys.executable, "-m", "benchmarks.worker", name, experiment, *settings]
+        if keep_memory:
+            self._command.append("--keep-memory")
         self._process = subprocess.Popen(
-            command,
+            self._command,
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -73,11 +74,11 @@ class Contender:
         assert self._process.stdout
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self._process.args))} ended")  # type: ignore
+            raise RuntimeError(f"{' '.join(self._command)} ended")
         return json.loads(line)
 
     def run(self, steps: int) -> float:
-        """Seconds a step; or, of `jax-outside`, the share that is outside it."""
+        """Return the seconds per step; from `jax-outside`, the share outside the train step."""
         assert self._process.stdin
         print(steps, file=self._process.stdin, flush=True)
         answer = self._read()
@@ -91,42 +92,45 @@ class Contender:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time the rows that were asked for, print the table, and write the JSON if told where."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    """Time train steps, print the table, and write it as JSON if a file is given."""
+    parser = argparse.ArgumentParser(
+        prog="make bench", description="Time train steps next to PyTorch's."
+    )
     parser.add_argument("experiments", nargs="*", default=ROWS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of steps, a turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument(
-        "--keep-memory", action="store_true", help="have PyTorch keep freed memory, as we do"
+        "--keep-memory", action="store_true", help="let PyTorch keep freed memory too"
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
-    parser.add_argument("--output", type=Path, help="write the figures to this JSON file")
+    parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(arguments)
     names = ["jax"]
     if find_spec("torch"):
         names += [*EAGER, *(["torch-compile"] if options.compile else [])]
     try:
-        asked = {name: settings_of(name, options.settings) for name in options.experiments}
+        configs = {name: load(name, options.settings) for name in options.experiments}
         if len(names) > 1:
-            for experiment, (settings, changes) in asked.items():
-                refuse_unfollowed(experiment, settings, changes)
+            for experiment, (settings, changes) in configs.items():
+                require_supported(experiment, settings, changes)
     except UserError as error:
         parser.error(str(error))
     if len(names) == 1:
         print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # processes share a GPU
+    # Several processes share a GPU.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device, size, peak = matrix_peak()
     print(
         f"{environment.machine().cpu}, {os.cpu_count()} cores, on {device}; "
         f"a matrix product of {size}³ in float32 "
+        f"runs at {peak / 1e9:.0f} GFLOP/s; medians of {options.rounds} rounds\n"
     )
-    print(f"runs at {peak / 1e9:.0f} GFLOP/s; the median of {options.rounds} rounds\n")
     print(HEADER)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # compiling is timed with nothing kept
-        for experiment, (settings, changes) in asked.items():
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # Compilation is timed without a cache.
+        for experiment, (settings, changes) in configs.items():
             row = time_row(experiment, settings, names, options)
             row["settings"] = changes
             row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
@@ -135,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     if ratios:
         geometric = math.exp(statistics.fmean(map(math.log, ratios)))
-        print(f"\ngeometric mean of the ratios: {geometric:.2f}, least: {min(ratios):.2f}")
+        print(f"\ngeometric mean of the ratios: {geometric:.2f}, lowest: {min(ratios):.2f}")
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": environment.git_commit("benchmarks")[0],
@@ -152,50 +156,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written to {options.output}")
 
 
-def settings_of(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """An experiment's settings with `--set`'s on top of them, and those that differ by it."""
-    own = catalog.load(experiment).config
-    overridden = config.override(own, settings)
-    changes = config.differences(config.flatten(own), config.flatten(overridden))
+def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """Return the config of an experiment with changed settings, and the changes."""
+    original = catalog.load(experiment).config
+    overridden = config.override(original, settings)
+    changes = config.differences(config.flatten(original), config.flatten(overridden))
     return overridden, {name: value for name, (_, value) in changes.items()}
 
 
-def refuse_unfollowed(experiment: str, settings: Config, changes: Mapping[str, Any]) -> None:
-    """Raise UserError where PyTorch's step would be another than ours."""
+def require_supported(experiment: str, settings: Config, changes: Mapping[str, Any]) -> None:
+    """Raise a UserError if PyTorch's step would differ from JAX's."""
     optimizer, network = settings.optimizer, settings.model.name
     if network not in models.PAPER_PARAMETERS:
-        raise UserError(f"PyTorch's {network} of {experiment} is not written: it has the paper's")
+        raise UserError(
+            f"{experiment} uses {network}, which is not implemented in PyTorch here. Choose an "
+            "experiment of the paper."
+        )
     if optimizer.name == "muon" or optimizer.nesterov or settings.param_groups:
         raise UserError(
-            f"{experiment} has Muon, Nesterov momentum or groups of parameters, which PyTorch's "
-            "step here does not follow: time one of the paper's experiments"
+            f"{experiment} uses Muon, Nesterov momentum or parameter groups, which PyTorch's step "
+            "here does not. Choose an experiment of the paper."
         )
-    if other := [name for name in changes if name not in FOLLOWED]:
+    if other := [name for name in changes if name not in SUPPORTED]:
         raise UserError(
-            f"--set {other[0]} changes nothing in PyTorch's step of {experiment}, which would then "
-            f"be compared with another: it follows {', '.join(FOLLOWED)}"
+            f"--set {other[0]} does not change PyTorch's step, so the comparison would be unfair. "
+            f"Supported settings: {', '.join(SUPPORTED)}."
         )
 
 
 def time_row(
     experiment: str, settings: Config, names: list[str], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Let the contenders take turns on one experiment's train step."""
-    from cifar_jax import models
+    """Return the figures of one experiment's train step."""
     from cifar_jax.models.summary import summarize
 
-    asked = settings.model
-    model = models.create(asked.name, dropout=asked.dropout, pooling=asked.pooling)
+    network = settings.model
+    model = models.create(network.name, dropout=network.dropout, pooling=network.pooling)
     layers = summarize(model)
     row: dict[str, Any] = {
         "experiment": experiment,
-        "model": asked.name,
+        "model": network.name,
         "batch_size": settings.batch_size,
-        # A step is a forward pass and two products of the same size backward.
+        # The backward pass has two products for each of the forward pass.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
     contenders = take_turns(experiment, names, options)
-    refuse_unequal({name: contender.facts["platform"] for name, contender in contenders.items()})
+    require_same_platform({name: c.facts["platform"] for name, c in contenders.items()})
     for name, contender in contenders.items():
         seconds = statistics.median(contender.measured)
         row[name] = {
@@ -214,19 +220,19 @@ def time_row(
     return row
 
 
-def refuse_unequal(platforms: Mapping[str, str]) -> None:
-    """End where contenders compute on different kinds of device: that is no comparison."""
+def require_same_platform(platforms: Mapping[str, str]) -> None:
+    """Exit if the contenders compute on different kinds of device."""
     if len(set(platforms.values())) > 1:
-        found = ", ".join(f"{name} on {platform}" for name, platform in platforms.items())
+        places = ", ".join(f"{name} on {platform}" for name, platform in platforms.items())
         raise SystemExit(
-            f"{found}: install both for the same kind of device, or set JAX_PLATFORMS=cpu"
+            f"{places}: install both for the same kind of device, or set JAX_PLATFORMS=cpu"
         )
 
 
 def take_turns(
     experiment: str, names: list[str], options: argparse.Namespace
 ) -> dict[str, Contender]:
-    """The contenders, each with what it measured in every round; their processes have ended."""
+    """Return the contenders with their measurements of all rounds. Their processes have ended."""
     contenders: dict[str, Contender] = {}
     try:
         for name in names:
@@ -270,7 +276,7 @@ HEADER = (
 
 
 def table_line(row: dict[str, Any]) -> str:
-    """A row of the table, in Markdown."""
+    """Return a row of the table, in Markdown."""
     eager = [row[name]["images_per_second"] for name in EAGER if name in row]
     compiled = row.get("torch-compile")
     cells = (
@@ -294,15 +300,16 @@ def _figure(value: float) -> str:
 
 
 def matrix_peak(tries: int = 8) -> tuple[str, int, float]:
-    """JAX's device, the side of a matrix that fills it, and FLOP/s of the fastest float32 product.
+    """Return JAX's device, the side of a large matrix, and FLOP/s of its product with another.
 
-    Products are as JAX makes them by default: on a GPU in TF32. That is what a step could run at.
+    The product is float32 in JAX's default precision, which is TF32 on a GPU. Of several tries the
+    fastest counts.
     """
     import jax
 
     device = jax.devices()[0]
     size = 2048 if device.platform == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (size, size))  # zeros or ones take less power
+    a = jax.random.normal(jax.random.key(0), (size, size))  # Zeros or ones take less power.
     product = jax.jit(jax.numpy.matmul)
     product(a, a).block_until_ready()
     best = math.inf

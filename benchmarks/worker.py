@@ -1,17 +1,17 @@
-"""One contender of `bench.py`: a process that makes train steps when told to.
+"""A contender of `bench.py`: a process that makes train steps on demand.
 
-    python -m benchmarks.worker [--keep-memory] CONTENDER EXPERIMENT [SETTINGS...]
+    python -m benchmarks.worker CONTENDER EXPERIMENT [SETTINGS...] [--keep-memory]
 
-A contender is jax, jax-outside, torch, torch-channels-last or torch-compile.
-Prints a JSON line when it is ready; then, for each number read from standard input, makes so many
-train steps and prints the seconds that one took: `jax-outside` instead the share of a step that is
-not the train step. An idle contender waits for a line, so that it takes nothing from
-the one that is timed.
+CONTENDER is jax, jax-outside, torch, torch-channels-last or torch-compile. The process prints a
+JSON line when it is ready. For each number that it reads from standard input it then makes that
+many train steps, and prints the seconds per step; `jax-outside` prints the share of a step that is
+spent outside the train step. While it waits for a line, a contender uses no processor.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -20,7 +20,6 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cifar_jax import catalog, runtime
@@ -34,7 +33,7 @@ WARM_SECONDS = 0.5
 
 
 def main(contender: str, experiment: str, settings: list[str]) -> None:
-    """Serve the parent until standard input ends."""
+    """Make steps until standard input ends."""
     if contender.startswith("jax"):
         runtime.configure_jax()
     config = override(catalog.load(experiment).config, settings)
@@ -44,18 +43,18 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
         turn = partial(_timed, steps)
     elif contender == "jax-outside":
         steps, outside, facts = jax_steps(config)
-        turn = partial(_by_turns, steps, outside, facts["steps_per_call"])
+        turn = partial(_share_outside, steps, outside, facts["steps_per_call"])
     else:
         steps, facts = torch_steps(config, contender)
         turn = partial(_timed, steps)
-    turn(1)  # PyTorch compiles and plans in its first step
+    turn(1)  # PyTorch compiles in its first step.
     facts["ready_seconds"] = round(time.perf_counter() - began, 2)
     began = time.perf_counter()
     turn(2)
     facts["step_seconds"] = (time.perf_counter() - began) / 2
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        # While others had their turn, caches went cold and the system took idle memory.
+        # During the turns of others this process has lost its caches and idle memory.
         began = time.perf_counter()
         while time.perf_counter() - began < WARM_SECONDS:
             turn(1)
@@ -65,96 +64,96 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
 
 
 def _timed(steps: Steps, count: int) -> float:
-    """Seconds that a step takes, over so many."""
+    """Return the seconds per step of `count` steps."""
     began = time.perf_counter()
     steps(count)
     return (time.perf_counter() - began) / count
 
 
-def _by_turns(whole: Steps, outside: Steps, call: int, count: int) -> float:
-    """The share of a step that is outside, measured in turns of one call each of so many steps.
+def _share_outside(whole: Steps, outside: Steps, call: int, count: int) -> float:
+    """Return the share of a step that is spent outside the train step.
 
-    Shorter ones would charge a run's call to a few steps: 20 % of one step of `basic`.
+    Both are timed in turns of one call of `call` steps. With fewer steps the cost of a call would
+    count too much: 20 % of one step of `basic`.
     """
     pairs = [(_timed(whole, call), _timed(outside, call)) for _ in range(0, count, call)]
     return statistics.median(o for _, o in pairs) / statistics.median(w for w, _ in pairs)
 
 
 def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
-    """Steps as `fit` makes them; and what is outside the train step alone.
+    """Return the steps of a training run, what is outside the train step, and facts about them.
 
-    That is the same calls with the same loop over the same batches, which are summed up instead of
-    trained on.
+    The second makes the same calls with the same loop over the same batches, which are summed up
+    instead of trained on.
     """
     import jax
     import jax.numpy as jnp
 
     from cifar_jax import models
-    from cifar_jax.training import batches, compilation, setup
+    from cifar_jax.training import batches, compilation
     from cifar_jax.training.schedules import StepInfo
+    from cifar_jax.training.setup import build_setup, initial_state
 
-    workload = setup.workload(config, dataset=made_images())
-    state = setup.init_state(workload, seed=0)
-    data = compilation.train_data(workload)
-    training = compilation.compile_training(workload, 0, state, data)
-    epoch = workload.plan.epochs[0]
-    order = training.order(epoch)
-    take_steps = training.begin(epoch, order, workload.plan.steps)
-    tuner = compilation.StepsPerCallTuner(config.train.steps_per_call)
+    setup = build_setup(config, dataset=random_images())
+    state = initial_state(setup, seed=0)
+    steps = compilation.CompiledSteps(setup, 0, state)
+    epoch = setup.plan.epochs[0]
+    order, tuner = steps.epoch_order(epoch), steps.tuner
     while not tuner.settled:
         began = time.perf_counter()
-        state = jax.block_until_ready(take_steps(state, tuner.steps))
+        state = jax.block_until_ready(steps.run(state, epoch, order, tuner.steps))
         tuner.observe(tuner.steps, time.perf_counter() - began)
 
     def in_calls(count: int, call: Callable[[int], None]) -> None:
-        for done in range(0, count, tuner.steps):
-            call(min(tuner.steps, count - done))
+        for begin in range(0, count, tuner.steps):
+            call(min(tuner.steps, count - begin))
 
     def whole(count: int) -> None:
         def call(count: int) -> None:
             nonlocal state
-            state = take_steps(state, count)
+            state = steps.run(state, epoch, order, count)
 
         in_calls(count, call)
         jax.block_until_ready(state.step)
 
+    batch = partial(batches.make_batch, setup.dataset, epoch.variant, config.train.precision)
+
     @jax.jit
-    def summed(
+    def sum_batches(
         total: jax.Array, data: batches.TrainData, order: jax.Array, count: jax.Array
     ) -> jax.Array:
-        def one(step: jax.Array, total: jax.Array) -> jax.Array:
-            indices, moment = order[step % len(order)], StepInfo(step, 0, workload.plan.steps)
-            images, labels = make(data, indices, jax.random.key(0), moment)
+        def add(step: jax.Array, total: jax.Array) -> jax.Array:
+            info = StepInfo(step, 0, setup.plan.steps)
+            images, labels = batch(data, order[step % len(order)], jax.random.key(0), info)
             return total + images.sum() + labels.sum()
 
-        return jax.lax.fori_loop(0, count, one, total)
+        return jax.lax.fori_loop(0, count, add, total)
 
-    make = partial(batches.make_batch, workload.dataset, epoch.stage, config.train.precision)
-    total = jnp.float32(0)
+    data, total = compilation.train_data(setup), jnp.float32(0)
 
     def outside(count: int) -> None:
         def call(count: int) -> None:
             nonlocal total
-            total = summed(total, data, order, jnp.int32(count))
+            total = sum_batches(total, data, order, jnp.int32(count))
 
         in_calls(count, call)
         jax.block_until_ready(total)
 
-    return (
-        whole,
-        outside,
-        {
-            "version": jax.__version__,
-            "platform": jax.default_backend(),
-            "parameters": models.count_parameters(state.params),
-            "compile_seconds": round(training.compile_seconds, 2),
-            "steps_per_call": tuner.steps,
-        },
-    )
+    facts = {
+        "version": jax.__version__,
+        "platform": jax.default_backend(),
+        "parameters": models.count_parameters(state.params),
+        "compile_seconds": round(steps.compile_seconds, 2),
+        "steps_per_call": tuner.steps,
+    }
+    return whole, outside, facts
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
-    """Steps as a PyTorch user writes them, over batches that are ready: no loader, no crops."""
+    """Return steps as a PyTorch user writes them, and facts about them.
+
+    The batches are ready in memory: no loader, no augmentation.
+    """
     import numpy as np
     import torch  # pyright: ignore[reportMissingImports]
     from torch.nn.functional import cross_entropy  # pyright: ignore[reportMissingImports]
@@ -162,12 +161,12 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     from benchmarks import torch_models
 
     torch.manual_seed(0)
-    # Where JAX computes by default, with the products that it chooses there.
+    # The device and the precision of products that JAX chooses.
     gpu = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
     device = "cuda" if gpu else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    images, labels = made_images().train
+    images, labels = random_images().train
     layout = torch.channels_last if contender == "torch-channels-last" else torch.contiguous_format
     batches = []
     for start in range(0, 8 * config.batch_size, config.batch_size):
@@ -176,22 +175,22 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
         y = torch.from_numpy(labels[part].astype(np.int64))
         batches.append((x.to(device).contiguous(memory_format=layout), y.to(device)))
     options = {"dropout": config.model.dropout, "pooling": config.model.pooling}
-    given = {name: value for name, value in options.items() if value is not None}
-    model = torch_models.MODELS[config.model.name](**given)
+    options = {name: value for name, value in options.items() if value is not None}
+    model: Any = torch_models.MODELS[config.model.name](**options)
     model = model.to(device, memory_format=layout).train()
-    chosen = config.optimizer
-    if chosen.name == "sgd":
+    rule = config.optimizer
+    if rule.name == "sgd":
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
-            model.parameters(), chosen.lr, chosen.momentum, weight_decay=chosen.weight_decay
+            model.parameters(), rule.lr, rule.momentum, weight_decay=rule.weight_decay
         )
     else:
-        adam = torch.optim.AdamW if chosen.name == "adamw" else torch.optim.Adam
+        adam = torch.optim.AdamW if rule.name == "adamw" else torch.optim.Adam
         optimizer = adam(
             model.parameters(),
-            chosen.lr,
-            (chosen.beta1, chosen.beta2),
-            chosen.eps,
-            weight_decay=chosen.weight_decay,
+            rule.lr,
+            (rule.beta1, rule.beta2),
+            rule.eps,
+            weight_decay=rule.weight_decay,
         )
     precision = torch.autocast(device, torch.bfloat16, config.train.precision == "bfloat16")
     facts = {
@@ -201,48 +200,44 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
         "platform": "gpu" if gpu else "cpu",
     }
     run = torch.compile(model) if contender == "torch-compile" else model
-    done = 0
+    remaining = itertools.cycle(batches)
 
     def steps(count: int) -> None:
-        nonlocal done
-        for _ in range(count):
-            x, y = batches[done % len(batches)]
+        for x, y in itertools.islice(remaining, count):
             optimizer.zero_grad(set_to_none=True)
             with precision:
                 logits = run(x)
             cross_entropy(logits.float(), y).backward()
             optimizer.step()
-            done += 1
         if gpu:
             torch.cuda.synchronize()
 
     return steps, facts
 
 
-def made_images() -> Dataset:
-    """CIFAR-10's shapes, without CIFAR-10: a step does the same whatever the images show."""
+def random_images() -> Dataset:
+    """Return random images in the shapes of CIFAR-10. A step takes as long with any images."""
     import numpy as np
 
     from cifar_jax.data import Dataset, Split
 
-    numbers = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
 
     def split(count: int) -> Split:
-        images = numbers.integers(0, 256, (count, 32, 32, 3), np.uint8)
-        return Split(images, numbers.integers(0, 10, count, np.int32))
+        images = rng.integers(0, 256, (count, 32, 32, 3), np.uint8)
+        return Split(images, rng.integers(0, 10, count, np.int32))
 
     train, test = split(50_000), split(1)
     half = (0.5, 0.5, 0.5)
-    return Dataset("made", tuple(map(str, range(10))), train, test, half, half, fingerprint="")
+    return Dataset("random", tuple(map(str, range(10))), train, test, half, half, fingerprint="")
 
 
 def _normalized(images: Any) -> Any:
-    """NumPy's uint8 images as the float32 that a network is given."""
+    """Return uint8 images as the normalized float32 images that a network takes."""
     return ((images.astype("float32") / 255 - 0.473) / 0.251).astype("float32")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent.parent))
     parser = argparse.ArgumentParser()
     parser.add_argument("--keep-memory", action="store_true")
     parser.add_argument("contender")

@@ -152,7 +152,7 @@ def host_transfers(module: Module) -> list[str]:
 
 
 def arrays(shape: str) -> list[Array]:
-    """Return the arrays of a shape such as `(f32[64]{0:T(128)S(1)}, bf16[3,64]{1,0:T(8,128)(2,1)})`."""
+    """Return the arrays of a shape such as `(f32[64]{0:T(128)S(1)}, bf16[3,64]{1,0:T(8,128)})`."""
     result = []
     for kind, bits, axes, order, layout in _ARRAY.findall(shape):
         sizes = [int(size) for size in axes.split(",") if size]
