@@ -20,6 +20,9 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import ModelCard
 from cifar_jax.training.evaluation import TTA, Outputs, apply_tta, softmax
 
+Images = np.ndarray | Sequence[str | Path]
+"""uint8 `[N, 32, 32, 3]`, or image files of any size and common format."""
+
 
 class Classifier:
     """A function from images to logits, with its model card. `cifar_jax.load` returns one.
@@ -58,9 +61,7 @@ class Classifier:
         """The test-time augmentation that the run was tested with."""
         return TTA(**self.card.tta.model_dump())
 
-    def predict(
-        self, images: np.ndarray | Sequence[str | Path], tta: TTA | None = None
-    ) -> np.ndarray:
+    def predict(self, images: Images, tta: TTA | None = None) -> np.ndarray:
         """Return the probabilities `[N, classes]` as float32.
 
         Args:
@@ -74,9 +75,7 @@ class Classifier:
         logits = self.logits(images, tta and tta._replace(least_confident=None))
         return softmax(logits).astype(np.float32)
 
-    def logits(
-        self, images: np.ndarray | Sequence[str | Path], tta: TTA | None = None
-    ) -> np.ndarray:
+    def logits(self, images: Images, tta: TTA | None = None) -> np.ndarray:
         """Return the logits `[N, classes]` as float32.
 
         Arguments and errors are those of `predict`, except that `tta.least_confident` applies, as
@@ -84,7 +83,7 @@ class Classifier:
         """
         return self.outputs(images, tta).logits
 
-    def outputs(self, images: np.ndarray | Sequence[str | Path], tta: TTA | None = None) -> Outputs:
+    def outputs(self, images: Images, tta: TTA | None = None) -> Outputs:
         """Return the logits with test-time augmentation, and those of one view; see `logits`."""
         if not hasattr(images, "dtype"):
             files = [read_image(Path(file)) for file in images]

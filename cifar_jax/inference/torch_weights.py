@@ -27,13 +27,8 @@ MODELS = ("resnet18", "resnet10")
 CIFAR10_MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
-_LEAVES = {
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-    "mean": "running_mean",
-    "var": "running_var",
-}
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_LEAVES |= {"mean": "running_mean", "var": "running_var"}
 # Names that differ between pytorch-cifar (github.com/kuangliu/pytorch-cifar) and torchvision.
 _SPELLINGS = ({"shortcut": "shortcut", "fc": "linear"}, {"shortcut": "downsample", "fc": "fc"})
 

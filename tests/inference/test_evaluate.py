@@ -21,8 +21,8 @@ DATA = {
     "sha256": DIGITS.fingerprint,
     "content": DIGITS.content,
     "official": False,
-    "train_images": 1100,
-    "validation_images": 300,
+    "train_images": 200,
+    "validation_images": 60,
 }
 
 
@@ -59,8 +59,8 @@ def test_every_split_is_that_of_the_training(make_digits_run: Callable[..., Path
     run = make_digits_run()
     model = cifar_jax.load(run)
     for split, (images, labels) in {
-        "train": (DIGITS.train.images[:1100], DIGITS.train.labels[:1100]),
-        "validation": (DIGITS.train.images[-300:], DIGITS.train.labels[-300:]),
+        "train": (DIGITS.train.images[:200], DIGITS.train.labels[:200]),
+        "validation": (DIGITS.train.images[-60:], DIGITS.train.labels[-60:]),
         "test": DIGITS.test,
     }.items():
         result = evaluate(run, split)
