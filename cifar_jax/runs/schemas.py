@@ -308,7 +308,8 @@ def parse(value: Any, model: type[M], path: Path | str) -> M:
             ) from None
         if fault["type"] == "missing":
             raise UserError(f"{path} is incomplete: {name} is missing") from None
-        raise UserError(f"{path}: {name} is {fault['input']!r}: {fault['msg']}") from None
+        value = f"{name} is {fault['input']!r}: " if name else ""
+        raise UserError(f"{path}: {value}{fault['msg']}") from None
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
