@@ -6,7 +6,7 @@ From `cifar_jax` it uses only the initial weights of a network and the BatchNorm
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Tiny(nn.Module):
         return x.astype(jnp.float32)
 
 
-def images(train: int = 30, test: int = 40) -> Dataset:
+def images(train: int = 40, test: int = 400) -> Dataset:
     """Return noise, with one corner whose brightness depends on the class."""
     random = np.random.default_rng(0)
 
@@ -54,26 +54,6 @@ def images(train: int = 30, test: int = 40) -> Dataset:
     return Dataset(
         "tiny", names, split(train), split(test), (0.4, 0.2, 0.1), (0.3, 0.15, 0.05), "0" * 64
     )
-
-
-class Plateau(NamedTuple):
-    """State of the plateau rule."""
-
-    scale: float = 1.0
-    best: float = math.inf
-    bad_epochs: int = 0
-
-
-def update_plateau(config: Config, plateau: Plateau, loss: float) -> Plateau:
-    """Return the plateau after an epoch with this loss."""
-    schedule = config.schedule
-    if schedule.name != "plateau":
-        return plateau
-    if loss < plateau.best * (1 - schedule.threshold):
-        return Plateau(plateau.scale, loss, 0)
-    if plateau.bad_epochs + 1 > schedule.patience:
-        return Plateau(plateau.scale * schedule.factor, plateau.best, 0)
-    return plateau._replace(bad_epochs=plateau.bad_epochs + 1)
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
@@ -107,7 +87,7 @@ class RunByHand:
     def __init__(self, config: Config, dataset: Dataset, seed: int) -> None:
         data, images = config.data, len(dataset.train.labels)
         self.config, self.dataset = config, dataset
-        held_out = round(data.validation * images)
+        held_out = round(data.validation * (images if data.validation < 1 else 1))
         count = data.train_images or images - held_out
         self.train = Split(*(array[:count] for array in dataset.train))
         self.validation = Split(*(array[images - held_out :] for array in dataset.train))
@@ -128,7 +108,7 @@ class RunByHand:
         self.batch_stats: Any = variables["batch_stats"]
         self.averaged = self.variables
         self.first = self.second = jax.tree.map(np.zeros_like, self.params)
-        self.step, self.plateau = 0, Plateau()
+        self.step, self.scale, self.best, self.bad_epochs = 0, 1.0, math.inf, 0
         self.loss, self.correct, self.images = 0.0, 0, 0
         self.order = lru_cache(self._order)
 
@@ -186,18 +166,15 @@ class RunByHand:
         if optimizer.name != "adamw":
             gradient = jax.tree.map(lambda g, p: g + decay * p, gradient, self.params)
         if optimizer.name == "sgd":
-            self.first = jax.tree.map(lambda m, g: optimizer.momentum * m + g, self.first, gradient)
+            beta = optimizer.momentum
+            self.first = jax.tree.map(lambda m, g: beta * m + g, self.first, gradient)
             direction = self.first
             if optimizer.nesterov:
-                direction = jax.tree.map(
-                    lambda m, g: g + optimizer.momentum * m, self.first, gradient
-                )
+                direction = jax.tree.map(lambda m, g: g + beta * m, self.first, gradient)
         else:
             b1, b2, eps = optimizer.beta1, optimizer.beta2, optimizer.eps
             self.first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, self.first, gradient)
-            self.second = jax.tree.map(
-                lambda v, g: b2 * v + (1 - b2) * g * g, self.second, gradient
-            )
+            self.second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, self.second, gradient)
             direction = jax.tree.map(
                 lambda m, v: m / (1 - b1**self.step) / (np.sqrt(v / (1 - b2**self.step)) + eps),
                 self.first,
@@ -205,7 +182,7 @@ class RunByHand:
             )
         if optimizer.name == "adamw":
             direction = jax.tree.map(lambda d, p: d + decay * p, direction, self.params)
-        lr = self.plateau.scale * learning_rate(self.config, self.step - 1, self.steps_per_epoch)
+        lr = self.scale * learning_rate(self.config, self.step - 1, self.steps_per_epoch)
         self.params = jax.tree.map(lambda p, d: p - lr * d, self.params, direction)
 
         keep = 0.0
@@ -217,8 +194,16 @@ class RunByHand:
 
     def end_epoch(self, loss: float) -> None:
         """Start the next epoch; the plateau rule observes the loss."""
-        self.plateau = update_plateau(self.config, self.plateau, loss)
         self.loss, self.correct, self.images = 0.0, 0, 0
+        schedule = self.config.schedule
+        if schedule.name != "plateau":
+            return
+        if loss < self.best * (1 - schedule.threshold):
+            self.best, self.bad_epochs = loss, 0
+        elif self.bad_epochs + 1 > schedule.patience:
+            self.scale, self.bad_epochs = self.scale * schedule.factor, 0
+        else:
+            self.bad_epochs += 1
 
     def evaluate(self, split: Split) -> tuple[float, float]:
         """Return the loss and accuracy in percent of the averaged weights on a split."""

@@ -11,7 +11,7 @@ from cifar_jax.training.compilation import CompiledSteps
 from cifar_jax.training.setup import Setup, build_setup, initial_state
 from cifar_jax.training.step import TrainState
 
-DATASET = by_hand.images(train=40)
+DATASET = by_hand.images()
 TINY: dict[str, Any] = {
     **{"model__name": "tiny", "epochs": 4, "batch_size": 8, "optimizer__lr": 0.05},
     **{"data__validation": 8, "data__train_images": "none", "train__log_every": 1},

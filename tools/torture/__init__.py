@@ -6,7 +6,7 @@ equal those of an undisturbed run, except for times.
 
 runs.py       the runs, each in its own process
 compare.py    compares two finished runs
-harness.py    the undisturbed runs, and the outcomes of all faults
+trials.py     one trial: a disturbed run, its faults and their outcomes
 faults.py     the faults
 __main__.py   the command line and the table
 """

@@ -2,33 +2,23 @@
 
 import argparse
 import multiprocessing
+import random
 import shutil
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cifar_jax.runs import environment
-from cifar_jax.runs.schemas import Machine
 from tools.torture import SCRATCH
-from tools.torture.faults import damage_files, fill_disk, kill_one_of_two, send_signals
-from tools.torture.harness import Harness, Outcome, say
-from tools.torture.runs import (
-    ADAM,
-    BACKGROUND,
-    BASIC,
-    NET,
-    PHASES,
-    TWO_PROCESSES,
-    Failure,
-    mark_phases,
-)
+from tools.torture.faults import make_trials
+from tools.torture.runs import BACKGROUND, PHASES, mark_phases
+from tools.torture.trials import Outcome, Reference, Trial, make_reference, say
 
 BEGIN, END = "<!-- torture -->", "<!-- /torture -->"
 
@@ -39,106 +29,87 @@ def main() -> int:
         prog="make torture",
         description="Disturb training runs and compare them with undisturbed ones.",
     )
-    parser.add_argument("--minutes", type=float, default=60, help="start nothing new after these")
-    parser.add_argument("--kills", type=int, default=50, help="number of SIGKILLs")
-    parser.add_argument("--signals", type=int, default=30, help="number of SIGTERMs and SIGINTs")
-    parser.add_argument("--damages", type=int, default=2, help="number of damages of each kind")
-    parser.add_argument("--pairs", type=int, default=4, help="kills of one of two processes")
-    parser.add_argument(
-        "--disks", type=int, default=len(PHASES), help="number of phases with a full disk"
-    )
-    parser.add_argument("--one-kind", action="store_true", help="send signals to `basic` only")
-    parser.add_argument("--jobs", type=int, default=1, help="number of runs at the same time")
-    parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument(
-        "--record", type=Path, help=f"also write the table to this file, between {BEGIN} and {END}"
-    )
-    options = parser.parse_args()
+    for name, default, text in (
+        ("kills", 50, "number of SIGKILLs"),
+        ("signals", 30, "number of SIGTERMs and SIGINTs"),
+        ("damages", 2, "number of damages of each kind"),
+        ("disks", len(PHASES), "number of phases with a full disk"),
+        ("pairs", 4, "number of kills of one of two processes"),
+        ("minutes", 60, "start nothing new after this time"),
+        ("jobs", 1, "number of trials at the same time"),
+        ("seed", 0, "seed of all random choices"),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
+    parser.add_argument("--record", type=Path, help=f"file for the table, which has {BEGIN} marks")
+    options = vars(parser.parse_args())
+    record_file, seed, jobs = (options.pop(name) for name in ("record", "seed", "jobs"))
     began = time.monotonic()
-    commit, _ = environment.git_commit("tools")  # before anything is written
-    harness = Harness(options.seed, began + 60 * options.minutes)
+    deadline = began + 60 * options.pop("minutes")
+    commit, _ = environment.git_commit("tools")  # Before anything is written.
+    trials = make_trials(**options)
+    random.Random(seed).shuffle(trials)  # So that a short time has faults of all sorts.
+    kinds = list(dict.fromkeys(trial.kind for trial in trials))
     mark_phases()
-    warnings.filterwarnings("ignore", message=".*fork")  # The forked code uses no other threads.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unmounts the disk on the way out
-    say(f"in {SCRATCH}, seed {options.seed}")
-    kinds = [BASIC] if options.one_kind else [BASIC, ADAM, NET]
-    stops = (signal.SIGTERM, signal.SIGINT)
-    parts = {
-        "kills": (kinds, send_signals, (signal.SIGKILL,), kinds, options.kills),
-        "signals": (kinds, send_signals, stops, kinds, options.signals),
-        "damages": ([ADAM], damage_files, options.damages),
-        "disks": ([ADAM, TWO_PROCESSES], fill_disk, options.disks),
-        "pairs": ([TWO_PROCESSES], kill_one_of_two, options.pairs),
-    }
-    parts = {name: part for name, part in parts.items() if part[-1]}
-    needed = dict.fromkeys(kind for part in parts.values() for kind in part[0])
+    warnings.filterwarnings("ignore", message=".*fork")  # No other thread is active then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Unmounts disks on the way out.
+    say(f"in {SCRATCH}, seed {seed}")
+    references: dict[str, Reference] = {}
+    done: list[Trial] = []
     try:
         # The workers are forked at the first call, before this process has threads.
-        with ProcessPoolExecutor(options.jobs, multiprocessing.get_context("fork")) as pool:
-            for calls in (
-                {f"undisturbed{n}-": (Harness.make_reference, k) for n, k in enumerate(needed)},
-                {name: call for name, (_, *call) in parts.items()},
-            ):
-                futures = [
-                    pool.submit(_call, replace(harness, part=name, outcomes=[], skipped=[]), *call)
-                    for name, call in calls.items()
-                ]
-                for future in futures:
-                    harness.merge(future.result())
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("fork")) as pool:
+            for kind, reference in zip(kinds, pool.map(make_reference, kinds), strict=True):
+                references[kind.name] = reference
+            run = partial(Trial.run, references=references, seed=seed, deadline=deadline)
+            for trial in pool.map(run, trials):
+                done.append(trial)  # One by one, so that a stop loses none.
     finally:
-        text = table(harness, time.monotonic() - began, commit)
+        about = f"seed {seed}, {time.monotonic() - began:,.0f} s in all"
+        text = table(done, references, f"commit `{commit}`", about)
         print(text, flush=True)
-    if options.record:
-        record(options.record, text)
-    wrong = sum(bool(outcome.wrong) for outcome in harness.outcomes)
+    if record_file:
+        record(record_file, text)
+    wrong = sum(bool(outcome.wrong) for trial in done for outcome in trial.outcomes)
     if wrong:
-        say(f"{wrong} of {len(harness.outcomes)} are wrong; see the folders in {SCRATCH}")
+        say(f"{wrong} outcomes are wrong; see the folders in {SCRATCH}")
     else:
         shutil.rmtree(SCRATCH)
     return bool(wrong)
 
 
-def _call(part: Harness, function: Callable[..., None], *arguments: Any) -> Harness:
-    """Call `function` in a worker process and return what it collected."""
-    try:
-        function(part, *arguments)
-    except (Failure, KeyError) as error:  # KeyError: an undisturbed run is missing
-        part.add(Outcome(part.part, "prepared", "", "", wrong=str(error)))
-    return part
-
-
-def table(harness: Harness, seconds: float, commit: str | None) -> str:
+def table(
+    trials: Sequence[Trial], references: Mapping[str, Reference], commit: str, about: str
+) -> str:
     """Return the outcomes as a table in Markdown."""
+    outcomes = [(outcome, trial.name) for trial in trials for outcome in trial.outcomes]
     groups: dict[tuple[str, str], list[Outcome]] = {}
-    for outcome in sorted(harness.outcomes, key=lambda o: (_order(o.fault), _order(o.phase))):
+    for outcome, _ in outcomes:
         groups.setdefault((outcome.fault, outcome.phase), []).append(outcome)
     lines = [
         "| fault | while | times | as undisturbed | gone after, s |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
-    for (fault, phase), outcomes in groups.items():
-        equal = sum(not outcome.wrong for outcome in outcomes)
-        times = [outcome.seconds for outcome in outcomes if outcome.seconds is not None]
-        longest = f"{max(times):.1f}" if times else "–"
-        lines.append(f"| {fault} | {phase} | {len(outcomes)} | {equal} | {longest} |")
-    equal = sum(not outcome.wrong for outcome in harness.outcomes)
-    lines.append(f"| **all** | | **{len(harness.outcomes)}** | **{equal}** | |")
-    machine: Machine = environment.machine()
-    runs = len({(outcome.seed, outcome.kind) for outcome in harness.outcomes})
-    times = "; ".join(f"{name} ({time:.0f} s)" for name, time in harness.seconds.items())
+    for fault, phase in sorted(groups, key=lambda group: tuple(map(_order, group))):
+        group = groups[fault, phase]
+        ends = [outcome.seconds for outcome in group if outcome.seconds is not None]
+        longest = f"{max(ends):.1f}" if ends else "–"
+        equal = sum(not outcome.wrong for outcome in group)
+        lines.append(f"| {fault} | {phase} | {len(group)} | {equal} | {longest} |")
+    equal = sum(not outcome.wrong for outcome, _ in outcomes)
+    lines.append(f"| **all** | | **{len(outcomes)}** | **{equal}** | |")
+    machine, jax = environment.machine(), environment.versions()["jax"]
+    kinds = "; ".join(f"{name} ({run.seconds:.0f} s)" for name, run in references.items())
     lines += [
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, commit `{commit}`, {machine.cpu}, {machine.cores} cores, "
-        f"jax {environment.versions()['jax']}; seed {harness.seed}, {seconds:,.0f} s in all. "
-        f"{runs} disturbed runs, of: {times}.",
-        *(f"\nNot tried, because the time was over: {text}." for text in harness.skipped),
-        *(
-            f"\nWrong: {o.fault} while {o.phase} ({o.kind}, `{o.seed}`): "
-            f"{o.wrong.strip().splitlines()[-1][:300]}"
-            for o in harness.outcomes
-            if o.wrong
-        ),
+        f"{datetime.now(UTC):%Y-%m-%d}, {commit}, {machine.cpu}, {machine.cores} cores, jax {jax}; "
+        f"{about}. Undisturbed runs: {kinds}.",
     ]
+    if skipped := [trial.name for trial in trials if not trial.outcomes]:
+        lines += ["", f"Not tried, because the time was over: {', '.join(skipped)}."]
+    for outcome, name in outcomes:
+        if outcome.wrong:
+            reason = outcome.wrong.strip().splitlines()[-1][:300]
+            lines += ["", f"Wrong: {outcome.fault} while {outcome.phase} ({name}): {reason}"]
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The runs that are disturbed. Each runs the command line in its own process.
+"""The runs that are disturbed. Each process of a run executes the command line.
 
 The processes are forked from this one, because imports take most of the time of a short run. This
 process must not compute anything: JAX does not survive a fork.
@@ -32,9 +32,9 @@ PATIENCE = 600
 """Seconds after which a process counts as hanging."""
 
 STARTING = "starting"
-"""Also the phase of everything that has no other one."""
+"""The phase of everything that has no other phase."""
 
-_MARKED = (
+_FUNCTIONS = (
     (training, "build_setup", "loading data"),
     (Checkpoints, "restore_latest", "restoring"),
     (CompiledSteps, "__init__", "compiling"),
@@ -46,16 +46,20 @@ _MARKED = (
     (training, "write_result", "testing"),
     (RunFolder, "write_result", "writing the result"),
 )
-"""The functions of each phase. A phase may interrupt another."""
+"""The functions of each phase. Phases may be nested."""
 
-PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _MARKED))
+PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _FUNCTIONS))
 
 BACKGROUND = "writing a checkpoint"
-"""A checkpoint is being written in the background, whatever the phase is."""
+"""Whatever the phase is, a checkpoint is being written in the background."""
 
 _fork = multiprocessing.get_context("fork")
 _progress: Any = None
 """Of this process: the number of its phase, then how often it has entered each phase."""
+
+
+class Failure(Exception):
+    """A run did not do what it should."""
 
 
 class RunKind(NamedTuple):
@@ -64,47 +68,47 @@ class RunKind(NamedTuple):
     name: str
     arguments: tuple[str, ...]
     """Of the command line."""
-    share: int
-    """How many of ten signals are sent to runs of this kind."""
-    processes: int
+    processes: int = 1
 
 
-def _kind(name: str, model: str, *settings: str, share: int = 0, processes: int = 1) -> RunKind:
-    words = ["train", model]
-    for setting in ("data.dataset=digits", "train.log_every=4", *settings):
-        words += ["--set", setting]
-    return RunKind(name, tuple(words), share, processes)
+def _arguments(experiment: str, *settings: str) -> tuple[str, ...]:
+    settings = ("data.dataset=digits", "train.log_every=4", *settings)
+    return ("train", experiment, *(word for text in settings for word in ("--set", text)))
 
 
 _PLATEAU = ("schedule.name=plateau", "schedule.patience=0", "schedule.threshold=0.9")
-BASIC = _kind(  # Saves every 0.3 s.
-    *("basic", "basic", "epochs=4", "batch_size=16", "data.train_images=512"),
-    *("data.validation=144", "data.crop_padding=4", "data.flip=true"),
-    *("train.checkpoint_minutes=0.005", "train.devices=1", "train.eval_batch_size=16"),
-    share=4,
+BASIC = RunKind(  # Saves every 0.3 s.
+    "basic",
+    _arguments(
+        *("basic", "epochs=4", "batch_size=16", "data.train_images=512", "data.validation=144"),
+        *("data.crop_padding=4", "data.flip=true", "train.checkpoint_minutes=0.005"),
+        *("train.devices=1", "train.eval_batch_size=16"),
+    ),
 )
-ADAM = _kind(
-    *("basic, Adam, plateau", "basic", "epochs=5", "batch_size=16", *_PLATEAU),
-    *("data.train_images=200", "data.validation=0.1", "data.last_batch=wrap"),
-    *("optimizer.name=adam", "train.keep_checkpoints=1", "train.steps_per_call=2"),
-    *("data.crop_padding=2", "train.devices=1"),
-    share=4,
+ADAM = RunKind(
+    "basic, Adam, plateau",
+    _arguments(
+        *("basic", "epochs=5", "batch_size=16", "data.train_images=200", "data.validation=0.1"),
+        *("data.last_batch=wrap", "data.crop_padding=2", "optimizer.name=adam", *_PLATEAU),
+        *("train.keep_checkpoints=1", "train.steps_per_call=2", "train.devices=1"),
+    ),
 )
-NET = _kind(  # BatchNorm and dropout.
-    *("net-bn-gap, plateau", "net-bn-gap", "epochs=4", "batch_size=8", *_PLATEAU),
-    *("data.train_images=40", "data.validation=24", "data.crop_padding=4"),
-    *("data.flip=true", "train.checkpoint_minutes=0.01", "train.devices=1"),
-    share=2,
+NET = RunKind(  # Has BatchNorm and dropout.
+    "net-bn-gap, plateau",
+    _arguments(
+        *("net-bn-gap", "epochs=4", "batch_size=8", "data.train_images=40", "data.validation=24"),
+        *("data.crop_padding=4", "data.flip=true", *_PLATEAU),
+        *("train.checkpoint_minutes=0.01", "train.devices=1"),
+    ),
 )
-TWO_PROCESSES = _kind(
-    *("basic, two processes", "basic", "epochs=4", "batch_size=16", *_PLATEAU),
-    *("data.train_images=256", "data.validation=144", "train.checkpoint_minutes=0.01"),
+TWO_PROCESSES = RunKind(
+    "basic, two processes",
+    _arguments(
+        *("basic", "epochs=4", "batch_size=16", "data.train_images=256", "data.validation=144"),
+        *(*_PLATEAU, "train.checkpoint_minutes=0.01"),
+    ),
     processes=2,
 )
-
-
-class Failure(Exception):
-    """A run did not do what it should."""
 
 
 class Moment(NamedTuple):
@@ -116,17 +120,14 @@ class Moment(NamedTuple):
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: float) -> "Moment":
-        """Return a random moment of a run that takes a number of seconds.
-
-        One of seven is at any time; the others are shortly after a phase begins.
-        """
+        """Return any moment of a run that takes some seconds, or one soon after a phase begins."""
         phase = rng.choice([STARTING, STARTING, *PHASES[1:], "training", BACKGROUND])
         if phase == STARTING:
             return cls(phase, 0, rng.uniform(0, seconds))
-        counts = {"training": 3, "validating": 2, "writing metrics": 3, "saving": 3, BACKGROUND: 3}
+        numbers = {"training": 3, "validating": 2, "writing metrics": 3, "saving": 3, BACKGROUND: 3}
         delays = {"compiling": 1.0, "training": 0.5, "loading data": 0.2}
-        count = rng.randint(1, counts.get(phase, 1))
-        return cls(phase, count, rng.uniform(0, delays.get(phase, 0.03)))
+        number = rng.randint(1, numbers.get(phase, 1))
+        return cls(phase, number, rng.uniform(0, delays.get(phase, 0.03)))
 
 
 class RunProcess:
@@ -142,13 +143,13 @@ class RunProcess:
     def __init__(
         self, kind: RunKind, folder: Path, cache: Path, environment: Mapping[str, str]
     ) -> None:
-        self._folder = folder
-        rank = environment.get("JAX_PROCESS_ID", "")
-        self._output = SCRATCH / f"{folder.name}.{time.monotonic_ns()}{rank}.out"
+        self._checkpoints = folder / "checkpoints"
+        rank = environment.get("JAX_PROCESS_ID", "0")
+        self._printed = SCRATCH / f"{folder.name}.{time.monotonic_ns()}.{rank}.out"
         self._progress = _fork.RawArray("i", 1 + len(PHASES))
         words = [*kind.arguments, "--workdir", str(folder)]
         self._process = _fork.Process(
-            target=_train, args=(words, self._output, cache, environment, self._progress)
+            target=_train, args=(words, self._printed, cache, environment, self._progress)
         )
         self._process.start()
 
@@ -157,17 +158,17 @@ class RunProcess:
         return self._process.exitcode is None
 
     def phase(self) -> str:
-        """Return what the process does now, or did when it ended."""
+        """Return what the process is doing, or was doing when it ended."""
         phase = PHASES[self._progress[0]]
         return BACKGROUND if phase != "saving" and self._is_writing() else phase
 
     def wait_for(self, moment: Moment) -> bool:
         """Wait until a moment; return False if the process ends before."""
+        in_background = moment.phase == BACKGROUND
+        place = 1 + PHASES.index("saving" if in_background else moment.phase)
         while self.is_running():
-            phase = "saving" if moment.phase == BACKGROUND else moment.phase
-            if self._progress[1 + PHASES.index(phase)] >= moment.number and (
-                moment.phase != BACKGROUND or self._is_writing()
-            ):
+            is_reached = self._progress[place] >= moment.number
+            if is_reached and (not in_background or self._is_writing()):
                 self._process.join(moment.delay)
                 return self.is_running()
             time.sleep(0.001)
@@ -192,17 +193,17 @@ class RunProcess:
 
     def output(self) -> str:
         """Return the end of what the process printed."""
-        return self._output.read_text(errors="replace")[-1500:]
+        return self._printed.read_text(errors="replace")[-1500:]
 
     def printed_one_line(self) -> bool:
         """Return whether the process printed exactly one line of error, and no traceback."""
-        lines = self._output.read_text(errors="replace").splitlines()
+        lines = self._printed.read_text(errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("cifar-jax: ")]
         errors = [line for line in errors if "waiting for 2 processes" not in line]
         return len(errors) == 1 and not any("Traceback" in line for line in lines)
 
     def _is_writing(self) -> bool:
-        return any((self._folder / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+        return any(self._checkpoints.glob("*.orbax-checkpoint-tmp*"))
 
 
 def start(kind: RunKind, folder: Path, cache: Path = CACHE) -> list[RunProcess]:
@@ -213,15 +214,13 @@ def start(kind: RunKind, folder: Path, cache: Path = CACHE) -> list[RunProcess]:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     common = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(kind.processes)}
-    return [
-        RunProcess(kind, folder, cache, {"JAX_PROCESS_ID": str(rank), **common})
-        for rank in range(kind.processes)
-    ]
+    environments = [{**common, "JAX_PROCESS_ID": str(rank)} for rank in range(kind.processes)]
+    return [RunProcess(kind, folder, cache, environment) for environment in environments]
 
 
 def mark_phases() -> None:
     """Make all runs that are forked from this process report their phase."""
-    for owner, name, phase in _MARKED:
+    for owner, name, phase in _FUNCTIONS:
         setattr(owner, name, _marked(getattr(owner, name), PHASES.index(phase)))
 
 
@@ -240,14 +239,14 @@ def _marked(function: Callable[..., Any], number: int) -> Callable[..., Any]:
 
 
 def _train(
-    words: Sequence[str], output: Path, cache: Path, environment: Mapping[str, str], progress: Any
+    words: Sequence[str], printed: Path, cache: Path, environment: Mapping[str, str], progress: Any
 ) -> None:
-    """Run the command line in this process, which was just forked."""
+    """Execute the command line in this process, which was just forked."""
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with output.open("ab") as file:
+    with printed.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.environ |= environment
