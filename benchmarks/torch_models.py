@@ -1,8 +1,8 @@
-"""The networks of `cifar_jax.models` as a PyTorch user would write them.
+"""The networks of `cifar_jax.models`, as a PyTorch user would write them.
 
-The reference for parity (`tests/fixtures/`) and speed; nothing here is needed to train with JAX.
-Layer names are the same there, images are NCHW here. `python benchmarks/torch_models.py` checks
-every parameter count.
+They are the reference for results (`tests/fixtures/`) and speed, and are not needed for training
+with JAX. Layers have the same names as in `cifar_jax.models`; images are NCHW.
+`python benchmarks/torch_models.py` checks every parameter count.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
-# Trainable parameters that the paper prints: Tables 3, 6, 9, 12, 14, 20 and 25.
+# Trainable parameters that the paper states: Tables 3, 6, 9, 12, 14, 20 and 25.
 PAPER_PARAMETERS = {
     "basic": 62_006,
     "net": 2_348_030,
@@ -28,7 +28,7 @@ PAPER_PARAMETERS = {
 
 
 class Basic(nn.Module):
-    """LeNet-5's shape (Table 1)."""
+    """LeNet-5 (Table 1)."""
 
     def __init__(self, *, num_classes: int = 10):
         super().__init__()
@@ -47,7 +47,7 @@ class Basic(nn.Module):
 
 
 class Net(nn.Module):
-    """Three 3x3 convs (Table 4)."""
+    """Three 3x3 convolutions (Table 4)."""
 
     def __init__(self, *, num_classes: int = 10, pooling: str = "max"):
         super().__init__()
@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention(x) over all positions, unscaled and without a gain (Table 10)."""
+    """x + attention(x) over all positions, with unscaled scores and no gain (Table 10)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
 
 
 class NetBNGAP(nn.Module):
-    """`Net` with BatchNorm, global average pooling and dropout (Table 7); attention: Table 10."""
+    """`Net` with BatchNorm, global average pooling and dropout (Table 7; attention: Table 10)."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class NetBNGAP(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """GoogLeNet's module with BatchNorm, a quarter of the outputs from each of four branches."""
+    """GoogLeNet's module with BatchNorm. Each of four branches has a quarter of the outputs."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -157,7 +157,7 @@ class InceptionBlock(nn.Module):
 
 
 class NetInception(nn.Module):
-    """`NetBNGAP` with inception blocks in the place of its second and third conv."""
+    """`NetBNGAP` with inception blocks in place of its second and third convolution."""
 
     def __init__(self, *, num_classes: int = 10, dropout: float = 0.5, pooling: str = "max"):
         super().__init__()
@@ -191,7 +191,7 @@ def _pool(pooling: str, channels: int) -> nn.Module:
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3, then pointwise 1x1, neither with bias (Table 23)."""
+    """Depthwise 3x3 and pointwise 1x1 convolution without bias (Table 23)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -203,7 +203,7 @@ class SeparableConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convs and a shortcut, projected by a 1x1 conv only where the shape changes."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, conv3x3: Callable[..., nn.Module]):
         super().__init__()
@@ -225,7 +225,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet for 32x32 images: 3x3 stem, four stages of 64 to 512 channels, dropout (3.5)."""
+    """ResNet for 32x32 images with four stages of 64 to 512 channels (section 3.5)."""
 
     def __init__(
         self,

@@ -83,11 +83,6 @@ def module(file: str | Path) -> Any:
     return runpy.run_path(str(file))["MODEL"]
 
 
-def contents(folder: Path) -> dict[Path, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path: path.read_bytes() for path in files}
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with `tiny.py` and `run`, which was trained with it for one epoch."""
@@ -146,10 +141,6 @@ def test_options_set_fields_and_keep_those_of_an_instance() -> None:
 
     model = models.create("deep", CustomModel(Deep(depth=3)), num_classes=7, width=2)
     assert model == Deep(num_classes=7, depth=3, width=2)
-    with pytest.raises(UserError) as error:
-        models.create("deep", CustomModel(Deep), widht=2)
-    assert "has no widht: remove model.arguments.widht" in str(error.value)
-    assert "(num_classes, depth, width)" in str(error.value)
 
 
 def test_a_module_that_fails_does_not_accept_the_size() -> None:
@@ -193,7 +184,6 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
     ("old", "new", "message"),
     [
         ("MODEL = Tiny", "MODEL = 3", "not of type int"),
-        ("MODEL = Tiny", "MODEL = dict", "not of type dict"),
         ("MODEL = Tiny", "MODEL = lambda: Tiny()", "not of type function"),
         ("num_classes: int = 10", "classes: int = 10", "has no num_classes"),
         (SIGNATURE, "def __call__(self, x):", "takes no train"),
@@ -203,7 +193,6 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
         (LAST, "return x", "returns float32 [2, 256] for 2 images"),
         (LAST, "return (x, x)", "returns a tuple"),
         (LAST, f"{LAST}.astype('bfloat16')", "returns bfloat16 [2, 10]"),
-        (LAST, f"{LAST}[0]", "returns float32 [10]"),
         (LAST, "self.variable('cache', 'x', lambda: x); " + LAST, "has variables in 'cache'"),
         ("(4, 4), strides", "(4, 4), param_dtype='bfloat16', strides", "params/conv/bias in bf"),
         (
@@ -224,17 +213,22 @@ def test_unsuitable_modules_are_refused(tmp_path: Path, old: str, new: str, mess
     assert "\n" not in str(error.value)
 
 
-def test_missing_fields_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text(TINY)
-    custom = CustomModel(module(tmp_path / "tiny.py"), "tiny")
-    with pytest.raises(UserError, match=r"has no dtype, .* add the field `dtype: Any = None`"):
-        custom.build("tiny", dtype=jnp.bfloat16)
-    with pytest.raises(UserError, match=r"has no dropout: remove model\.dropout"):
-        custom.build("tiny", dropout=0.5)
-    with pytest.raises(UserError, match="is named 'tiny', not 'other'"):
-        custom.build("other")
-    with pytest.raises(UserError, match="'basic' is one of the package's networks"):
-        models.create("basic", custom)
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("small", {"dtype": jnp.bfloat16}, "has no dtype, which train.precision sets: add the"),
+        ("small", {"dropout": 0.5}, "has no dropout: remove model.dropout"),
+        ("small", {"widht": 2}, "has no widht: remove model.arguments.widht"),
+        ("other", {}, "is named 'small', not 'other'"),
+        ("basic", {}, "'basic' is one of the package's networks"),
+    ],
+)
+def test_missing_fields_and_other_names_are_refused(
+    name: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        models.create(name, CustomModel(Small, "small"), **options)
+    assert message in str(error.value)
 
 
 def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
@@ -244,7 +238,6 @@ def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
         ("MODEL = Tiny", "MODEL = 3", "not of type int"),
         ("MODEL = Tiny", "", "no model 'tiny'"),
         ('"tiny"', '"resnet18"', "'resnet18'"),
-        (SIGNATURE, "def __call__(self, x):", "takes no train"),
     ):
         (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
         outcome = run("train", "tiny.py")  # CIFAR-10 is missing
@@ -261,36 +254,26 @@ def test_the_documented_example_works_with_every_command(run: Run, tmp_path: Pat
     small = source[1].replace("width: int = 64", "width: int = 8")
     (tmp_path / "my_vit.py").write_text(small.replace("depth: int = 2", "depth: int = 1"))
     rows = json.loads(run("summary", "my_vit.py", "--json").out)
-
-    train = ("train", "my_vit.py", *QUICK, "--workdir", "run", "--set")
-    for epochs in (1, 2):
-        outcome = run(*train, f"epochs={epochs}")
-        assert outcome.code == 0, outcome.err
+    outcome = run("train", "my_vit.py", *QUICK, "--workdir", "run", "--set", "epochs=1")
+    assert outcome.code == 0, outcome.err
     result = json.loads(Path("run/result.json").read_text())
-    assert result["steps"] == 8
     assert result["parameters"] == sum(row["parameters"] for row in rows)
 
     code = ("--code", "my_vit.py")
     measured = json.loads(run("evaluate", "run", *code, "--json").out)
     assert measured["accuracy"] == result["test_accuracy"]
+    model = module("my_vit.py")
+    loaded = cifar_jax.load("run", model=model)
     Image.new("RGB", (40, 40), (99, 99, 99)).save("gray.png")
     (answer,) = json.loads(run("predict", "run", "gray.png", *code, "--json").out)
-    assert run("report", "run").code == 0
-
-    expected = cifar_jax.load("run", model=module("my_vit.py"))
-    assert answer["top"][0]["probability"] == pytest.approx(expected.predict(["gray.png"]).max())
-    for kind in ("stablehlo", "safetensors"):
+    assert answer["top"][0]["probability"] == pytest.approx(loaded.predict(["gray.png"]).max())
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    for kind, options in (("stablehlo", {}), ("safetensors", {"model": model})):
         outcome = run("export", "run", "--to", kind, "--output", f"vit.{kind}", *code)
         assert outcome.code == 0, outcome.err
-    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
-    for loaded in (
-        cifar_jax.load("vit.stablehlo"),
-        cifar_jax.load("vit.safetensors", model=module("my_vit.py")),
-    ):
-        np.testing.assert_allclose(loaded.logits(images), expected.logits(images), atol=1e-5)
+        logits = cifar_jax.load(f"vit.{kind}", **options).logits(images)
+        np.testing.assert_allclose(logits, loaded.logits(images), atol=1e-5)
     assert run("predict", "vit.safetensors", "gray.png").code == 2
-    pytest.importorskip("jax2onnx", reason="needs the extra `export`")
-    assert run("export", "run", "--to", "onnx", *code).code == 0
 
 
 def test_code_in_a_run_folder_is_not_executed_unasked(run: Run, copied: Path) -> None:
@@ -310,69 +293,29 @@ def test_code_in_a_run_folder_is_not_executed_unasked(run: Run, copied: Path) ->
     with pytest.raises(UserError):
         cifar_jax.load(copied / "run")
     assert run("report", "run").code == 0
-    assert run("evaluate", "run", "--code", "tiny.py").code == 0
     # Only the weights are needed here.
     init_from = ("--workdir", "other", "--set", "train.init_from=run")
     assert run("train", "tiny.py", *QUICK, *init_from).code == 0
     assert not trap.exists()
     assert run("evaluate", "run", "--code", "run/code.py").code == 0
     assert trap.exists()
-
-
-def test_comments_and_settings_are_no_change_of_the_model(run: Run, copied: Path) -> None:
-    file = copied / "tiny.py"
-    text = file.read_text().replace('"""A conv', '"""Just a conv').replace("epochs=1", "epochs=2")
-    file.write_text(text.replace("x = nn.relu", "# now\n        x =  nn.relu"))
-    outcome = run("train", "tiny.py", *QUICK, "--workdir", "run")
-    assert outcome.code == 0, outcome.err
-    assert "tiny.py" not in outcome.err + run("evaluate", "run", "--code", "tiny.py").err
-    assert json.loads((copied / "run/result.json").read_text())["steps"] == 8
-    assert (copied / "run" / "code.py").read_bytes() == file.read_bytes()
-
-
-def test_a_changed_model_is_reported(run: Run, copied: Path) -> None:
-    file = copied / "tiny.py"
-    file.write_text(file.read_text().replace("nn.relu", "nn.gelu"))
-    assert "tiny.py" in run("evaluate", "run", "--code", "tiny.py").err
-    outcome = run("train", "tiny.py", *QUICK, "--workdir", "run", "--set", "epochs=2")
-    assert outcome.code == 0, outcome.err
-    assert "tiny.py" in (copied / "run" / "log.txt").read_text()
-    assert not run("evaluate", "run", "--code", "tiny.py").err
-
-
-@pytest.mark.parametrize(
-    ("old", "new"), [("width: int = 4", "width: int = 5"), ('name="bn"', 'name="norm"')]
-)
-def test_weights_of_another_network_are_refused(run: Run, copied: Path, old: str, new: str) -> None:
-    file = copied / "tiny.py"
-    file.write_text(file.read_text().replace(old, new))
-    before = contents(copied / "run")
-    for command in (
-        ("train", "tiny.py", *QUICK, "--workdir", "run", "--set", "epochs=2"),
-        ("evaluate", "run", "--code", "tiny.py"),
-    ):
-        outcome = run(*command)
-        assert outcome.code == 2
-        assert "of another network" in outcome.err
-        assert contents(copied / "run") == before
-
-
-def test_code_without_the_right_model_is_refused(run: Run, copied: Path) -> None:
-    (copied / "other.py").write_text(TINY.replace('name="tiny"', 'name="other"'))
-    (copied / "none.py").write_text(TINY.replace("MODEL = Tiny", "").replace('"tiny"', '"basic"'))
-    for code, message in {
-        "other.py": "other.py: MODEL is named 'other', not 'tiny'",
-        "none.py": "none.py has no MODEL",
-        "absent.py": "absent.py",
-    }.items():
-        outcome = run("evaluate", "run", "--code", code)
-        assert (outcome.code, outcome.err.count("\n")) == (2, 1)
-        assert message in outcome.err
-
-
-def test_the_statistics_of_linens_batch_norm_are_kept(trained: Path) -> None:
-    network: Any = cifar_jax.load(trained / "run", model=module(trained / "tiny.py"))
+    network: Any = cifar_jax.load("run", model=module("tiny.py"))
     assert (network.variables["batch_stats"]["bn"]["mean"] != 0).all()
+
+
+def test_code_other_than_the_trained_one_is_reported_or_refused(run: Run, copied: Path) -> None:
+    assert not run("evaluate", "run", "--code", "tiny.py").err
+    for file, old, new, code, message in (
+        ("gelu.py", "nn.relu", "nn.gelu", 0, "gelu.py"),
+        ("wide.py", "width: int = 4", "width: int = 5", 2, "of another network"),
+        ("other.py", 'name="tiny"', 'name="other"', 2, "MODEL is named 'other', not 'tiny'"),
+        ("none.py", "MODEL = Tiny", "", 2, "none.py has no MODEL"),
+    ):
+        assert old in TINY
+        (copied / file).write_text(TINY.replace(old, new))
+        outcome = run("evaluate", "run", "--code", file)
+        assert outcome.code == code
+        assert message in outcome.err
 
 
 def test_the_seed_reaches_the_initialization(run: Run, tmp_path: Path) -> None:
@@ -385,12 +328,3 @@ def test_the_seed_reaches_the_initialization(run: Run, tmp_path: Path) -> None:
         assert outcome.code == 0, outcome.err
         digests.append(json.loads((tmp_path / seed / "result.json").read_text())["params_sha256"])
     assert digests[0] != digests[1]
-
-
-@pytest.mark.slow
-def test_model_name_can_select_a_package_network(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "tiny.py").write_text(TINY)
-    outcome = run("train", "tiny.py", *QUICK, "--set", "model.name=basic", "--workdir", "run")
-    assert outcome.code == 0, outcome.err
-    assert json.loads((tmp_path / "run/result.json").read_text())["model"] == "basic"
-    assert run("evaluate", "run").code == 0

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from cifar_jax import data, models
-from cifar_jax.data import cifar10
+from cifar_jax import models
 from cifar_jax.errors import UserError
 from cifar_jax.models import initialization
 
@@ -124,20 +123,3 @@ def test_unsuitable_images_and_networks_are_refused() -> None:
     for params in ({"fc1": {"kernel": jnp.ones((3, 4))}}, {"conv1": jnp.ones((2, 2, 3, 4))}):
         with pytest.raises(UserError, match="no convolution conv1"):
             initialization.first_convolution({"params": params})
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not cifar10.folder(data.default_data_dir()).exists(),
-    reason=f"CIFAR-10 is not prepared in {data.default_data_dir()}",
-)
-def test_cifar10_is_whitened() -> None:
-    """Where a direction's variance is much larger than eps; that of the finest colors is not."""
-    dataset = data.load("cifar10")
-    x = ((dataset.train.images[:1000] / 255 - dataset.mean) / dataset.std).astype(np.float32)
-    kernel = initialization.whitening_filters(x, (2, 2, 3, 24), EPS)
-    outputs = convolve(x, kernel[..., ::2]).reshape(-1, 12)
-    covariance = outputs.T @ outputs / len(outputs)
-    np.testing.assert_allclose(covariance, np.diag(np.diag(covariance)), atol=1e-3)
-    np.testing.assert_allclose(np.diag(covariance)[:8], 1, atol=0.05)
-    assert np.diag(covariance).min() > 0.4

@@ -64,13 +64,14 @@ def test_accelerators_get_only_xla_operations(name: str) -> None:
         assert "custom_call" not in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
         ("speedrun-92", ["averaging.name=lookahead", "averaging.decay=0.8"]),
-        pytest.param("speedrun-92", [], marks=pytest.mark.slow),
-        pytest.param("fast-net-bn-gap", [], marks=pytest.mark.slow),
-        pytest.param("fast-resnet10-separable", [], marks=pytest.mark.slow),
+        ("speedrun-92", []),
+        ("fast-net-bn-gap", []),
+        ("fast-resnet10-separable", []),
     ],
 )
 def test_fast_experiments_lower_for_accelerators(name: str, settings: list[str]) -> None:
@@ -86,17 +87,6 @@ def test_every_experiment_has_a_setup(name: str) -> None:
     setup = setup_of(name)
     sizes = {phase.image_size or 32 for phase in setup.config.phases}
     assert {variant.image_size for variant in setup.plan.variants} == {32, *sizes}
-
-
-def test_the_train_step_can_be_exported() -> None:
-    setup = setup_of("basic")
-    (variant,) = setup.plan.variants
-    arguments = compilation.train_arguments(setup, variant)
-    function = compilation.train_function(setup, variant)
-    exported = export.export(function, platforms=("cuda", "tpu"))(*arguments)
-    assert exported.nr_devices == setup.mesh.size
-    state = jax.tree.unflatten(jax.tree.structure(arguments[0]), exported.out_avals)
-    assert state.params["conv1"]["kernel"].shape == (5, 5, 3, 6)
 
 
 @pytest.mark.parametrize("name", models.MODELS)

@@ -179,7 +179,7 @@ def test_train_step(each_platform: None, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("each_platform", "name"),
-    list(cases(RECORD["evaluations"], RECORD["evaluations"])),
+    list(cases(RECORD["evaluations"], RECORD["evaluations"].keys() - {"resnet10"})),
     indirect=["each_platform"],
 )
 def test_evaluation(each_platform: None, name: str) -> None:

@@ -99,9 +99,9 @@ class CustomModel:
 
         variables = self._trace(lambda x: model.init(key, x, train=False), images)
         variables = nn.unbox(variables)
-        for collection in variables.keys() - {"params", "batch_stats"}:
+        if others := sorted(variables.keys() - {"params", "batch_stats"}):
             raise UserError(
-                f"{self} has variables in {collection!r}: only params and batch_stats are supported"
+                f"{self} has variables in {others[0]!r}: only params and batch_stats are supported"
             )
         if not jax.tree.leaves(variables.get("params")):
             raise UserError(f"{self} has no parameters: there is nothing to train")
