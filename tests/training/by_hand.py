@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from cifar_jax import models
-from cifar_jax.config import Config, Ema
+from cifar_jax.config import Config, Ema, Lookahead
 from cifar_jax.data.dataset import Dataset, Split
 from cifar_jax.models.layers import BatchNorm
 
@@ -185,12 +185,24 @@ class RunByHand:
         lr = self.scale * learning_rate(self.config, self.step - 1, self.steps_per_epoch)
         self.params = jax.tree.map(lambda p, d: p - lr * d, self.params, direction)
 
-        keep = 0.0
-        if isinstance(self.config.averaging, Ema):
-            keep = min(self.config.averaging.decay, (1 + self.step) / (10 + self.step))
+        self._average()
+
+    def _average(self) -> None:
+        """Update the average of the weights; without one it is the weights themselves."""
+        rule, keep = self.config.averaging, 0.0
+        if rule and self.step % rule.every:
+            return
+        if isinstance(rule, Ema):
+            keep = min(rule.decay, (1 + self.step) / (10 + self.step))
+        if isinstance(rule, Lookahead):
+            progress = self.step / (self.steps_per_epoch * self.config.epochs)
+            keep = rule.decay * progress**rule.power
         self.averaged = jax.tree.map(
             lambda old, new: keep * old + (1 - keep) * new, self.averaged, self.variables
         )
+        if isinstance(rule, Lookahead):
+            self.params = jax.tree.map(np.float64, self.averaged["params"])
+            self.batch_stats = self.averaged["batch_stats"]
 
     def end_epoch(self, loss: float) -> None:
         """Start the next epoch; the plateau rule observes the loss."""

@@ -1,15 +1,16 @@
-"""The parts of a recipe: parameter groups, initialization, averages, phases, augmentation."""
+"""The parts of a recipe: parameter groups, initialization, phases, test-time augmentation."""
 
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from short_runs import Recorder, assert_same_run, killed_at, rows_of, train
+from short_runs import assert_same_run, killed_at, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
 from cifar_jax.config import Config
@@ -20,12 +21,18 @@ from cifar_jax.training.compilation import CompiledSteps
 from cifar_jax.training.evaluation import TTA, apply_tta, loss_and_accuracy
 from cifar_jax.training.rng import make_streams
 from cifar_jax.training.schedules import StepInfo
-from cifar_jax.training.setup import build_setup, initial_state, learning_rates, random_state
+from cifar_jax.training.setup import (
+    build_setup,
+    initial_state,
+    learning_rates,
+    random_state,
+)
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("tiny")
 ONE_STEP = TINY | {"epochs": 1, "data__train_images": 8}
+LOOKAHEAD = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 3}
 
 
 # Parameter groups
@@ -53,38 +60,34 @@ def test_group_is_frozen_after_its_fraction_of_the_epochs(make_config: Make) -> 
         '[{"parameters": "*/bias", "until": %s, "optimizer":'
         ' {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}}]'
     )
-    lookahead = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 3}
     half, always, never = (
-        make_config(**TINY, **lookahead, param_groups=group % until)
+        make_config(**TINY, **LOOKAHEAD, param_groups=group % until)
         for until in ("0.5", "null", "0")
     )
     variants = [epoch.variant for epoch in build_setup(half, dataset=DATASET).plan.epochs]
     assert [variant.frozen_groups for variant in variants] == [(), (), (1,), (1,)]
 
-    def biases(state: TrainState) -> list[np.ndarray]:
-        return [np.asarray(state.params[layer]["bias"]) for layer in ("bn", "fc")]
+    def biases(variables: Any) -> list[np.ndarray]:
+        return [np.asarray(variables["params"][layer]["bias"]) for layer in ("bn", "fc")]
 
     start, freeze, next_step, end = states_of(half)
-    trained_start, trained_freeze, trained_next_step, _ = states_of(always)
-    chex.assert_trees_all_equal(start, trained_start)
-    chex.assert_trees_all_equal(freeze, trained_freeze)
-    for before, after in zip(biases(start), biases(freeze), strict=True):
-        assert np.abs(after - before).max() > 1e-4
-    assert np.abs(freeze.averaged["params"]["fc"]["bias"] - biases(freeze)[1]).max() > 1e-4
-    chex.assert_trees_all_equal(biases(freeze), biases(next_step), biases(end))
-    assert np.abs(biases(trained_next_step)[1] - biases(freeze)[1]).max() > 1e-4
-    for layer, name in (("conv", "kernel"), ("bn", "scale"), ("fc", "kernel")):
-        chex.assert_trees_all_close(
-            next_step.params[layer][name], trained_next_step.params[layer][name]
+    trained = states_of(always)
+    chex.assert_trees_all_equal([start, freeze], trained[:2])
+    frozen = biases(freeze.variables)
+    for others in (start.variables, freeze.averaged, trained[2].variables):
+        assert all(
+            np.abs(bias - other).max() > 1e-4
+            for bias, other in zip(frozen, biases(others), strict=True)
         )
-        assert np.abs(end.params[layer][name] - next_step.params[layer][name]).max() > 1e-4
+    chex.assert_trees_all_equal(frozen, biases(next_step.variables), biases(end.variables))
+    for layer, name in (("conv", "kernel"), ("bn", "scale"), ("fc", "kernel")):
+        ours, theirs = (state.params[layer][name] for state in (next_step, trained[2]))
+        chex.assert_trees_all_close(ours, theirs)
+        assert np.abs(end.params[layer][name] - ours).max() > 1e-4
     states = states_of(never)
-    chex.assert_trees_all_equal(*(biases(state) for state in states))
-    for state in states:
-        for layer in ("bn", "fc"):
-            chex.assert_trees_all_equal(
-                state.averaged["params"][layer]["bias"], states[0].params[layer]["bias"]
-            )
+    chex.assert_trees_all_equal(
+        *(biases(variables) for state in states for variables in (state.variables, state.averaged))
+    )
 
 
 def states_of(config: Config) -> list[TrainState]:
@@ -97,11 +100,10 @@ def states_of(config: Config) -> list[TrainState]:
         order = steps.epoch_order(epoch)
         if 2 * epoch.number == len(setup.plan.epochs):
             states.append(jax.device_get(state))
-            state = steps.run(state, epoch, order, 1)
+        state = steps.run(state, epoch, order, 1)
+        if 2 * epoch.number == len(setup.plan.epochs):
             states.append(jax.device_get(state))
-            state = steps.run(state, epoch, order, epoch.steps - 1)
-        else:
-            state = steps.run(state, epoch, order, epoch.steps)
+        state = steps.run(state, epoch, order, epoch.steps - 1)
     return [*states, jax.device_get(state)]
 
 
@@ -154,7 +156,7 @@ def test_first_layer_whitens_the_training_images_and_is_frozen(make_config: Make
     """Neither weight decay nor lookahead change its kernel, but its bias is trained."""
     config = make_config(
         **TINY | {"model__name": "pooled", "init__whitening": True, "optimizer__weight_decay": 0.1},
-        **{"averaging__name": "lookahead", "averaging__every": 3},
+        **LOOKAHEAD,
     )
     setup, start, end = after_an_epoch(config)
     images = np.asarray(batches.normalize(setup.train.images, DATASET))
@@ -189,52 +191,6 @@ def test_average_starts_from_the_initial_weights(make_config: Make, source: str)
     assert np.abs(state.averaged["params"]["conv1"]["kernel"] - kernel).max() > 0.01
 
 
-# Averages
-
-
-def test_lookahead_knows_the_progress_of_the_run(make_config: Make) -> None:
-    """The run has four steps, and lookahead updates after two."""
-    settings = TINY | {"epochs": 2, "data__train_images": 16}
-    lookahead = {"averaging__name": "lookahead", "averaging__every": 2, "averaging__power": 1}
-    _, start, plain = after_an_epoch(make_config(**settings))
-    _, _, end = after_an_epoch(make_config(**settings, **lookahead, averaging__decay=0.8))
-    expected = jax.tree.map(
-        lambda slow, fast: slow + (1 - 0.8 * 2 / 4) * (fast - slow),
-        start.variables,
-        plain.variables,
-    )
-    chex.assert_trees_all_close(end.averaged, expected, rtol=1e-5, atol=1e-7)
-    chex.assert_trees_all_equal(end.variables, end.averaged)
-
-
-def test_slow_weights_are_evaluated_and_resumed_exactly(make_config: Make, tmp_path: Path) -> None:
-    """The run ends between two lookahead updates, so slow and fast weights differ."""
-    lookahead = {"averaging__name": "lookahead", "averaging__decay": 0.5, "averaging__every": 3}
-    config = make_config(**TINY, **lookahead)
-    setup = build_setup(config, dataset=DATASET)
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train(config, whole)
-    with pytest.raises(KeyboardInterrupt):
-        train(config, resumed, killed_at("[EPOCH 002 | IT 00002]"))
-    train(config, resumed)
-    assert_same_run(resumed, whole)
-    with Checkpoints(whole / "checkpoints") as checkpoints:
-        saved = checkpoints.latest()
-        assert saved
-        state = checkpoints.restore(saved, initial_state(setup, 0))
-        chex.assert_trees_all_equal(checkpoints.weights(saved), jax.device_get(state.averaged))
-    assert np.abs(state.averaged["params"]["fc"]["kernel"] - state.params["fc"]["kernel"]).max() > 0
-    validation, test = (
-        np.asarray(setup.spec.model.apply(state.averaged, images, train=False))
-        for images in (
-            batches.normalize(split.images, DATASET) for split in (setup.validation, DATASET.test)
-        )
-    )
-    np.testing.assert_allclose(np.load(whole / "outputs.npz")["test_logits"], test, atol=5e-3)
-    loss, _ = loss_and_accuracy(validation, setup.validation.labels)
-    assert rows_of(whole)[-1]["validation_loss"] == pytest.approx(loss, rel=1e-4)
-
-
 # Phases
 
 
@@ -255,20 +211,19 @@ def test_phases_have_their_own_image_size_batch_size_and_augmentation(
     assert [v.augmentation.cutout for v in variants] == [0, 5, 0, 0]
     assert [v.augmentation.flip for v in variants] == [True, False, True, True]
     data, key, info = compilation.train_data(setup), jax.random.key(0), StepInfo(0, 0, 14)
-    for size, variant in zip((16, 24, 32), setup.plan.variants, strict=True):
+    for variant in setup.plan.variants:
         images, _ = batches.make_batch(DATASET, variant, "float32", data, jnp.arange(8), key, info)
-        assert images.shape == (8, size, size, 3)
+        assert images.shape == (8, variant.image_size, variant.image_size, 3)
 
-    whole, resumed, recorder = tmp_path / "whole", tmp_path / "resumed", Recorder()
-    assert train(config, whole, recorder).steps == 14
-    assert recorder.lines[1] == (
-        "image size: 16 pixels in epoch 1, 24 pixels in epoch 2, 32 pixels in epochs 3–4"
-    )
-    assert [row["step"] for row in rows_of(whole)] == [2, 6, 10, 14]
+    folder, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train(config, folder)
+    line = "image size: 16 pixels in epoch 1, 24 pixels in epoch 2, 32 pixels in epochs 3–4"
+    assert line in (folder / "log.txt").read_text().splitlines()
+    assert [row["step"] for row in rows_of(folder)] == [2, 6, 10, 14]
     with pytest.raises(KeyboardInterrupt):
         train(config, resumed, killed_at("[EPOCH 002 | IT 00002]"))
     train(config, resumed)
-    assert_same_run(resumed, whole)
+    assert_same_run(resumed, folder)
 
 
 # Test-time augmentation
@@ -277,22 +232,18 @@ def test_phases_have_their_own_image_size_batch_size_and_augmentation(
 def test_result_uses_test_time_augmentation(make_config: Make, tmp_path: Path) -> None:
     config = make_config(**TINY, tta__flip=True, tta__shift=2, tta__least_confident=0.5)
     result = train(config, tmp_path)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        saved = checkpoints.latest()
-        assert saved
-        weights = checkpoints.weights(saved)
     model = build_setup(config, dataset=DATASET).spec.model
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        weights = checkpoints.weights(checkpoints.all()[-1])
 
     def logits_of(images: np.ndarray) -> np.ndarray:
-        return np.asarray(model.apply(weights, batches.normalize(images, DATASET), train=False))
+        images = batches.normalize(images, DATASET)  # pyright: ignore
+        return np.asarray(model.apply(weights, images, train=False))
 
     expected = apply_tta(logits_of, DATASET.test.images, TTA(True, 2, 0.5))
-    outputs = np.load(tmp_path / "outputs.npz")
+    outputs, labels = np.load(tmp_path / "outputs.npz"), DATASET.test.labels
     np.testing.assert_allclose(outputs["test_logits"], expected.logits, atol=5e-3)
     np.testing.assert_allclose(outputs["test_logits_plain"], expected.plain, atol=5e-3)
     assert np.abs(expected.logits - expected.plain).max() > 0.01
-    labels = DATASET.test.labels
-    loss, accuracy = loss_and_accuracy(outputs["test_logits"], labels)
-    assert (result.test_loss, result.test_accuracy) == pytest.approx((loss, accuracy))
-    _, plain_accuracy = loss_and_accuracy(outputs["test_logits_plain"], labels)
-    assert result.test_accuracy_plain == pytest.approx(plain_accuracy)
+    accuracies = [loss_and_accuracy(outputs[f"test_logits{s}"], labels)[1] for s in ("", "_plain")]
+    assert [result.test_accuracy, result.test_accuracy_plain] == pytest.approx(accuracies)

@@ -23,7 +23,7 @@ class Pooled(by_hand.Tiny):
 
     @by_hand.nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        x = by_hand.nn.Conv(70, (3, 3), 2, name="conv1")(x)
+        x = by_hand.nn.Conv(70, (3, 3), 4, name="conv1")(x)
         x = by_hand.BatchNorm(name="bn1")(x, train=train).mean((1, 2))
         return by_hand.nn.Dense(self.num_classes, name="fc")(x)
 
