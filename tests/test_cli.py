@@ -1,5 +1,6 @@
 """The commands, from their arguments to output and exit code."""
 
+import asyncio
 import errno
 import json
 import os
@@ -7,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -301,6 +304,19 @@ def test_a_bug_has_a_traceback_and_exit_code_1(monkeypatch, capsys) -> None:
         cli.main()
     assert exit_.value.code == 1
     assert "RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_event_loops_that_a_signal_left_unfinished_are_not_reported(monkeypatch) -> None:
+    reported = []
+    monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
+    monkeypatch.setattr(sys, "unraisablehook", None)
+    monkeypatch.setattr(threading, "excepthook", None)
+    with warnings.catch_warnings():
+        cli.hide_background_errors()
+        error = AttributeError("'_UnixSelectorEventLoop' object has no attribute '_ssock'")
+        for place in (asyncio.BaseEventLoop.__del__, Path.exists):
+            sys.unraisablehook(SimpleNamespace(exc_value=error, object=place))  # pyright: ignore
+    assert [failure.object for failure in reported] == [Path.exists]
 
 
 def test_too_little_memory_is_explained() -> None:

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NoReturn
@@ -126,9 +127,11 @@ def hide_background_errors() -> None:
             threading.__excepthook__(failure)
 
     def unraisable(failure: sys.UnraisableHookArgs) -> None:
-        # orbax's threads find their event loop closed after a damaged checkpoint.
-        error = failure.exc_value
-        if not isinstance(error, Stopped) and "loop is closed" not in str(error):
+        # A damaged checkpoint or a signal leaves event loops of orbax unfinished.
+        error, place = failure.exc_value, getattr(failure.object, "__module__", None)
+        in_loop = "loop is closed" in str(error) or str(place).startswith("asyncio")
+        if not isinstance(error, Stopped) and not in_loop:
             sys.__unraisablehook__(failure)
 
     threading.excepthook, sys.unraisablehook = in_thread, unraisable
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

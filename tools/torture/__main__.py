@@ -105,10 +105,10 @@ def table(
         f"{about}. Undisturbed runs: {kinds}.",
     ]
     if skipped := [trial.name for trial in trials if not trial.outcomes]:
-        lines += ["", f"Not tried, because the time was over: {', '.join(skipped)}."]
+        lines += ["", f"Not tried (no time left, or no rights to mount): {', '.join(skipped)}."]
     for outcome, name in outcomes:
         if outcome.wrong:
-            reason = outcome.wrong.strip().splitlines()[-1][:300]
+            reason = " ".join(outcome.wrong.split())[:300]
             lines += ["", f"Wrong: {outcome.fault} while {outcome.phase} ({name}): {reason}"]
     return "\n".join(lines)
 
