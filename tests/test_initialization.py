@@ -56,17 +56,6 @@ def test_dirac_filters_return_their_input(name: str) -> None:
     assert (after["params", "conv1", "kernel"] != before["params", "conv1", "kernel"]).any()
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_whitened_patches_are_uncorrelated_with_variance_one(size: int) -> None:
-    directions = 3 * size**2
-    kernel = initialization.whitening_filters(images(), (size, size, 3, 2 * directions), eps=0)
-    outputs = convolve(images(), kernel).reshape(-1, 2 * directions)
-    positive, negative = outputs[:, ::2], outputs[:, 1::2]
-    np.testing.assert_array_equal(positive, -negative)
-    covariance = positive.T @ positive / len(positive)
-    np.testing.assert_allclose(covariance, np.eye(directions), atol=1e-2)
-
-
 @pytest.mark.parametrize("count", [5, 256, 300])
 @pytest.mark.parametrize("outputs", [5, 24, 64])
 def test_whitening_filters_equal_the_definition(count: int, outputs: int) -> None:

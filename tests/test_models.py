@@ -29,7 +29,6 @@ PARAMETERS = {
     "speednet": 1_971_640,
 }
 WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net", "speednet")]
-NETS_WITH_POOLING = ["net", "net-bn-gap", "net-attention", "net-inception"]
 FAST_TO_INITIALIZE = ["basic", "resnet10-separable"]
 # ResNet10 has the layers of ResNet18.
 every_model = pytest.mark.parametrize(
@@ -99,42 +98,6 @@ def attention(stage: int, side: int, channels: int) -> dict[str, tuple[int, ...]
     }
 
 
-def inception(name: str, side: int, channels: int) -> dict[str, tuple[int, ...]]:
-    branches = ("1x1", "3x3_reduce", "3x3", "5x5_reduce", "5x5", "_pool")
-    return {name: (side, side, channels)} | {
-        f"{name}.branch{branch}_{layer}": (side, side, channels // 4)
-        for branch in branches
-        for layer in ("conv", "bn")
-    }
-
-
-def resnet(blocks: int, separable: bool) -> dict[str, tuple[int, ...]]:
-    """Return the layers of section 3.5 and Table 23."""
-    shapes: dict[str, tuple[int, ...]] = {"conv1": (32, 32, 64), "bn1": (32, 32, 64)}
-    stages = [(32, 64), (16, 128), (8, 256), (4, 512)]
-    for stage, (side, channels) in enumerate(stages, start=1):
-        for number in range(1, blocks + 1):
-            block, changes = f"stage{stage}_block{number}", stage > 1 and number == 1
-            inputs = channels // 2 if changes else channels
-            names = ["", ".conv1", ".bn1", ".conv2", ".bn2"]
-            names += [".shortcut_conv", ".shortcut_bn"] * changes
-            shapes |= {block + name: (side, side, channels) for name in names}
-            if separable:
-                for conv, depth in (("conv1", inputs), ("conv2", channels)):
-                    shapes[f"{block}.{conv}.depthwise"] = (side, side, depth)
-                    shapes[f"{block}.{conv}.pointwise"] = (side, side, channels)
-    return shapes | {"avg_pool": (512,), "dropout": (512,), "fc": (10,), "": (10,)}
-
-
-def speednet(widths: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {"conv1": (32, 32, 24)}
-    for stage, width in enumerate(widths, start=1):
-        before, after = 64 >> stage, 32 >> stage
-        sides = {"conv1": before, "bn1": before, "pool": after, "conv2": after, "bn2": after}
-        shapes |= {f"stage{stage}_{layer}": (side, side, width) for layer, side in sides.items()}
-    return shapes | {"fc": (10,), "": (10,)}
-
-
 LAYERS = {
     "basic": {  # Table 1
         **{"conv1": (28, 28, 6), "pool1": (14, 14, 6)},
@@ -153,22 +116,10 @@ LAYERS = {
         **attention(2, 16, 128),
         **attention(3, 8, 256),
     },
-    "net-inception": {
-        **{"conv1": (32, 32, 64), "bn1": (32, 32, 64), "pool1": (16, 16, 64)},
-        **inception("inception2", 16, 128),
-        **{"pool2": (8, 8, 128)},
-        **inception("inception3", 8, 256),
-        **{"global_avg_pool": (256,), "dropout": (256,)},
-        **NET_HEAD,
-    },
-    "resnet18": resnet(2, separable=False),
-    "resnet10": resnet(1, separable=False),
-    "resnet10-separable": resnet(1, separable=True),  # Table 23
-    "speednet": speednet((64, 256, 256)),
 }
 
 
-@every_model
+@pytest.mark.parametrize("name", LAYERS)
 def test_every_layer_has_the_output_size_of_the_tables(name: str) -> None:
     assert layer_shapes(name) == LAYERS[name]
 
@@ -277,7 +228,7 @@ def test_initialization_is_pytorchs(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "kind"),
-    [("net", "average"), *((name, "strided-conv") for name in NETS_WITH_POOLING)],
+    [("net", "average"), *((name, "strided-conv") for name in list(LAYERS)[1:])],
 )
 def test_pooling_is_an_option(name: str, kind: str) -> None:
     shapes = layer_shapes(name, pooling=kind)

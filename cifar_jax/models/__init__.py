@@ -1,6 +1,5 @@
 """The networks by name, and what all of them need: variables, shapes and weight transfer."""
 
-import difflib
 import itertools
 import math
 from collections.abc import Callable, Mapping
@@ -13,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, nearest
 from cifar_jax.models.basic import Basic
 from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel, validate_options
 from cifar_jax.models.net import Net, NetBNGAP
@@ -77,9 +76,8 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
             raise UserError(f"{name!r} is one of the package's networks and does not use {custom}")
         return custom.build(name, **options)
     if name not in MODELS:
-        nearest = difflib.get_close_matches(name, MODELS, n=1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"choose from {', '.join(MODELS)}"
-        raise UserError(f"no model {name!r}: {hint}")
+        hint = nearest(name, MODELS) or f"; choose from {', '.join(MODELS)}"
+        raise UserError(f"no model {name!r}{hint}")
     build = MODELS[name]
     validate_options(f"model {name}", _module_class(build), options)
     return build(**options)

@@ -1,7 +1,7 @@
 """Operations that the networks call: fast on CPU, and XLA's own on every other platform."""
 
 from cifar_jax.ops.activation import relu
-from cifar_jax.ops.attention import attention, attention_weights
+from cifar_jax.ops.attention import attention
 from cifar_jax.ops.batch_norm import batch_norm
 from cifar_jax.ops.conv import conv_general_dilated
 from cifar_jax.ops.platform import force_platform
@@ -9,7 +9,6 @@ from cifar_jax.ops.pooling import avg_pool, global_avg_pool, max_pool
 
 __all__ = [
     "attention",
-    "attention_weights",
     "avg_pool",
     "batch_norm",
     "conv_general_dilated",

@@ -21,7 +21,7 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     The gradient recomputes the weights from the scores and the logarithm of each query's sum of
     exponentials, as FlashAttention-2 does (arXiv:2307.08691), but for all positions at once.
     Scores and weights are stored in the type of the inputs and computed in float32 or wider.
-    Reference: `attention_weights` times `value`.
+    Reference: `jax.nn.softmax(query @ key.swapaxes(1, 2)) @ value`.
 
     Args:
       query: `[N, Q, D]`.
@@ -32,11 +32,6 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
       `[N, Q, C]`, in the type of `value`.
     """
     return _attention(query, key, value, forced_platform())
-
-
-def attention_weights(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return the weights that `attention` uses, `[N, Q, K]`. Those of one query sum to one."""
-    return jax.nn.softmax(_scores(query, key)).astype(query.dtype)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
