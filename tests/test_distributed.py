@@ -39,8 +39,8 @@ class Small(nn.Module):
         x = layers.Conv(16, (3, 3), padding=1, name="conv1")(images)
         x = layers.Pool(name="pool1")(nn.relu(layers.BatchNorm(name="bn1")(x, train=train)))
         x = layers.GlobalAveragePool(name="pool")(x)
-        x = layers.Dropout(self.dropout, name="dropout")(x, train=train)
-        return layers.Dense(self.num_classes, name="fc")(x)
+        x = nn.Dropout(self.dropout, deterministic=not train, name="dropout")(x)
+        return nn.Dense(self.num_classes, name="fc")(x)
 
 
 MODEL = Small

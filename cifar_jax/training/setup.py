@@ -120,7 +120,10 @@ def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | No
 
 
 def _check_custom(config: Config, custom: CustomParts) -> None:
-    """Raise if the config names a custom part that the experiment file does not define."""
+    """Raise if a custom part is missing, or if an argument of `MODEL` has a reserved name."""
+    for name in config.model.arguments:
+        if name in ("num_classes", "dtype", "dropout", "pooling"):
+            raise UserError(f"model.arguments.{name} is set by the package: remove it")
     rules = [config.optimizer, *(group.optimizer for group in config.param_groups)]
     missing = []
     if any(rule.name == "custom" for rule in rules) and custom.optimizer is None:
