@@ -34,7 +34,7 @@ def small(make_config: Callable[..., Config]) -> Config:
     """Adam, a plateau and a moving average, so that every part of the state changes."""
     return make_config(
         **TINY | {"epochs": 3, "optimizer__name": "adam", "optimizer__lr": 0.02},
-        **{"schedule__name": "plateau", "schedule__patience": 0, "schedule__threshold": 0.5},
+        **{"schedule__name": "plateau", "schedule__patience": 0, "schedule__threshold": 0.01},
         **{"averaging__name": "ema", "averaging__decay": 0.9, "data__flip": True},
         **{"train__keep_checkpoints": 1, "train__steps_per_call": 2},
     )
