@@ -4,13 +4,13 @@
     checkpoints/N/meta/      JSON: `SavedState` and its digest
     checkpoints/damaged-N/   a checkpoint that could not be read, or does not match its digests
 
-N counts the saves, so that no save replaces another. Orbax writes into a temporary folder and
-renames it at the end, so that a killed process leaves no incomplete checkpoint.
+N counts the saves, so that no save replaces another. Orbax renames a folder once it is complete.
 """
 
 import re
 import shutil
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -198,8 +198,6 @@ class Checkpoints:
     def weights(self, saved: SavedState) -> dict[str, Any]:
         """Return the variables to evaluate as NumPy arrays: the averaged ones if there are any.
 
-        Nothing else is read, so that neither the network nor the optimizer has to be known.
-
         Raises:
           DamagedError: the checkpoint cannot be read, or does not match its digests.
         """
@@ -242,15 +240,11 @@ class Checkpoints:
 
     def _read(self, saved: SavedState, fields: Iterable[str]) -> dict[str, np.ndarray]:
         """Return the arrays of these fields of a state, by path."""
-        path: Any = self._folder / str(saved.number) / "state"
-        reader = ocp.PyTreeCheckpointHandler()
+        wanted = [name for name in saved.digests if name in fields]
         try:
-            tree = reader.metadata(path).tree
-            wanted = {name: tree[name] for name in saved.digests if name in fields}
-            types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
-            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), types)
-            args = ocp.args.PyTreeRestore(types, as_numpy, partial_restore=True)
-            arrays = flatten(reader.restore(path, args=args))
+            # Not in the main thread: there asyncio may swallow the exception of a signal and hang.
+            with ThreadPoolExecutor(1) as thread:
+                arrays = thread.submit(_read_arrays, self._folder, saved.number, wanted).result()
         except MemoryError:
             raise
         except Exception as error:  # Which one depends on what is damaged.
@@ -294,6 +288,16 @@ class Checkpoints:
 
     def _damaged(self, number: int, reason: str) -> DamagedError:
         return DamagedError(f"checkpoint {number} in {self._folder} is damaged: {reason}")
+
+
+def _read_arrays(folder: Any, number: int, fields: Iterable[str]) -> dict[str, np.ndarray]:
+    reader, path = ocp.PyTreeCheckpointHandler(), folder / str(number) / "state"
+    tree = reader.metadata(path).tree
+    wanted = {name: tree[name] for name in fields}
+    types = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), types)
+    args = ocp.args.PyTreeRestore(types, as_numpy, partial_restore=True)
+    return flatten(reader.restore(path, args=args))
 
 
 def _one_line(error: Exception) -> str:
