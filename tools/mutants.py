@@ -202,7 +202,7 @@ def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> 
         os.dup2(log, 2)
         # Python recognizes bytecode by size and time. The next fault may have the same of both.
         sys.dont_write_bytecode = not keep_bytecode
-        import pytest
+        import pytest  # pyright: ignore[reportMissingImports]
 
         code = 1
         try:
