@@ -58,7 +58,7 @@ def train(
 
     runtime.set_up()
 
-    from cifar_jax.training.start import RunRequest
+    from cifar_jax.training.request import RunRequest
     from cifar_jax.training.train import train
 
     if isinstance(config, str):

@@ -14,7 +14,7 @@ from cifar_jax.callbacks.progress import Progress
 from cifar_jax.config import Config
 from cifar_jax.runs.schemas import Result
 from cifar_jax.training import train as training
-from cifar_jax.training.start import RunRequest
+from cifar_jax.training.request import RunRequest
 
 EPOCHS, STEPS = 3, 40
 TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "versions")

@@ -22,7 +22,7 @@ import pytest
 from cifar_jax import catalog, cli, errors
 from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
-from cifar_jax.training.start import RunRequest
+from cifar_jax.training.request import RunRequest
 
 COMMANDS = (
     *("train", "evaluate", "predict", "export", "import-torch", "report", "models", "summary"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from cifar_jax.errors import Stopped, UserError, explain
 
 if TYPE_CHECKING:
-    from cifar_jax.training.start import RunRequest
+    from cifar_jax.training.request import RunRequest
 
 
 def train_each(

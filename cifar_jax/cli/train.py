@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cifar_jax.catalog import Experiment
     from cifar_jax.config import Config
     from cifar_jax.runs.schemas import Result
-    from cifar_jax.training.start import RunRequest
+    from cifar_jax.training.request import RunRequest
 
 
 @click.command(short_help="Train experiments, or resume them.")
@@ -122,7 +122,7 @@ def _request(experiment: Experiment, config: Config, seed: int, folders: _Folder
     from cifar_jax.config import differences, identity
     from cifar_jax.models import MODELS
     from cifar_jax.runs.folder import default_name
-    from cifar_jax.training.start import RunRequest
+    from cifar_jax.training.request import RunRequest
 
     custom = experiment.custom or CustomParts()
     if custom.model is not None and experiment.config.model.name in MODELS:

@@ -1,9 +1,7 @@
 """The model card of a run, and the checks of a run folder's card when the run resumes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cifar_jax import models
 from cifar_jax.catalog import code_digest
@@ -12,11 +10,9 @@ from cifar_jax.models.summary import summarize
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import CodeCard, DataCard, LayerRow, ModelCard, NetworkCard, TTACard
+from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import params_sha256
 from cifar_jax.training.setup import Setup
-
-if TYPE_CHECKING:
-    from cifar_jax.training.start import RunRequest
 
 
 def make_card(

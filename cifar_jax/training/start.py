@@ -1,8 +1,7 @@
 """The start of a session: opens the run folder, checks it against the setup, restores the state."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,45 +9,17 @@ import jax
 from cifar_jax import config as configs
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import RunContext
-from cifar_jax.catalog import CustomParts, code_digest
-from cifar_jax.config import Config
+from cifar_jax.catalog import code_digest
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import RunFolder
-from cifar_jax.runs.schemas import Device, MetricsRow, Result, RunIdentity, SavedState
+from cifar_jax.runs.schemas import Device, MetricsRow, Result, SavedState
 from cifar_jax.training import model_card
+from cifar_jax.training.request import RunRequest
 from cifar_jax.training.setup import Setup
 from cifar_jax.training.step import TrainState
-
-
-class RunRequest(NamedTuple):
-    """A run to train: an experiment with its settings, a seed and a folder."""
-
-    experiment: str
-    config: Config
-    seed: int
-    workdir: Path
-    custom: CustomParts = CustomParts()
-    """Parts that the experiment file defines."""
-    overrides: Mapping[str, Any] = {}
-    """Settings that differ from the experiment file's, by dotted name."""
-    load_weights: Callable[[], Mapping[str, Any]] | None = None
-    """Returns the variables that `train.init_from` names."""
-    fresh: bool = False
-    """Delete the run that is in the folder first."""
-    extend: bool = False
-    """Let the run in the folder continue to more epochs than it was started with."""
-
-    def identity(self) -> RunIdentity:
-        """Return what `config.json` holds. A folder with another identity is refused."""
-        return RunIdentity(
-            experiment=self.experiment,
-            seed=self.seed,
-            overrides=dict(self.overrides),
-            settings=configs.flatten(self.config),
-        )
 
 
 class Restored(NamedTuple):

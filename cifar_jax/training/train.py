@@ -20,10 +20,10 @@ from cifar_jax.runs.schemas import MetricsRow, Result
 from cifar_jax.training import start
 from cifar_jax.training.compilation import CompiledSteps, compile_evaluation
 from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
+from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import write_result
 from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.setup import build_setup, initial_state
-from cifar_jax.training.start import RunRequest
 from cifar_jax.training.step import TrainState
 
 

@@ -31,8 +31,8 @@ from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.schemas import ModelCard, Result, read
 from cifar_jax.training import train as training
 from cifar_jax.training.compilation import CompiledSteps
+from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import params_sha256
-from cifar_jax.training.start import RunRequest
 from cifar_jax.training.step import TrainState
 
 Make = Callable[..., Config]
