@@ -175,16 +175,17 @@ def test_custom_augmentation_has_new_random_numbers_in_each_step(custom: CustomP
     assert (first != second).mean() > 0.9
 
 
-def test_killed_run_resumes_exactly(
+def test_run_without_its_last_epoch_resumes_exactly(
     small: Config, custom: CustomParts, trained: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(small, tmp_path, killed_at("[EPOCH 002 | IT 00001]"), custom=custom)
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "result.json").unlink()
+    shutil.rmtree(folder / "checkpoints/2")
     recorder = Recorder()
-    train(small, tmp_path, recorder, custom=custom)
+    train(small, folder, recorder, custom=custom, experiment="wide-resnet")
     assert "resumes at step 2" in recorder.lines[0]
     assert not any(line.startswith("changed since") for line in recorder.lines)
-    assert_same_run(tmp_path, trained)
+    assert_same_run(folder, trained)
 
 
 @pytest.mark.parametrize(
