@@ -1,4 +1,4 @@
-"""`make torture` in short: it finds nothing wrong, and renews the record."""
+"""`make torture`, briefly: it finds nothing wrong, and writes its table to a file."""
 
 import os
 import subprocess
@@ -6,23 +6,18 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-MARKS = "# Record\n\n<!-- torture -->\nold\n<!-- /torture -->\n\nafter\n"
 
 
-def torture(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "benchmarks.torture", *words]
-    # Compiling is most of the cost, and the programs' speed does not matter.
-    surroundings = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
-    return subprocess.run(
-        command, cwd=ROOT, env=surroundings, capture_output=True, text=True, check=False
-    )
-
-
-def test_runs_that_are_killed_and_stopped_come_to_the_same(tmp_path: Path) -> None:
+def test_killed_and_stopped_runs_equal_undisturbed_ones(tmp_path: Path) -> None:
     record = tmp_path / "reliability.md"
-    record.write_text(MARKS)
-    few = ("--kills", "1", "--signals", "1", "--damages", "0", "--disks", "0", "--pairs", "0")
-    done = torture(*few, "--one-subject", "--record", str(record))
+    record.write_text("# Record\n\n<!-- torture -->\nold\n<!-- /torture -->\n\nafter\n")
+    command = [sys.executable, "-m", "tools.torture", "--kills", "1", "--signals", "1"]
+    command += ["--damages", "0", "--disks", "0", "--pairs", "0", "--record", str(record)]
+    # Compilation takes most of the time, and the speed of the programs does not matter.
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     text = record.read_text()
     assert text.startswith("# Record\n\n<!-- torture -->\n\n| fault |")
