@@ -76,13 +76,13 @@ bench: setup ## Time train steps, next to PyTorch if it is installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 tpu-check: setup ## Compile every train step for TPUs, without a TPU (EXTRA=tpu)
-	$(BIN)/python -m benchmarks.tpu_check $(ARGS)
+	$(BIN)/python -m tools.tpu_check $(ARGS)
 
 test: $(TEST_SETUP) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
 torture: setup ## Kill, stop and damage runs, and compare them with undisturbed ones
-	$(BIN)/python -m benchmarks.torture $(ARGS)
+	$(BIN)/python -m tools.torture $(ARGS)
 
 test-oldest: ## Run make test with the oldest allowed versions (PYTHON=python3.13)
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
@@ -99,7 +99,7 @@ dist: setup ## Build the wheel and the source archive in dist/
 
 mutants: $(TEST_SETUP) ## Count the small faults that the tests notice (ARGS="MODULE --sample 40")
 	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.7"
-	$(BIN)/python tests/mutants.py $(ARGS)
+	$(BIN)/python tools/mutants.py $(ARGS)
 
 lint: $(LINT_SETUP) ## Check style, types and import rules
 	$(BIN)/ruff check .

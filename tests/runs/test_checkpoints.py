@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -297,3 +298,21 @@ def test_folder_names_that_orbax_cannot_use_are_refused(tmp_path: Path, name: st
     with pytest.raises(UserError, match="cannot hold checkpoints: its path contains"):
         Checkpoints(tmp_path / name / "checkpoints")
     assert names(tmp_path) == set()
+
+
+def test_arrays_are_not_read_in_the_main_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There a signal would raise within asyncio, which may swallow the exception and hang."""
+    threads = []
+    read = ocp.PyTreeCheckpointHandler.metadata
+
+    def spy(self: Any, path: Any) -> Any:
+        threads.append(threading.current_thread())
+        return read(self, path)
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointHandler, "metadata", spy)
+    with Checkpoints(save(tmp_path, {1: None})) as checkpoints:
+        checkpoints.restore_latest(state(0))
+    assert threads
+    assert threading.main_thread() not in threads
