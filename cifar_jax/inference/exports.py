@@ -55,8 +55,8 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
       The largest difference of a logit, relative to the largest logit.
 
     Raises:
-      UserError: the format is unknown, the file exists, a package is missing, or the export's
-        logits differ.
+      UserError: the format is unknown, the file exists or its folder does not, a package is
+        missing, or the export's logits differ.
     """
     converters = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}
     if kind not in converters:
@@ -65,6 +65,10 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
         raise UserError("a StableHLO file has no weights: export from a run or a safetensors file")
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file in it")
+    if not output.parent.is_dir():
+        raise UserError(
+            f"the folder {output.parent} does not exist: create it, or choose another --output"
+        )
     if output.exists() and not force:
         raise UserError(f"{output} exists: choose another --output, or add --force")
     content = converters[kind](network)

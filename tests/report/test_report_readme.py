@@ -125,7 +125,7 @@ def test_a_damaged_record_or_readme_changes_nothing(tmp_path: Path, readme: Path
     results = tmp_path / "results"
     results.mkdir()
     (results / "basic-seed0.json").write_text("{")
-    with pytest.raises(UserError, match=r"basic-seed0\.json cannot be read"):
+    with pytest.raises(UserError, match=r"basic-seed0\.json is damaged"):
         report.update_readme(readme, results)
     assert readme.read_text() == README
     assert [path.name for path in results.iterdir()] == ["basic-seed0.json"]
