@@ -99,7 +99,7 @@ def accepts_size(model: nn.Module, image_size: int) -> bool:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
     try:
         jax.eval_shape(partial(model.apply, train=False), variable_shapes(model), images)
-    except Exception:  # a custom model may raise anything
+    except Exception:  # A custom model may raise anything.
         return False
     return True
 

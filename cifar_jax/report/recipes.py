@@ -58,4 +58,4 @@ def read_peers(path: Path) -> list[Peer]:
     entries = read_json(path)
     if not isinstance(entries, list):
         raise UserError(f"{path} does not hold a JSON list")
-    return [parse(entry, Peer, path) for entry in entries]
+    return [parse(entry, Peer, path, "Correct the entry.") for entry in entries]

@@ -70,7 +70,7 @@ class RunRecord:
         """The settings without those that only affect how a run is executed."""
         try:
             return config.identity(self.settings)
-        except UserError:  # Settings of another version of the package.
+        except UserError:  # Another version of the package wrote these settings.
             return self.settings
 
     @cached_property

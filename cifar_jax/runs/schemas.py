@@ -293,14 +293,16 @@ def read(path: Path, model: type[M]) -> M:
     return parse(read_json(path), model, path)
 
 
-def parse(value: Any, model: type[M], path: Path | str) -> M:
+def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -> M:
     """Return `value`, which was read from `path`, as a `model`.
+
+    `remedy` is the last sentence of an error message.
 
     Raises:
       UserError: a field is missing or has the wrong type. The message names the first one.
     """
     if not isinstance(value, Mapping):
-        raise UserError(f"{path} is damaged (not a JSON object). {_REMEDY}")
+        raise UserError(f"{path} is damaged (not a JSON object). {remedy}")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -312,9 +314,9 @@ def parse(value: Any, model: type[M], path: Path | str) -> M:
                 f"{FORMAT}. It was written by another version: use that version."
             ) from None
         if fault["type"] == "missing":
-            raise UserError(f"{path} is damaged: the field {name} is missing. {_REMEDY}") from None
+            raise UserError(f"{path} is damaged: the field {name} is missing. {remedy}") from None
         field = f"the field {name} is {fault['input']!r}: " if name else ""
-        raise UserError(f"{path} is damaged: {field}{fault['msg']}. {_REMEDY}") from None
+        raise UserError(f"{path} is damaged: {field}{fault['msg']}. {remedy}") from None
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:

@@ -193,4 +193,9 @@ def example(annotation: Any, field: FieldInfo | None = None) -> Any:
         needed = max(2, sum(f.is_required() for _, f in chosen))
         return {name: example(f.annotation, f) for name, f in chosen[:needed]}
     values = {int: 16, float: 0.5, bool: True, str: "text"}
-    return next((values[m] for m in members(annotation) if m in values), None)
+    for member in members(annotation):
+        if typing.get_origin(member) is Literal:
+            return typing.get_args(member)[0]
+        if member in values:
+            return values[member]
+    return None

@@ -112,9 +112,9 @@ def test_records_that_differ_from_their_experiment_are_left_out(
     assert "| **60.00** |" in text
     assert "90.00" not in text
     assert sorted(lines) == [
-        "`basic-seed1.json` differs from basic today: `data.validation=0.1`",
-        "`basic-seed2.json` differs from basic today: `optimizer.lr=0.5`",
-        "`basic-seed3.json` differs from basic today: `data_sha256=0ff1c1a1`",
+        "`basic-seed1.json` differs from the current experiment file of basic: `data.validation=0.1`",
+        "`basic-seed2.json` differs from the current experiment file of basic: `optimizer.lr=0.5`",
+        "`basic-seed3.json` differs from the current experiment file of basic: `data_sha256=0ff1c1a1`",
         "`fast-basic-seed0.json` is of unknown, which is not an experiment of this package",
     ]
     assert all(line in text for line in lines)
