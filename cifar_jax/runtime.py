@@ -113,7 +113,7 @@ def configure_jax() -> None:
     try:
         import jax
         from jax._src import xla_bridge
-    except ValueError as error:  # "invalid truth value 'x' for environment 'JAX_…'"
+    except ValueError as error:  # JAX raises this for an invalid environment variable.
         raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
     for name, reason in (

@@ -213,9 +213,7 @@ def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> No
             """
 
             name = "cifar10"
-            __module__ = (
-                cifar.Cifar10.__module__
-            )  # tfds writes the name of the module to its metadata.
+            __module__ = cifar.Cifar10.__module__  # tfds stores the name of the module.
             url_infos: Any = {}  # noqa: RUF012 - Nothing is downloaded, so there are no checksums.
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:

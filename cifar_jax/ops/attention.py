@@ -68,8 +68,8 @@ def _map_images(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others
     if query.shape[-2] * key.shape[-2] < LARGE:
         return f(*arrays)
     # Each iteration computes one image per device of the mesh. With a single image per iteration,
-    # XLA would copy that image to every device. `devices.make_mesh` chooses the number of devices in
-    # the same way: the largest one that divides the batch.
+    # XLA would copy that image to every device. The number of devices is the largest that divides
+    # the batch, as in `devices.make_mesh`.
     count = jax.device_count()
     devices = max((n for n in range(1, count + 1) if len(query) % n == 0), default=1)
     if devices == 1:

@@ -30,7 +30,7 @@ class Peer(Stored):
     """Wall time of the whole command."""
     machine: str
     source: str
-    """What was run, and how."""
+    """What was run, and how, in full sentences."""
     command: str
 
 

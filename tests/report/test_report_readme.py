@@ -73,7 +73,7 @@ def test_other_peoples_results_are_listed(tmp_path: Path, readme: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()
     peer = {"name": "theirs", "accuracy": 92.5, "minutes": 27.8, "machine": "a Xeon"}
-    write(results / "peers.json", [peer | {"source": "their script", "command": "./run"}])
+    write(results / "peers.json", [peer | {"source": "Their script.", "command": "./run"}])
     report.update_readme(readme, results)
     text = readme.read_text()
     assert "- theirs: 92.50 % in 27.8 min on a Xeon (their script; command: `./run`)\n" in text
@@ -112,9 +112,9 @@ def test_records_that_differ_from_their_experiment_are_left_out(
     assert "| **60.00** |" in text
     assert "90.00" not in text
     assert sorted(lines) == [
-        "`basic-seed1.json` differs from the current experiment file of basic: `data.validation=0.1`",
-        "`basic-seed2.json` differs from the current experiment file of basic: `optimizer.lr=0.5`",
-        "`basic-seed3.json` differs from the current experiment file of basic: `data_sha256=0ff1c1a1`",
+        "`basic-seed1.json` differs from the current basic: `data.validation=0.1`",
+        "`basic-seed2.json` differs from the current basic: `optimizer.lr=0.5`",
+        "`basic-seed3.json` differs from the current basic: `data_sha256=0ff1c1a1`",
         "`fast-basic-seed0.json` is of unknown, which is not an experiment of this package",
     ]
     assert all(line in text for line in lines)
