@@ -33,9 +33,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         file needs PyTorch and PyTorch 2.6 or newer is not installed.
     """
     with path.open("rb") as file:
-        is_safetensors = (
-            file.read(9)[8:] == b"{"
-        )  # A safetensors file begins with 8 bytes of size and JSON.
+        # A safetensors file begins with 8 bytes of size and a JSON object.
+        is_safetensors = file.read(9)[8:] == b"{"
     tensors = _read_safetensors(path) if is_safetensors else _read_torch(path)
     arrays = {}
     for key, array in tensors.items():

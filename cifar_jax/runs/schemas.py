@@ -244,7 +244,7 @@ class Result(Stored):
     machine: Machine
     sessions: list[Session]
     outputs_differ: int = 0
-    """Images whose stored logits, rounded to float16, give an answer that differs from the measured one."""
+    """Images for which the stored logits, rounded to float16, do not give the measured answer."""
 
 
 class SavedState(Stored):
