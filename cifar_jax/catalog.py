@@ -124,7 +124,7 @@ def _dump(node: Any) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty texts
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty texts.
         fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
     present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({','.join(present)})"
@@ -156,7 +156,7 @@ def _read(path: Path) -> Experiment:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} cannot be read: {reason}") from error
+        raise UserError(f"{path} failed: {reason}") from error
     config = content.get("CONFIG")
     if not isinstance(config, Config):
         raise UserError(f"{path} defines no CONFIG of type cifar_jax.config.Config")

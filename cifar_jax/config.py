@@ -1,6 +1,6 @@
-"""The settings of a run, validated when a `Config` is made.
+"""The settings of a run, validated when a `Config` is created.
 
-This module imports no JAX, so that experiment files stay data.
+This module does not import JAX, so experiment files can be read without starting it.
 """
 
 from __future__ import annotations

@@ -38,8 +38,9 @@ def initialize() -> None:
     """
     count, index = os.environ.get("JAX_NUM_PROCESSES"), os.environ.get("JAX_PROCESS_ID")
     partners = f"{count} processes" if count else "the other processes"
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "the detected coordinator")
-    print(f"cifar-jax: waiting for {partners} at {address}", file=sys.stderr, flush=True)
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    place = f" at {address}" if address else ""
+    print(f"cifar-jax: waiting for {partners}{place}", file=sys.stderr, flush=True)
     try:
         jax.distributed.initialize(
             num_processes=int(count) if count else None,

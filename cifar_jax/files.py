@@ -33,11 +33,11 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Give each `OSError` that is raised inside, such as a full disk, the name of the file."""
+    """Let each `OSError` that is raised inside name `path`, also if it names a temporary file."""
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(path)
+        error.filename, error.filename2 = str(path), None
         raise
 
 

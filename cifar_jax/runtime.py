@@ -40,13 +40,13 @@ def processor() -> Processor:
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:
         lines = _CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:  # not Linux
+    except OSError:  # The system is not Linux.
         return Processor(model, flags)
     for line in lines:
         name, _, text = (part.strip() for part in line.partition(":"))
         if name == "model name":
             model = text
-        elif name in ("flags", "Features"):  # x86, Arm
+        elif name in ("flags", "Features"):  # The first is the name on x86, the second on Arm.
             return Processor(model, frozenset(text.split()))
     return Processor(model, flags)
 
@@ -81,8 +81,8 @@ def keep_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)  # do not map large blocks on their own
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never return memory to the kernel
+        libc.mallopt(_M_MMAP_MAX, 0)  # Do not map large blocks separately.
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never return memory to the kernel.
         # One heap for all threads: a thread's own heap could not hold blocks above 64 MB.
         libc.mallopt(_M_ARENA_MAX, 1)
 
@@ -95,9 +95,9 @@ def allow_open_files() -> None:
     """
     try:
         import resource
-    except ImportError:  # not Unix
+    except ImportError:  # The system is not Unix.
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # -1 or a large number: unlimited
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # An unlimited number is -1 or large.
     if 0 <= hard < _OPEN_FILES:
         raise UserError(f"only {hard} open files are allowed. Allow {_OPEN_FILES} (ulimit -n).")
     if 0 <= soft < _OPEN_FILES:
@@ -113,7 +113,7 @@ def configure_jax() -> None:
     try:
         import jax
         from jax._src import xla_bridge
-    except ValueError as error:  # "invalid truth value 'x' for environment 'JAX_…'"
+    except ValueError as error:  # JAX raises this for an invalid environment variable.
         raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
     for name, reason in (
@@ -172,7 +172,7 @@ def require(device: str | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: CUDA without a GPU
+    except (RuntimeError, AssertionError) as error:  # CUDA without a GPU raises the latter.
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise UserError(
@@ -204,7 +204,7 @@ _INSTALL = {
 
 def find_accelerator() -> str | None:
     """Return "gpu" or "tpu" if this machine seems to have one, else None. Does not use JAX."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # these hide all GPUs
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # These hide all GPUs.
         with suppress(OSError, subprocess.TimeoutExpired):
             command = ["nvidia-smi", "-L"]
             if subprocess.run(command, capture_output=True, timeout=20).stdout.startswith(b"GPU "):

@@ -238,6 +238,7 @@ def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) 
     ("arguments", "words"),
     [
         (["train"], "name one or more experiments"),
+        (["train", "--paper", "basic"], "leave out the names, or leave out --paper"),
         (["train", "basic", "nett"], "did you mean net?"),
         (["train", "nowhere.py"], "nowhere.py"),
         (["train", "basic", "--set", "optimiser.lr=1"], "did you mean optimizer.lr?"),

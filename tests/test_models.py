@@ -299,7 +299,7 @@ def test_transfer_keeps_the_initial_last_layer_for_other_classes() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     shapes = models.variable_shapes(models.create("basic"))
     other = models.variable_shapes(models.create("net"))
-    with pytest.raises(UserError, match="of another network: they differ in params/conv1/bias"):
+    with pytest.raises(UserError, match=r"of another network \(they differ in params/conv1/bias"):
         models.transfer(shapes, other)
     with pytest.raises(UserError, match="conv3/bias, which the network lacks: it is of another"):
         models.match_variables(other, shapes, "the file")

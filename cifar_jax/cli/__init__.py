@@ -64,10 +64,10 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides start-up messages of XLA
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # This hides start-up messages of XLA.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # for terminals that are not UTF-8
+            stream.reconfigure(errors="replace")  # Some terminals are not UTF-8.
     hide_background_errors()
     try:
         code = run(sys.argv[1:])
@@ -98,7 +98,8 @@ def run(arguments: Sequence[str]) -> int:
     except (BrokenPipeError, SystemExit) as error:
         if getattr(error, "code", 1) != 1:
             raise
-        # The reader has gone, as in `cifar-jax report | head`: click and rich exit with 1.
+        # The program that reads the output has ended, as in `cifar-jax report | head`. click and
+        # rich then raise SystemExit(1).
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, click.Abort):

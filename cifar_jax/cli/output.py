@@ -43,6 +43,7 @@ def print_table(
         table.add_row(*row)
     console = Console(highlight=False)
     needed = Measurement.get(console, console.options.update(max_width=10_000), table)
-    # A table that is too wide passes the edge of the terminal; in a pipe there is no edge.
+    # On a terminal, text wraps, but a table may be wider than the terminal if its numbers need it.
+    # In a pipe or file, nothing wraps.
     width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
     Console(highlight=False, width=width).print(table)

@@ -63,7 +63,11 @@ def train(
 
     if seed is not None and seeds is not None:
         raise UserError("--seed and --seeds cannot be combined")
-    if paper == bool(experiments):
+    if paper and experiments:
+        raise UserError(
+            "--paper trains all experiments of the paper: leave out the names, or leave out --paper"
+        )
+    if not paper and not experiments:
         raise UserError("name one or more experiments, or use --paper")
     loaded = [catalog.load(name) for name in experiments or catalog.names()]
     if paper:

@@ -109,7 +109,7 @@ def crop_by_products(
             period = max(2 * (side - 1), 1)
             places %= period
             places = jnp.minimum(places, period - places)
-        return jax.nn.one_hot(places, side)  # zeros for places outside the image
+        return jax.nn.one_hot(places, side)  # Places outside the image give zeros.
 
     _, height, width, _ = images.shape
     rows = jnp.einsum("nyh,nhwc->nywc", selection(down, height), images.astype(jnp.float32))
@@ -171,7 +171,7 @@ def cutmix(
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
     """Draw from 4,096 quantiles of Beta(alpha, alpha): `jax.random.beta` is slow to compile."""
-    from scipy import special  # slow to import, and few runs need it
+    from scipy import special  # This import is slow, and few runs need it.
 
     quantiles = special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
     return jax.random.choice(key, jnp.asarray(quantiles, jnp.float32))

@@ -22,7 +22,9 @@ from cifar_jax.data.progress import notice
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-_VERSION = 3  # Raise it when the layout of an entry or the meaning of its arrays changes.
+# Increase this when the layout of an entry or the meaning of its arrays changes. Entries of other
+# versions are not used.
+_VERSION = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile)
 

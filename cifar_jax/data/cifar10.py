@@ -27,7 +27,7 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-VERSION = "3.0.2"  # the version that stock tfds reads as "cifar10"
+VERSION = "3.0.2"  # TensorFlow Datasets reads this version as "cifar10".
 
 # The `content_digest` of the official images, labels and splits.
 CONTENT = "a08b14bdab921f8e4cd76ae47fa3c7aca4085e2262da5609ac764dd6ad9b422d"
@@ -84,7 +84,8 @@ def prepare(data_dir: Path | None = None) -> Path:
                     fname="cifar-10-python.tar.gz",
                     downloader=pooch.HTTPDownloader(bar, chunk_size=1 << 18, timeout=10),  # pyright: ignore
                 )
-        except (OSError, ValueError) as error:  # of requests, and of pooch for a wrong hash
+        # requests raises OSError; pooch raises ValueError if the hash is wrong.
+        except (OSError, ValueError) as error:
             raise UserError(
                 f"CIFAR-10 could not be downloaded ({_first_cause(error)}): try again with "
                 "`cifar-jax data prepare`, download the archive by other means and run "
@@ -101,7 +102,7 @@ def import_path(path: Path, data_dir: Path | None = None) -> Path:
     Raises:
       UserError: `path` is something else, or CIFAR-10 is prepared already.
     """
-    path.stat()  # Raises before anything is created, if there is no such file.
+    path.stat()  # Raise before anything is created if the file is missing.
     with _new_folder(data_dir) as scratch:
         arrays = _read_folder(path) if path.is_dir() else _read_archive(path)
         return _write(arrays, scratch)
@@ -132,7 +133,7 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != BATCHES[name]:
             raise _not_official(path, f"the MD5 of {name} differs")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy deprecates the way Python 2 wrote the arrays.
+            warnings.simplefilter("ignore")  # NumPy warns about arrays that Python 2 pickled.
             batch = pickle.loads(content, encoding="bytes")
         images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         splits[name] = Split(images, np.array(batch[b"labels"], np.int32))
@@ -181,7 +182,8 @@ def _write(arrays: Arrays, scratch: Path) -> Path:
     with progress(f"Writing {path}", len(arrays.train.labels) + len(arrays.test.labels)) as advance:
         try:
             _build(arrays, scratch, advance)
-        except RuntimeError as error:  # array_record's, for example if the disk is full
+        # array_record raises RuntimeError, for example if the disk is full.
+        except RuntimeError as error:
             raise UserError(f"{path} cannot be written: {reason(error)}") from error
     path.parent.mkdir(exist_ok=True)
     try:
@@ -211,7 +213,7 @@ def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> No
             """
 
             name = "cifar10"
-            __module__ = cifar.Cifar10.__module__  # tfds records it.
+            __module__ = cifar.Cifar10.__module__  # tfds stores the name of the module.
             url_infos: Any = {}  # noqa: RUF012 - Nothing is downloaded, so there are no checksums.
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:

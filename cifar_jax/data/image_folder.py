@@ -23,10 +23,13 @@ from cifar_jax.data.images import SUFFIXES, decode, ignore_warnings, walk
 from cifar_jax.data.progress import notice, progress
 from cifar_jax.errors import UserError
 
-_VERSION = 2  # Raise it when the same files are decoded to other arrays.
+# Increase this when a change to this module decodes the same files to different arrays. Cached
+# arrays of other versions are not used.
+_VERSION = 2
 _TEST_FRACTION = 0.2
-_MAX_MESSAGES = 10  # unreadable files that are named
-# HEIC files cannot be read, but users take them for images, so they are reported.
+# At most this many unreadable files are named.
+_MAX_MESSAGES = 10
+# HEIC files cannot be read. They count as images so that they are reported, not skipped.
 _SUFFIXES = {*SUFFIXES, ".heic", ".heif"}
 
 
@@ -52,7 +55,9 @@ class Listing(NamedTuple):
 
 
 def source(path: Path) -> Source:
-    """Return a folder as a source. Its signature covers names, sizes and times of the images.
+    """Return a folder as a source.
+
+    The signature changes if an image is added, removed, renamed or modified.
 
     Raises:
       UserError: the folder is missing or has another layout, there are fewer than two classes, or
@@ -153,7 +158,7 @@ def _list_images(root: Path, classes: tuple[str, ...]) -> tuple[list[File], int]
     files, skipped = [], 0
     for label, name in enumerate(classes):
         if not (root / name).is_dir():
-            continue  # a class without test images
+            continue  # This class has no test images.
         for entry in walk(root / name):
             if os.path.splitext(entry.name)[1].lower() in _SUFFIXES:  # noqa: PTH122 - 10 x faster
                 stat = entry.stat()
@@ -184,7 +189,7 @@ def _read_split(files: list[File], errors: list[str], advance: Callable[[int], N
                     images[i] = image
                 advance(1)
     finally:
-        pool.shutdown(cancel_futures=True)  # so that Ctrl-C does not wait for all images
+        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for all images.
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
     order = sorted(range(len(files)), key=lambda i: (digests[i], labels[i]))
     return Split(images[order], labels[order])

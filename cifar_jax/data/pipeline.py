@@ -30,8 +30,8 @@ def epoch_order(
 def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     """Return `rows[indices]`, for `rows` `[N, D]` and `indices` int32 `[n]`.
 
-    On a CPU this is a loop: XLA would fuse indexing into each copy of the images that a convolution
-    makes, and so repeat it. It does not fuse a loop.
+    On a CPU this is a loop, which XLA does not fuse. It would fuse an indexing operation into the
+    convolution that follows, and index the images again for each copy that the convolution makes.
     """
 
     def one_by_one(rows: jax.Array, indices: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
 from cifar_jax.data.progress import progress, reason
 from cifar_jax.errors import UserError
 
-_BATCH = 1000  # records of an ArrayRecord file that are read at a time
+_BATCH = 1000  # This many records are read at a time.
 
 
 class Shard(NamedTuple):
@@ -180,7 +180,7 @@ def read_tfrecord(path: Path) -> Iterator[bytes]:
         while header := file.read(12):
             length = struct.unpack("<Q", _verified(header, 8))[0]
             remaining -= 12 + length + 4
-            if remaining < 0:  # checked first, since reading allocates this length
+            if remaining < 0:  # Reading allocates this length, so it is checked first.
                 raise ValueError("it ends within a record")
             yield _verified(file.read(length + 4), length)
 

@@ -72,7 +72,10 @@ def evaluate(
 
 
 def _dataset_name(path: Path, model: Classifier) -> str:
-    """Return the name to load the data set by. Only a run's settings hold the path of a folder."""
+    """Return the name of the data set to load.
+
+    For a folder of images this needs the run folder: an export does not store the folder's path.
+    """
     if path.is_dir():
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
@@ -82,9 +85,12 @@ def _dataset_name(path: Path, model: Classifier) -> str:
 
 
 def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -> None:
-    """Raise if the model was trained on other images. Only the test images may be reordered."""
+    """Raise if the model was trained on other images.
+
+    For the test images, another order is accepted.
+    """
     if model.classes != tuple(dataset.classes):
-        raise UserError(f"{path} has other classes than the data set {dataset.name}")
+        raise UserError(f"the classes of {path} differ from those of the data set {dataset.name}")
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return

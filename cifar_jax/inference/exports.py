@@ -55,8 +55,8 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
       The largest difference of a logit, relative to the largest logit.
 
     Raises:
-      UserError: the format is unknown, the file exists, a package is missing, or the export's
-        logits differ.
+      UserError: the format is unknown, the file exists or its folder does not, a package is
+        missing, or the export's logits differ.
     """
     converters = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}
     if kind not in converters:
@@ -65,6 +65,10 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
         raise UserError("a StableHLO file has no weights: export from a run or a safetensors file")
     if output.is_dir():
         raise UserError(f"{output} is a folder: name a file in it")
+    if not output.parent.is_dir():
+        raise UserError(
+            f"the folder {output.parent} does not exist: create it, or choose another --output"
+        )
     if output.exists() and not force:
         raise UserError(f"{output} exists: choose another --output, or add --force")
     content = converters[kind](network)
@@ -120,7 +124,7 @@ def _is_stablehlo(path: Path) -> bool:
         start = file.read(9)
     if zipfile.is_zipfile(path):
         return True
-    if start[8:] != b"{":  # After its size, a safetensors header is JSON.
+    if start[8:] != b"{":  # A safetensors file begins with 8 bytes of size and a JSON object.
         raise UserError(f"{path} is neither a safetensors nor a StableHLO export, or it is damaged")
     return False
 
@@ -184,7 +188,8 @@ def _to_onnx(network: TrainedNetwork) -> bytes:
         raise UserError(
             f"the package {error.name} is missing: pip install 'cifar-jax[export]'"
         ) from None
-    logger = logging.getLogger("onnx_ir")  # It warns of every shape that it leaves out.
+    # This logger warns of each shape that is not known at export, which is harmless.
+    logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
@@ -235,8 +240,10 @@ def _parse_card(text: str | bytes, path: Path) -> ModelCard:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} has a damaged model card: {error}") from None
-    return parse(value, ModelCard, path)
+        raise UserError(
+            f"{path} has a damaged model card ({error}): export the model again"
+        ) from None
+    return parse(value, ModelCard, path, "Export the model again.")
 
 
 def _largest_difference(

@@ -7,7 +7,7 @@ from cifar_jax import models
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
 from cifar_jax.inference.model import Classifier, TrainedNetwork
-from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import existing_run_folder
 from cifar_jax.runs.schemas import ModelCard, Result, SavedState
 
@@ -61,11 +61,23 @@ def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, An
     with Checkpoints(folder.checkpoints) as checkpoints:
         saved = checkpoints.best() if best else checkpoints.latest()
         card = folder.card()
+        result = folder.result()
         if saved is None or card is None:
-            kind = "checkpoint with a validation accuracy" if best else "checkpoint"
-            raise UserError(f"{path} has no {kind} yet: train it first")
-        variables = checkpoints.weights(saved)
-    return describe(card, saved, folder.result()), variables
+            if best and card and checkpoints.latest():
+                raise UserError(
+                    f"{path} has no checkpoint with a validation accuracy: use the last checkpoint "
+                    "(leave out --best)"
+                )
+            if result:
+                raise UserError(f"{path} has no checkpoint: train it again with --fresh")
+            raise UserError(f"{path} has no checkpoint yet: train it first")
+        try:
+            variables = checkpoints.weights(saved)
+        except DamagedError as error:
+            raise UserError(
+                f"{error}. Restore it from a backup, or train again with --fresh."
+            ) from error
+    return describe(card, saved, result), variables
 
 
 def describe(card: ModelCard, saved: SavedState, result: Result | None) -> ModelCard:

@@ -16,7 +16,7 @@ from cifar_jax.errors import UserError
 
 _SAVE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
-"""Where training scripts put the state dict, next to the optimizer's and others."""
+"""Keys under which training scripts store the state dict of the model."""
 _PREFIXES = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
 """Added by DataParallel, torch.compile, Lightning and similar wrappers."""
 _COUNTERS = re.compile(r"(.*\.)?num_batches_tracked|n_averaged")
@@ -33,7 +33,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         file needs PyTorch and PyTorch 2.6 or newer is not installed.
     """
     with path.open("rb") as file:
-        is_safetensors = file.read(9)[8:] == b"{"  # After the size of the header.
+        # A safetensors file begins with 8 bytes of size and a JSON object.
+        is_safetensors = file.read(9)[8:] == b"{"
     tensors = _read_safetensors(path) if is_safetensors else _read_torch(path)
     arrays = {}
     for key, array in tensors.items():
@@ -77,11 +78,11 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"reading {path} takes PyTorch 2.6 or newer, and this is {torch.__version__}: "
             "pip install -U 'cifar-jax[torch]'"
         )
-    scalar: Any = np.float32(0).__reduce__()[0]  # The function that unpickles NumPy scalars.
+    scalar: Any = np.float32(0).__reduce__()[0]  # This function unpickles NumPy scalars.
     plain_types = [
         argparse.Namespace,
         scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # Its name in NumPy 1.
+        (scalar, "numpy.core.multiarray.scalar"),  # NumPy 1 uses this name.
         np.dtype,
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]

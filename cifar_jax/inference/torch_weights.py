@@ -121,7 +121,7 @@ def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> di
     """Return PyTorch's tensors in the names and layouts of Flax."""
     paths = list(flatten_dict(shapes))
     spellings = [{path: _torch_name(path, spelling) for path in paths} for spelling in _SPELLINGS]
-    # Errors use the spelling that most of the names agree with.
+    # Use the spelling that matches the most names, also in error messages.
     names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - set(names.values()))

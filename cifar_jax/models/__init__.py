@@ -99,7 +99,7 @@ def accepts_size(model: nn.Module, image_size: int) -> bool:
     images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
     try:
         jax.eval_shape(partial(model.apply, train=False), variable_shapes(model), images)
-    except Exception:  # a custom model may raise anything
+    except Exception:  # A custom model may raise anything.
         return False
     return True
 
@@ -192,7 +192,10 @@ def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[
     )
     if len({path[:-1] for path in differing}) > 1 or not only_outputs_differ:
         names = ", ".join("/".join(path) for path in differing[:3])
-        raise UserError(f"the initial weights are of another network: they differ in {names}")
+        raise UserError(
+            f"the weights of train.init_from are of another network (they differ in {names}): "
+            "choose weights of the same network, or leave out train.init_from"
+        )
     arrays = {path: np.asarray(leaf) for path, leaf in (target | source).items()}
     arrays |= {path: np.asarray(target[path]) for path in differing}
     return {"batch_stats": {}} | unflatten_dict(arrays)

@@ -73,11 +73,11 @@ class CustomModel:
         if not has_dtype and options.get("dtype") == jnp.float32:
             del options["dtype"]
         validate_options(str(self), self._module_class, options)
-        options.setdefault("num_classes", 10)  # the data set may not be known yet
+        options.setdefault("num_classes", 10)  # The data set may not be known yet.
         try:
             construct = self.module if isinstance(self.module, type) else self.module.clone
             model = construct(**options)
-        except TypeError as error:  # a field has no default
+        except TypeError as error:  # A field has no default.
             raise UserError(
                 f"{self} cannot be constructed ({error}): give its fields defaults, or set MODEL "
                 "to an instance"
@@ -127,7 +127,7 @@ class CustomModel:
         """Return `jax.eval_shape(function, *arguments)`, with any exception as a UserError."""
         try:
             return jax.eval_shape(function, *arguments)
-        except Exception as error:  # the module may raise anything
+        except Exception as error:  # The module may raise anything.
             message = next(iter(str(error).strip().splitlines()), "").rstrip(".")
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(self.file)]

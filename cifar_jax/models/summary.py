@@ -17,7 +17,7 @@ from cifar_jax.models import layers
 Path = tuple[str, ...]
 
 _SCOPE = "summary-row-"
-"""Followed by a module's index, names the scope in which its operations are traced."""
+"""The operations of module number N are traced in a scope with this name, followed by N."""
 
 
 @dataclass
@@ -31,20 +31,21 @@ class Layer:
     configuration: str
     parameters: int = 0
     multiply_adds: int = 0
-    """In convolutions and matrix products of the forward pass, for one image."""
+    """Multiply-adds of convolutions and matrix products, for the forward pass of one image."""
 
 
 def summarize(model: nn.Module) -> list[Layer]:
-    """Return the layers of a model in the order of the forward pass, traced on shapes alone.
+    """Return the layers of a model in the order of the forward pass. Only shapes are computed.
 
-    Layers are those of `models.layers` and Linen's own. What is inside a layer counts for it. Any
-    other module has a row if it has parameters or products outside of the layers in it.
+    A layer is a module of `models.layers` or one of Linen's layers. Modules inside a layer are
+    counted in its row. Any other module gets a row only if it has parameters or products that are
+    in none of its layers.
     """
     rows: dict[Path, Layer] = {}
     tabulated: set[Path] = set()
 
     def row_of(path: Path) -> Path:
-        """Return the path of the outermost layer around a path, or else of the nearest module."""
+        """Return the path of the outermost layer that contains a path, else the nearest module."""
         prefixes = [path[:end] for end in range(len(path) + 1)]
         return next((p for p in prefixes if p in tabulated), [p for p in prefixes if p in rows][-1])
 

@@ -67,8 +67,9 @@ def _map_images(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others
     arrays = (query, key, *others)
     if query.shape[-2] * key.shape[-2] < LARGE:
         return f(*arrays)
-    # Each iteration takes one image from every device of the mesh (`devices.make_mesh` uses the
-    # largest divisor of the batch): one image alone would be gathered on every device.
+    # Each iteration computes one image per device of the mesh. With a single image per iteration,
+    # XLA would copy that image to every device. The number of devices is the largest that divides
+    # the batch, as in `devices.make_mesh`.
     count = jax.device_count()
     devices = max((n for n in range(1, count + 1) if len(query) % n == 0), default=1)
     if devices == 1:

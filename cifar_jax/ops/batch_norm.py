@@ -80,7 +80,7 @@ def _forward(
 def _backward(
     epsilon: float, platform: str | None, residuals: Residuals, gradients: Outputs
 ) -> Outputs:
-    del platform  # the gradient is the same on all platforms
+    del platform  # The gradient is the same on all platforms.
     x, scale, bias, mean, var = residuals
     dy, dmean, dvar = gradients
     axes = tuple(range(x.ndim - 1))

@@ -91,7 +91,7 @@ def conv_general_dilated(
 def _conv(x: jax.Array, kernel: jax.Array, options: _Options) -> jax.Array:
     default = partial(_xla_conv, options=options)
     if options.platform not in (None, "cpu"):
-        return default(x, kernel)  # the batch size may be symbolic: do not compare shapes
+        return default(x, kernel)  # The batch size may be symbolic, so shapes are not compared.
     algorithm = _algorithm(x, kernel, options)
     if algorithm is im2col and not _im2col_pays(x, kernel):
         return default(x, kernel)

@@ -15,7 +15,11 @@ Pair = tuple[int, int]
 """A number for rows and one for columns."""
 
 FEW_CHANNELS = 8
-"""With fewer channels, rows of pixels are copied instead of channels: short copies are slow."""
+"""With fewer channels, the copies are rows of pixels of one channel (planes).
+
+Otherwise all channels of one pixel are copied at a time (patches), and with few channels such
+copies are short and slow.
+"""
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:

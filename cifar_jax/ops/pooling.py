@@ -66,14 +66,14 @@ def _backward(
     window: Pair, platform: str | None, residuals: tuple[jax.Array, jax.Array], dy: jax.Array
 ) -> tuple[jax.Array]:
     def cpu(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
-        # Find the index of the maximum in its window, then compare it with the index of each pixel.
-        # Assembling the image pixel by pixel would put a branch per pixel into the inner loop.
+        # Find the position of the maximum in each window, then compare it with the position of each
+        # pixel. A stack of pixels would be slower: XLA compiles it to a branch for each pixel.
         pixels = _window_pixels(x, window)
         argmax = jnp.full(y.shape, len(pixels) - 1)
         for index in reversed(range(len(pixels) - 1)):
             argmax = jnp.where(pixels[index] == y, index, argmax)
         n, rows, columns, c = y.shape
-        # A constant: XLA would store computed indices between steps, as an array of x's size.
+        # NumPy makes this a constant. XLA would keep computed indices in an array of the size of x.
         indices = np.arange(len(pixels), dtype=np.int32).reshape(1, 1, window[0], 1, window[1], 1)
         is_max = argmax[:, :, None, :, None] == indices
         dx = jnp.where(is_max, dy[:, :, None, :, None], jnp.zeros((), dy.dtype))

@@ -141,7 +141,10 @@ def _transform_gradient(dy: jax.Array) -> jax.Array:
 
 
 def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
-    """Return Bᵀ d along one axis: 6 parts to 6, stacked. The points ±1 share terms, as do ±2."""
+    """Return Bᵀ d along one axis, for 6 rows d: 6 rows, stacked.
+
+    The rows for the points 1 and -1 share terms, as do those for 2 and -2.
+    """
     even1, odd1 = d[4] - 4 * d[2], d[3] - 4 * d[1]
     even2, odd2 = d[4] - d[2], 2 * (d[3] - d[1])
     first, last = 4 * d[0] - 5 * d[2] + d[4], 4 * d[1] - 5 * d[3] + d[5]
@@ -149,9 +152,10 @@ def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
 
 
 def _overlapping_rows(o: jax.Array, before: jax.Array) -> jax.Array:
-    """Return the 4 pixels of B o along one axis, stacked: the transpose of `_input_rows`.
+    """Return the sum of the overlapping B o along one axis: the transpose of `_input_rows`.
 
-    The last 2 of the 6 pixels of the preceding tile, `before`, overlap the first 2 and are added.
+    B o has 6 pixels for each tile, and tiles are 4 pixels apart. The result is the first 4 pixels
+    of the tile `o`, stacked, plus the last 2 pixels of the preceding tile, `before`.
     """
     sum1, difference1 = o[1] + o[2], o[1] - o[2]
     sum2, difference2 = o[3] + o[4], 2 * (o[3] - o[4])
@@ -166,7 +170,7 @@ def _overlapping_rows(o: jax.Array, before: jax.Array) -> jax.Array:
 
 
 def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
-    """Return Aᵀ m along one axis: 6 parts to 4, stacked."""
+    """Return Aᵀ m along one axis, for 6 rows m: 4 rows, stacked."""
     sum1, difference1 = m[1] + m[2], m[1] - m[2]
     sum2, difference2 = m[3] + m[4], m[3] - m[4]
     return jnp.stack(
@@ -180,10 +184,10 @@ def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
 
 
 def _output_pixels(m: Sequence[jax.Array]) -> jax.Array:
-    """Return the same as `_output_rows`, as a sum of multiples, which takes more operations.
+    """Return the same as `_output_rows`, computed as a sum of multiples instead of a stack.
 
-    XLA fuses this last step into the operations that read the output. A stack would become a
-    select for each pixel there and take twice as long to compile.
+    The sum takes more operations. But XLA fuses this last step into the operations that read the
+    output; there, a stack becomes a select for each pixel and takes twice as long to compile.
     """
     powers = np.arange(4).reshape(4, *(1,) * m[0].ndim)
 
@@ -197,7 +201,7 @@ def _output_pixels(m: Sequence[jax.Array]) -> jax.Array:
 
 
 def _gradient_rows(y: Sequence[jax.Array]) -> jax.Array:
-    """Return A y along one axis, the transpose of `_output_rows`: 4 parts to 6, stacked."""
+    """Return A y along one axis, for 4 rows y: 6 rows, stacked. The transpose of `_output_rows`."""
     even1, odd1 = y[0] + y[2], y[1] + y[3]
     even2, odd2 = y[0] + 4 * y[2], 2 * y[1] + 8 * y[3]
     return jnp.stack([y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, y[3]])

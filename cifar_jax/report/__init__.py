@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.report.groups import SeedGroup, collect
 from cifar_jax.report.readme import readme_is_current, update_readme
@@ -42,10 +43,12 @@ def report(
       The path of report.md, or None if it was not written.
 
     Raises:
-      UserError: a path without a run, or a run that cannot be read.
+      UserError: there is no run in a path, a run cannot be read, or `folder` is a file.
     """
     from cifar_jax.report import terminal
 
+    if folder and folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: give a folder")
     runs = read_runs(paths)
     groups = collect(runs)
     terminal.show(groups, console)

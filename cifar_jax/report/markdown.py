@@ -93,8 +93,8 @@ def recipes(pairs: Sequence[Pair], peers: Sequence[Peer]) -> list[str]:
     rows = [(p.faithful and row(p.faithful), row(p.better)) for p in pairs if p.better.results]
     missing = [_linked(pair.better.experiment) for pair in pairs if not pair.better.runs]
     others = [
-        f"- {p.name}: {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine} "
-        f"({p.source}; command: `{p.command}`)"
+        f"- {p.name}: {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine}. "
+        f"{p.source} Command: `{p.command}`."
         for p in peers
     ]
     return [

@@ -38,7 +38,8 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    "svg.hashsalt": "cifar_jax",  # The same figure gives the same file.
+    # A fixed salt makes the file the same each time the same figure is drawn.
+    "svg.hashsalt": "cifar_jax",
 }
 _FEW_EPOCHS = 10
 _CAPTION_LENGTH = 30
@@ -119,7 +120,10 @@ def _curves(group: SeedGroup, name: str) -> list[Curve]:
 
 
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean of the longest curves; shorter ones would make it jump where they end."""
+    """Return the mean of the longest curves.
+
+    Shorter curves are left out: the mean would jump where they end.
+    """
     last = max(max(curve) for curve in curves)
     longest = [curve for curve in curves if max(curve) == last]
     shared = sorted(set.intersection(*map(set, longest)))

@@ -121,7 +121,7 @@ def _left_out(group: SeedGroup) -> list[str]:
     if group.paper or group.is_better_recipe:
         return []
     changes = " ".join(f"`{change}`" for change in settings_text(group.changes))
-    why = f"differs from {group.experiment} today: {changes}"
+    why = f"differs from the current {group.experiment}: {changes}"
     if group.config is None:
         why = f"is of {group.experiment}, which is not an experiment of this package"
     return [f"`{run.path.name}` {why}" for run in group.runs]

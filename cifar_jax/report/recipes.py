@@ -30,7 +30,7 @@ class Peer(Stored):
     """Wall time of the whole command."""
     machine: str
     source: str
-    """What was run, and how."""
+    """What was run, and how, in full sentences."""
     command: str
 
 
@@ -58,4 +58,4 @@ def read_peers(path: Path) -> list[Peer]:
     entries = read_json(path)
     if not isinstance(entries, list):
         raise UserError(f"{path} does not hold a JSON list")
-    return [parse(entry, Peer, path) for entry in entries]
+    return [parse(entry, Peer, path, "Correct the entry.") for entry in entries]

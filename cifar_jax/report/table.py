@@ -12,7 +12,8 @@ from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.runs.run import RunRecord
 from cifar_jax.runs.schemas import Session
 
-# Virtual machines give processors that differ threefold in speed the same name.
+# The name of a processor is not enough: on virtual machines, processors with the same name can
+# differ threefold in speed.
 _VECTOR_UNITS = (("avx512_bf16", "AVX-512 BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
 
 
@@ -21,21 +22,24 @@ class Row(NamedTuple):
 
     experiment: str
     changes: tuple[str, ...]
-    """As `--set` takes them."""
+    """Changed settings as `key=value`, the form that `--set` accepts."""
     model: str
     parameters: str
-    """With `≠` and the paper's number if that differs."""
+    """Number of parameters. If the paper's number differs, it follows after `≠`."""
     paper: str
-    """Test accuracy in percent, as are the next three. For a better recipe, the paper's best with
-    the same network."""
+    """Test accuracy in the paper, in percent. For a better recipe: the best that the paper reports
+    for the same network."""
     measured: str
-    """After the last epoch: mean ± sample standard deviation over seeds."""
+    """Test accuracy after the last epoch, in percent: mean ± sample standard deviation over the
+    seeds."""
     difference: str
-    """Measured minus paper, in percentage points."""
+    """`measured` minus `paper`, in percentage points."""
     best: str
-    """At the epoch with the best validation accuracy: mean over seeds."""
+    """Test accuracy at the epoch with the best validation accuracy, in percent: mean over the
+    seeds."""
     seeds: str
-    """Number of seeds if there are several, and of runs if there are more."""
+    """Number of seeds, if there are several. If a seed was run more than once, also the number of
+    runs."""
     unfinished: tuple[str, ...]
     """Progress of each unfinished run."""
     epochs: str
@@ -55,7 +59,8 @@ def row(group: SeedGroup) -> Row:
     results, paper, config = group.results, group.reference, group.config
     test, best = group.measured(), group.measured("best_validation_test_accuracy")
     accuracy = paper.test_accuracy if paper else None
-    if config is None and not group.changes:  # Only the results know the paper's accuracy.
+    # The experiment file is not in the package, so the paper's accuracy is read from the results.
+    if config is None and not group.changes:
         accuracy = next((r.paper_accuracy for r in results if r.paper_accuracy is not None), None)
     models = [r.model for r in results] or ([config.model.name] if config else [])
     sessions = [session for run in group.finished for session in run.sessions]

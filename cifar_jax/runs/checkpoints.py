@@ -71,7 +71,7 @@ class Checkpoints:
             if kind is None or not issubclass(kind, UserError):
                 self.wait()
         finally:
-            with suppress(Exception):  # `wait` has raised whatever can go wrong.
+            with suppress(Exception):  # `wait` has already reported any error.
                 self._checkpointer.close()
 
     def save(
@@ -247,7 +247,7 @@ class Checkpoints:
                 arrays = thread.submit(_read_arrays, self._folder, saved.number, wanted).result()
         except MemoryError:
             raise
-        except Exception as error:  # Which one depends on what is damaged.
+        except Exception as error:  # The exception depends on what is damaged.
             raise self._damaged(saved.number, f"arrays unreadable, {_one_line(error)}") from error
         for name, digest in (dict.fromkeys(wanted) | digests(arrays)).items():
             if digest != saved.digests[name]:
@@ -276,7 +276,7 @@ class Checkpoints:
         return 1 + max(map(int, re.findall(r"(?:^|/)[^\d/]*(\d+)", names)), default=0)
 
     def _prune(self) -> None:
-        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
+        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # A killed process left these.
             for path in sorted(self._folder.glob(pattern)):
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()

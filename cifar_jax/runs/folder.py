@@ -91,7 +91,7 @@ class RunFolder:
 
     def write_result(self, result: Result, outputs: Mapping[str, np.ndarray]) -> None:
         """Finish the run: write its outputs, then its result."""
-        import numpy as np  # Imported here because reports do not need it.
+        import numpy as np  # Reports do not need this slow import.
 
         file, arrays = io.BytesIO(), dict[str, Any](outputs)
         np.savez_compressed(file, **arrays)
@@ -119,7 +119,7 @@ class RunFolder:
         for path in sorted(self.tensorboard.glob("events.out.tfevents.*")):
             path.unlink()
         for path in (self.checkpoints, self.tensorboard):
-            with suppress(OSError):  # It is missing, or holds files that are not the run's.
+            with suppress(OSError):  # The folder is missing, or holds files of the user.
                 path.rmdir()
 
 
@@ -143,7 +143,7 @@ def open_run_folder(
     if not config.exists():
         _check_place(path)
     elif fresh:
-        folder.identity()  # Raises if it is not a run's, whose files must not be deleted.
+        folder.identity()  # Raise if this is no run folder: its files must not be deleted.
     else:
         _check_identity(folder, identity, extend=extend)
     path.mkdir(parents=True, exist_ok=True)

@@ -5,8 +5,8 @@
     NAME-seedN.outputs.npz      `test_logits` and `test_labels`
 
 A record can be reproduced by anyone who checks out its commit and trains the experiment. A run is
-therefore only recorded if it used the experiment's settings of today, the official images, and
-committed code.
+therefore only recorded if its settings are those of the current experiment file, and if it used the
+official images and committed code.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifar_jax import config
 from cifar_jax.errors import UserError
@@ -53,9 +53,9 @@ def check(run: RunRecord) -> Outputs:
     """Return the outputs of a run that can be recorded.
 
     Raises:
-      UserError: the run is not finished, differs from its experiment of today, used other images
-        or uncommitted code, lacks the metrics of an epoch, or has outputs that do not give the
-        test accuracy of its result.
+      UserError: the run is not finished, its settings differ from the current experiment file, it
+        used other images or uncommitted code, the metrics of an epoch are missing, or its outputs
+        do not give the test accuracy of its result.
     """
     path = run.path
     if run.result is None:
@@ -63,9 +63,17 @@ def check(run: RunRecord) -> Outputs:
     if run.experiment not in experiments():
         raise UserError(f"{path}: {run.experiment!r} is not an experiment of this package")
     if run.changes:
-        today = config.identity(experiments()[run.experiment])
-        listing = ", ".join(f"{k}={v} (now {today.get(k)})" for k, v in run.changes.items())
-        raise UserError(f"{path} has other settings than {run.experiment} today: {listing}")
+        current = config.identity(experiments()[run.experiment])
+        listing = "; ".join(
+            f"{name} is {_text(value)}, not {_text(current[name])}"
+            if name in current
+            else f"{name} is {_text(value)}, but the experiment has no such setting"
+            for name, value in run.changes.items()
+        )
+        raise UserError(
+            f"{path} cannot be recorded: its settings differ from the experiment {run.experiment} "
+            f"({listing}). Record a run without --set."
+        )
     if run.has_other_images:
         raise UserError(f"{path} did not train on the official CIFAR-10 images")
     for commit in [session.git_commit for session in run.sessions] or [None]:
@@ -135,6 +143,10 @@ def read_outputs(path: Path) -> Outputs:
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
         raise UserError(f"{path}: the shapes of test_logits and test_labels do not match")
     return outputs
+
+
+def _text(value: Any) -> str:
+    return "none" if value is None else str(value)
 
 
 def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:

@@ -1,4 +1,4 @@
-"""One run as its folder or its record describes it, compared with its experiment of today."""
+"""One run as its folder or its record describes it, compared with the current experiment file."""
 
 from __future__ import annotations
 
@@ -70,12 +70,12 @@ class RunRecord:
         """The settings without those that only affect how a run is executed."""
         try:
             return config.identity(self.settings)
-        except UserError:  # Settings of another version of the package.
+        except UserError:  # Another version of the package wrote these settings.
             return self.settings
 
     @cached_property
     def changes(self) -> dict[str, Any]:
-        """Settings that differ from the experiment file of today, by dotted name.
+        """Settings that differ from the current experiment file, by dotted name.
 
         The file may have changed since the run. For an experiment that is not part of the package,
         these are the overrides.
@@ -83,11 +83,11 @@ class RunRecord:
         experiment = experiments().get(self.experiment)
         if experiment is None:
             return dict(self.overrides)
-        known, today = config.flatten(experiment), config.identity(experiment)
+        known, current = config.flatten(experiment), config.identity(experiment)
         return {
             name: value
             for name, value in self.identity.items()
-            if name not in known or today.get(name, value) != value
+            if name not in known or current.get(name, value) != value
         }
 
     @property

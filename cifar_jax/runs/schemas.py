@@ -17,6 +17,8 @@ from cifar_jax.errors import UserError
 FORMAT: Literal[1] = 1
 """Version of the run folder. A reader refuses any other."""
 
+_REMEDY = "Restore it from a backup, or start over with --fresh."
+
 M = TypeVar("M", bound="Stored")
 
 
@@ -242,7 +244,7 @@ class Result(Stored):
     machine: Machine
     sessions: list[Session]
     outputs_differ: int = 0
-    """Images whose stored logits, rounded to float16, give another answer than was measured."""
+    """Images for which the stored logits, rounded to float16, do not give the measured answer."""
 
 
 class SavedState(Stored):
@@ -276,8 +278,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: is {path.parent} a run folder?") from None
-    except (ValueError, RecursionError, OSError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} is damaged (not valid JSON). {_REMEDY}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def read(path: Path, model: type[M]) -> M:
@@ -289,14 +293,16 @@ def read(path: Path, model: type[M]) -> M:
     return parse(read_json(path), model, path)
 
 
-def parse(value: Any, model: type[M], path: Path | str) -> M:
+def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -> M:
     """Return `value`, which was read from `path`, as a `model`.
+
+    `remedy` is the last sentence of an error message.
 
     Raises:
       UserError: a field is missing or has the wrong type. The message names the first one.
     """
     if not isinstance(value, Mapping):
-        raise UserError(f"{path} does not hold a JSON object")
+        raise UserError(f"{path} is damaged (not a JSON object). {remedy}")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -304,12 +310,13 @@ def parse(value: Any, model: type[M], path: Path | str) -> M:
         name = ".".join(map(str, fault["loc"]))
         if name == "format":
             raise UserError(
-                f"{path} has format {fault['input']!r}; this version reads format {FORMAT}"
+                f"{path} has format {fault['input']!r}, but this version of cifar-jax reads format "
+                f"{FORMAT}. It was written by another version: use that version."
             ) from None
         if fault["type"] == "missing":
-            raise UserError(f"{path} is incomplete: {name} is missing") from None
-        value = f"{name} is {fault['input']!r}: " if name else ""
-        raise UserError(f"{path}: {value}{fault['msg']}") from None
+            raise UserError(f"{path} is damaged: the field {name} is missing. {remedy}") from None
+        field = f"the field {name} is {fault['input']!r}: " if name else ""
+        raise UserError(f"{path} is damaged: {field}{fault['msg']}. {remedy}") from None
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
@@ -339,7 +346,7 @@ def read_sessions(path: Path) -> list[Session]:
         return []
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise UserError(f"{path} does not hold a JSON list")
+        raise UserError(f"{path} is damaged (not a JSON list). {_REMEDY}")
     return [parse(entry, Session, path) for entry in entries]
 
 

@@ -178,11 +178,21 @@ def _parse(name: str, text: str, field: FieldInfo) -> Any:
             return adapter.validate_python(value, context=fields.RAISE_AT_ROOT)
     expected = fields.describe_type(kind, field)
     if fields.list_item(kind):
-        expected += " as JSON"
+        problem = "" if _is_json(text) else "not valid JSON. "
+        such_as = json.dumps(fields.example(kind))
+        raise _error(f"{name}={text}", f"{problem}Expected a list such as {such_as}")
     if field.discriminator:
         choices = (f"{name}.{field.discriminator}={tag}" for tag in fields.tags(field))
         expected = " or ".join([*choices, "none"])
     raise _error(f"{name}={text}", f"expected {expected}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _readings(text: str) -> Iterator[Any]:

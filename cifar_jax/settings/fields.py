@@ -93,8 +93,19 @@ def tags(field: FieldInfo) -> dict[str, type[Settings]]:
 
 
 def explain(cls: type[Settings], error: ValidationError) -> str:
-    """Return the first validation error in one line, with the dotted name of the setting."""
-    fault = error.errors(include_url=False)[0]
+    """Return the first validation error in one line, with the dotted name of the setting.
+
+    If a setting is missing, the first unknown one is also named: it may be a misspelling.
+    """
+    first, *others = error.errors(include_url=False)
+    text = _explain_one(cls, first)
+    unknown = [other for other in others if other["type"] == "extra_forbidden"]
+    if first["type"] == "missing" and unknown:
+        text += f", and there is {_explain_one(cls, unknown[0])}"
+    return text
+
+
+def _explain_one(cls: type[Settings], fault: Any) -> str:
     value, kind = fault["input"], fault["type"]
     path: list[Any] = [] if cls.is_root else [cls.__name__.lower()]
     owner: type[Settings] = cls
@@ -116,7 +127,7 @@ def explain(cls: type[Settings], error: ValidationError) -> str:
             annotation = str
             continue
         else:
-            continue  # the member of a union that pydantic tried
+            continue  # This names the member of a union that pydantic tried.
         path.append(step if str(step).isprintable() else shorten(step))
     name = ".".join(map(str, path))
     if kind == "missing":
@@ -127,6 +138,9 @@ def explain(cls: type[Settings], error: ValidationError) -> str:
     if kind.startswith("union_tag") and field:
         key = str(field.discriminator)
         expected = f"one of {', '.join(tags(field))}"
+        if kind == "union_tag_not_found" and isinstance(value, dict) and value:
+            setting, tag = next(iter(value)), next(iter(tags(field)))
+            return f"{name}.{setting} needs {name}.{key}, {expected}: add --set {name}.{key}={tag}"
         return f"{name}.{key} must be {expected}, not {shorten(value.get(key))}"
     return f"{name} must be {describe_type(annotation, field)}, not {shorten(value)}"
 
@@ -162,4 +176,27 @@ def _describe_member(member: Any) -> str:
     if inner := dict_value(member):
         return f"named values (each: {describe_type(inner)})"
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return names.get(member) or f"{member.__name__}(...)"
+    return names.get(member) or f"an object {{{', '.join(member.model_fields)}}}"
+
+
+def example(annotation: Any, field: FieldInfo | None = None) -> Any:
+    """Return a valid value of a type, as JSON, for an error message.
+
+    Of a group it has the required fields, or the first fields if fewer than two are required.
+    """
+    if item := list_item(annotation):
+        return [example(item)]
+    if field and field.discriminator:
+        tag, group = next(iter(tags(field).items()))
+        return {str(field.discriminator): tag} | example(group)
+    if inner := groups(annotation):
+        chosen = sorted(inner[0].model_fields.items(), key=lambda entry: not entry[1].is_required())
+        needed = max(2, sum(f.is_required() for _, f in chosen))
+        return {name: example(f.annotation, f) for name, f in chosen[:needed]}
+    values = {int: 16, float: 0.5, bool: True, str: "text"}
+    for member in members(annotation):
+        if typing.get_origin(member) is Literal:
+            return typing.get_args(member)[0]
+        if member in values:
+            return values[member]
+    return None

@@ -26,8 +26,10 @@ class TrainData(NamedTuple):
     layout in each call.
     """
 
-    images: jax.Array  # uint8 [N, 32 * 32 * 3]
-    labels: jax.Array  # int32 [N]
+    images: jax.Array
+    """uint8 `[N, 32 * 32 * 3]`."""
+    labels: jax.Array
+    """int32 `[N]`."""
 
 
 def rows(split: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -99,7 +99,7 @@ class StepsPerCallTuner:
         """
         self._calls += 1
         if self._calls == 1 or self.settled:
-            return  # The first call includes one-off work.
+            return  # The first call includes work that is done only once.
         if seconds * self.steps / steps >= 0.1:
             self._long_calls += 1
             self.settled = self._long_calls == 2

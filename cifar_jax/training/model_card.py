@@ -81,8 +81,8 @@ def update_card(
         initial = card.initial_params_sha256
         if initial and old.initial_params_sha256 not in (None, initial):
             raise UserError(
-                f"{request.config.train.init_from} has other weights than {folder.path} was "
-                "started with: choose another --workdir, or use --fresh"
+                f"the weights in {request.config.train.init_from} are not those that {folder.path} "
+                "was started with: choose another --workdir, or use --fresh"
             )
         if changed := _changed_files(old.code, card.code):
             message = f"changed since the run's last session: {', '.join(changed)}"
@@ -124,7 +124,7 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
     try:
         weights = checkpoints.weights(saved)
     except DamagedError:
-        return  # Reported when the checkpoint is restored.
+        return  # The damage is reported when the checkpoint is restored.
     shapes = models.variable_shapes(setup.spec.model)
     try:
         models.match_variables(weights, shapes, "its checkpoint")

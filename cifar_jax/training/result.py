@@ -1,4 +1,4 @@
-"""The result of a run: measures the test images, and writes `result.json` and `outputs.npz`."""
+"""Evaluates a finished run on the test images, and writes result.json and outputs.npz."""
 
 import hashlib
 import math

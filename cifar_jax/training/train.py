@@ -114,7 +114,7 @@ def train_epoch(
         called = time.perf_counter()
         state = steps.run(state, epoch, order, count)
         step += count
-        sums = jax.device_get(state.metrics)  # Waits for the devices.
+        sums = jax.device_get(state.metrics)  # This waits for the devices.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
             place = f"in epoch {epoch.number + 1}, by step {step}"

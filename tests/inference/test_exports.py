@@ -89,6 +89,8 @@ def test_an_export_in_bfloat16_gives_float32_logits(basic: Path, tmp_path: Path)
 def test_an_existing_file_is_replaced_only_with_force(basic: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_text("precious")
+    with pytest.raises(UserError, match="absent does not exist: create it"):
+        exports.export(network(basic), "safetensors", tmp_path / "absent" / file.name)
     with pytest.raises(UserError, match="exists"):
         exports.export(network(basic), "safetensors", file)
     assert file.read_text() == "precious"

@@ -113,15 +113,29 @@ def test_a_damaged_card_is_refused(
         cifar_jax.load(run)
 
 
+def test_a_finished_run_without_checkpoints_is_refused(
+    basic: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(basic, run, ignore=shutil.ignore_patterns("checkpoints"))
+    monkeypatch.setattr("cifar_jax.runs.folder.RunFolder.result", lambda folder: "finished")
+    with pytest.raises(UserError, match="no checkpoint: train it again with --fresh"):
+        cifar_jax.load(run)
+
+
 def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("hello")
     shutil.copytree(basic, tmp_path / "bare", ignore=shutil.ignore_patterns("checkpoints"))
+    damaged = shutil.copytree(basic, tmp_path / "damaged")
+    for array in (damaged / "checkpoints").glob("*/state/d/*"):
+        array.write_bytes(b"")
     for name, message in (
         ("nowhere", "not a run folder, an export, or a packaged network"),
         ("empty", "is .* a run folder"),
         ("notes.txt", "neither a safetensors nor a StableHLO export"),
-        ("bare", "no checkpoint yet"),
+        ("bare", "no checkpoint yet: train it first"),
+        ("damaged", r"is damaged: .*Restore it from a backup, or train again with --fresh\."),
     ):
         with pytest.raises(UserError, match=message) as error:
             cifar_jax.load(tmp_path / name)

@@ -74,7 +74,7 @@ def test_the_command_writes_a_run_folder_that_others_read(tmp_path: Path) -> Non
     assert card.imported_from == "weights.safetensors"
     assert sum(layer.parameters for layer in card.layers) == 4_903_242
     assert weights(run)["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
-    with pytest.raises(UserError, match="other classes than the data set cifar10"):
+    with pytest.raises(UserError, match="differ from those of the data set cifar10"):
         evaluate(run)
     config = run / "config.json"
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))

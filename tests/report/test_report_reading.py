@@ -52,13 +52,17 @@ def test_imported_weights_are_not_a_run(make_run: MakeRun, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("result.json", "{", "result.json cannot be read"),
-        ("result.json", '{"experiment": "basic"}', "result.json is incomplete: seed is missing"),
+        ("result.json", "{", "result.json is damaged"),
+        (
+            "result.json",
+            '{"experiment": "basic"}',
+            "result.json is damaged: the field seed is missing",
+        ),
         ("result.json", '{"format": 2}', "result.json has format 2"),
-        ("config.json", "[]", "config.json does not hold a JSON object"),
-        ("env.json", "[{}]", "env.json is incomplete: git_commit is missing"),
-        ("env.json", "[" * 100_000, "env.json cannot be read"),
-        ("model.json", '{"experiment": 5}', "model.json: experiment is 5"),
+        ("config.json", "[]", r"config.json is damaged \(not a JSON object\)"),
+        ("env.json", "[{}]", "env.json is damaged: the field git_commit is missing"),
+        ("env.json", "[" * 100_000, "env.json is damaged"),
+        ("model.json", '{"experiment": 5}', "model.json is damaged: the field experiment is 5"),
     ],
 )
 def test_damaged_files_are_named(make_run: MakeRun, name: str, content: str, message: str) -> None:

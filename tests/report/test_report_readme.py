@@ -73,10 +73,10 @@ def test_other_peoples_results_are_listed(tmp_path: Path, readme: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()
     peer = {"name": "theirs", "accuracy": 92.5, "minutes": 27.8, "machine": "a Xeon"}
-    write(results / "peers.json", [peer | {"source": "their script", "command": "./run"}])
+    write(results / "peers.json", [peer | {"source": "Their script.", "command": "./run"}])
     report.update_readme(readme, results)
     text = readme.read_text()
-    assert "- theirs: 92.50 % in 27.8 min on a Xeon (their script; command: `./run`)\n" in text
+    assert "- theirs: 92.50 % in 27.8 min on a Xeon. Their script. Command: `./run`.\n" in text
     for wrong in ([peer], {"name": 1}, [7]):
         write(results / "peers.json", wrong)
         with pytest.raises(UserError, match=r"peers\.json"):
@@ -112,9 +112,9 @@ def test_records_that_differ_from_their_experiment_are_left_out(
     assert "| **60.00** |" in text
     assert "90.00" not in text
     assert sorted(lines) == [
-        "`basic-seed1.json` differs from basic today: `data.validation=0.1`",
-        "`basic-seed2.json` differs from basic today: `optimizer.lr=0.5`",
-        "`basic-seed3.json` differs from basic today: `data_sha256=0ff1c1a1`",
+        "`basic-seed1.json` differs from the current basic: `data.validation=0.1`",
+        "`basic-seed2.json` differs from the current basic: `optimizer.lr=0.5`",
+        "`basic-seed3.json` differs from the current basic: `data_sha256=0ff1c1a1`",
         "`fast-basic-seed0.json` is of unknown, which is not an experiment of this package",
     ]
     assert all(line in text for line in lines)
@@ -125,7 +125,7 @@ def test_a_damaged_record_or_readme_changes_nothing(tmp_path: Path, readme: Path
     results = tmp_path / "results"
     results.mkdir()
     (results / "basic-seed0.json").write_text("{")
-    with pytest.raises(UserError, match=r"basic-seed0\.json cannot be read"):
+    with pytest.raises(UserError, match=r"basic-seed0\.json is damaged"):
         report.update_readme(readme, results)
     assert readme.read_text() == README
     assert [path.name for path in results.iterdir()] == ["basic-seed0.json"]

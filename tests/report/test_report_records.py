@@ -36,7 +36,7 @@ def test_a_record_holds_the_result_metrics_and_outputs(make_run: MakeRun, tmp_pa
     ("options", "message"),
     [
         ({"test": None, "done": 20}, "is not finished: resume it"),
-        ({"overrides": {"epochs": 2}}, r"other settings than basic today: epochs=2 \(now 20\)"),
+        ({"overrides": {"epochs": 2}}, r"experiment basic \(epochs is 2, not 20\)"),
         ({"sessions": ({"git_commit": None},)}, "outside a git checkout"),
         ({"sessions": ()}, "outside a git checkout"),
         ({"sessions": ({"git_commit": "89a-dirty"}, {})}, r"uncommitted code \(89a-dirty\)"),

@@ -41,3 +41,10 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(
         write_bytes(path, b"new")
     assert error.value.filename == str(path)
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: b"old"}
+
+
+def test_a_write_to_a_missing_folder_names_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "result.json"
+    with pytest.raises(FileNotFoundError) as error:
+        write_bytes(path, b"new")
+    assert error.value.filename == str(path)
