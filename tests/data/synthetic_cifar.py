@@ -57,7 +57,7 @@ def sha256(path: Path) -> str:
 
 
 def _python_2_pickle(split: Split) -> bytes:
-    """Pickle a batch as Python 2 does. The official files have this form, which Python 3 cannot write."""
+    """Pickle a batch like the official files, in the Python 2 format that Python 3 cannot write."""
 
     def number(value: int) -> bytes:
         return b"J" + value.to_bytes(4, "little", signed=True)

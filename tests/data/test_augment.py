@@ -191,7 +191,7 @@ def test_cutmix_pastes_a_box_and_mixes_the_labels_by_its_area(
         taken = (mixed == other).all((0, 3))
         assert ((mixed == normalized).all((0, 3)) == ~taken).all()
         rows, columns = taken.any(1).nonzero()[0], taken.any(0).nonzero()[0]
-        assert taken.sum() == len(rows) * len(columns)  # A box was pasted.
+        assert taken.sum() == len(rows) * len(columns)  # The pasted pixels form a box.
         share = 1 - taken.mean()
         np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
         weights = soft[np.arange(64), labels]

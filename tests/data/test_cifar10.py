@@ -122,7 +122,7 @@ def test_failure_while_writing_leaves_nothing(
 
 @pytest.fixture
 def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The URL of a server for the synthetic archive."""
+    """Serve the synthetic archive, and download from there."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:

@@ -75,7 +75,7 @@ def assert_refused(prepared: Path, match: str) -> None:
 def test_every_form_holds_the_same_images(
     format: str, shards: int, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # A later import of this module fails.
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # Importing TensorFlow fails.
     first = data.load("cifar10")
     rewrite(prepared, format, shards)
     assert f"{format}, 20 train, 4 test images" in data.status()

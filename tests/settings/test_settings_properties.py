@@ -20,7 +20,7 @@ NAMES = sorted({row["name"] for cls in (Config, Lab) for row in describe(cls)} |
 
 
 def valid_or_refused(make: Callable[[], Any]) -> Any:
-    """Check that settings equal their JSON round trip, or that `make` raises a one-line error.
+    """Check that `make` returns settings that JSON can store, or raises a one-line error.
 
     Return the settings, or None after an error.
     """
