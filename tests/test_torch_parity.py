@@ -163,8 +163,8 @@ def test_train_step(each_platform: None, name: str) -> None:
         assert new_params.keys() == expected["updates"].keys()
         for tensor, update in expected["updates"].items():
             actual = recipe.signature(tensor, new_params[tensor] - params[tensor])
-            # A ReLU may pass the gradient or not if rounding changes the sign of its input. In the
-            # deepest network that changes updates by one or two percent.
+            # Rounding can change the sign of a ReLU's input, and so whether it passes the gradient.
+            # In the deepest network, this changes updates by one or two percent.
             tolerance = 6e-2 * update[0]
             tolerance += np.finfo(np.float32).eps * np.linalg.norm(params[tensor])
             distance = recipe.distance(actual, update)

@@ -115,12 +115,12 @@ class RunByHand:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The trained variables in float32."""
+        """The variables in float32."""
         params = jax.tree.map(np.float32, self.params)
         return {"params": params, "batch_stats": self.batch_stats}
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Return the image indices of each step, `[steps, batch]`. The first ones fill the last batch."""
+        """Return image indices `[steps, batch]`. The last batch is filled with the first images."""
         key = jax.random.fold_in(self.order_key, epoch)
         shuffled = np.asarray(jax.random.permutation(key, len(self.train.labels)))
         count = self.steps_per_epoch * self.config.batch_size
