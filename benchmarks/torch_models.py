@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
 
 
 class NetBNGAP(nn.Module):
-    """`Net` with BatchNorm, global average pooling and dropout (Table 7; with attention, Table 10)."""
+    """`Net` with BatchNorm, global average pooling and dropout (Tables 7 and 10)."""
 
     def __init__(
         self,

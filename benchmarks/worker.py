@@ -3,10 +3,10 @@
     python -m benchmarks.worker CONTENDER EXPERIMENT [SETTINGS...] [--keep-memory]
 
 CONTENDER is jax, jax-outside, torch, torch-channels-last or torch-compile. The process prints a
-JSON line when it is ready. Then it reads numbers from standard input, one per line. For each number
-it runs that many train steps and prints a JSON line with the seconds per step. `jax-outside` instead
-prints the fraction of the time that is spent on batches and loops, outside the train step. A
-contender that waits for a line uses no processor.
+JSON line when it is ready. Then it reads numbers from standard input, one per line. For each
+number it runs that many train steps and prints a JSON line with the seconds per step. `jax-outside`
+instead prints the fraction of the time that is spent on batches and loops, outside the train step.
+A contender that waits for a line uses no processor.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
     facts["step_seconds"] = (time.perf_counter() - began) / 2
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        # Warm up: the other contenders have replaced the contents of the caches since the last turn.
+        # Warm up, because the other contenders have replaced the contents of the caches.
         began = time.perf_counter()
         while time.perf_counter() - began < WARM_SECONDS:
             turn(1)

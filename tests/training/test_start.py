@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 class Mine(nn.Module):
-    """A dense layer on a few of the values, which compiles fast."""
+    """A dense layer on a few pixels, which compiles fast."""
 
     num_classes: int = 10
     values: int = 8
@@ -49,7 +49,7 @@ def run(config: Config, folder: Path, recorder: Recorder | None = None, **fields
 
 
 def second_epoch() -> Recorder:
-    """Return a recorder that kills the run when there is a checkpoint."""
+    """Return a recorder that kills the run in its second epoch, when it has a checkpoint."""
     return killed_at("[EPOCH 002 | IT 00002]")
 
 
