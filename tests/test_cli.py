@@ -347,7 +347,7 @@ def test_output_can_be_closed_early() -> None:
         done = start("experiments", stdout=writing)
     finally:
         os.close(writing)
-    assert done.returncode == 128 + signal.SIGPIPE  # Other programs end with the same exit code.
+    assert done.returncode == 128 + signal.SIGPIPE  # The convention of Unix programs.
     assert done.stderr == ""
 
 
@@ -361,9 +361,8 @@ def test_a_terminal_without_utf8_can_show_everything() -> None:
 @pytest.mark.parametrize("width", [None, 40, 10], ids=["pipe", "terminal", "narrow"])
 def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> None:
     if width is not None:
-        monkeypatch.setenv(
-            "FORCE_COLOR", "1"
-        )  # With FORCE_COLOR, Rich treats the output as a terminal.
+        # Rich then treats the output as a terminal.
+        monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(width))
     long = " ".join(["text"] * 100)
     print_table(("Name", "Parameters", "Multiply-adds"), [(long, "11,173,962", "1,234")], (1, 2))

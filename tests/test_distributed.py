@@ -89,7 +89,8 @@ def test_several_devices_share_each_batch_and_give_the_result_of_one(
 ) -> None:
     """The run continues on another number of devices. Its 45 validation images must be padded."""
     train(experiment, tmp_path, "train.devices=8", "epochs=1")
-    assert "(4, 32, 32, 3)\n" in capsys.readouterr().out  # One epoch has this many batches of 32.
+    # Each device gets an equal share of the 32 images of a batch.
+    assert "(4, 32, 32, 3)\n" in capsys.readouterr().out
     result = train(experiment, tmp_path, "train.devices=2")
     assert "(16, 32, 32, 3)\n" in capsys.readouterr().out
     assert_same_losses(result, one_device)
@@ -284,7 +285,7 @@ cli.main()
     ],
 )
 def test_a_process_ends_within_a_minute_of_the_other(mode: str, index: int, end: str) -> None:
-    """In mode `apart`, the processes do not communicate, so only JAX's heartbeats detect the end."""
+    """In mode `apart`, processes do not communicate, so only JAX's heartbeats detect the end."""
     processes = start(["-c", WORK, str(index) if end == "fail" else "none", mode])
     for process in processes:
         assert process.stdout is not None

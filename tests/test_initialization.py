@@ -59,7 +59,7 @@ def test_dirac_filters_return_their_input(name: str) -> None:
 @pytest.mark.parametrize("count", [5, 256, 300])
 @pytest.mark.parametrize("outputs", [5, 24, 64])
 def test_whitening_filters_equal_the_definition(count: int, outputs: int) -> None:
-    """Patches have 12 directions, so there are up to 24 filters: each direction and its negative."""
+    """There are up to 24 filters: the 12 directions of the patches, and their negatives."""
     x = images(count)
     patches = [
         image[row : row + 2, column : column + 2].ravel()

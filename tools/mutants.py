@@ -200,7 +200,7 @@ def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> 
         log = os.open(TREE.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        # Python reuses bytecode if size and time of the source match, as they may for the next fault.
+        # Python reuses bytecode if a source has the same size and time, as the next fault may.
         sys.dont_write_bytecode = not keep_bytecode
         import pytest  # pyright: ignore[reportMissingImports]
 
@@ -234,8 +234,8 @@ def _copy_tree() -> None:
 
 
 def _import_libraries() -> None:
-    """Import all libraries, but not the package, because its compiled functions would hide faults."""
-    # All faults can share one cache of compiled programs, which are stored by a hash of their code.
+    """Import all libraries. Importing the package here would hide faults in compiled functions."""
+    # All faults can share a cache of compiled programs, because its keys are hashes of the code.
     os.environ["CIFAR_JAX_TESTS_SCRATCH"] = str(TREE.parent / "scratch")
     os.environ["PYTHONPATH"] = str(TREE)
     os.chdir(TREE)

@@ -29,9 +29,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository in which the package is committed."""
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv(
-        "GIT_CONFIG_GLOBAL", os.devnull
-    )  # The user's Git config may trust all folders, which hides the error of a refused checkout.
+    # Ignore the user's configuration, which may declare all folders safe.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for name in ("cifar_jax/__init__.py", "experiments/basic.py", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)

@@ -243,8 +243,7 @@ TESTED_ELSEWHERE = {
     *("averaging", "phases", "init.dirac", "init.whitening"),
     *("tta.flip", "tta.shift", "tta.least_confident"),
 }
-"""Settings tested in test_start.py, test_muon.py and test_recipe_parts.py. test_custom_parts.py tests
-`arguments`."""
+"""Tested in test_start.py, test_muon.py, test_recipe_parts.py and test_custom_parts.py."""
 
 
 def test_every_setting_is_tested(make_config: Make) -> None:

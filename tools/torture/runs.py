@@ -55,8 +55,7 @@ BACKGROUND = "writing a checkpoint"
 
 _fork = multiprocessing.get_context("fork")
 _progress: Any = None
-"""Memory shared with the parent process: the number of the current phase, then the number of times
-that each phase was entered."""
+"""Shared with the parent process: the current phase, then how often each phase was entered."""
 
 
 class Failure(Exception):
@@ -121,7 +120,7 @@ class Moment(NamedTuple):
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: float) -> "Moment":
-        """Return a random moment: in a run that takes `seconds`, or soon after the start of a phase."""
+        """Return a random moment in a run that takes `seconds`, often soon after a phase begins."""
         phase = rng.choice([STARTING, STARTING, *PHASES[1:], "training", BACKGROUND])
         if phase == STARTING:
             return cls(phase, 0, rng.uniform(0, seconds))

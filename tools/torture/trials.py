@@ -43,7 +43,7 @@ class Trial:
     name: str
     kind: RunKind
     fault: Callable[..., None]
-    """A function of this trial and `arguments` that disturbs runs and calls `check` for each run."""
+    """A function of this trial and `arguments`. It disturbs runs and calls `check` for each."""
     arguments: tuple[Any, ...] = ()
     outcomes: list[Outcome] = field(default_factory=list)
     rng: random.Random = field(init=False)
@@ -67,7 +67,7 @@ class Trial:
     def check(self, folder: Path, outcomes: Sequence[Outcome], lost: Sequence[int] = ()) -> None:
         """Finish a disturbed run, compare it with the undisturbed one, and add its outcomes.
 
-        The metrics of the epochs in `lost` may be missing. The folder is deleted if nothing is wrong.
+        The metrics of the epochs in `lost` may be missing. The folder is deleted if all is correct.
         """
         try:
             finish(self.kind, folder)
