@@ -1,4 +1,4 @@
-"""The start of a session: checks of processes, initial weights and code."""
+"""The start of a session checks processes, initial weights and code."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,7 +39,7 @@ def small(make_config: Make) -> Config:
 
 @pytest.fixture(scope="module")
 def pretrained(make_config: Make) -> Config:
-    """A config that starts from weights that the test provides."""
+    """A config that starts from weights made by the test."""
     settings = TINY | {"model__name": "mine", "epochs": 2}
     return make_config(**settings, train__init_from="pretrained")
 
