@@ -126,12 +126,12 @@ def runs() -> dict[str, Path]:
         data=Data(dataset="digits", train_images=64, validation=16),
         train=Train(devices=1),
     )
-    train(config, folder / "today")
-    return {"old": folder / "runs/finished", "today": folder / "today"}
+    train(config, folder / "current")
+    return {"old": folder / "runs/finished", "current": folder / "current"}
 
 
 FILES = ["result", "config", "env", "metrics"]
-RUN_FILES = [("old", name) for name in FILES] + [("today", name) for name in [*FILES, "model"]]
+RUN_FILES = [("old", name) for name in FILES] + [("current", name) for name in [*FILES, "model"]]
 
 
 @property_test(data=st.data(), chosen=st.sampled_from(RUN_FILES))

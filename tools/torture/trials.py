@@ -23,7 +23,7 @@ class Outcome:
     phase: str
     """The phase of the run at the time of the fault."""
     seconds: float | None = None
-    """Time from the fault to the end of the process. None if the fault itself ends the process."""
+    """Time from the fault to the end of the process. None if no process must end on its own."""
     wrong: str = ""
     """A description of the error. Empty if there is none."""
 
