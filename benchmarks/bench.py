@@ -1,10 +1,10 @@
-"""Times whole train steps next to PyTorch's, on this machine: `make bench`.
+"""Compare the speed of train steps in JAX and PyTorch on this machine: `make bench`.
 
-Each contender is a process that may use every core. The contenders take turns, round after round,
-and only one works at a time; the median over the rounds counts. PyTorch is eager, in the faster of
-its two layouts; torch.compile is shown next to it if asked for. The steps of JAX are those of a
-training run, which gather and normalize their images; PyTorch's batches are ready in memory. The
-images are random: a step takes as long with any images.
+Each contender is a process that may use every core. The contenders take turns, so that only one
+works at a time. The table shows medians over the rounds. PyTorch runs eagerly, in the faster of two
+memory layouts; `--compile` also times torch.compile. JAX's steps are those of a training run, which
+also gather and normalize images. PyTorch's batches are ready in memory. The images are random,
+because their values do not affect the time of a step.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from cifar_jax.files import write_json
 from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
-# The seven networks at the paper's batch, and ResNet18 at both.
+# The paper's seven networks with their batch sizes. ResNet18 has two.
 ROWS = (
     "basic",
     "net",
@@ -41,7 +41,7 @@ ROWS = (
     "resnet10-separable",
 )
 EAGER = ("torch", "torch-channels-last")
-# Settings that PyTorch's step follows, or that do not concern it.
+# Settings that PyTorch's step supports, or that affect only JAX.
 SUPPORTED = (
     *("batch_size", "model.dropout", "model.pooling", "train.precision"),
     *(f"optimizer.{name}" for name in Optimizer.model_fields if name != "nesterov"),
@@ -50,7 +50,7 @@ SUPPORTED = (
 
 
 class Contender:
-    """A worker process that is ready to make steps."""
+    """A worker process that runs train steps on request."""
 
     def __init__(
         self, name: str, experiment: str, settings: list[str], *, keep_memory: bool
@@ -78,7 +78,7 @@ class Contender:
         return json.loads(line)
 
     def run(self, steps: int) -> float:
-        """Return the seconds per step; from `jax-outside`, the share outside the train step."""
+        """Run some steps. Return the seconds per step, or the share that `jax-outside` measures."""
         assert self._process.stdin
         print(steps, file=self._process.stdin, flush=True)
         answer = self._read()
@@ -92,13 +92,13 @@ class Contender:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Time train steps, print the table, and write it as JSON if a file is given."""
+    """Time train steps, and print a table of the results."""
     parser = argparse.ArgumentParser(
-        prog="make bench", description="Time train steps next to PyTorch's."
+        prog="make bench", description="Compare the speed of train steps in JAX and PyTorch."
     )
     parser.add_argument("experiments", nargs="*", default=ROWS)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each turn")
     parser.add_argument("--compile", action="store_true", help="also time torch.compile")
     parser.add_argument(
         "--keep-memory", action="store_true", help="let PyTorch keep freed memory too"
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     if len(names) == 1:
         print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
-    # Several processes share a GPU.
+    # Several processes share a GPU, so JAX must not reserve most of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device, size, peak = matrix_peak()
     print(
@@ -129,7 +129,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(HEADER)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder  # Compilation is timed without a cache.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = (
+            folder  # An empty cache, so that compilation is timed.
+        )
         for experiment, (settings, changes) in configs.items():
             row = time_row(experiment, settings, names, options)
             row["settings"] = changes
@@ -157,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """Return the config of an experiment with changed settings, and the changes."""
+    """Return an experiment's config after the changes in `settings`, and the changed values."""
     original = catalog.load(experiment).config
     overridden = config.override(original, settings)
     changes = config.differences(config.flatten(original), config.flatten(overridden))
@@ -187,7 +189,7 @@ def require_supported(experiment: str, settings: Config, changes: Mapping[str, A
 def time_row(
     experiment: str, settings: Config, names: list[str], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Return the figures of one experiment's train step."""
+    """Measure the train step of one experiment."""
     from cifar_jax.models.summary import summarize
 
     network = settings.model
@@ -197,7 +199,7 @@ def time_row(
         "experiment": experiment,
         "model": network.name,
         "batch_size": settings.batch_size,
-        # The backward pass has two products for each of the forward pass.
+        # For each product of the forward pass, the backward pass computes two.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
     contenders = take_turns(experiment, names, options)
@@ -221,7 +223,7 @@ def time_row(
 
 
 def require_same_platform(platforms: Mapping[str, str]) -> None:
-    """Exit if the contenders compute on different kinds of device."""
+    """Exit if the contenders use different kinds of devices."""
     if len(set(platforms.values())) > 1:
         places = ", ".join(f"{name} on {platform}" for name, platform in platforms.items())
         raise SystemExit(
@@ -232,7 +234,7 @@ def require_same_platform(platforms: Mapping[str, str]) -> None:
 def take_turns(
     experiment: str, names: list[str], options: argparse.Namespace
 ) -> dict[str, Contender]:
-    """Return the contenders with their measurements of all rounds. Their processes have ended."""
+    """Run all rounds. Return the contenders with their measurements, after ending the processes."""
     contenders: dict[str, Contender] = {}
     try:
         for name in names:
@@ -276,7 +278,7 @@ HEADER = (
 
 
 def table_line(row: dict[str, Any]) -> str:
-    """Return a row of the table, in Markdown."""
+    """Return a row of the Markdown table."""
     eager = [row[name]["images_per_second"] for name in EAGER if name in row]
     compiled = row.get("torch-compile")
     cells = (
@@ -300,16 +302,18 @@ def _figure(value: float) -> str:
 
 
 def matrix_peak(tries: int = 8) -> tuple[str, int, float]:
-    """Return JAX's device, the side of a large matrix, and FLOP/s of its product with another.
+    """Measure the speed of a large matrix product in JAX.
 
-    The product is float32 in JAX's default precision, which is TF32 on a GPU. Of several tries the
-    fastest counts.
+    Return the device, the side of the matrices, and the FLOP/s of the fastest of several tries. The
+    product is float32 in JAX's default precision, which is TF32 on a GPU.
     """
     import jax
 
     device = jax.devices()[0]
     size = 2048 if device.platform == "cpu" else 8192
-    a = jax.random.normal(jax.random.key(0), (size, size))  # Zeros or ones take less power.
+    a = jax.random.normal(
+        jax.random.key(0), (size, size)
+    )  # With constant values, a processor would use less power and run faster.
     product = jax.jit(jax.numpy.matmul)
     product(a, a).block_until_ready()
     best = math.inf

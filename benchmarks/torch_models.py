@@ -1,7 +1,7 @@
 """The networks of `cifar_jax.models`, as a PyTorch user would write them.
 
-They are the reference for results (`tests/fixtures/`) and speed, and are not needed for training
-with JAX. Layers have the same names as in `cifar_jax.models`; images are NCHW.
+They are the reference for results (`tests/fixtures/`) and speed. Training with JAX does not need
+them. Layers have the same names as in `cifar_jax.models`. Images are NCHW.
 `python benchmarks/torch_models.py` checks every parameter count.
 """
 
@@ -70,7 +70,7 @@ class Net(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + attention(x) over all positions, with unscaled scores and no gain (Table 10)."""
+    """Self-attention over all positions, added to its input. Scores are not scaled (Table 10)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -85,7 +85,7 @@ class SelfAttention(nn.Module):
 
 
 class NetBNGAP(nn.Module):
-    """`Net` with BatchNorm, global average pooling and dropout (Table 7; attention: Table 10)."""
+    """`Net` with BatchNorm, global average pooling and dropout (Tables 7 and 10)."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class NetBNGAP(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """GoogLeNet's module with BatchNorm. Each of four branches has a quarter of the outputs."""
+    """GoogLeNet's module with BatchNorm. Each of the four branches has a quarter of the outputs."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -157,7 +157,7 @@ class InceptionBlock(nn.Module):
 
 
 class NetInception(nn.Module):
-    """`NetBNGAP` with inception blocks in place of its second and third convolution."""
+    """`NetBNGAP` with inception blocks instead of the second and third convolution."""
 
     def __init__(self, *, num_classes: int = 10, dropout: float = 0.5, pooling: str = "max"):
         super().__init__()
@@ -191,7 +191,7 @@ def _pool(pooling: str, channels: int) -> nn.Module:
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3x3 and pointwise 1x1 convolution without bias (Table 23)."""
+    """A depthwise 3x3 and a pointwise 1x1 convolution without bias (Table 23)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()
@@ -203,7 +203,7 @@ class SeparableConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution if the shape changes."""
+    """Two 3x3 convolutions and a shortcut. The shortcut is a 1x1 convolution if shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, conv3x3: Callable[..., nn.Module]):
         super().__init__()

@@ -1,11 +1,12 @@
-"""A contender of `bench.py`: a process that makes train steps on demand.
+"""A contender of `bench.py`: a process that runs train steps on request.
 
     python -m benchmarks.worker CONTENDER EXPERIMENT [SETTINGS...] [--keep-memory]
 
 CONTENDER is jax, jax-outside, torch, torch-channels-last or torch-compile. The process prints a
-JSON line when it is ready. For each number that it reads from standard input it then makes that
-many train steps, and prints the seconds per step; `jax-outside` prints the share of a step that is
-spent outside the train step. While it waits for a line, a contender uses no processor.
+JSON line when it is ready. Then it reads numbers from standard input, one per line. For each
+number it runs that many train steps and prints a JSON line with the seconds per step. `jax-outside`
+instead prints the fraction of the time that is spent on batches and loops, outside the train step.
+A contender that waits for a line uses no processor.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ WARM_SECONDS = 0.5
 
 
 def main(contender: str, experiment: str, settings: list[str]) -> None:
-    """Make steps until standard input ends."""
+    """Run steps until standard input ends."""
     if contender.startswith("jax"):
         runtime.configure_jax()
     config = override(catalog.load(experiment).config, settings)
@@ -47,14 +48,14 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
     else:
         steps, facts = torch_steps(config, contender)
         turn = partial(_timed, steps)
-    turn(1)  # PyTorch compiles in its first step.
+    turn(1)  # torch.compile compiles in the first step.
     facts["ready_seconds"] = round(time.perf_counter() - began, 2)
     began = time.perf_counter()
     turn(2)
     facts["step_seconds"] = (time.perf_counter() - began) / 2
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        # During the turns of others this process has lost its caches and idle memory.
+        # Warm up, because the other contenders have replaced the contents of the caches.
         began = time.perf_counter()
         while time.perf_counter() - began < WARM_SECONDS:
             turn(1)
@@ -64,27 +65,27 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
 
 
 def _timed(steps: Steps, count: int) -> float:
-    """Return the seconds per step of `count` steps."""
+    """Run `count` steps, and return the seconds per step."""
     began = time.perf_counter()
     steps(count)
     return (time.perf_counter() - began) / count
 
 
 def _share_outside(whole: Steps, outside: Steps, call: int, count: int) -> float:
-    """Return the share of a step that is spent outside the train step.
+    """Return the time of `outside` as a fraction of the time of `whole`.
 
-    Both are timed in turns of one call of `call` steps. With fewer steps the cost of a call would
-    count too much: 20 % of one step of `basic`.
+    The two run in turns of one call of `call` steps, as training does. In calls of a single step,
+    the overhead of the call would distort the result: for `basic` it is 20 % of the step.
     """
     pairs = [(_timed(whole, call), _timed(outside, call)) for _ in range(0, count, call)]
     return statistics.median(o for _, o in pairs) / statistics.median(w for w, _ in pairs)
 
 
 def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
-    """Return the steps of a training run, what is outside the train step, and facts about them.
+    """Return two functions that run steps, and facts about them for the table.
 
-    The second makes the same calls with the same loop over the same batches, which are summed up
-    instead of trained on.
+    The first runs the steps of a training run. The second runs the same loop over the same batches,
+    but adds up their values instead of training. It measures the time outside the train step.
     """
     import jax
     import jax.numpy as jnp
@@ -150,9 +151,9 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
-    """Return steps as a PyTorch user writes them, and facts about them.
+    """Return a function that runs steps as a PyTorch user would write them, and facts about them.
 
-    The batches are ready in memory: no loader, no augmentation.
+    The batches are ready in memory, without a data loader and augmentation.
     """
     import numpy as np
     import torch  # pyright: ignore[reportMissingImports]
@@ -161,7 +162,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     from benchmarks import torch_models
 
     torch.manual_seed(0)
-    # The device and the precision of products that JAX chooses.
+    # Use the same device and the same precision of products as JAX.
     gpu = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
     device = "cuda" if gpu else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -216,7 +217,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
 
 
 def random_images() -> Dataset:
-    """Return random images in the shapes of CIFAR-10. A step takes as long with any images."""
+    """Return random images with the shapes of CIFAR-10, with which a step takes equally long."""
     import numpy as np
 
     from cifar_jax.data import Dataset, Split
@@ -233,7 +234,7 @@ def random_images() -> Dataset:
 
 
 def _normalized(images: Any) -> Any:
-    """Return uint8 images as the normalized float32 images that a network takes."""
+    """Convert uint8 images to normalized float32 images."""
     return ((images.astype("float32") / 255 - 0.473) / 0.251).astype("float32")
 
 

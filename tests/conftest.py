@@ -11,7 +11,7 @@ import jax
 import jax.experimental
 import pytest
 
-if not hasattr(jax, "enable_x64"):  # before jax 0.8
+if not hasattr(jax, "enable_x64"):  # Older than JAX 0.8.
     jax.enable_x64 = jax.experimental.enable_x64  # pyright: ignore
 
 collect_ignore_glob = ["*/conftest.py", "fixtures/*"]  # These contain no tests.
@@ -22,7 +22,7 @@ from short_runs import EPOCHS, train  # noqa: E402
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
 
-# A background job of a shell ignores SIGINT, but the tests interrupt runs.
+# Background jobs of a shell ignore SIGINT, but tests send it to interrupt runs.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -51,7 +51,7 @@ def make_config() -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def config(make_config: Callable[..., Config]) -> Config:
-    """Adam and a plateau that soon reduces the rate, so that every part of the state changes."""
+    """A config with Adam and a short plateau schedule, so that every part of the state changes."""
     return make_config(
         epochs=EPOCHS,
         optimizer__name="adam",
@@ -75,7 +75,7 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["cpu", "accelerator"])
 def each_platform(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the test with the operations of a CPU, then with those of an accelerator."""
+    """Run the test with the operations for CPUs, then with those for accelerators."""
     from cifar_jax import ops
 
     with ops.force_platform("cpu" if request.param == "cpu" else "default"):

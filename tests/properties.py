@@ -1,4 +1,4 @@
-"""Tests that try many cases: a hundred, always the same, or 10,000 others among the slow ones."""
+"""Property tests: 100 fixed examples in the fast suite, 10,000 random examples in the slow one."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +17,8 @@ settings.register_profile(
 )
 
 
-def holds(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """Try a hundred cases, always the same; and, among the slow tests, 10,000 others."""
+def property_test(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
+    """Turn a function of generated arguments into a fast and a slow property test."""
 
     def decorate(check: Callable[..., None]) -> Any:
         @pytest.mark.parametrize("profile", ["fast", pytest.param("slow", marks=pytest.mark.slow)])

@@ -1,4 +1,4 @@
-"""Short runs on `digits`, interrupted or not, and comparisons of two runs."""
+"""Helpers that train, interrupt and compare short runs on `digits`."""
 
 import json
 import os
@@ -21,7 +21,7 @@ TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "vers
 
 
 class Recorder(Progress):
-    """Keeps the lines of the log, prints nothing, and acts when a line contains a text."""
+    """A callback that keeps the lines of the log, and calls functions at certain lines."""
 
     def __init__(self, when: str = "", act: Callable[[], object] = lambda: None) -> None:
         super().__init__(Console(quiet=True))
@@ -42,14 +42,14 @@ def train(
     callbacks: Sequence[Callback] = (),
     **request: Any,
 ) -> Result:
-    """Train a run in a folder, quietly."""
+    """Train a run in a folder, without output."""
     fields = {"experiment": "test", "seed": 0} | request
     request_ = RunRequest(config=config, workdir=folder, **fields)
     return training.train(request_, callbacks, progress or Recorder())
 
 
 def kill() -> None:
-    """End the run at once, as a kill would: nothing more is saved."""
+    """End the run at once, without saving anything, as SIGKILL does."""
     raise KeyboardInterrupt
 
 
@@ -69,7 +69,7 @@ def without_times(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a run, without times; none if there is no file."""
+    """Return the metrics of a run without times. The list is empty if the file is missing."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [without_times(json.loads(line)) for line in lines]
@@ -81,19 +81,19 @@ def result_of(folder: Path) -> dict[str, Any]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return the contents of every file of a run but the lock."""
+    """Return the contents of all files of a run except the lock."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def loss_lines(folder: Path) -> list[str]:
-    """Return the loss lines of the log; a line that a resumed run repeats counts once."""
+    """Return the loss lines of the log, without lines that a resumed run repeats."""
     lines = (folder / "log.txt").read_text().splitlines()
     return sorted({line for line in lines if line.startswith("[EPOCH")})
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
-    """Assert that two runs have bit for bit the same weights, outputs and metrics."""
+    """Assert that two runs have exactly the same weights, outputs and metrics."""
     ours, theirs = result_of(folder), result_of(other)
     assert ours["params_sha256"] == theirs["params_sha256"]
     assert rows_of(folder) == rows_of(other)

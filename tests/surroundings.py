@@ -1,16 +1,18 @@
-"""The suite's surroundings, to be set before JAX is imported.
+"""Set environment variables for the tests. Import this module before JAX.
 
-Eight virtual CPU devices, so that sharding is real; caches of our own, so that neither a user's
-cache nor an older build decides what a test sees. Compiled programs are shared within a session,
-under xdist by all of its workers: most of the short runs need the same few.
+JAX gets eight virtual CPU devices, so that tests can shard arrays. The caches lie in a temporary
+folder, so that files of the user or of earlier versions do not affect the tests. All xdist workers
+share the cache of compiled programs, because most short runs need the same programs.
 """
 
 import os
 import tempfile
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers inherit all this
-    _own = tempfile.TemporaryDirectory(prefix="cifar-jax-tests-")  # goes when the process does
-    _scratch = os.environ.get("CIFAR_JAX_TESTS_SCRATCH", _own.name)
+if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit the environment.
+    _temporary = tempfile.TemporaryDirectory(
+        prefix="cifar-jax-tests-"
+    )  # Deleted when the process ends.
+    _scratch = os.environ.get("CIFAR_JAX_TESTS_SCRATCH", _temporary.name)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8",

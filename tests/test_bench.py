@@ -1,4 +1,4 @@
-"""`make bench`: fair comparisons only, and neither CIFAR-10 nor PyTorch is needed."""
+"""`make bench` refuses unfair comparisons. These tests need neither CIFAR-10 nor PyTorch."""
 
 import argparse
 import json
@@ -12,7 +12,7 @@ from cifar_jax.config import override
 
 
 class FakeContender:
-    """A contender whose steps take half a second."""
+    """A contender that reports half a second per step."""
 
     measured, peak_mb = (0.5,), 100
 
@@ -92,7 +92,7 @@ def test_recipes_that_pytorch_does_not_support_are_refused(
 
 @pytest.mark.usefixtures("fake_timing")
 @pytest.mark.parametrize("arguments", [["basik"], ["basic", "--set", "optimizer.lr=-1"]])
-def test_invalid_arguments_time_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_invalid_arguments_are_refused_before_timing(arguments: list[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="2"):
         bench.main([*arguments, "--output", str(tmp_path / "times.json")])
     assert not list(tmp_path.iterdir())

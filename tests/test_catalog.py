@@ -1,4 +1,4 @@
-"""Experiment files: found by name or path, custom parts, and modules that they import."""
+"""Experiment files, their custom parts, and the modules that they import."""
 
 import ast
 import hashlib
@@ -24,7 +24,7 @@ def load(folder: Path, text: str, name: str = "mine.py") -> catalog.Experiment:
 
 
 def load_rate(folder: Path, text: str) -> tuple[float, dict[str, str]]:
-    """Return what `SCHEDULE` returns, and the digests of modules, after loading a file."""
+    """Load a file. Return the value of its `SCHEDULE`, and the digests of its modules."""
     custom = load(folder, VALID + text).custom
     assert custom is not None
     assert custom.schedule is not None
@@ -125,7 +125,7 @@ def test_a_file_imports_modules_from_its_folder(tmp_path: Path) -> None:
     files["helper"].write_text("import package.deep\ndef rate(): return package.deep.RATE\n")
     text = "import json, wave\nfrom helper import rate\ndef SCHEDULE(step_info): return rate()\n"
     path = sys.path.copy()
-    for rate in (1, 2):  # an edited module is read again
+    for rate in (1, 2):  # An edited module is loaded again.
         files["package.deep"].write_text(f"RATE = {rate}\n")
         digests = {n: hashlib.sha256(file.read_bytes()).hexdigest() for n, file in files.items()}
         assert load_rate(tmp_path, text) == (rate, digests)

@@ -114,11 +114,13 @@ def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch) -> None:
 # Training
 
 
-def test_train_then_again_then_evaluate_then_report(run: Cli, tmp_path: Path) -> None:
+def test_train_evaluate_and_report_a_run(run: Cli, tmp_path: Path) -> None:
     done = run("train", "basic", "--seed", "3", *QUICK)
     assert done.code == 0, done.err
     assert "test accuracy" in done.out
-    assert "paper" not in done.out  # these are other settings than the paper's
+    assert (
+        "paper" not in done.out
+    )  # The settings differ from the paper's, so its accuracy is not shown.
     (folder,) = (tmp_path / "runs").glob("basic@*/seed3")
     result = json.loads((folder / "result.json").read_text())
     assert result["seed"] == 3
@@ -162,9 +164,9 @@ PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
 
 @pytest.fixture
 def trained(monkeypatch) -> list[Path]:
-    """Replace training; return the folders in the order of the calls.
+    """Replace training by a function that records the run folders in a list. Return the list.
 
-    `net` fails with a UserError, `resnet10` has a bug, and batch size 7 stops by a signal.
+    `net` fails with a UserError, `resnet10` has a bug, and a signal stops runs of batch size 7.
     """
     folders = []
 
@@ -196,7 +198,7 @@ def trained(monkeypatch) -> list[Path]:
 def test_paper_trains_all_experiments_although_some_fail(
     run: Cli, trained: list[Path], capsys
 ) -> None:
-    with pytest.raises(RuntimeError, match="a bug"):  # raised after the others
+    with pytest.raises(RuntimeError, match="a bug"):  # The bug is raised after all runs.
         run("train", "--paper", "--seed", "2")
     summary = capsys.readouterr().out.partition(f"8 of {len(PAPER)} runs are finished:\n")[2]
     assert trained == [Path("runs", name, "seed2") for name in PAPER]
@@ -285,13 +287,13 @@ def fail_with(error: BaseException) -> Callable[[], None]:
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
-def test_errors_have_an_exit_code_and_one_line(
+def test_errors_give_an_exit_code_and_one_line(
     run: Cli, monkeypatch, error: BaseException, code: int, message: str
 ) -> None:
     monkeypatch.setattr(catalog, "names", fail_with(error))
     done = run("experiments")
     assert done.code == code
-    line = done.err.removeprefix("\n")  # which click prints after ^C
+    line = done.err.removeprefix("\n")  # Click prints an empty line after ^C.
     assert line.startswith(f"cifar-jax: {message}")
     assert line.count("\n") == 1
 
@@ -307,7 +309,7 @@ def test_a_bug_has_a_traceback_and_exit_code_1(monkeypatch, capsys) -> None:
     assert "RuntimeError: broken" in capsys.readouterr().err
 
 
-def test_event_loops_that_a_signal_left_unfinished_are_not_reported(monkeypatch) -> None:
+def test_errors_of_interrupted_event_loops_are_hidden(monkeypatch) -> None:
     reported = []
     monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
     monkeypatch.setattr(sys, "unraisablehook", None)
@@ -346,7 +348,7 @@ def test_output_can_be_closed_early() -> None:
         done = start("experiments", stdout=writing)
     finally:
         os.close(writing)
-    assert done.returncode == 128 + signal.SIGPIPE  # as with other programs
+    assert done.returncode == 128 + signal.SIGPIPE  # The convention of Unix programs.
     assert done.stderr == ""
 
 
@@ -360,7 +362,8 @@ def test_a_terminal_without_utf8_can_show_everything() -> None:
 @pytest.mark.parametrize("width", [None, 40, 10], ids=["pipe", "terminal", "narrow"])
 def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> None:
     if width is not None:
-        monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes the output for a terminal
+        # Rich then treats the output as a terminal.
+        monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(width))
     long = " ".join(["text"] * 100)
     print_table(("Name", "Parameters", "Multiply-adds"), [(long, "11,173,962", "1,234")], (1, 2))
@@ -370,4 +373,4 @@ def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> No
     if width is None:
         assert any(long in line for line in lines)
     else:
-        assert max(map(len, lines)) <= max(width, 35)  # 35 columns are needed
+        assert max(map(len, lines)) <= max(width, 35)  # The table needs 35 columns.

@@ -1,4 +1,4 @@
-"""A model that an experiment file defines: validated, trained, used, and never executed unasked."""
+"""Models that experiment files define. Their code runs only when the user asks for it."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from cifar_jax.models.basic import Basic
 from cifar_jax.models.custom import CustomModel
 from cifar_jax.models.summary import summarize
 
-# Most of the time goes into compiling, so XLA is asked to optimize less.
+# Compilation dominates the time of these tests, so programs are not optimized.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 DOCS = Path(__file__).parents[1] / "docs" / "use.md"
 QUICK = (
@@ -85,7 +85,7 @@ def module(file: str | Path) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `tiny.py` and `run`, which was trained with it for one epoch."""
+    """A folder with the experiment file `tiny.py`, and `run`, a run of one epoch."""
     folder = tmp_path_factory.mktemp("custom")
     (folder / "tiny.py").write_text(TINY)
     arguments = ["train", str(folder / "tiny.py"), *QUICK, "--workdir", str(folder / "run")]
@@ -95,7 +95,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained` as the current folder."""
+    """A copy of `trained`, which is the current folder."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -240,7 +240,7 @@ def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
         ('"tiny"', '"resnet18"', "'resnet18'"),
     ):
         (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
-        outcome = run("train", "tiny.py")  # CIFAR-10 is missing
+        outcome = run("train", "tiny.py")  # CIFAR-10 is missing, so loading data would fail.
         assert outcome.code == 2
         assert message in outcome.err.splitlines()[-1]
         assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
@@ -276,7 +276,7 @@ def test_the_documented_example_works_with_every_command(run: Run, tmp_path: Pat
     assert run("predict", "vit.safetensors", "gray.png").code == 2
 
 
-def test_code_in_a_run_folder_is_not_executed_unasked(run: Run, copied: Path) -> None:
+def test_code_in_a_run_folder_is_executed_only_on_request(run: Run, copied: Path) -> None:
     copy, trap = copied / "run" / "code.py", copied / "trapped"
     assert copy.read_bytes() == (copied / "tiny.py").read_bytes()
     copy.write_text(f"{copy.read_text()}\nimport pathlib; pathlib.Path({str(trap)!r}).touch()")
@@ -322,7 +322,7 @@ def test_the_seed_reaches_the_initialization(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(TINY)
     digests = []
     for seed in ("0", "1"):
-        # This learning rate is zero in float32, so the weights stay as they were initialized.
+        # This learning rate is zero in float32, so the weights keep their initial values.
         settings = ("--set", "optimizer.lr=1e-46", "--seed", seed, "--workdir", seed)
         outcome = run("train", "tiny.py", *QUICK, *settings)
         assert outcome.code == 0, outcome.err

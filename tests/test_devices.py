@@ -43,7 +43,7 @@ def test_shardings_divide_the_batch_axis() -> None:
 
 @pytest.fixture
 def set_processor(monkeypatch) -> Iterator[Callable[..., None]]:
-    """Pretend that this machine has a certain processor."""
+    """Simulate a machine with a certain processor."""
 
     def set_processor(model: str, *flags: str) -> None:
         processor = runtime.Processor(model, frozenset(flags))

@@ -1,4 +1,4 @@
-"""The wheel works in a fresh environment, outside of the checkout."""
+"""The wheel works in a new virtual environment, outside of the checkout."""
 
 import json
 import os
@@ -17,7 +17,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment with the wheel and, through a path file, this environment's dependencies."""
+    """Install the wheel in a new virtual environment, and return the folder of its programs.
+
+    A .pth file adds the packages of the current environment, which has the dependencies.
+    """
     folder = tmp_path_factory.mktemp("dist")
     environment, wheels = folder / "venv", folder / "wheels"
     pip = [sys.executable, "-m", "pip", "--quiet"]
@@ -25,7 +28,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, *build], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
-    # An editable install is not found this way: path files in these folders are ignored.
+    # Python ignores .pth files in these folders, so it does not find an editable install.
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "dependencies.pth").write_text("\n".join(dependencies))
     (wheel,) = wheels.iterdir()
@@ -36,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: str, folder: Path) -> str:
-    """Run a program in a folder, without the variables that could lead to the checkout."""
+    """Run a program in a folder, without environment variables that point to the checkout."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TFDS_DATA_DIR")}
     environment["TFDS_DATA_DIR"] = str(folder / "tfds")
     done = subprocess.run(

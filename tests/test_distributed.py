@@ -87,9 +87,10 @@ def assert_same_losses(result: dict[str, Any], expected: dict[str, Any]) -> None
 def test_several_devices_share_each_batch_and_give_the_result_of_one(
     experiment: str, one_device: dict[str, Any], tmp_path: Path, capsys
 ) -> None:
-    """The run continues on another number of devices; the 45 validation images are padded."""
+    """The run continues on another number of devices. Its 45 validation images must be padded."""
     train(experiment, tmp_path, "train.devices=8", "epochs=1")
-    assert "(4, 32, 32, 3)\n" in capsys.readouterr().out  # of batches of 32
+    # Each device gets an equal share of the 32 images of a batch.
+    assert "(4, 32, 32, 3)\n" in capsys.readouterr().out
     result = train(experiment, tmp_path, "train.devices=2")
     assert "(16, 32, 32, 3)\n" in capsys.readouterr().out
     assert_same_losses(result, one_device)
@@ -104,7 +105,7 @@ def start(command: list[str]) -> list[subprocess.Popen[str]]:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
-        # Compiling takes most of the time, and the speed of the programs does not matter.
+        # Compilation dominates the time of these tests, so programs are not optimized.
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -151,7 +152,7 @@ def test_two_processes_give_the_result_of_one_device(
     first, second = finish(start_training(experiment, tmp_path))
     assert first[0] == second[0] == 0, first[2] + second[2]
     assert "on 4 × cpu" in first[1]
-    assert "epoch" not in second[1]  # only the main process prints
+    assert "epoch" not in second[1]  # Only the main process prints.
     assert_same_losses(read_result(tmp_path), one_device)
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
@@ -284,7 +285,7 @@ cli.main()
     ],
 )
 def test_a_process_ends_within_a_minute_of_the_other(mode: str, index: int, end: str) -> None:
-    """`apart` is work without communication, where only JAX's heartbeats notice it."""
+    """In mode `apart`, processes do not communicate, so only JAX's heartbeats detect the end."""
     processes = start(["-c", WORK, str(index) if end == "fail" else "none", mode])
     for process in processes:
         assert process.stdout is not None

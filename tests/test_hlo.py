@@ -1,4 +1,4 @@
-"""Memory traffic, collectives and host transfers, read from a program's HLO."""
+"""tools/hlo.py finds the memory traffic, collectives and host transfers of a program."""
 
 import pytest
 
@@ -89,10 +89,12 @@ def test_steps_body_is_the_largest_loop() -> None:
 
 
 def test_traffic() -> None:
-    """The step reads eight rows of the images, and after a copy eight rows of the weights.
+    """The traffic of `step` in MODULE, added up by hand.
 
-    The inner loop runs five times and moves three times 512 bytes. Memory on the chip counts in the
-    total only. Naming adjacent slices moves nothing.
+    The fusion reads 8 rows of the images. The weights are copied once, and 8 of their rows are
+    sliced. The inner loop runs 5 times; its addition reads 2 arrays of 512 bytes and writes one.
+    On-chip memory counts only in the total. The custom call moves nothing, because ConcatBitcast
+    only joins adjacent slices.
     """
     batch, weights, indices, part, scalar = 8 * 3072, 64 * 128 * 4, 512, 8 * 128 * 4, 512
     moved = hlo.traffic(MODULE, hlo.steps_body(MODULE))

@@ -1,4 +1,4 @@
-"""Identity and whitening filters, as a network's convolutions apply them."""
+"""Initial values of convolutions: identity filters and whitening filters."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ def test_dirac_filters_return_their_input(name: str) -> None:
 @pytest.mark.parametrize("count", [5, 256, 300])
 @pytest.mark.parametrize("outputs", [5, 24, 64])
 def test_whitening_filters_equal_the_definition(count: int, outputs: int) -> None:
-    """For fewer filters than directions and their negatives, as many, and more."""
+    """There are up to 24 filters: the 12 directions of the patches, and their negatives."""
     x = images(count)
     patches = [
         image[row : row + 2, column : column + 2].ravel()

@@ -1,4 +1,4 @@
-"""Train steps and networks lower to programs for GPUs and TPUs on a machine without them."""
+"""Train steps and networks can be lowered for GPUs and TPUs on a machine without them."""
 
 import functools
 import re
@@ -19,7 +19,7 @@ from cifar_jax.training.setup import Setup, build_setup
 CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
 PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
-# The other networks consist of the layers of these.
+# These networks contain every kind of layer.
 FAST = ["basic", "net-attention", "resnet10-separable"]
 
 
@@ -47,7 +47,7 @@ def programs(setup: Setup, variant: Any) -> dict[str, str]:
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in PAPER]
 )
 def test_accelerators_get_only_xla_operations(name: str) -> None:
-    """The CPU's patches, tiles and loops do not occur, nor calls to the host."""
+    """Programs contain no calls to the host, and none of the operations written for CPUs."""
     setup = setup_of(name)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)
@@ -55,12 +55,12 @@ def test_accelerators_get_only_xla_operations(name: str) -> None:
     axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
     attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
     for platform, text in programs(setup, variant).items():
-        # Forward and the gradients of kernel and input; the images need no gradient.
+        # The output and the gradients of kernel and input. The images need no gradient.
         assert text.count(CONVOLUTION) >= 3 * axes.count(4) - 1
-        # Attention has two products, and five in its gradient. A TPU crops by two products.
+        # Attention has two products, and its gradient five. A TPU crops images with two products.
         crops = 2 * (platform == "tpu" and setup.config.data.crop_padding > 0)
         assert text.count(PRODUCT) == 3 * axes.count(2) + 7 * attentions + crops
-        assert len(LOOPS.findall(text)) == 1  # the loop over the steps of a call
+        assert len(LOOPS.findall(text)) == 1  # This is the loop over the steps of a call.
         assert "custom_call" not in text
 
 

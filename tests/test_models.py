@@ -1,4 +1,4 @@
-"""The networks against the paper's tables, and the layers against PyTorch's defaults."""
+"""The networks agree with the paper's tables, and the layers with PyTorch's defaults."""
 
 import math
 from functools import partial
@@ -16,7 +16,7 @@ from cifar_jax import models
 from cifar_jax.errors import UserError
 from cifar_jax.models import layers
 
-# Tables 3, 6, 9, 12, 14, 20 and 25; `net-inception` and `speednet` are not in the paper.
+# From tables 3, 6, 9, 12, 14, 20 and 25. `net-inception` and `speednet` are not in the paper.
 PARAMETERS = {
     "basic": 62_006,
     "net": 2_348_030,
@@ -30,12 +30,12 @@ PARAMETERS = {
 }
 WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net", "speednet")]
 FAST_TO_INITIALIZE = ["basic", "resnet10-separable"]
-# ResNet10 has the layers of ResNet18.
+# ResNet10 has the same kinds of layers as ResNet18.
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "resnet10")) for n in PARAMETERS]
 )
 
-# Most of the time goes into compiling, so XLA is asked to optimize less.
+# Compilation dominates the time of these tests, so programs are not optimized.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -46,7 +46,7 @@ def images(count: int) -> jax.Array:
 
 
 def filled(shapes: Any, seed: int = 0) -> dict[str, Any]:
-    """Return variables of plausible magnitude, without compiling an initialization."""
+    """Return random variables of plausible magnitude. Unlike `init`, this needs no compilation."""
     random = np.random.default_rng(seed)
 
     def fill(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -85,7 +85,7 @@ BN_GAP = {
     **{"conv1": (32, 32, 64), "bn1": (32, 32, 64), "pool1": (16, 16, 64)},
     **{"conv2": (16, 16, 128), "bn2": (16, 16, 128), "pool2": (8, 8, 128)},
     **{"conv3": (8, 8, 256), "bn3": (8, 8, 256)},
-    # "fc1, 256 Neurons" in the tables is the pooled vector.
+    # The tables call the pooled vector "fc1, 256 Neurons".
     **{"global_avg_pool": (256,), "dropout": (256,)},
     **NET_HEAD,
 }
@@ -125,7 +125,7 @@ def test_every_layer_has_the_output_size_of_the_tables(name: str) -> None:
 
 
 @every_model
-def test_parameter_counts_are_the_papers(name: str) -> None:
+def test_parameter_counts_equal_the_papers(name: str) -> None:
     variables = models.variable_shapes(models.create(name))
     assert models.count_parameters(variables["params"]) == PARAMETERS[name]
     assert models.PAPER_PARAMETERS.get(name, PARAMETERS[name]) == PARAMETERS[name]
@@ -133,7 +133,7 @@ def test_parameter_counts_are_the_papers(name: str) -> None:
 
 
 @every_model
-def test_bfloat16_is_the_compute_type_only(name: str) -> None:
+def test_bfloat16_is_used_only_for_computation(name: str) -> None:
     model = models.create(name, dtype=jnp.bfloat16, num_classes=7)
     variables = models.variable_shapes(model)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
@@ -169,7 +169,7 @@ def test_only_dropout_in_training_needs_random_keys(name: str) -> None:
 
 @pytest.mark.slow
 def test_speednet_has_gradients_and_new_statistics_in_training() -> None:
-    """`test_torch_parity` covers the other networks."""
+    """test_torch_parity.py tests the other networks."""
     model = models.create("speednet")
     variables = filled(models.variable_shapes(model))
     x, labels = images(2), jnp.array([3, 7])
@@ -195,8 +195,8 @@ def test_speednet_has_gradients_and_new_statistics_in_training() -> None:
         for name in PARAMETERS
     ],
 )
-def test_initialization_is_pytorchs(name: str) -> None:
-    """U(±1/√fan_in), with the fan-in of one group; BatchNorm starts at one and zero."""
+def test_initialization_equals_pytorchs(name: str) -> None:
+    """Weights are uniform in ±1/√fan_in, where fan_in counts the inputs of one group."""
     model = models.create(name)
     init = quick_jit(partial(models.init_variables, model))
     variables = init(jax.random.key(0))
@@ -240,8 +240,8 @@ def test_pooling_is_an_option(name: str, kind: str) -> None:
 
 
 @pytest.mark.usefixtures("each_platform")
-def test_batch_norm_keeps_pytorchs_running_statistics() -> None:
-    """A tenth of the batch's mean and unbiased variance; the batch is scaled by the biased one."""
+def test_batch_norm_updates_running_statistics_as_pytorch_does() -> None:
+    """Running statistics use the unbiased variance. The batch is normalized by the biased one."""
     x = np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)).astype(np.float32)
     layer = layers.BatchNorm()
     variables = {

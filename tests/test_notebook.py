@@ -1,4 +1,4 @@
-"""Runs the Colab notebook with quick settings, and with stand-ins for Colab's modules."""
+"""Run the Colab notebook with quick settings and replacements for Colab's modules."""
 
 import json
 import os
@@ -28,9 +28,9 @@ SETTINGS = (
     "--set data.dataset=digits --set epochs=1 --set data.train_images=64 "
     "--set data.validation=0.1 --set train.devices=1"
 )
-# Uploads come from the folder `uploads`, downloads go to the folder `downloads`.
+# These replacements upload from the folder `uploads` and download to `downloads`.
 COLAB_MODULES = {
-    "output": "",  # JAX imports it if google.colab is imported.
+    "output": "",  # JAX imports this module if google.colab is imported.
     "drive": "def mount(path): print('mounted', path)",
     "files": """
 import pathlib, shutil
@@ -50,7 +50,7 @@ def download(path):
 
 
 def execute(folder: Path, python: Path, *, install: bool, **parameters: str) -> str:
-    """Run the cells in `folder`/content with some parameters changed; return what they print."""
+    """Run the notebook in `folder`/content with changed parameters, and return its output."""
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     [first] = [n for n, cell in enumerate(notebook.cells) if "parameters" in tags(cell)]
     text = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
@@ -74,7 +74,7 @@ def execute(folder: Path, python: Path, *, install: bool, **parameters: str) -> 
     assert client.km
     assert client.km.kernel_spec
     client.km.kernel_spec.argv[0] = str(python)
-    # Sockets as files: another process may take a port. Their paths must be short.
+    # Use socket files, because another process could take a port. Their paths must be short.
     with tempfile.TemporaryDirectory() as sockets:
         client.km.transport, client.km.ip = "ipc", f"{sockets}/kernel"
         client.execute(env=env)
@@ -90,27 +90,27 @@ def tags(cell: Any) -> list[str]:
     return cell.metadata.get("tags", [])
 
 
-def check(printed: str, kept: Path, folder: Path, name: str) -> None:
-    """Check what the cells printed, kept and downloaded."""
-    assert "cifar-jax: " not in printed  # Every error of the commands starts with it.
+def check(printed: str, drive: Path, folder: Path, name: str) -> None:
+    """Check the output of the cells, and the files that they wrote and downloaded."""
+    assert "cifar-jax: " not in printed  # The prefix of every error message.
     assert "Traceback" not in printed
     for text in ("[CpuDevice(id=0)]", "| experiment |", "for a white image"):
         assert text in printed
     assert "test accuracy" in printed or "is finished" in printed
     for kind in ("safetensors", "stablehlo"):
-        assert f"written to {kept / name}.{kind}" in printed.replace("\r\n", "\n")
+        assert f"written to {drive / name}.{kind}" in printed.replace("\r\n", "\n")
         assert (folder / f"downloads/{name}.{kind}").stat().st_size
-    run = cifar_jax.load(kept / f"runs/{name}/seed0")
+    run = cifar_jax.load(drive / f"runs/{name}/seed0")
     exported = cifar_jax.load(folder / f"downloads/{name}.safetensors")
     picture = [folder / "uploads/picture.png"]
     np.testing.assert_allclose(run.predict(picture), exported.predict(picture), rtol=1e-5)
 
 
 def test_the_notebook_trains_reports_predicts_and_exports(tmp_path: Path) -> None:
-    kept = tmp_path / "kept here"
-    parameters = {"SETTINGS": SETTINGS, "FOLDER": str(kept), "NAME": "quick"}
+    drive = tmp_path / "my drive"
+    parameters = {"SETTINGS": SETTINGS, "FOLDER": str(drive), "NAME": "quick"}
     printed = execute(tmp_path, Path(sys.executable), install=False, **parameters)
-    check(printed, kept, tmp_path, "quick")
+    check(printed, drive, tmp_path, "quick")
 
 
 @pytest.mark.slow
@@ -123,13 +123,14 @@ def test_the_notebook_runs_on_a_machine_with_only_colabs_packages(tmp_path: Path
     before = installed(pip)
     wheel = ["wheel", "--quiet", "--no-deps", "--wheel-dir", tmp_path / "uploads", ROOT]
     subprocess.run([*pip, *wheel], check=True)
-    kept = tmp_path / "drive"
+    drive = tmp_path / "drive"
     for resumed in (False, True):
-        printed = execute(tmp_path, python, install=True, SETTINGS=SETTINGS, FOLDER=str(kept))
-        check(printed, kept, tmp_path, "basic")
+        printed = execute(tmp_path, python, install=True, SETTINGS=SETTINGS, FOLDER=str(drive))
+        check(printed, drive, tmp_path, "basic")
         assert ("basic/seed0 is finished" in printed) is resumed
         assert before.items() <= installed(pip).items(), "Colab's packages changed"
-        for name in ("content", "downloads"):  # The next machine has the same Drive.
+        # A new Colab machine keeps only the files on Drive.
+        for name in ("content", "downloads"):
             shutil.rmtree(tmp_path / name)
 
 

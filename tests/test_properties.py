@@ -1,4 +1,4 @@
-"""Whatever it is given, and whatever its files hold: it does it, or says why not in one line."""
+"""Property tests: arbitrary arguments and damaged files give a result or a one-line error."""
 
 import atexit
 import contextlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from PIL import Image
-from properties import holds
+from properties import property_test
 from short_runs import train
 
 from cifar_jax import cli
@@ -24,7 +24,7 @@ from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 
-MADE = Path(__file__).parent / "fixtures" / "runs_97d1dfc.tar.xz"
+RECORDED_RUNS = Path(__file__).parent / "fixtures" / "runs_97d1dfc.tar.xz"
 
 OPTIONS = [
     *("--workdir", "--seed", "--seeds", "--set", "--fresh", "--paper", "--device", "--split"),
@@ -32,19 +32,19 @@ OPTIONS = [
     *("-o", "--", "-", "--all", "--version", "--markdown", "--model"),
 ]
 WORDS = [
-    # None that would be at work for long.
+    # Words that make a command run for long are left out.
     *("no-such-experiment", "epochs=5", "optimizer.lr=nan", "model.name=", "runs", "."),
     *("0", "-1", "1e9", "a[b]", "*", "cpu", "test", "onnx", "x.png", "x.json", "digits"),
 ]
-# Neither `train`, which would, nor `data`, which would download.
+# `train` runs for long and has its own test. `data` is left out because it downloads files.
 VERBS = ["evaluate", "predict", "export", "import-torch", "experiments", "settings", "report", ""]
 
-# As the system has them: bytes without a zero, of which some are no UTF-8.
-words_of_anything = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | (
+# Arguments from an operating system contain no zero byte, and need not be valid UTF-8.
+arbitrary_words = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | (
     st.binary(max_size=9).filter(lambda word: 0 not in word).map(os.fsdecode)
 )
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
-anything = st.recursive(
+json_values = st.recursive(
     scalars,
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
@@ -53,8 +53,8 @@ anything = st.recursive(
 )
 
 
-def code_of(words: list[str]) -> int:
-    """The exit code, where what goes with it was said."""
+def exit_code(words: list[str]) -> int:
+    """Return the exit code. Check that a failing command prints one line or the usage."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -69,8 +69,8 @@ def code_of(words: list[str]) -> int:
 
 
 @contextlib.contextmanager
-def a_folder() -> Iterator[Path]:
-    """To work in: what is written goes there."""
+def temporary_folder() -> Iterator[Path]:
+    """Change to a temporary folder for the duration of the context."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -80,44 +80,42 @@ def a_folder() -> Iterator[Path]:
             os.chdir(before)
 
 
-@holds(
+@property_test(
     verb=st.sampled_from(VERBS),
-    words=st.lists(
-        st.sampled_from(OPTIONS) | st.sampled_from(WORDS) | words_of_anything, max_size=4
-    ),
+    words=st.lists(st.sampled_from(OPTIONS) | st.sampled_from(WORDS) | arbitrary_words, max_size=4),
 )
-def test_words_are_understood_or_refused_in_one_line(verb: str, words: list[str]) -> None:
-    with a_folder():
-        code_of([verb, *words] if verb else words)
+def test_arbitrary_arguments_succeed_or_give_one_line_errors(verb: str, words: list[str]) -> None:
+    with temporary_folder():
+        exit_code([verb, *words] if verb else words)
 
 
-# `--paper --workdir` would take the name for a folder, and train the ten experiments into it.
-NOT_THE_PAPER = [option for option in OPTIONS if option != "--paper"]
+# With `--paper --workdir`, the last argument is a folder, and all ten experiments would be trained.
+TRAIN_OPTIONS = [option for option in OPTIONS if option != "--paper"]
 
 
-@holds(words=st.lists(st.sampled_from(NOT_THE_PAPER) | words_of_anything, max_size=3))
-def test_train_refuses_what_it_does_not_know(words: list[str]) -> None:
-    with a_folder() as folder:
-        code_of(["train", *words, "no-such-experiment"])
+@property_test(words=st.lists(st.sampled_from(TRAIN_OPTIONS) | arbitrary_words, max_size=3))
+def test_train_refuses_an_unknown_experiment_with_any_options(words: list[str]) -> None:
+    with temporary_folder() as folder:
+        exit_code(["train", *words, "no-such-experiment"])
         assert not (folder / "runs").exists()
 
 
-def within(value: Any) -> list[tuple[Any, Any]]:
-    """Every object or list in `value`, with each of its keys."""
+def positions(value: Any) -> list[tuple[Any, Any]]:
+    """Return (container, key) for each entry of every object and list in `value`."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if value else ()
     found = [(value, key) for key in keys]
     for key in keys:
         if isinstance(value[key], (dict, list)):
-            found += within(value[key])
+            found += positions(value[key])
     return found
 
 
 @functools.cache
 def runs() -> dict[str, Path]:
-    """A finished run of 97d1dfc, which has no model.json, and one of today."""
+    """Return a finished run in the old format of commit 97d1dfc, and one in the current format."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
-    with tarfile.open(MADE) as archive:
+    with tarfile.open(RECORDED_RUNS) as archive:
         archive.extractall(folder, filter="data")
     config = Config(
         model=Model(name="basic"),
@@ -128,43 +126,43 @@ def runs() -> dict[str, Path]:
         data=Data(dataset="digits", train_images=64, validation=16),
         train=Train(devices=1),
     )
-    train(config, folder / "today")
-    return {"old": folder / "runs/finished", "today": folder / "today"}
+    train(config, folder / "current")
+    return {"old": folder / "runs/finished", "current": folder / "current"}
 
 
 FILES = ["result", "config", "env", "metrics"]
-CHOSEN = [("old", name) for name in FILES] + [("today", name) for name in [*FILES, "model"]]
+RUN_FILES = [("old", name) for name in FILES] + [("current", name) for name in [*FILES, "model"]]
 
 
-@holds(data=st.data(), chosen=st.sampled_from(CHOSEN))
-def test_a_run_with_anything_in_its_files_is_reported_or_refused_in_one_line(
+@property_test(data=st.data(), chosen=st.sampled_from(RUN_FILES))
+def test_damaged_run_files_give_one_line_errors(
     data: st.DataObject, chosen: tuple[str, str]
 ) -> None:
     kind, name = chosen
-    with a_folder() as folder:
+    with temporary_folder() as folder:
         run = shutil.copytree(runs()[kind], folder / "run")
         file = run / ("metrics.jsonl" if name == "metrics" else f"{name}.json")
         first, *rest = file.read_text().splitlines() if name == "metrics" else [file.read_text()]
         value = [json.loads(first)]
-        place, key = data.draw(st.sampled_from(within(value)))
+        place, key = data.draw(st.sampled_from(positions(value)))
         if data.draw(st.booleans()):
             del place[key]
         else:
-            place[key] = data.draw(anything)
+            place[key] = data.draw(json_values)
         file.write_text("\n".join([*(json.dumps(part) for part in value), *rest, ""]))
-        code_of(["report", str(run)])
-        if name != "metrics":  # which a model is used without
-            refusal = ""
+        exit_code(["report", str(run)])
+        if name != "metrics":  # `load` does not read metrics.jsonl.
+            message = ""
             try:
                 load(run)
             except UserError as error:
-                refusal = str(error)
-            assert len(refusal.splitlines()) <= 1
+                message = str(error)
+            assert len(message.splitlines()) <= 1
 
 
 @st.composite
 def image_files(draw: st.DrawFn) -> bytes:
-    """Images of several formats with a few bytes changed, cut off, or of no format at all."""
+    """Generate image files, some with changed bytes or cut short, and files of random bytes."""
     if draw(st.booleans()):
         return draw(st.binary(max_size=200))
     mode = draw(st.sampled_from(["RGB", "L", "RGBA", "P", "1"]))
@@ -177,13 +175,13 @@ def image_files(draw: st.DrawFn) -> bytes:
     return bytes(content[: draw(st.none() | st.integers(0, len(content)))])
 
 
-@holds(content=image_files())
-def test_an_image_is_read_or_refused_in_one_line(content: bytes) -> None:
-    read, refusal = None, "it.png"
+@property_test(content=image_files())
+def test_damaged_images_give_one_line_errors(content: bytes) -> None:
+    read, message = None, "it.png"
     try:
         read = read_image(content, "it.png")
     except UserError as error:
-        refusal = str(error)
+        message = str(error)
     assert read is None or (read.shape, read.dtype) == ((32, 32, 3), "uint8")
-    assert refusal.startswith("it.png")
-    assert len(refusal.splitlines()) == 1
+    assert message.startswith("it.png")
+    assert len(message.splitlines()) == 1

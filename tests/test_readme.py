@@ -18,7 +18,7 @@ def test_the_tables_are_up_to_date() -> None:
     assert report.readme_is_current(ROOT / "README.md", ROOT / "results"), "run `make readme`"
 
 
-def test_records_are_of_the_networks_of_today() -> None:
+def test_records_have_the_current_parameter_counts() -> None:
     for run in report.read_runs([ROOT / "results"]):
         assert run.result
         params = models.variable_shapes(models.create(run.result.model))["params"]

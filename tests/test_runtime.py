@@ -1,4 +1,4 @@
-"""Set-up of the process and the choice of device."""
+"""Setup of the process, and choice of the device."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from cifar_jax.errors import UserError
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a new process, for settings that cannot be undone."""
+    """Run a script in a new process, because some settings cannot be undone."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     env = os.environ | environment
     return subprocess.run(command, capture_output=True, text=True, env=env)
@@ -24,9 +24,9 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_steps_reuse_the_memory_of_earlier_steps() -> None:
-    """Temporaries of 128 MB are 32,768 pages, each a page fault if it is fresh.
+    """A step has temporary arrays of 128 MB, which cause 32,768 page faults if they are not reused.
 
-    On a busy machine some calls overlap, and each overlapping call needs memory of its own once.
+    On a busy machine, some calls overlap, and each of them needs its own memory.
     """
     code = """
         import resource
@@ -43,7 +43,8 @@ def test_steps_reuse_the_memory_of_earlier_steps() -> None:
             program(x).block_until_ready()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         """
-    assert int(python(code).stdout) < 8 * 32_768  # of 20 * 32,768
+    # Fresh memory in each of the 20 steps would cause 20 * 32,768 page faults.
+    assert int(python(code).stdout) < 8 * 32_768
 
 
 def test_jax_settings_do_not_depend_on_environment_variables(tmp_path: Path) -> None:
@@ -166,9 +167,9 @@ def test_an_unused_gpu_is_reported(tmp_path: Path, capsys, monkeypatch) -> None:
     assert message.count("\n") == 1
     assert "this machine has a GPU, but JAX sees only the CPU" in message
     assert "cifar-jax[cuda12]" in message
-    runtime.require("cpu")  # the user asks for the CPU
+    runtime.require("cpu")  # The user asks for the CPU.
     with monkeypatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the user hides the GPU
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # The user hides the GPU.
         runtime.require()
     command.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
     runtime.require()

@@ -1,7 +1,7 @@
-"""Models, optimizers and schedules against PyTorch.
+"""Models, optimizers and schedules give the same results as in PyTorch.
 
 `fixtures/make_torch_fixtures.py` recorded PyTorch's results in float64. JAX computes in float32,
-and the tolerances allow for its rounding.
+and the tolerances allow for rounding.
 """
 
 import itertools
@@ -30,12 +30,12 @@ RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())
 SCHEDULES = json.loads((FIXTURES / "torch_rates.json").read_text())["schedules"]
 KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
-# Channels of the feature map that fc1 reads, flattened as HWC here and as CHW in PyTorch.
+# Channels of the feature map before fc1, which is flattened as HWC here and as CHW in PyTorch.
 FLATTENED_CHANNELS = {"basic": 16, "net": 256}
 
 
 def to_torch(name: str, array: np.ndarray, flattened_channels: int | None) -> np.ndarray:
-    """Return a parameter in PyTorch's layout: HWIO to OIHW, [in, out] to [out, in]."""
+    """Convert a parameter to PyTorch's layout: HWIO to OIHW, [in, out] to [out, in]."""
     if array.ndim == 4:
         return array.transpose(3, 2, 0, 1)
     if name == "fc1.weight" and flattened_channels:
@@ -47,7 +47,7 @@ def to_torch(name: str, array: np.ndarray, flattened_channels: int | None) -> np
 
 
 class Network:
-    """A model without dropout, with the parameters and the batch of `fixtures/recipe.py`."""
+    """A model without dropout, with parameters and a batch from `fixtures/recipe.py`."""
 
     def __init__(self, model: str, pooling: str | None = None):
         self.channels = FLATTENED_CHANNELS.get(model)
@@ -61,7 +61,7 @@ class Network:
         self.images, self.labels = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels)
 
     def by_torch_name(self, tree: Any) -> dict[str, np.ndarray]:
-        """Return the arrays in PyTorch's layout."""
+        """Return the arrays by PyTorch's name, in PyTorch's layout."""
         names = {path: _torch_name(path) for path in flatten_dict(tree)}
         return {
             names[path]: to_torch(names[path], np.asarray(leaf), self.channels)
@@ -72,7 +72,7 @@ class Network:
         filled = {}
         for path, shape in flatten_dict(shapes).items():
             name = _torch_name(path)
-            # The position of each element in PyTorch's layout.
+            # Maps each element to its position in PyTorch's layout.
             order = to_torch(name, np.arange(shape.size).reshape(shape.shape), self.channels)
             values = np.empty(shape.size, np.float32)
             values[order.ravel()] = recipe.tensor(name, order.shape).ravel()
@@ -81,12 +81,12 @@ class Network:
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    """Return PyTorch's name: `conv1.weight` for `("conv1", "kernel")`."""
+    """Return PyTorch's name of a parameter: `conv1.weight` for `("conv1", "kernel")`."""
     return ".".join([*path[:-1], KINDS.get(path[-1], path[-1])])
 
 
 def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer with its own constant learning rate."""
+    """Return an optimizer with its learning rate built in."""
     settings = config.Optimizer(**fields)
     tx = make_optimizer(settings)
 
@@ -97,9 +97,9 @@ def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
 
 
 def selected(optimizers: list[optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Return a transformation that applies the optimizer whose index is in its state.
+    """Return a transformation that selects one of the optimizers by an index in its state.
 
-    All optimizers then share one compilation.
+    This way, one compiled program tests all optimizers.
     """
 
     def init(params: Any) -> Any:
@@ -120,18 +120,18 @@ def selected(optimizers: list[optax.GradientTransformation]) -> optax.GradientTr
     return optax.flatten(optax.GradientTransformationExtraArgs(init, update))
 
 
-# Most of the time goes into compiling, so XLA is asked to optimize less.
+# Compilation dominates the time of these tests, so programs are not optimized.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
-    """Yield platform and name; `tests/ops` covers what the fast ones leave out."""
+    """Yield platform and network. `tests/ops` tests the operations that only the slow cases use."""
     for platform, name in itertools.product(("cpu", "accelerator"), names):
         slow = platform != "cpu" or name not in fast
         yield pytest.param(platform, name, marks=[pytest.mark.slow] * slow)
 
 
-# The layers of the other networks also occur in these.
+# These networks contain every kind of layer.
 FAST = ["basic", "net-attention", "resnet10-separable"]
 
 
@@ -163,8 +163,8 @@ def test_train_step(each_platform: None, name: str) -> None:
         assert new_params.keys() == expected["updates"].keys()
         for tensor, update in expected["updates"].items():
             actual = recipe.signature(tensor, new_params[tensor] - params[tensor])
-            # A ReLU may pass the gradient or not if rounding changes the sign of its input. In the
-            # deepest network that changes updates by one or two percent.
+            # Rounding can change the sign of a ReLU's input, and so whether it passes the gradient.
+            # In the deepest network, this changes updates by one or two percent.
             tolerance = 6e-2 * update[0]
             tolerance += np.finfo(np.float32).eps * np.linalg.norm(params[tensor])
             distance = recipe.distance(actual, update)
@@ -193,7 +193,7 @@ def test_evaluation(each_platform: None, name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORD["optimizers"])
 def test_optimizer(name: str) -> None:
-    """Gradients reach down to the magnitude of Adam's epsilon."""
+    """The gradients include values as small as Adam's epsilon."""
     tx = optimizer(RECORD["optimizers"][name])
     start = recipe.tensor("trace.weight", (60,))
     params = jnp.asarray(start)

@@ -1,7 +1,7 @@
-"""Reads the HLO text of compiled programs: memory traffic, collectives and host transfers.
+"""Read the memory traffic, collectives and host transfers of compiled programs from their HLO.
 
-XLA's own cost analysis counts the body of a loop once, adds what is copied once per call, and does
-not separate HBM from memory on the chip.
+XLA's own cost analysis counts the body of a loop only once, includes copies made once per call, and
+does not separate HBM from on-chip memory.
 """
 
 import math
@@ -20,12 +20,12 @@ _MOVES_NOTHING = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier"),
 }
-# Operations that read no more of their first operand than they return.
+# Operations that read only the part of their first operand that they return.
 _SLICES = {"slice", "slice-start", "dynamic-slice", "gather"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?)\s([a-z][a-z0-9-]*)\((.*)$", re.M)
-# Type, axes, order of the axes (minor first), and tiles, such as `T(8,128)(2,1)S(1)`.
+# Groups: type, axes, order of the axes (minor first), and tiles, such as `T(8,128)(2,1)S(1)`.
 _ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -35,9 +35,9 @@ class Array(NamedTuple):
     """An array of a program."""
 
     bytes: int
-    """Size, including the padding of its tiles."""
+    """Size in bytes, including the padding of tiles."""
     on_chip: bool
-    """Whether it is in a memory of the core (for vectors or scalars), not in HBM."""
+    """Whether the array is in memory of the core instead of HBM."""
 
 
 class Instruction(NamedTuple):
@@ -47,7 +47,7 @@ class Instruction(NamedTuple):
     shape: str
     operands: list[str]
     text: str
-    """The rest of the line, after the opcode's parenthesis."""
+    """The rest of the line, after the opcode and its opening parenthesis."""
 
 
 Computation = dict[str, Instruction]
@@ -64,13 +64,13 @@ class Traffic(NamedTuple):
     """Bytes read and written."""
 
     hbm: float
-    """Between HBM and the chip."""
+    """Bytes between HBM and the chip."""
     total: float
-    """By all operations, in any memory."""
+    """Bytes of all operations in any memory."""
 
 
 def parse(text: str) -> Module:
-    """Return the module of a text."""
+    """Parse the HLO text of a module."""
     computations, entry = {}, {}
     for match in _COMPUTATION.finditer(text):
         computation = {
@@ -87,7 +87,7 @@ def steps_body(module: Module) -> Computation:
     """Return the body of the loop over the steps of a call: the program's largest loop.
 
     Raises:
-      ValueError: there is no loop.
+      ValueError: the program has no loop.
     """
     loops = [op for op in module.entry.values() if op.opcode == "while"]
     if not loops:
@@ -96,10 +96,10 @@ def steps_body(module: Module) -> Computation:
 
 
 def traffic(module: Module, computation: Computation) -> Traffic:
-    """Return what a computation reads and writes when it runs once.
+    """Return the traffic of one run of a computation.
 
-    Fused instructions count as one. A loop inside counts as often as it runs, or once if XLA does
-    not know the number; see `unknown_loops`.
+    A fusion counts as one operation. The body of a loop counts once per iteration, or only once if
+    XLA does not know their number. See `unknown_loops`.
     """
     hbm = total = 0.0
     for name, op in computation.items():
@@ -128,8 +128,8 @@ def unknown_loops(computation: Computation) -> list[str]:
 def collectives(module: Module) -> tuple[Counter[str], list[int]]:
     """Return the number of collectives of each kind, and the bytes of each, largest first.
 
-    An asynchronous pair counts as one. Bytes include padding, and the operands if the start of a
-    pair repeats them.
+    The start and the end of an asynchronous operation count as one. Bytes include padding, and also
+    the operands if the start returns them.
     """
     kinds: Counter[str] = Counter()
     sizes = []
@@ -175,13 +175,13 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
     if op.opcode in _MOVES_NOTHING or op.opcode.endswith("-done"):
         return
     if op.opcode == "custom-call" and re.search(r'"(AllocateBuffer|ConcatBitcast)"', op.text):
-        return  # ConcatBitcast only renames adjacent slices.
+        return  # ConcatBitcast only joins adjacent slices, without moving data.
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
-        written = written[:1]  # The others are the operand and a semaphore.
+        written = written[:1]  # The other results are the operand and a semaphore.
     elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
-        written = written[sum(map(len, operands)) :]  # The first ones are the operands.
+        written = written[sum(map(len, operands)) :]  # The first results are the operands.
     yield from written
 
     sliced = _sliced_parameters(module.computations.get(_called_name(op, "calls"), {}))
@@ -193,7 +193,7 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
 
 
 def _sliced_parameters(computation: Computation) -> dict[int, int]:
-    """Return the bytes read of each parameter that a fused computation reads only in part."""
+    """Return the bytes read from each parameter of which a fusion reads only a part."""
     sliced = {}
     for name, op in computation.items():
         if op.opcode != "parameter":

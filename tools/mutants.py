@@ -1,4 +1,4 @@
-"""Puts small faults into the code, one at a time, and counts those that the tests notice.
+"""Put small faults into the code, one at a time, and count the faults that tests notice.
 
     make mutants ARGS="cifar_jax/runs/folder.py --sample 40"
 
@@ -121,7 +121,7 @@ def main() -> None:
     _import_libraries()
     for module in modules:
         tests = [f"tests/{name}" for name in (options.tests or TESTS[module]).split()]
-        tests.insert(0, f"cifar_jax/{module}")  # Its doctests.
+        tests.insert(0, f"cifar_jax/{module}")  # Run the doctests of the module.
         path = TREE / "cifar_jax" / module
         try_faults(path, tests, options.sample, options.seed, options.timeout)
 
@@ -129,7 +129,7 @@ def main() -> None:
 def try_faults(
     module: Path, tests: list[str], sample: int | None, seed: int, timeout: float
 ) -> None:
-    """Put faults into a module; print those that the tests do not notice, and how many they do."""
+    """Test each fault of a module. Print the unnoticed faults and the number of noticed ones."""
     code = module.read_text()
     chosen = possible = faults(code)
     if sample and sample < len(possible):
@@ -200,7 +200,7 @@ def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> 
         log = os.open(TREE.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        # Python recognizes bytecode by size and time. The next fault may have the same of both.
+        # Python reuses bytecode if a source has the same size and time, as the next fault may.
         sys.dont_write_bytecode = not keep_bytecode
         import pytest  # pyright: ignore[reportMissingImports]
 
@@ -217,7 +217,7 @@ def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> 
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
         time.sleep(0.02)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # Also ends processes that the tests have left.
+        os.killpg(child, signal.SIGKILL)  # This also ends processes that the tests started.
     if ended == (0, 0):
         os.waitpid(child, 0)
         return False
@@ -234,8 +234,8 @@ def _copy_tree() -> None:
 
 
 def _import_libraries() -> None:
-    """Import everything but the package. What JAX has compiled of it would hide the faults."""
-    # All faults share compiled programs on disk; a changed program has another name there.
+    """Import all libraries. Importing the package here would hide faults in compiled functions."""
+    # All faults can share a cache of compiled programs, because its keys are hashes of the code.
     os.environ["CIFAR_JAX_TESTS_SCRATCH"] = str(TREE.parent / "scratch")
     os.environ["PYTHONPATH"] = str(TREE)
     os.chdir(TREE)

@@ -1,10 +1,10 @@
-"""Compiles train steps for TPUs, without a TPU, and estimates their cost: `make tpu-check`.
+"""Compile train steps for TPUs without a TPU, and estimate their cost: `make tpu-check`.
 
     python -m tools.tpu_check [--experiments basic,resnet10] [--targets v5e-1,v6e-4]
                               [--precisions float32,bfloat16] [--json FILE]
 
-libtpu (the extra `tpu`) compiles for chips that are only described. The compiled program is the
-one that `cifar-jax train` runs on such chips: all steps of a call in one loop, the data set in the
+libtpu (the extra `tpu`) compiles for chips that are not present. The compiled program is the one
+that `cifar-jax train` runs on such chips: all steps of a call in one loop, the data set in the
 chips' memory, the batch divided over the chips.
 
 Exit codes: 0 every step compiles, fits into memory, needs no host and has no loop of unknown

@@ -9,7 +9,7 @@ from cifar_jax.data.dataset import Arrays
 
 @pytest.fixture(autouse=True)
 def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test reads or writes the user's cache or data."""
+    """Use temporary folders, so that no test reads or writes the user's cache or data."""
     monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
@@ -26,7 +26,7 @@ def images() -> Arrays:
 
 @pytest.fixture
 def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The unpacked archive of the synthetic images, whose checksums count as the official ones."""
+    """The unpacked archive of the synthetic images. Its checksums replace the official ones."""
     path = synthetic_cifar.write_batches(tmp_path / "download", images)
     monkeypatch.setattr(cifar10, "BATCHES", synthetic_cifar.md5s(path))
     return path
@@ -34,7 +34,7 @@ def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The archive of the synthetic images, which counts as the official one."""
+    """The archive of the synthetic images. Its checksum replaces the official one."""
     path = synthetic_cifar.pack(batches)
     monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", synthetic_cifar.sha256(path))
     return path

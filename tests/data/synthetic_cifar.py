@@ -1,4 +1,4 @@
-"""A tiny synthetic CIFAR-10 in the form of the official archive."""
+"""A tiny synthetic CIFAR-10 in the format of the official archive."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ PER_BATCH = 4
 
 
 def make_images() -> Arrays:
-    """Return 20 training and 4 test images of noise."""
+    """Return 20 training and 4 test images of random pixels."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -57,7 +57,7 @@ def sha256(path: Path) -> str:
 
 
 def _python_2_pickle(split: Split) -> bytes:
-    """Pickle a batch as Python 2 did for the official files; Python 3 cannot."""
+    """Pickle a batch like the official files, in the Python 2 format that Python 3 cannot write."""
 
     def number(value: int) -> bytes:
         return b"J" + value.to_bytes(4, "little", signed=True)

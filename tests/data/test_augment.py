@@ -39,7 +39,7 @@ def labels() -> np.ndarray:
 def test_both_forms_of_crop_are_exact(
     images: np.ndarray, crop: Callable, fill: Fill, mode: Any, largest: int
 ) -> None:
-    """Also for windows that lie mostly outside the image."""
+    """This includes crops that lie mostly outside the image."""
     height, width = images.shape[1:3]
     rng = np.random.default_rng(0)
     down, across = rng.integers(-largest, largest + 1, (2, 64))
@@ -59,7 +59,7 @@ def test_both_forms_of_crop_are_exact(
 def test_all_crops_and_mirror_images_are_equally_likely(
     images: np.ndarray, platform: str, fill: Fill, mode: Any
 ) -> None:
-    """The 3 · 3 crops of an image and their mirror images each make up 1/18 of 4,096 copies."""
+    """Each of the 9 crops and 9 mirrored crops makes up 1/18 of 4,096 copies of an image."""
     copies = jnp.repeat(jnp.asarray(images[:1]), 4096, axis=0)
     with ops.force_platform(platform):
         variants = np.asarray(augment.augment(jax.random.key(0), copies, 1, True, fill))
@@ -79,7 +79,7 @@ def test_no_augmentation_changes_nothing(images: np.ndarray) -> None:
     np.testing.assert_array_equal(unchanged, images)
 
 
-def test_augmentation_follows_from_the_key(images: np.ndarray) -> None:
+def test_equal_keys_give_equal_augmentation(images: np.ndarray) -> None:
     def augmented(seed: int) -> np.ndarray:
         key = jax.random.key(seed)
         return np.asarray(augment.augment(key, jnp.asarray(images), 2, True))
@@ -105,7 +105,7 @@ def test_alternating_flip_shows_both_sides_in_two_consecutive_epochs(images: np.
         np.testing.assert_array_equal(after, ~before)
 
 
-def test_a_flip_depends_on_run_image_and_epoch_only() -> None:
+def test_a_flip_depends_only_on_run_image_and_epoch() -> None:
     picture = np.arange(6, dtype=np.uint8).reshape(1, 1, 2, 3)
 
     def mirrored(seed: int, indices: np.ndarray) -> np.ndarray:
@@ -115,9 +115,10 @@ def test_a_flip_depends_on_run_image_and_epoch_only() -> None:
 
     every = mirrored(0, np.arange(5000))
     assert abs(every.mean() - 0.5) < 0.03
-    some = np.array([4321, 7, 7, 0])  # in another batch and at other positions
+    # The same images flip in the same way in another batch and at other positions.
+    some = np.array([4321, 7, 7, 0])
     np.testing.assert_array_equal(mirrored(0, some), every[some])
-    # Other runs and neighboring images flip independently.
+    # Different runs, and neighboring images, flip independently of each other.
     assert abs((mirrored(1, np.arange(5000)) == every).mean() - 0.5) < 0.03
     assert abs((every[1:] == every[:-1]).mean() - 0.5) < 0.03
 
@@ -141,7 +142,7 @@ def test_cutout_is_a_square_around_any_pixel(size: int) -> None:
         assert abs(counts[image] / 2000 - share) < 4 * np.sqrt(share / 2000)
 
 
-def test_cutout_keeps_the_rest(normalized: np.ndarray) -> None:
+def test_cutout_does_not_change_other_pixels(normalized: np.ndarray) -> None:
     cut = np.asarray(augment.cutout(jax.random.key(0), jnp.asarray(normalized), 4))
     assert ((cut == normalized) | (cut == 0)).all()
     unchanged = augment.cutout(jax.random.key(0), jnp.asarray(normalized), 0)
@@ -179,7 +180,7 @@ def test_weights_of_mixup_have_the_beta_distribution(alpha: float) -> None:
 def test_cutmix_pastes_a_box_and_mixes_the_labels_by_its_area(
     normalized: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Over many draws there are boxes of all sizes, and boxes clipped at each border."""
+    """Many draws give boxes of all sizes, and boxes that are clipped at each border."""
     height, width = normalized.shape[1:3]
     other = np.roll(normalized, 1, axis=0)
     differ = labels != np.roll(labels, 1)
@@ -190,7 +191,7 @@ def test_cutmix_pastes_a_box_and_mixes_the_labels_by_its_area(
         taken = (mixed == other).all((0, 3))
         assert ((mixed == normalized).all((0, 3)) == ~taken).all()
         rows, columns = taken.any(1).nonzero()[0], taken.any(0).nonzero()[0]
-        assert taken.sum() == len(rows) * len(columns)  # a box
+        assert taken.sum() == len(rows) * len(columns)  # The pasted pixels form a box.
         share = 1 - taken.mean()
         np.testing.assert_allclose(soft.sum(1), 1, rtol=1e-6)
         weights = soft[np.arange(64), labels]
@@ -256,7 +257,7 @@ def test_resize_equals_pillow(normalized: np.ndarray, size: int) -> None:
             np.testing.assert_allclose(small[..., channel], expected, atol=1e-5)
 
 
-def test_augmentation_under_jit_keeps_the_type_and_follows_from_the_key() -> None:
+def test_augmentation_under_jit_keeps_the_type_and_depends_on_the_key() -> None:
     images = jnp.asarray(np.random.default_rng(0).normal(size=(8, 6, 6, 3)), jnp.bfloat16)
     labels = jnp.arange(8) % 3
 

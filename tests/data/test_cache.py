@@ -1,4 +1,4 @@
-"""The cache of decoded data sets, and what `load` and `status` say about it."""
+"""The cache of decoded data sets, and the messages of `load` and `status` about it."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from cifar_jax.errors import UserError
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders that have been decoded so far."""
+    """A list to which each decoded folder is added."""
     paths: list[Path] = []
     decode = tfds_folder.decode
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 from the official archive to a folder that stock tfds reads."""
+"""Import of CIFAR-10 from the official archive to a folder that stock tfds can read."""
 
 import gc
 import json
@@ -58,7 +58,7 @@ def test_import_reads_back_equal(
         np.testing.assert_array_equal(split.labels, original.labels[ids])
 
 
-def test_metadata_are_those_of_stock_tfds(prepared: Path) -> None:
+def test_metadata_equal_those_of_stock_tfds(prepared: Path) -> None:
     from tensorflow_datasets.image_classification import cifar
 
     info = json.loads((prepared / "dataset_info.json").read_text())
@@ -122,7 +122,7 @@ def test_failure_while_writing_leaves_nothing(
 
 @pytest.fixture
 def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A server of the synthetic archive."""
+    """Serve the synthetic archive, and download from there."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -136,7 +136,7 @@ def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
         yield
         server.shutdown()
-    gc.collect()  # the socket of a failed download, which pooch does not close
+    gc.collect()  # pooch does not close the socket of a failed download.
 
 
 @pytest.mark.usefixtures("server")
@@ -154,7 +154,7 @@ def test_load_downloads_a_missing_data_set(
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("problem", ["missing", "changed", "unreachable"])
-def test_a_failed_download_is_one_line(
+def test_a_failed_download_gives_a_one_line_error(
     problem: str, archive: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     match problem:

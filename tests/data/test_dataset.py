@@ -1,4 +1,4 @@
-"""Splits, statistics and digests."""
+"""Splits, statistics and digests of a data set."""
 
 import numpy as np
 import pytest
@@ -35,7 +35,7 @@ def test_validation_out_of_range(validation: float) -> None:
         data.split_validation(split_of(50), validation)
 
 
-def test_statistics_are_those_of_numpy() -> None:
+def test_statistics_equal_those_of_numpy() -> None:
     images = np.random.default_rng(1).integers(0, 200, (1500, 32, 32, 3), np.uint8)
     mean, std = channel_statistics(images)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 1, 2)), rtol=1e-9)
@@ -48,7 +48,7 @@ def test_constant_channel_is_refused(images: Arrays) -> None:
         describe("pets", images)
 
 
-def test_content_does_not_depend_on_the_order(images: Arrays) -> None:
+def test_content_digest_does_not_depend_on_the_order(images: Arrays) -> None:
     order = np.random.default_rng(1).permutation(len(images.train.labels))
     shuffled = Split(*(part[order] for part in images.train))
     assert content_digest(shuffled, images.test) == content_digest(images.train, images.test)
@@ -56,7 +56,7 @@ def test_content_does_not_depend_on_the_order(images: Arrays) -> None:
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "left out", "twice", "swapped splits"])
-def test_content_changes_with_anything_else(images: Arrays, change: str) -> None:
+def test_content_digest_depends_on_everything_else(images: Arrays, change: str) -> None:
     train, test = images.train, images.test
     content = content_digest(train, test)
     if change == "pixel":

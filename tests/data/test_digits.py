@@ -5,7 +5,7 @@ import pytest
 
 from cifar_jax import data
 
-# Records of runs name their data by these digests, so they must never change.
+# Recorded runs identify their data by these digests, so they must never change.
 FINGERPRINT = "ed82e12d22d225f7494d79d2672c53ee397ea9552793554ee93581a782dc4fd9"
 CONTENT = "c6b14b6f3fff451700f7a40d896cff39097ac84339dde8c281bd37882f62df5c"
 

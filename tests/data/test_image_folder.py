@@ -1,4 +1,4 @@
-"""Folders of the user's own images as data sets."""
+"""Folders of images as data sets."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from cifar_jax.errors import UserError
 
 
 def fill(folder: Path, count: int, seed: int = 0, suffix: str = ".png") -> None:
-    """Write images of noise around a gray level that depends on the folder."""
+    """Write noisy images around a gray level that depends on the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, *folder.name.encode()])
     gray = rng.integers(60, 200, 3)
@@ -27,7 +27,7 @@ def fill(folder: Path, count: int, seed: int = 0, suffix: str = ".png") -> None:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """A folder without a split."""
+    """A folder of images without train and test folders."""
     for name, count in (("dog", 10), ("cat", 20), ("axolotl", 5)):
         fill(tmp_path / "pets" / name, count)
     return tmp_path / "pets"
@@ -78,8 +78,8 @@ def test_split_and_order_depend_on_the_images_only(pets: Path) -> None:
     assert load(pets.with_name("moved")).fingerprint == first.fingerprint
 
 
-def test_copies_in_another_class_stay_in_that_split(pets: Path) -> None:
-    """One of five cats that would be held out has a copy in the training set."""
+def test_copies_of_an_image_are_in_the_same_split(pets: Path) -> None:
+    """Copies of a test image are test images too, even if they have another label."""
     for file in list((pets / "dog").iterdir()):
         file.unlink()
     fill(pets / "cat", 23)

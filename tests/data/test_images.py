@@ -1,4 +1,4 @@
-"""Reading image files of any kind."""
+"""Image files of many formats are read as 32×32 RGB arrays."""
 
 import io
 from pathlib import Path
@@ -62,7 +62,7 @@ def test_modes_of_png(image: Image.Image, color: tuple[int, ...]) -> None:
     assert is_close(read_image(encoded(image)), color, within=1)
 
 
-def test_transparent_palettes_and_colors_lie_on_white() -> None:
+def test_transparent_images_get_a_white_background() -> None:
     palette = Image.new("P", (40, 40), 0)
     palette.putpalette([*RGB, 0, 0, 255])
     assert is_close(read_image(encoded(palette)), RGB)
@@ -90,7 +90,7 @@ def test_cmyk() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(orientation: int) -> None:
     upright = noise(32, 32, 3)
-    methods = [None, 0, 3, 1, 5, 2, 6, 4]  # the inverses of what exif_transpose does
+    methods = [None, 0, 3, 1, 5, 2, 6, 4]  # The inverses of the rotations in `exif_transpose`.
     method = methods[orientation - 1]
     stored = Image.fromarray(upright)
     if method is not None:
@@ -120,7 +120,7 @@ def test_the_centered_square_is_used() -> None:
     wide = read_image(encoded(Image.fromarray(pixels)))
     high = read_image(encoded(Image.fromarray(pixels.transpose(1, 0, 2))))
     np.testing.assert_array_equal(wide, high.transpose(1, 0, 2))
-    inside = wide[:, 2:-2].astype(int)  # The filter uses neighboring pixels.
+    inside = wide[:, 2:-2].astype(int)  # The resize filter also uses neighboring pixels.
     assert (abs(inside - RGB) <= 1).all()
 
 
@@ -130,7 +130,7 @@ def test_a_fine_checkerboard_becomes_gray() -> None:
 
 
 def test_a_large_jpeg_equals_the_png() -> None:
-    """The JPEG decoder reduces the image first, which must not show."""
+    """The JPEG decoder reduces large images first. This must not change the result visibly."""
     ramp = np.linspace(0, 255, 1200).astype(np.uint8)
     picture = Image.fromarray(
         np.stack(np.broadcast_arrays(ramp, ramp[::-1, None], np.uint8(90)), -1)

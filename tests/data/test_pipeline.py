@@ -1,4 +1,4 @@
-"""Order, selection and normalization of batches, compared with NumPy."""
+"""Order, selection and normalization of the images of batches, compared with NumPy."""
 
 import chex
 import jax
@@ -32,11 +32,11 @@ def test_wrapping_takes_every_image_and_fills_the_last_batch_from_the_start(
     flat = order.ravel()
     np.testing.assert_array_equal(np.sort(flat[:count]), np.arange(count))
     np.testing.assert_array_equal(flat[count:], flat[: flat.size - count])
-    # No batch has an image twice.
+    # No batch contains an image twice.
     assert all(len(set(row)) == batch_size for row in order.tolist())
 
 
-def test_order_is_shuffled_and_follows_from_the_key() -> None:
+def test_order_is_shuffled_and_depends_only_on_the_key() -> None:
     key = jax.random.key(0)
     first, again = (pipeline.epoch_order(key, 100, 10, "drop") for _ in range(2))
     other = pipeline.epoch_order(jax.random.fold_in(key, 1), 100, 10, "drop")

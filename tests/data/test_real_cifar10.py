@@ -1,4 +1,4 @@
-"""The real CIFAR-10, if it is prepared. It is decoded once, into the cache of the test session."""
+"""The real CIFAR-10, if it is prepared. It is decoded once per test session."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from cifar_jax import data
 from cifar_jax.data import cifar10
 from cifar_jax.data.dataset import content_digest, fingerprint
 
-# Read before the fixtures of this folder change them.
+# Read these variables before the fixtures of this folder change them.
 _CACHE = os.environ.get("CIFAR_JAX_CACHE")
 _DATA_DIR = data.default_data_dir()
 
@@ -35,7 +35,7 @@ def test_counts_and_statistics(data_dir: Path) -> None:
     assert dataset.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.train.labels).tolist() == [5_000] * 10
     assert np.bincount(dataset.test.labels).tolist() == [1_000] * 10
-    # The order of batches.meta in the official archive.
+    # In the order of batches.meta in the official archive.
     assert " ".join(dataset.classes) == (
         "airplane automobile bird cat deer dog frog horse ship truck"
     )
@@ -50,7 +50,7 @@ def test_digests(data_dir: Path) -> None:
     assert dataset.content == content_digest(dataset.train, dataset.test)
 
 
-def test_first_images_are_those_of_stock_tfds(data_dir: Path) -> None:
+def test_first_images_equal_those_of_stock_tfds(data_dir: Path) -> None:
     import tensorflow_datasets as tfds
 
     dataset = data.load("cifar10", data_dir=data_dir)

@@ -1,4 +1,4 @@
-"""Run folders with random weights, so that no test has to train."""
+"""Run folders with random weights. They save the tests from training."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +25,9 @@ class State(NamedTuple):
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
-    """Write an unfinished run: epoch 1 at step 3, which is the best, and epoch 2 at step 7.
+    """Write an unfinished run with checkpoints of epoch 1 (step 3, the best) and 2 (step 7).
 
-    The weights of step N are those of seed N.
+    The weights at step N are initialized with seed N.
     """
 
     def make(folder: Path, name: str, dataset: str = "cifar10", **card: Any) -> Path:
@@ -54,7 +54,7 @@ def make_run() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `basic`. Tests only read it."""
+    """A run of `basic`. Tests must not change it."""
     return make_run(tmp_path_factory.mktemp("runs") / "basic", "basic")
 
 
@@ -62,7 +62,7 @@ def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 def call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in an empty folder; return exit code, standard output and error."""
+    """Run the command line in an empty folder. Return exit code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""`evaluate` measures a trained model on the images of its own data set."""
+"""`evaluate` measures a trained model on the data set that it was trained on."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ DATA = {
 
 @pytest.fixture
 def make_digits_run(make_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Write a run of `basic` on digits with random weights and test-time augmentation."""
+    """Write a run of `basic` on `digits`, with random weights and test-time augmentation."""
 
     def make(name: str = "run", **card: object) -> Path:
         fields = {"mean": DIGITS.mean, "std": DIGITS.std, "classes": DIGITS.classes, "data": DATA}
@@ -55,7 +55,9 @@ def test_evaluate_repeats_the_result_of_the_run(finished: Path) -> None:
     assert files(finished) == before
 
 
-def test_every_split_is_that_of_the_training(make_digits_run: Callable[..., Path]) -> None:
+def test_every_split_equals_the_split_of_the_training_run(
+    make_digits_run: Callable[..., Path],
+) -> None:
     run = make_digits_run()
     model = cifar_jax.load(run)
     for split, (images, labels) in {
@@ -105,11 +107,11 @@ def test_other_images_are_refused(
         evaluate(make_digits_run(**card), split)
 
 
-def test_the_test_images_may_have_another_order(make_digits_run: Callable[..., Path]) -> None:
+def test_test_images_in_another_order_are_accepted(make_digits_run: Callable[..., Path]) -> None:
     assert evaluate(make_digits_run(data=DATA | {"sha256": "0" * 64})).images == 360
 
 
-def test_an_export_does_not_know_where_a_folder_of_images_is(
+def test_an_export_does_not_store_the_path_of_an_image_folder(
     make_digits_run: Callable[..., Path], tmp_path: Path
 ) -> None:
     run = make_digits_run(data=DATA | {"name": "folder:pets"})

@@ -1,4 +1,4 @@
-"""Exports give the network's logits for every batch size; damaged files are refused."""
+"""Exports give the network's logits for every batch size. Damaged files are refused."""
 
 import json
 import zipfile
@@ -17,7 +17,7 @@ from cifar_jax.inference.load import weights
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), np.uint8)
-BATCH_SIZES = (3, 8)  # `export` itself compares 5 images and one.
+BATCH_SIZES = (3, 8)  # `export` itself compares batches of 5 images and of one.
 
 
 def network(run: Path) -> TrainedNetwork:

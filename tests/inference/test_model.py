@@ -1,4 +1,4 @@
-"""`cifar_jax.load` and the model that it returns."""
+"""`cifar_jax.load`, and the model that it returns."""
 
 import json
 import shutil
@@ -52,7 +52,7 @@ def test_load_returns_the_last_or_the_best_weights(
     ("step", "epoch", "end_of_epoch", "accuracy", "plain"),
     [(7, 2, True, 60.0, 59.0), (3, 1, True, 55.0, None), (5, 1, False, None, None)],
 )
-def test_the_card_has_the_accuracy_of_exactly_these_weights(
+def test_the_card_has_the_accuracy_of_the_loaded_weights(
     basic: Path, step: int, epoch: int, end_of_epoch: bool, accuracy: Any, plain: Any
 ) -> None:
     result = Result.model_construct(steps=7, test_accuracy=60.0, test_accuracy_plain=59.0)
@@ -70,7 +70,7 @@ def test_test_time_augmentation_averages_logits(basic: Path) -> None:
     outputs = model.outputs(IMAGES, TTA(flip=True))
     np.testing.assert_allclose(outputs.logits, mean, atol=1e-5)
     np.testing.assert_allclose(outputs.plain, plain, atol=1e-5)
-    # The probabilities of an image never depend on the other images.
+    # The probabilities of an image must not depend on the other images of the batch.
     tta = TTA(flip=True, least_confident=0.2)
     np.testing.assert_allclose(model.predict(IMAGES, tta), probabilities(mean), atol=1e-5)
 

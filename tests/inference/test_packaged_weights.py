@@ -1,4 +1,4 @@
-"""The packaged weights are those of the records in results/."""
+"""The packaged weights agree with the records in results/."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from cifar_jax.runs.schemas import Result, read
 from cifar_jax.training.result import params_sha256
 
 RESULTS = Path(__file__).parents[2] / "results"
-# With the run's test-time augmentation, and with one view of each image.
+# Test accuracy with and without test-time augmentation.
 ACCURACIES = {
     "basic": (62.82, 62.82),
     "fast-net-bn-gap": (90.39, 89.18),
@@ -48,11 +48,11 @@ def test_weights_and_card_agree_with_the_record(name: str) -> None:
     "name",
     ["basic", *(pytest.param(n, marks=pytest.mark.slow) for n in ACCURACIES if n != "basic")],
 )
-def test_they_have_the_cards_accuracy_on_real_images(name: str) -> None:
+def test_packaged_weights_have_the_accuracy_of_the_card_on_real_images(name: str) -> None:
     if not (default_data_dir() / "cifar10/3.0.2").is_dir():
         pytest.skip("no CIFAR-10: set TFDS_DATA_DIR")
     result = evaluate(Path(name))
-    # Rounding on another processor may change the answer for an image or two.
+    # On another processor, rounding may change the answers for one or two images.
     accuracies = (result.accuracy, result.accuracy_plain)
     assert accuracies == pytest.approx(ACCURACIES[name], abs=0.03)
 

@@ -21,7 +21,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 40, 50, 3), np.uint8)
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three images among files that are not images."""
+    """A folder of three images and other files."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     for name, pixels in zip(("b.png", "a.PNG", "more/c.bmp"), PIXELS, strict=False):
@@ -34,10 +34,10 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("tta", [None, TTA(flip=True, shift=1)])
-def test_a_folder_stands_for_its_images(
+def test_all_images_of_a_folder_are_predicted(
     make_run: Callable[..., Path], pictures: Path, call: Call, tta: TTA | None
 ) -> None:
-    # `--views` uses the views for every image.
+    # By default, only the least confident images are augmented. `--views` augments all.
     card = {"tta": tta._asdict() | {"least_confident": 0.25}} if tta else {}
     run = make_run(Path("run"), "basic", **card)
     options = ["--json", "--top", "10", *(["--views"] if tta else [])]
@@ -54,7 +54,7 @@ def test_a_folder_stands_for_its_images(
         np.testing.assert_allclose(values, expected, atol=1e-6)
 
 
-def test_a_bad_file_sets_the_exit_code_and_stops_no_other(
+def test_a_bad_file_sets_the_exit_code_and_does_not_stop_the_others(
     basic: Path, pictures: Path, call: Call
 ) -> None:
     broken = pictures / "broken.jpg"
@@ -98,7 +98,7 @@ def test_many_images_are_answered_in_order(basic: Path, tmp_path: Path, call: Ca
     assert "1 of 301" in err
 
 
-def test_exports_answer_predict(basic: Path, pictures: Path, call: Call) -> None:
+def test_predict_accepts_exports(basic: Path, pictures: Path, call: Call) -> None:
     expected = call("predict", basic, pictures / "b.png", "--csv")
     for kind in ("safetensors", "stablehlo"):
         code, out, _ = call("export", basic, "--to", kind)

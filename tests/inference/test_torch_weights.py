@@ -1,4 +1,4 @@
-"""PyTorch's ResNets for CIFAR are imported with the same logits, and without running any code."""
+"""Imported PyTorch ResNets give PyTorch's logits. Importing a file never runs code from it."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ RECORD = json.loads((Path(recorded.__file__).parent / "torch_resnet.json").read_
 
 
 def state_dict(name: str, spelling: str = "pytorch-cifar") -> dict[str, np.ndarray]:
-    """Return the weights that PyTorch's recorded logits belong to."""
+    """Return the weights for which PyTorch's logits are recorded."""
     tensors = {
         key: recorded.parameter(key, tuple(shape)) if shape else np.int64(0)[None]
         for key, shape in RECORD[name]["shapes"].items()

@@ -1,4 +1,4 @@
-"""ReLU against `jax.nn.relu`."""
+"""ReLU equals `jax.nn.relu`."""
 
 import jax
 import jax.numpy as jnp

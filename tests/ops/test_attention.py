@@ -1,4 +1,4 @@
-"""Attention and its gradients against the formula."""
+"""Attention and its gradients equal the formula."""
 
 from functools import partial
 from typing import Any
@@ -10,9 +10,10 @@ import pytest
 
 from cifar_jax import devices, ops
 
-# Most of the time goes into compiling, so XLA is asked to optimize less.
+# Compilation dominates the time of these tests, so programs are not optimized.
 QUICK = {"xla_backend_optimization_level": 0}
-# N, Q, K, D, C. The scores of the last are so large that a CPU processes one image at a time.
+# The axes N, Q, K, D, C. In the last case, the scores need so much memory that a CPU processes one
+# image at a time.
 SHAPES = [(2, 12, 12, 2, 16), (1, 1, 1, 1, 1), (3, 7, 5, 3, 9), (2, 520, 512, 2, 4)]
 
 

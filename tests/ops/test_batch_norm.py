@@ -1,4 +1,4 @@
-"""Batch normalization against its formula in NumPy, its gradient against complex steps."""
+"""Batch normalization equals its formula in NumPy, and its gradient a complex-step derivative."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ EPSILON = 1e-5
 
 
 def formula(x: Any, scale: Any, bias: Any) -> tuple[Any, Any, Any]:
-    """Return output, mean and variance; also for complex arguments."""
+    """Return output, mean and variance. Arguments may be complex."""
     axes = tuple(range(x.ndim - 1))
     mean = x.sum(axes) / (x.size // x.shape[-1])
     var = ((x - mean) ** 2).sum(axes) / (x.size // x.shape[-1])
@@ -24,7 +24,7 @@ def formula(x: Any, scale: Any, bias: Any) -> tuple[Any, Any, Any]:
 def formula_gradients(arguments: list[Any], directions: list[Any]) -> list[Any]:
     """Return the gradients of Σ output·direction, exact to rounding.
 
-    The derivative of an analytic f at t is Im f(t + ih)/h. Nothing is subtracted, so h may be tiny.
+    The derivative of an analytic f at t is Im f(t + ih)/h. No digits cancel, so h can be tiny.
     """
     h = 1e-30
     gradients = []
@@ -65,7 +65,7 @@ def test_batch_norm_equals_the_formula(
 
 
 def test_variance_on_a_cpu_is_accurate_for_a_large_mean() -> None:
-    """E[x²] - E[x]² would lose all digits."""
+    """The formula E[x²] - E[x]² would lose all digits."""
     x = np.random.default_rng(0).normal(1000, 0.1, (32, 8, 8, 3)).astype(np.float32)
     _, mean, var = ops.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1e-5)
     np.testing.assert_allclose(mean, np.float64(x).mean((0, 1, 2)), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Convolution on CPU against XLA's, alone and on several devices."""
+"""Convolution on one or several CPU devices equals XLA's convolution."""
 
 from collections.abc import Callable
 from functools import partial
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "depthwise, one channel": (2, 6, 6, 1, 1, 3, 1, SAME, 1),
     "grouped, left to XLA": (2, 6, 6, 4, 8, 3, 1, SAME, 2),
 }
-# Other cases cover most of what these compute.
+# Slow cases, most of whose code other cases also test.
 SLOW = [
     *("winograd, no padding", "depthwise, one image", "depthwise, one channel"),
     *("one channel to several, stride 2", "pointwise, stride 2"),
@@ -64,7 +64,7 @@ def convolution(conv: Callable[..., jax.Array], case: tuple[Any, ...]) -> Callab
     )
 
 
-# Most of the time goes into compiling, so XLA is asked to optimize less.
+# Compilation dominates the time of these tests, so programs are not optimized.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def run(conv: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
     """Return the output and the gradients of images and kernel."""

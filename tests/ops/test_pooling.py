@@ -1,4 +1,4 @@
-"""Pooling against Linen's."""
+"""Pooling equals that of Linen."""
 
 from collections.abc import Callable
 from functools import partial

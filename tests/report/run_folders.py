@@ -1,4 +1,4 @@
-"""Writes run folders as a training run leaves them."""
+"""Write run folders like those of a training run."""
 
 import json
 from pathlib import Path
@@ -44,8 +44,8 @@ def write_run(
 ) -> Path:
     """Write a run and return its folder.
 
-    A run with `test=None` is unfinished, after `done` epochs. The fields of each session are
-    replaced by `sessions`, and those of the result by `changes`.
+    A run with `test=None` is unfinished, after `done` epochs. `sessions` replaces fields of each
+    session, and `changes` replaces fields of the result.
     """
     path = root / (folder or f"{experiment}/seed{seed}")
     path.mkdir(parents=True)
@@ -104,7 +104,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_outputs(path: Path, accuracy: float) -> None:
-    """Write outputs for 10,000 test images, of which `accuracy` percent are correct."""
+    """Write outputs for 10,000 test images. `accuracy` percent of the answers are correct."""
     labels = np.arange(10_000) % 10
     wrong = np.arange(10_000) >= round(100 * accuracy)
     logits = np.eye(10, dtype=np.float32)[(labels + wrong) % 10]
@@ -112,6 +112,6 @@ def write_outputs(path: Path, accuracy: float) -> None:
 
 
 def record(folder: Path, results: Path) -> Path:
-    """Record the run in `folder` and return the JSON file."""
+    """Record the run in `folder`, and return the path of the record's JSON file."""
     (path,) = records.record(read_runs([folder]), results)
     return path

@@ -10,7 +10,9 @@ from cifar_jax.errors import UserError
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 
-def test_the_tables_follow_the_records(make_run: MakeRun, tmp_path: Path, readme: Path) -> None:
+def test_the_tables_are_made_from_the_records(
+    make_run: MakeRun, tmp_path: Path, readme: Path
+) -> None:
     results = tmp_path / "results"
     commits = ({"git_commit": "aaaaaaa1"}, {})
     for seed, test in enumerate([61.0, 63.0]):
@@ -44,7 +46,7 @@ def test_the_tables_follow_the_records(make_run: MakeRun, tmp_path: Path, readme
     assert not report.readme_is_current(readme, results)
 
 
-def test_better_recipes_stand_next_to_the_papers(
+def test_better_recipes_are_listed_next_to_the_papers_results(
     make_run: MakeRun, tmp_path: Path, readme: Path
 ) -> None:
     results = tmp_path / "results"
@@ -84,7 +86,7 @@ def test_other_peoples_results_are_listed(tmp_path: Path, readme: Path) -> None:
     assert readme.read_text() == text
 
 
-def test_a_network_that_is_not_the_papers_comes_last(
+def test_a_network_that_is_not_in_the_paper_comes_last(
     make_run: MakeRun, tmp_path: Path, readme: Path
 ) -> None:
     results = tmp_path / "results"

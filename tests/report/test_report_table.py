@@ -19,7 +19,7 @@ def rows(root: Path) -> list[Row]:
 
 
 def machine(**fields: Any) -> dict[str, Any]:
-    """Changes to a session."""
+    """Return changes to a session's fields."""
     return {"machine": {"system": "Linux", "cpu": "AMD EPYC", "cores": 2, "features": []} | fields}
 
 
@@ -51,7 +51,7 @@ def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
     assert rows(tmp_path)[0].seeds == "(3 runs of 2 seeds)"
 
 
-def test_other_images_have_their_own_row(make_run: MakeRun, tmp_path: Path) -> None:
+def test_runs_on_other_images_have_their_own_row(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("basic", 0, test=62.0)
     make_run("basic", 1, test=62.2, images="another order")
     make_run("basic", 2, test=26.0, images="5ub5e7", official=False)

@@ -11,7 +11,7 @@ from cifar_jax.report import terminal
 
 
 def printed(groups: list[report.SeedGroup], width: int | None = None) -> str:
-    """Return what is printed on a terminal of that width or, without one, to a file."""
+    """Return the output on a terminal with this width, or in a file if `width` is None."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=bool(width), color_system=None)
     terminal.show(groups, console)
@@ -73,7 +73,7 @@ def test_the_report_of_single_runs_is_only_printed(
     assert sorted(tmp_path.rglob("*")) == before
     page = report.report([path], folder=tmp_path / "out", console=silent)
     assert page == tmp_path / "out" / "report.md"
-    assert "![" not in page.read_text()  # No epoch is done, so there is nothing to draw.
+    assert "![" not in page.read_text()  # No epoch is finished, so no figure is drawn.
     assert report.report(console=silent) == Path("runs/report.md")
 
 

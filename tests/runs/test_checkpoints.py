@@ -1,4 +1,4 @@
-"""Which checkpoints are kept, what they restore, and what happens to damaged ones."""
+"""Checkpoints are kept, restored, and renamed if they are damaged."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def state(step: int, epoch: int = 0, size: int = 3000, **fields: Any) -> State:
 
 
 def save(folder: Path, accuracies: dict[int, float | None], keep: int = 3) -> Path:
-    """Save an end of epoch for each step."""
+    """Save a checkpoint at the end of an epoch for each step."""
     with Checkpoints(folder, keep) as checkpoints:
         for step, accuracy in accuracies.items():
             checkpoints.save(state(step), end_of_epoch=True, validation_accuracy=accuracy)
@@ -70,7 +70,7 @@ def test_the_last_epochs_and_the_best_are_kept(tmp_path: Path) -> None:
     assert latest
     assert latest.step == 70
     assert best
-    assert (best.step, best.validation_accuracy) == (40, 50.0)  # the latest of equal ones
+    assert (best.step, best.validation_accuracy) == (40, 50.0)  # The latest of several best ones.
 
 
 def test_a_save_within_an_epoch_is_kept_until_the_next_save(tmp_path: Path) -> None:
@@ -79,12 +79,12 @@ def test_a_save_within_an_epoch_is_kept_until_the_next_save(tmp_path: Path) -> N
             checkpoints.save(state(step), end_of_epoch=step <= 3)
         checkpoints.wait()
         assert names(tmp_path) == {"2", "3", "6"}
-        checkpoints.save(state(6), end_of_epoch=True)  # the same step, after validation
+        checkpoints.save(state(6), end_of_epoch=True)  # The same step, after validation.
         checkpoints.wait()
         assert names(tmp_path) == {"3", "7"}
 
 
-def test_a_state_is_restored_with_all_that_was_saved_next_to_it(tmp_path: Path) -> None:
+def test_a_state_is_restored_with_its_metadata(tmp_path: Path) -> None:
     folder = tmp_path / "ä ö, 50% @a=b" / "checkpoints"
     original = state(3, epoch=1, averaged={"params": {"w": jnp.arange(4.0)}})
     extra = {"elapsed_seconds": 1.25, "line": [0.1, 3]}
@@ -116,7 +116,7 @@ def test_arrays_may_be_donated_after_a_save(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_weights_are_the_averaged_ones_if_there_are_any(tmp_path: Path, averaged: bool) -> None:
+def test_weights_are_averaged_if_an_average_is_kept(tmp_path: Path, averaged: bool) -> None:
     other = {"params": {"w": jnp.ones(2)}, "batch_stats": {"b": jnp.ones(3)}}
     saved_state = state(5, averaged=other if averaged else {})
     with Checkpoints(tmp_path, keep=2) as checkpoints:
@@ -130,7 +130,7 @@ def test_weights_are_the_averaged_ones_if_there_are_any(tmp_path: Path, averaged
     chex.assert_trees_all_equal(weights, expected)
 
 
-def test_reading_deletes_nothing_and_saving_deletes_what_a_killed_process_left(
+def test_only_saving_deletes_the_leftovers_of_a_killed_process(
     tmp_path: Path,
 ) -> None:
     save(tmp_path, {1: 10.0, 2: 50.0, 3: 20.0})
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_restored(
     assert messages[0].endswith(". Renamed to damaged-3.")
     assert names(tmp_path) == {"1", "2", "damaged-3"}
     save(tmp_path, {30: 30.0}, keep=1)
-    assert names(tmp_path) == {"2", "4", "damaged-3"}  # no number is used twice
+    assert names(tmp_path) == {"2", "4", "damaged-3"}  # No number is used twice.
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, DAMAGES["meta emptied"]], ids=["arrays", "meta"])
@@ -252,7 +252,7 @@ def test_nothing_is_renamed_if_all_checkpoints_are_damaged(tmp_path: Path) -> No
     assert names(tmp_path) == {"1", "2"}
 
 
-def test_damaged_metadata_does_not_push_out_a_good_checkpoint(tmp_path: Path) -> None:
+def test_damaged_metadata_does_not_displace_a_good_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, {1: None, 2: None}, keep=2)
     (tmp_path / "2/meta/metadata").write_text("")
     save(tmp_path, {3: None}, keep=2)
@@ -282,7 +282,9 @@ def test_a_checkpoint_of_another_network_is_not_damaged(
     assert names(tmp_path) == {"1", "2"}
 
 
-def test_too_little_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_not_reported_as_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError
 

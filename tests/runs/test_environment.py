@@ -29,7 +29,8 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository in which the package is committed."""
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # It may trust every folder.
+    # Ignore the user's configuration, which may declare all folders safe.
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for name in ("cifar_jax/__init__.py", "experiments/basic.py", "README.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -52,7 +53,7 @@ def commit(folder: Path) -> str:
     return git(folder, "rev-parse", "HEAD")
 
 
-def test_files_that_are_no_code_do_not_make_a_commit_dirty(checkout: Path) -> None:
+def test_changes_outside_of_the_code_do_not_make_a_commit_dirty(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD")
     assert environment.git_commit() == (head, None)
     (checkout / "README.md").write_text("no code")
@@ -82,7 +83,7 @@ def test_the_reason_is_returned_if_git_refuses_a_checkout(
     commit, reason = environment.git_commit()
     assert commit is None
     assert "No such file or directory: 'git'" in str(reason)
-    shutil.rmtree(checkout / ".git")  # as where the package is installed
+    shutil.rmtree(checkout / ".git")  # An installed package is not in a Git checkout.
     assert environment.git_commit() == (None, None)
 
 

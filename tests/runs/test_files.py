@@ -34,7 +34,8 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(
     write_bytes(path, b"old")
 
     def fail(file: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")  # without a name, as write() does
+        # Like the errors of `os.write`, this error does not name a file.
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="No space left") as error:

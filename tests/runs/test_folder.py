@@ -1,4 +1,4 @@
-"""The folder of a run: which ones are refused, what is written, what is deleted."""
+"""Run folders: reading, writing, refusals, and fresh starts."""
 
 import json
 import threading
@@ -63,7 +63,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def make(path: Path) -> Path:
-    """Write everything that a run writes."""
+    """Write all files of a run."""
     with open_run_folder(path, identity(), fresh=False) as run:
         run.append_row(row(1))
         run.append_row(row(2))
@@ -106,7 +106,7 @@ def test_all_files_are_read_as_they_were_written(tmp_path: Path) -> None:
         (identity("epochs=1"), "A run cannot have fewer epochs"),
     ],
 )
-def test_another_run_is_refused_by_what_differs(
+def test_another_run_is_refused_and_the_differences_are_named(
     tmp_path: Path, wanted: RunIdentity, message: str
 ) -> None:
     before = files(make(tmp_path))
@@ -146,13 +146,13 @@ def test_a_finished_run_can_have_more_epochs(tmp_path: Path) -> None:
 
 def test_extend_keeps_the_result_of_a_run_with_the_same_epochs(tmp_path: Path) -> None:
     before = files(make(tmp_path))
-    same = identity("train.devices=2", "train.log_every=5")  # These may differ.
+    same = identity("train.devices=2", "train.log_every=5")  # Runtime settings may differ.
     RunFolder(tmp_path).extend(same)
     assert finished_result(tmp_path, same) == result()
     assert files(tmp_path) == before
 
 
-def test_more_epochs_excuse_no_other_difference(tmp_path: Path) -> None:
+def test_more_epochs_with_another_difference_are_refused(tmp_path: Path) -> None:
     make(tmp_path)
     message = "epochs: 2 there, 3 here, optimizer.lr: 0.1 there, 0.2 here"
     with pytest.raises(UserError, match=message):
@@ -239,7 +239,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path: Path, fresh: bool) -> No
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
 
 
-def test_a_file_is_no_folder(tmp_path: Path) -> None:
+def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file is not a folder"):
         open_run_folder(tmp_path / "file", identity(), fresh=False).__enter__()
@@ -295,7 +295,7 @@ def test_a_missing_folder_and_a_new_run_have_no_results(tmp_path: Path) -> None:
 # Metrics
 
 
-def test_damaged_lines_are_skipped_and_the_later_of_two_lines_counts(tmp_path: Path) -> None:
+def test_damaged_lines_are_skipped_and_later_lines_replace_earlier_ones(tmp_path: Path) -> None:
     run = RunFolder(make(tmp_path))
     metrics = tmp_path / "metrics.jsonl"
     first, second = metrics.read_text().splitlines()
@@ -324,5 +324,5 @@ def test_damaged_lines_are_skipped_and_the_later_of_two_lines_counts(tmp_path: P
         ({"data.dataset": 73 * "x"}, f"net@dataset={52 * 'x'}-a51a582a"),
     ],
 )
-def test_the_default_name_says_what_differs(changes: dict[str, Any], name: str) -> None:
+def test_the_default_name_lists_the_changed_settings(changes: dict[str, Any], name: str) -> None:
     assert default_name("net", changes) == name

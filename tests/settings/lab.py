@@ -1,4 +1,4 @@
-"""Settings of every kind that `Settings` supports."""
+"""A `Settings` class with every kind of field that it supports."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""Settings by dotted name: lists, unions, groups that may be absent, and dictionaries."""
+"""Settings by dotted name, in lists, unions, optional groups and dictionaries."""
 
 import json
 from typing import Any
@@ -50,7 +50,7 @@ def test_settings_can_be_keys_and_cannot_change() -> None:
         (["weights.every=2", "weights.name=lookahead"], {"weights": Lookahead(every=2)}),
         (["optimizer.momentum=0.5"], {"optimizer": Sgd(momentum=0.5)}),
         (["optimizer.lr=1", "optimizer.name=muon"], {"optimizer": Muon(lr=1.0)}),
-        (["optimizer.name=muon"], {"optimizer": Muon(lr=0.1)}),  # both have lr
+        (["optimizer.name=muon"], {"optimizer": Muon(lr=0.1)}),  # Both optimizers have `lr`.
         (["arguments.beta1=1"], {"arguments": ARGUMENTS | {"beta1": 1.0}}),
         (["arguments.steps=4"], {"arguments": ARGUMENTS | {"steps": 4}}),
         (["arguments.nesterov=0"], {"arguments": ARGUMENTS | {"nesterov": False}}),
@@ -144,7 +144,7 @@ def test_restore_completes_settings_and_accepts_any_argument() -> None:
     assert restore(Lab, {"optimizer.name": "sgd", "arguments.new": 1}) == Lab(arguments={"new": 1})
 
 
-def test_part_divides_settings_into_identity_and_runtime() -> None:
+def test_part_separates_the_identity_from_runtime_settings() -> None:
     changed = override(FULL, ["workers=3"])
     runtime, identity = (part(changed, runtime_only=flag) for flag in (True, False))
     assert runtime == {"workers": 3}

@@ -1,4 +1,4 @@
-"""Whatever is asked for: valid settings, or an error in one line."""
+"""Property tests: arbitrary changes give valid settings or a one-line error."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 from lab import Lab, Muon
-from properties import holds
+from properties import property_test
 
 from cifar_jax.config import Config, Model, Optimizer, Paper
 from cifar_jax.errors import UserError
@@ -20,7 +20,10 @@ NAMES = sorted({row["name"] for cls in (Config, Lab) for row in describe(cls)} |
 
 
 def valid_or_refused(make: Callable[[], Any]) -> Any:
-    """Return what `make` returns, after a round trip as JSON; None if it raises a short error."""
+    """Check that `make` returns settings that JSON can store, or raises a one-line error.
+
+    Return the settings, or None after an error.
+    """
     settings, message = None, ""
     try:
         settings = make()
@@ -48,13 +51,13 @@ names = st.sampled_from(NAMES) | st.sampled_from(NAMES).map(lambda name: name[:-
 changes = st.tuples(names, texts).map("=".join) | st.text()
 
 
-@holds(start=st.sampled_from(STARTS), words=st.lists(changes, max_size=4))
+@property_test(start=st.sampled_from(STARTS), words=st.lists(changes, max_size=4))
 def test_any_change_is_valid_or_refused(start: Settings, words: list[str]) -> None:
     changed = valid_or_refused(lambda: override(start, words))
     assert not isinstance(changed, Config) or changed.paper == PAPER
 
 
-@holds(
+@property_test(
     start=st.sampled_from(STARTS),
     dropped=st.sets(st.sampled_from(NAMES)),
     added=st.dictionaries(names, values, max_size=3),
@@ -66,6 +69,8 @@ def test_any_flat_settings_are_valid_or_refused(
     valid_or_refused(lambda: restore(type(start), flat | added))
 
 
-@holds(fields=st.dictionaries(st.sampled_from([*Lab.model_fields, "absent"]), values, max_size=3))
+@property_test(
+    fields=st.dictionaries(st.sampled_from([*Lab.model_fields, "absent"]), values, max_size=3)
+)
 def test_any_fields_are_valid_or_refused(fields: dict[str, Any]) -> None:
     valid_or_refused(lambda: Lab(**fields))

@@ -1,6 +1,7 @@
-"""Training written in NumPy, with a network and images so small that it takes no time.
+"""A second implementation of training, mostly in NumPy, with which compiled runs are compared.
 
-From `cifar_jax` it uses only the initial weights of a network and the BatchNorm layer.
+The network and the images are tiny. Only the initial weights and the BatchNorm layer come from
+`cifar_jax`.
 """
 
 import math
@@ -22,7 +23,7 @@ CLASSES = 5
 
 
 class Tiny(nn.Module):
-    """A convolution, BatchNorm, dropout and a dense layer."""
+    """A network of a convolution, BatchNorm, dropout and a dense layer."""
 
     num_classes: int = 10
     dropout: float = 0.5
@@ -41,7 +42,7 @@ class Tiny(nn.Module):
 
 
 def images(train: int = 40, test: int = 400) -> Dataset:
-    """Return noise, with one corner whose brightness depends on the class."""
+    """Return random images. The brightness of one corner depends on the class."""
     random = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -82,7 +83,7 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 class RunByHand:
-    """A run of `config` on `dataset`, step by step."""
+    """A training run of `config` on `dataset` that takes one step at a time."""
 
     def __init__(self, config: Config, dataset: Dataset, seed: int) -> None:
         data, images = config.data, len(dataset.train.labels)
@@ -114,19 +115,19 @@ class RunByHand:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The trained variables in float32."""
+        """The variables in float32."""
         params = jax.tree.map(np.float32, self.params)
         return {"params": params, "batch_stats": self.batch_stats}
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Return the images of each step, `[steps, batch]`; the last is filled from the first."""
+        """Return image indices `[steps, batch]`. The last batch is filled with the first images."""
         key = jax.random.fold_in(self.order_key, epoch)
         shuffled = np.asarray(jax.random.permutation(key, len(self.train.labels)))
         count = self.steps_per_epoch * self.config.batch_size
         return np.concatenate([shuffled, shuffled])[:count].reshape(-1, self.config.batch_size)
 
     def augmented(self, pixels: np.ndarray) -> np.ndarray:
-        """Return the images cropped and mirrored, as one random number per image says."""
+        """Crop and mirror images. One random number per image determines both."""
         padding, flip = self.config.data.crop_padding, self.config.data.flip
         side = 2 * padding + 1
         key = jax.random.fold_in(self.augment_key, self.step)
@@ -141,7 +142,7 @@ class RunByHand:
         return result
 
     def normalized(self, pixels: np.ndarray) -> jax.Array:
-        """Return images with zero mean and unit variance, in the compute type."""
+        """Normalize images to zero mean and unit variance, in the compute type."""
         mean, std = (np.float64(s) for s in (self.dataset.mean, self.dataset.std))
         return jnp.asarray((pixels / 255 - mean) / std, self.config.train.precision)
 
@@ -188,7 +189,7 @@ class RunByHand:
         self._average()
 
     def _average(self) -> None:
-        """Update the average of the weights; without one it is the weights themselves."""
+        """Update the average of the weights. If averaging is off, it equals the weights."""
         rule, keep = self.config.averaging, 0.0
         if rule and self.step % rule.every:
             return
@@ -205,7 +206,7 @@ class RunByHand:
             self.batch_stats = self.averaged["batch_stats"]
 
     def end_epoch(self, loss: float) -> None:
-        """Start the next epoch; the plateau rule observes the loss."""
+        """End the epoch: reset the metrics, and pass `loss` to the plateau schedule."""
         self.loss, self.correct, self.images = 0.0, 0, 0
         schedule = self.config.schedule
         if schedule.name != "plateau":
@@ -226,7 +227,7 @@ class RunByHand:
 def loss_and_accuracy(
     model: nn.Module, variables: Any, inputs: jax.Array, labels: np.ndarray
 ) -> tuple[float, float]:
-    """Return the mean loss and the accuracy in percent, on all images at once."""
+    """Return the mean loss and the accuracy in percent."""
     logits = np.asarray(model.apply(variables, inputs, train=False), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     return float(losses.mean()), float(100 * (logits.argmax(1) == labels).mean())

@@ -1,4 +1,4 @@
-"""Callbacks: what they are called with, and what the built-in ones write."""
+"""Calls of callbacks, and the output of the built-in ones."""
 
 import importlib.util
 import io
@@ -39,7 +39,7 @@ def small(make_config: Make) -> Config:
 
 
 class Calls(cifar_jax.Callback):
-    """Records its calls, and what was on disk at the end of each epoch."""
+    """A callback that records its calls, and the files at the end of each epoch."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -116,13 +116,13 @@ def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> Non
     for recorder in (Recorder("epoch 2/", send(signal.SIGTERM)), Recorder()):
         with suppress(Stopped):
             train(small, tmp_path, recorder)
-        # The file is named by the second, so the next session could have the same name.
+        # File names contain the time in seconds, so the next session could get the same name.
         (path,) = (tmp_path / "tensorboard").glob("events.*")
         events.append(path.rename(path.with_name(f"session-{len(events)}")))
     purged, values = [], {}
     for path in events:
         content = path.read_bytes()
-        while content:  # Length, checksum, event, checksum.
+        while content:  # A record has a length, its checksum, an event, and its checksum.
             (length,) = struct.unpack("<Q", content[:8])
             event = event_pb2.Event.FromString(content[12 : 12 + length])
             content = content[16 + length :]
@@ -137,7 +137,7 @@ def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> Non
 
 
 def test_loss_line_has_the_mean_since_the_previous_line(small: Config, tmp_path: Path) -> None:
-    """Also if the run was stopped in between."""
+    """This is also true if the run was stopped between the two lines."""
     config = override(small, ["train.log_every=4"])
     recorder = Recorder("[EPOCH 001", send(signal.SIGTERM))
     with pytest.raises(Stopped):
@@ -159,7 +159,7 @@ def test_terminal_shows_a_bar_and_the_epochs(small: Config, tmp_path: Path) -> N
     assert "[EPOCH 001" not in text
 
 
-def test_markup_in_a_line_is_printed_as_it_is(tmp_path: Path) -> None:
+def test_markup_in_a_line_is_printed_unchanged(tmp_path: Path) -> None:
     output = io.StringIO()
     progress = Progress(Console(file=output))
     progress.open_log(tmp_path / "log.txt")

@@ -1,4 +1,4 @@
-"""The setup of a run and its compiled programs: splits, refusals, seeds and evaluation."""
+"""The setup of a run, and its compiled programs."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ Make = Callable[..., Config]
 
 
 def test_epoch_uses_every_image(make_config: Make) -> None:
-    """250 images are 7 full batches of 32 and one of 26, which is dropped or filled."""
+    """250 images make 7 batches of 32 and a batch of 26, which is dropped or filled."""
     assert build_setup(make_config(data__train_images=250)).plan.epochs[0].steps == 7
     setup = build_setup(make_config(data__train_images=250, data__last_batch="wrap"))
     epochs = setup.plan.epochs
@@ -161,7 +161,7 @@ def test_calls_grow_until_they_take_long_enough(
     seconds_per_step: float, calls: list[int], steps: int
 ) -> None:
     tuner = StepsPerCallTuner(None)
-    tuner.observe(1, 5.0)  # The first call includes one-off work.
+    tuner.observe(1, 5.0)  # The first call includes work that is done only once.
     observed = []
     while not tuner.settled:
         observed.append(tuner.steps)

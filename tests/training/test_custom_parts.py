@@ -50,7 +50,7 @@ DENSE = Config(
     data=Data(dataset="digits", train_images=64, arguments={"value": 90}),
     train=Train(devices=1),
 )
-"""A run of two steps of a network that takes no time."""
+"""A run of two steps with a tiny network."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -130,7 +130,7 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
 
 
 def test_steps_use_each_custom_part(custom: CustomParts) -> None:
-    """The augmentation makes all images equal. Lion's updates are signs plus weight decay."""
+    """The augmentation makes all images equal. The updates of Lion are signs plus weight decay."""
 
     def constant(key: jax.Array, images: jax.Array, value: int) -> jax.Array:
         assert (images.shape, images.dtype) == ((32, 32, 32, 3), np.uint8)
@@ -151,8 +151,8 @@ def test_steps_use_each_custom_part(custom: CustomParts) -> None:
     losses = cross_entropy(jnp.repeat(logits, 32, 0), labels)
     assert float(states[1].metrics.loss) == pytest.approx(float(losses.sum()), rel=1e-5)
     start, first, second = (state.params["fc"]["kernel"] for state in states)
-    np.testing.assert_array_equal(first, start)  # The first rate is 0.
-    rate = 0.01 * 0.5 / 0.8  # Half of the run, with a warm-up of 0.8.
+    np.testing.assert_array_equal(first, start)  # The first learning rate is 0.
+    rate = 0.01 * 0.5 / 0.8  # The second step is at half of the run. The warm-up lasts 0.8 of it.
     signs = (first - second) / rate - 0.5 * first
     np.testing.assert_allclose(np.abs(signs), 1, atol=1e-3)
     assert {-1, 1} == set(np.round(signs).ravel().tolist())

@@ -1,4 +1,4 @@
-"""Muon equals its definition in NumPy, and what PyTorch computes."""
+"""Muon equals its definition in NumPy, and PyTorch's results."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def to_matrix(kernel: Any) -> np.ndarray:
 
 
 def to_kernel(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the kernel of which `to_matrix` made a matrix."""
+    """Return the kernel of a matrix. This is the inverse of `to_matrix`."""
     return np.moveaxis(matrix.reshape(shape[-1], *shape[:-1]), 0, -1)
 
 
@@ -120,7 +120,7 @@ def test_vectors_and_zero_steps_are_refused() -> None:
 
 
 def test_updates_equal_pytorch() -> None:
-    """The record has five steps of an implementation that uses singular values."""
+    """PyTorch's updates were computed from singular values, for five steps."""
     weights = {
         name: jnp.asarray(from_torch(recipe.tensor(name, tuple(shape))))
         for name, shape in RECORD["kernels"].items()

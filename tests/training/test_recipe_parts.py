@@ -47,7 +47,7 @@ def test_group_has_its_own_learning_rate(make_config: Make) -> None:
 
 
 def test_group_is_frozen_after_its_fraction_of_the_epochs(make_config: Make) -> None:
-    """Neither momentum, weight decay nor lookahead change it any more.
+    """Momentum, weight decay and lookahead do not change a frozen group.
 
     The freeze at step 8 falls between the lookahead updates at steps 6 and 9.
     """
@@ -126,7 +126,7 @@ def test_muon_changes_kernels_by_orthogonal_matrices(make_config: Make) -> None:
     assert last < 0.01  # The gradients of the classes add up to zero.
 
 
-def test_learning_rates_are_no_part_of_the_programs(make_config: Make) -> None:
+def test_learning_rates_are_not_part_of_the_programs(make_config: Make) -> None:
     def lowered(rate: float) -> list[str]:
         groups = f'[{{"parameters": "*/bias", "optimizer": {{"name": "adam", "lr": {rate}}}}}]'
         config = make_config(**TINY | {"optimizer__lr": rate, "param_groups": groups})

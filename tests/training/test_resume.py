@@ -1,4 +1,4 @@
-"""Runs that were stopped or killed continue bit for bit as if nothing had happened."""
+"""Stopped and killed runs resume with bit-for-bit the same results as uninterrupted runs."""
 
 import errno
 import json
@@ -65,7 +65,7 @@ def test_run_killed_after_an_epoch_resumes_exactly(
 def test_epoch_without_a_checkpoint_is_repeated(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill may come between the line in metrics.jsonl and the checkpoint."""
+    """A process can be killed after writing to metrics.jsonl and before saving the checkpoint."""
     save = Checkpoints.save
 
     def killed(self: Checkpoints, state: Any, **about: Any) -> None:
@@ -125,7 +125,7 @@ def test_stopped_process_resumes_exactly(
     assert_same_run(folder, finished)
 
 
-def test_finished_run_is_left_alone(
+def test_finished_run_is_not_changed(
     config: Config, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "build_setup", lambda *_: pytest.fail("trained again"))
@@ -279,7 +279,7 @@ def test_wall_seconds_add_up_over_the_sessions(config: Config, tmp_path: Path) -
     assert len(result.sessions) == 2
 
 
-def test_changed_surroundings_are_reported(config: Config, tmp_path: Path) -> None:
+def test_changed_environment_is_reported(config: Config, tmp_path: Path) -> None:
     kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     path = tmp_path / "env.json"
     sessions = json.loads(path.read_text())

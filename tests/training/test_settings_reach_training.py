@@ -1,4 +1,4 @@
-"""Each setting reaches its place, and compiled runs equal runs by hand."""
+"""Each setting has its effect on training, and compiled runs equal those of `by_hand`."""
 
 import re
 from collections.abc import Callable
@@ -87,7 +87,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
 def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
-    """The seed determines the weights, order, augmentation and dropout, and nothing else."""
+    """The seed determines the weights, order, augmentation and dropout."""
     config = make_config(**{**TINY, **settings})
     setup, state, steps = prepare(config, seed=3)
     hand = by_hand.RunByHand(config, DATASET, seed=3)
@@ -125,7 +125,7 @@ def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[s
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_the_type_of_every_product(make_config: Make, precision: str) -> None:
-    """This includes the backward pass. Parameters and statistics are float32 in either case."""
+    """The backward pass is included. Parameters and statistics are always float32."""
     setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)
@@ -145,7 +145,7 @@ def test_precision_is_the_type_of_every_product(make_config: Make, precision: st
 
 
 def effects(config: Config) -> dict[str, Any]:
-    """Return what is visible of a setup from outside, by what it concerns."""
+    """Return the observable properties of a setup, which settings can change."""
     setup = build_setup(config, dataset=DATASET)
     spec, plan = setup.spec, setup.plan
     model: Any = spec.model
@@ -177,7 +177,7 @@ def effects(config: Config) -> dict[str, Any]:
 
 
 STEPS = {"rates", "update", "steps"}
-"""What the number of steps changes, with a schedule that depends on it."""
+"""Effects of a setting that changes the number of steps."""
 SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "model.name": ("other", {"model"}),
     "model.dropout": (0.25, {"model"}),
@@ -218,7 +218,7 @@ def base_effects(make_config: Make, tiny: None) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_setting_changes_what_it_should_and_nothing_else(
+def test_setting_has_only_the_expected_effects(
     make_config: Make, base_effects: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     value, expected = SETTINGS[name]
@@ -237,13 +237,13 @@ TESTED_BY_HAND = {
     "schedule.patience": "sgd, plateau",
     "schedule.threshold": "sgd, plateau",
 }
-"""Settings of one optimizer or schedule, and the run in `RUNS` that changes them."""
+"""Settings that affect only one optimizer or schedule, and the run in `RUNS` that tests them."""
 TESTED_ELSEWHERE = {
     *("data.dataset", "train.init_from", "optimizer.newton_schulz_steps", "param_groups"),
     *("averaging", "phases", "init.dirac", "init.whitening"),
     *("tta.flip", "tta.shift", "tta.least_confident"),
 }
-"""In test_start.py, test_muon.py and test_recipe_parts.py; `arguments` in test_custom_parts.py."""
+"""Tested in test_start.py, test_muon.py, test_recipe_parts.py and test_custom_parts.py."""
 
 
 def test_every_setting_is_tested(make_config: Make) -> None:

@@ -1,4 +1,4 @@
-"""Signals: a run saves and stops, wherever it is, and continues bit for bit."""
+"""After a signal at any time, a run saves and stops. It resumes with the same results."""
 
 import os
 import signal
@@ -116,7 +116,7 @@ def test_interrupt_in_python_saves_and_raises_keyboard_interrupt(
     assert result.params_sha256 == result_of(finished)["params_sha256"]
 
 
-def test_kill_during_the_last_epoch_line_leaves_only_the_result_to_do(
+def test_run_killed_after_its_last_epoch_only_computes_the_result(
     config: Config, finished: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(KeyboardInterrupt):

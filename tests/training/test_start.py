@@ -1,4 +1,4 @@
-"""The start of a session: checks of processes, initial weights and code."""
+"""The start of a session checks processes, initial weights and code."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 class Mine(nn.Module):
-    """A dense layer on a few of the values, which compiles fast."""
+    """A dense layer on a few pixels, which compiles fast."""
 
     num_classes: int = 10
     values: int = 8
@@ -39,7 +39,7 @@ def small(make_config: Make) -> Config:
 
 @pytest.fixture(scope="module")
 def pretrained(make_config: Make) -> Config:
-    """A config that starts from weights that the test provides."""
+    """A config that starts from weights made by the test."""
     settings = TINY | {"model__name": "mine", "epochs": 2}
     return make_config(**settings, train__init_from="pretrained")
 
@@ -49,7 +49,7 @@ def run(config: Config, folder: Path, recorder: Recorder | None = None, **fields
 
 
 def second_epoch() -> Recorder:
-    """Return a recorder that kills the run when there is a checkpoint."""
+    """Return a recorder that kills the run in its second epoch, when it has a checkpoint."""
     return killed_at("[EPOCH 002 | IT 00002]")
 
 

@@ -36,8 +36,8 @@ def make(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
 
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
-    """Return the jitted function; tracing it twice fails."""
-    chex.clear_trace_counter()  # It counts by source text.
+    """Return the jitted function. Tracing it twice fails."""
+    chex.clear_trace_counter()  # Chex counts by source code, so earlier tests count.
     once = partial(chex.assert_max_traces(function, n=1), **fixed)
     # Compilation dominates the time of these tests, so programs are not optimized.
     return jax.jit(once, compiler_options={"xla_backend_optimization_level": 0})
@@ -68,7 +68,7 @@ def test_one_batch_is_memorized_with_one_compilation(batches: tuple[jax.Array, j
 
 
 def test_metrics_are_sums_over_images(batches: tuple[jax.Array, jax.Array]) -> None:
-    # With a rate of zero the weights stay, so the logits can be computed here.
+    # With a learning rate of zero, the weights stay the same, so the logits are known.
     spec, state = make("sgd", 0.0)
     update = jit_once(step.train_step, spec=spec)
     logits = [np.asarray(MODEL.apply({"params": state.params}, images)) for images in batches[0]]

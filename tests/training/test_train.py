@@ -1,4 +1,4 @@
-"""Whole runs on `digits`: what they write, what they refuse, and what options change."""
+"""Whole runs on `digits`: files, refusals and options."""
 
 import hashlib
 import json
@@ -98,7 +98,7 @@ def test_log_has_loss_lines_in_the_form_of_the_paper(finished: Path) -> None:
         f"[EPOCH {epoch:03d} | IT {step:05d}]" for epoch in (1, 2, 3) for step in (16, 32)
     ]
     losses = [float(line.rpartition(" ")[2]) for line in loss_lines]
-    # Each is the mean since the previous line, so the mean of the epoch lies between them.
+    # Each value is the mean since the previous line, so the mean of the epoch lies between them.
     assert losses[0] > losses[1] > losses[2] > losses[-1]
     assert losses[1] < rows_of(finished)[0]["train_loss"] < losses[0]
     assert sum(line.startswith("epoch ") for line in lines) == EPOCHS
@@ -248,7 +248,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 
 def test_update_that_ruins_the_weights_gives_no_result(make_config: Make, tmp_path: Path) -> None:
-    """Without validation, the training loss is from before the last update."""
+    """Without validation, the last training loss is computed before the last update."""
     config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
     with pytest.raises(UserError, match="not finite"):
         train(config, tmp_path)
@@ -329,7 +329,7 @@ def test_nothing_compiles_after_the_first_epoch(make_config: Make, tmp_path: Pat
 
 @pytest.mark.slow
 def test_basic_learns_cifar10(tmp_path: Path) -> None:
-    """The first of the paper's twenty epochs."""
+    """This trains the first of the paper's twenty epochs."""
     config = override(catalog.load("basic").config, ["epochs=1", "train.devices=1"])
     try:
         result = train(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Whole runs equal runs by hand, and stopped runs save the same as uninterrupted ones."""
+"""Whole runs equal those of `by_hand`, and stopped runs save the same as uninterrupted ones."""
 
 import signal
 from collections.abc import Callable
@@ -21,10 +21,12 @@ from cifar_jax.errors import Stopped
 from cifar_jax.training import train as training
 
 SEED = 3
-train = partial(train, seed=SEED)  # With seed 0, a seed that is ignored would not be noticed.
+train = partial(
+    train, seed=SEED
+)  # Not the default seed, so that a test fails if the seed is ignored.
 pytestmark = [
     pytest.mark.usefixtures("tiny"),
-    # Orbax warns when it is not given the devices to restore to.
+    # `saved` does not tell Orbax the devices to restore to.
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
 ]
 
@@ -49,7 +51,7 @@ def uninterrupted(small: Config, tmp_path_factory: pytest.TempPathFactory, tiny:
 
 
 def saved(folder: Path, number: int | None = None) -> dict[str, Any]:
-    """Return the arrays of a checkpoint, or of the last one, read by orbax alone."""
+    """Return the arrays of a checkpoint, by default the last one. Read them with Orbax alone."""
     checkpoints = folder.absolute() / "checkpoints"
     number = number or max(int(path.name) for path in checkpoints.glob("[0-9]*"))
     return ocp.PyTreeCheckpointer().restore(checkpoints / f"{number}/state")
@@ -82,7 +84,7 @@ def test_run_equals_the_run_by_hand(small: Config, uninterrupted: Path) -> None:
     loss, accuracy = hand.evaluate(DATASET.test)
     assert result["test_loss"] == pytest.approx(loss, rel=2e-3)
     assert result["test_accuracy"] == pytest.approx(accuracy, abs=0.5)
-    # Running statistics are not parameters.
+    # Running statistics do not count as parameters.
     assert result["parameters"] == models.count_parameters(hand.params)
 
 
@@ -101,7 +103,7 @@ def test_stopped_run_saves_the_same_as_an_uninterrupted_one(
     stop: Callable[[], None],
     error: type[BaseException],
 ) -> None:
-    """After a signal a run resumes within the epoch, after a kill at its start."""
+    """After a signal, a run resumes within the epoch. After a kill, it repeats the epoch."""
     with pytest.raises(error):
         train(small, tmp_path, Recorder(text, stop))
     train(small, tmp_path)

@@ -1,4 +1,4 @@
-"""Networks and images that take almost no time to train."""
+"""Tiny networks and images, which train fast."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ class Pooled(by_hand.Tiny):
 
 
 class Dense(by_hand.nn.Module):
-    """A dense layer on a few of the values, which compiles fast."""
+    """A dense layer on a few pixels, which compiles fast."""
 
     num_classes: int = 10
     dtype: Any = None

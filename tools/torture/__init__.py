@@ -1,4 +1,4 @@
-"""Disturbs training runs and compares them with undisturbed ones: `make torture`.
+"""Disturb training runs and compare them with undisturbed ones: `make torture`.
 
 Runs are killed and stopped, their files are damaged, and their disk is filled. A disturbed run is
 started again until it is finished. Then its last checkpoint, metrics, log, outputs and result must
@@ -19,7 +19,7 @@ SCRATCH = Path(tempfile.mkdtemp(prefix="cifar-jax-torture-"))
 CACHE = SCRATCH / "xla"
 """Compiled programs."""
 
-os.environ |= {  # JAX reads them when it is imported.
+os.environ |= {  # JAX reads these variables when it is imported.
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "CIFAR_JAX_CACHE": str(SCRATCH / "data"),

@@ -1,4 +1,4 @@
-"""Compares two finished runs in everything but times."""
+"""Compare two finished runs in everything except times."""
 
 import json
 import multiprocessing
@@ -28,13 +28,13 @@ def check_equal(folder: Path, reference: Path, lost: Sequence[int] = ()) -> None
 
     Args:
       folder: a run folder.
-      reference: another one.
-      lost: epochs whose metrics `folder` may lack.
+      reference: the run folder to compare with.
+      lost: epochs whose metrics may be missing in `folder`.
 
     Raises:
-      Failure: names the first differences.
+      Failure: the runs differ. The message names the first differences.
     """
-    # In another process, because reading arrays starts JAX.
+    # Read arrays in another process, because this starts JAX, which does not survive a fork.
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, fork) as pool:
         try:
@@ -46,7 +46,7 @@ def check_equal(folder: Path, reference: Path, lost: Sequence[int] = ()) -> None
 
 
 def differences(folder: Path, reference: Path, lost: Sequence[int] = ()) -> list[str]:
-    """Return what differs between two finished runs; see `check_equal`."""
+    """Return the differences between two finished runs. See `check_equal`."""
     runtime.configure_jax()
     here, there = _contents(folder), _contents(reference)
     for epoch in lost:
@@ -62,7 +62,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    """Return everything that is compared, by a name for messages."""
+    """Return the values to compare, by a name for messages."""
     checkpoint = last_checkpoint(folder)
     contents: dict[str, Any] = {
         "the loss lines of the log": {
@@ -80,7 +80,7 @@ def _contents(folder: Path) -> dict[str, Any]:
         contents[f"metrics of epoch {row['epoch']}"] = _without_times(row)
     with np.load(folder / "outputs.npz") as outputs:
         contents |= {f"outputs: {name}": _bytes(outputs[name]) for name in outputs.files}
-    # Read by orbax alone, because `cifar_jax.runs.checkpoints` is what is tested.
+    # Read with Orbax, because `cifar_jax.runs.checkpoints` is the code under test.
     reader = ocp.PyTreeCheckpointHandler()
     tree = reader.metadata(checkpoint / "state").tree  # pyright: ignore[reportArgumentType]
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -1,4 +1,4 @@
-"""The faults. Each function disturbs the runs of one trial and has them checked."""
+"""The faults. Each public function disturbs the runs of one trial and checks them."""
 
 import os
 import random
@@ -28,9 +28,9 @@ from tools.torture.trials import Outcome, Trial, say
 
 SIGNALS_PER_TRIAL = 8
 SIGNAL_SECONDS = 10
-"""Within this time a process must end after a signal, except while it compiles."""
+"""Maximal time from a signal to the end of a process that is not compiling."""
 PARTNER_SECONDS = 60
-"""Within this time a process must end after its partner has ended."""
+"""Maximal time from the end of one process of a run to the end of the other."""
 
 
 def make_trials(*, kills: int, signals: int, damages: int, disks: int, pairs: int) -> list[Trial]:
@@ -60,13 +60,13 @@ def make_trials(*, kills: int, signals: int, damages: int, disks: int, pairs: in
 
 
 def send_signals(trial: Trial, signums: Sequence[int], count: int) -> None:
-    """Send a number of signals at random moments, to several runs if the first one finishes."""
+    """Send `count` signals at random moments. If a run finishes before the last, start another."""
     while count:
         folder, outcomes = trial.folder(), []
         while count:
             moment = Moment.draw(trial.rng, trial.reference.seconds)
             cold = SCRATCH / f"cold-{folder.name}"
-            # A run that is to be disturbed while it compiles finds no compiled programs.
+            # An empty cache, so that the run compiles its programs.
             cache = cold if moment.phase == "compiling" else CACHE
             (process,) = start(trial.kind, folder, cache)
             if not process.wait_for(moment):
@@ -98,7 +98,7 @@ def _send(process: RunProcess, signum: int, folder: Path) -> Outcome:
             outcome.wrong = f"ended only after {outcome.seconds:.0f} s"
     if is_finished and code == 0:
         return outcome
-    # Before the run begins, a signal has its default action.
+    # Before the run starts, a signal has its default action, and the code is -signum.
     if code not in (-signum, 128 + signum):
         outcome.wrong = f"ended with {code}: {process.output()}"
     elif code > 0 and not process.printed_one_line():
@@ -136,12 +136,12 @@ def damage_newest_checkpoint(trial: Trial, damage: str) -> None:
 
 
 def damage_all_checkpoints(trial: Trial) -> None:
-    """Damage all checkpoints: the run must be refused, and continue from a backup."""
+    """Damage all checkpoints. The run must be refused until a backup of them is restored."""
     folder, outcome = _stopped_run(trial), Outcome("all checkpoints: a bit flipped", "stopped")
     checkpoints = folder / "checkpoints"
     backup = shutil.copytree(checkpoints, trial.folder())
     for file in _files(checkpoints):
-        if file.stat().st_size > 1000:  # A bit of a small file may be without effect.
+        if file.stat().st_size > 1000:  # Orbax may ignore a flipped bit in a small file.
             _flip(file, trial.rng)
     damaged = {file: file.read_bytes() for file in _files(checkpoints)}
     (process,) = start(trial.kind, folder)
@@ -155,7 +155,7 @@ def damage_all_checkpoints(trial: Trial) -> None:
 
 
 LOSSES = {"a line lost": [2], "a line cut": [1], "deleted": [1, 2, 3]}
-"""Damages of metrics.jsonl, and the epochs that are lost by them."""
+"""Kinds of damage to metrics.jsonl, and the epochs whose metrics each of them loses."""
 
 
 def damage_metrics(trial: Trial, damage: str) -> None:
@@ -181,7 +181,7 @@ def move_folder(trial: Trial) -> None:
 
 
 def _stopped_run(trial: Trial) -> Path:
-    """Return a run that was stopped in its fourth epoch. It has several checkpoints."""
+    """Return the folder of a run that was stopped in its fourth epoch, with several checkpoints."""
     folder = trial.folder()
     (process,) = start(trial.kind, folder)
     if not process.wait_for(Moment("training", 4, 0.0)):
@@ -192,7 +192,7 @@ def _stopped_run(trial: Trial) -> Path:
 
 
 def _flip(file: Path, rng: random.Random) -> None:
-    """Change a bit."""
+    """Flip a random bit of a file."""
     content = bytearray(file.read_bytes())
     content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     file.write_bytes(content)
@@ -205,7 +205,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def fill_disk(trial: Trial, phase: str) -> None:
-    """Fill the disk, a small one of its own, while a run is in a phase. Then make room."""
+    """Fill the disk while a run is in a phase, then free the space. The disk is a small tmpfs."""
     disk = trial.folder()
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
@@ -240,7 +240,7 @@ def _fill(trial: Trial, phase: str, disk: Path) -> None:
     two = " of two processes" if len(processes) == 2 else ""
     seconds = time.monotonic() - began
     outcome = Outcome(f"no room on the disk{two}", phase, seconds)
-    # One of two processes may end by a message of JAX, because its partner has ended.
+    # One of two processes may end with an error of JAX, because the other one has ended.
     explained = [p for p, code in zip(processes, codes, strict=True) if code == 2]
     as_promised = 0 not in codes and explained and all(p.printed_one_line() for p in explained)
     if not as_promised and not (is_finished and not any(codes)):

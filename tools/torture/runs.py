@@ -32,7 +32,7 @@ PATIENCE = 600
 """Seconds after which a process counts as hanging."""
 
 STARTING = "starting"
-"""The phase of everything that has no other phase."""
+"""The phase of all code outside the functions in `_FUNCTIONS`."""
 
 _FUNCTIONS = (
     (training, "build_setup", "loading data"),
@@ -46,20 +46,20 @@ _FUNCTIONS = (
     (training, "write_result", "testing"),
     (RunFolder, "write_result", "writing the result"),
 )
-"""The functions of each phase. Phases may be nested."""
+"""Functions (owner and name) and the phase that lasts while they run. Phases may be nested."""
 
 PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _FUNCTIONS))
 
 BACKGROUND = "writing a checkpoint"
-"""Whatever the phase is, a checkpoint is being written in the background."""
+"""A pseudo-phase: a checkpoint is being written in the background, during any phase."""
 
 _fork = multiprocessing.get_context("fork")
 _progress: Any = None
-"""Of this process: the number of its phase, then how often it has entered each phase."""
+"""Shared with the parent process: the current phase, then how often each phase was entered."""
 
 
 class Failure(Exception):
-    """A run did not do what it should."""
+    """A run did not behave as it should."""
 
 
 class RunKind(NamedTuple):
@@ -67,7 +67,7 @@ class RunKind(NamedTuple):
 
     name: str
     arguments: tuple[str, ...]
-    """Of the command line."""
+    """Arguments of the command line."""
     processes: int = 1
 
 
@@ -77,7 +77,7 @@ def _arguments(experiment: str, *settings: str) -> tuple[str, ...]:
 
 
 _PLATEAU = ("schedule.name=plateau", "schedule.patience=0", "schedule.threshold=0.9")
-BASIC = RunKind(  # Saves every 0.3 s.
+BASIC = RunKind(  # It saves every 0.3 s.
     "basic",
     _arguments(
         *("basic", "epochs=4", "batch_size=16", "data.train_images=512", "data.validation=144"),
@@ -93,7 +93,7 @@ ADAM = RunKind(
         *("train.keep_checkpoints=1", "train.steps_per_call=2", "train.devices=1"),
     ),
 )
-NET = RunKind(  # Has BatchNorm and dropout.
+NET = RunKind(  # Its network has BatchNorm and dropout.
     "net-bn-gap, plateau",
     _arguments(
         *("net-bn-gap", "epochs=4", "batch_size=8", "data.train_images=40", "data.validation=24"),
@@ -120,7 +120,7 @@ class Moment(NamedTuple):
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: float) -> "Moment":
-        """Return any moment of a run that takes some seconds, or one soon after a phase begins."""
+        """Return a random moment in a run that takes `seconds`, often soon after a phase begins."""
         phase = rng.choice([STARTING, STARTING, *PHASES[1:], "training", BACKGROUND])
         if phase == STARTING:
             return cls(phase, 0, rng.uniform(0, seconds))
@@ -131,13 +131,13 @@ class Moment(NamedTuple):
 
 
 class RunProcess:
-    """A process that trains a run. It starts at once.
+    """A process that trains a run. Creating the object starts the process.
 
     Args:
       kind: the run.
       folder: its run folder.
       cache: folder of compiled programs.
-      environment: further environment variables.
+      environment: additional environment variables.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class RunProcess:
         return BACKGROUND if phase != "saving" and self._is_writing() else phase
 
     def wait_for(self, moment: Moment) -> bool:
-        """Wait until a moment; return False if the process ends before."""
+        """Wait until a moment. Return False if the process ends earlier."""
         in_background = moment.phase == BACKGROUND
         place = 1 + PHASES.index("saving" if in_background else moment.phase)
         while self.is_running():
@@ -192,11 +192,11 @@ class RunProcess:
         return self._process.exitcode or 0
 
     def output(self) -> str:
-        """Return the end of what the process printed."""
+        """Return the end of the process's output."""
         return self._printed.read_text(errors="replace")[-1500:]
 
     def printed_one_line(self) -> bool:
-        """Return whether the process printed exactly one line of error, and no traceback."""
+        """Return whether the process printed a one-line error and no traceback."""
         lines = self._printed.read_text(errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("cifar-jax: ")]
         errors = [line for line in errors if "waiting for 2 processes" not in line]
@@ -219,7 +219,7 @@ def start(kind: RunKind, folder: Path, cache: Path = CACHE) -> list[RunProcess]:
 
 
 def mark_phases() -> None:
-    """Make all runs that are forked from this process report their phase."""
+    """Make the runs that this process forks report their phase."""
     for owner, name, phase in _FUNCTIONS:
         setattr(owner, name, _marked(getattr(owner, name), PHASES.index(phase)))
 
@@ -241,7 +241,7 @@ def _marked(function: Callable[..., Any], number: int) -> Callable[..., Any]:
 def _train(
     words: Sequence[str], printed: Path, cache: Path, environment: Mapping[str, str], progress: Any
 ) -> None:
-    """Execute the command line in this process, which was just forked."""
+    """Run the command line in a newly forked process."""
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)

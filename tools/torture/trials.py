@@ -1,4 +1,4 @@
-"""Trials: disturbed runs, which are finished and compared with undisturbed ones."""
+"""Trials disturb runs, finish them, and compare them with undisturbed runs."""
 
 import random
 import shutil
@@ -17,40 +17,40 @@ from tools.torture.runs import Failure, RunKind, start
 
 @dataclass
 class Outcome:
-    """A fault and its outcome."""
+    """A fault in a run, and its effect."""
 
     fault: str
     phase: str
-    """What the run did at that time."""
+    """The phase of the run at the time of the fault."""
     seconds: float | None = None
-    """From the fault to the end of the process, if that has to end on its own."""
+    """Time from the fault to the end of the process. None if no process must end on its own."""
     wrong: str = ""
-    """What is wrong; empty if nothing is."""
+    """A description of the error. Empty if there is none."""
 
 
 class Reference(NamedTuple):
-    """The undisturbed run of a kind."""
+    """An undisturbed run, with which disturbed runs of the same kind are compared."""
 
     folder: Path
     seconds: float
-    """Its time, with its programs already compiled."""
+    """Wall-clock time of the run when its programs are in the compilation cache."""
 
 
 @dataclass
 class Trial:
-    """One or more faults of the same sort. The other fields are set by `run`."""
+    """One or more faults of one kind. `run` sets the other fields."""
 
     name: str
     kind: RunKind
     fault: Callable[..., None]
-    """Called with this trial and `arguments`: disturbs runs and calls `check` for each."""
+    """A function of this trial and `arguments`. It disturbs runs and calls `check` for each."""
     arguments: tuple[Any, ...] = ()
     outcomes: list[Outcome] = field(default_factory=list)
     rng: random.Random = field(init=False)
     reference: Reference = field(init=False)
 
     def run(self, references: Mapping[str, Reference], seed: int, deadline: float) -> "Trial":
-        """Return this trial with its outcomes; without any if the time is over."""
+        """Return this trial with its outcomes. There are none if the deadline has passed."""
         self.rng = random.Random(f"{seed}/{self.name}")
         self.reference = references[self.kind.name]
         if time.monotonic() < deadline:
@@ -67,7 +67,7 @@ class Trial:
     def check(self, folder: Path, outcomes: Sequence[Outcome], lost: Sequence[int] = ()) -> None:
         """Finish a disturbed run, compare it with the undisturbed one, and add its outcomes.
 
-        The metrics of the epochs in `lost` may be missing. The folder is deleted if all is right.
+        The metrics of the epochs in `lost` may be missing. The folder is deleted if all is correct.
         """
         try:
             finish(self.kind, folder)
@@ -93,7 +93,7 @@ def finish(kind: RunKind, folder: Path) -> None:
     """Train a run to its end.
 
     Raises:
-      Failure: it does not finish.
+      Failure: the run does not finish.
     """
     processes = start(kind, folder)
     for process in processes:
@@ -105,7 +105,7 @@ def finish(kind: RunKind, folder: Path) -> None:
 
 
 def make_reference(kind: RunKind) -> Reference:
-    """Make the undisturbed run of a kind. It is made twice, and both must be equal."""
+    """Train the undisturbed run of a kind. Raise a Failure if two runs of it differ."""
     first, second = (SCRATCH / f"undisturbed {kind.name}.{number}" for number in (1, 2))
     finish(kind, first)
     began = time.monotonic()
