@@ -52,6 +52,7 @@ def main() -> int:
     mark_phases()
     warnings.filterwarnings("ignore", message=".*fork")  # No other thread is active then.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Unmounts disks on the way out.
+    SCRATCH.mkdir()
     say(f"in {SCRATCH}, seed {seed}")
     references: dict[str, Reference] = {}
     done: list[Trial] = []

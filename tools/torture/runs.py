@@ -68,45 +68,40 @@ class RunKind(NamedTuple):
     name: str
     arguments: tuple[str, ...]
     """Of the command line."""
-    processes: int = 1
+    processes: int
 
 
-def _arguments(experiment: str, *settings: str) -> tuple[str, ...]:
-    settings = ("data.dataset=digits", "train.log_every=4", *settings)
-    return ("train", experiment, *(word for text in settings for word in ("--set", text)))
+def _kind(name: str, experiment: str, settings: str, processes: int = 1) -> RunKind:
+    settings = f"data.dataset=digits train.log_every=4 {settings}"
+    words = [word for setting in settings.split() for word in ("--set", setting)]
+    return RunKind(name, ("train", experiment, *words), processes)
 
 
-_PLATEAU = ("schedule.name=plateau", "schedule.patience=0", "schedule.threshold=0.9")
-BASIC = RunKind(  # Saves every 0.3 s.
+_PLATEAU = "schedule.name=plateau schedule.patience=0 schedule.threshold=0.9"
+BASIC = _kind(  # Saves every 0.3 s.
     "basic",
-    _arguments(
-        *("basic", "epochs=4", "batch_size=16", "data.train_images=512", "data.validation=144"),
-        *("data.crop_padding=4", "data.flip=true", "train.checkpoint_minutes=0.005"),
-        *("train.devices=1", "train.eval_batch_size=16"),
-    ),
+    "basic",
+    "epochs=4 batch_size=16 data.train_images=512 data.validation=144 data.crop_padding=4 "
+    "data.flip=true train.checkpoint_minutes=0.005 train.devices=1 train.eval_batch_size=16",
 )
-ADAM = RunKind(
+ADAM = _kind(
     "basic, Adam, plateau",
-    _arguments(
-        *("basic", "epochs=5", "batch_size=16", "data.train_images=200", "data.validation=0.1"),
-        *("data.last_batch=wrap", "data.crop_padding=2", "optimizer.name=adam", *_PLATEAU),
-        *("train.keep_checkpoints=1", "train.steps_per_call=2", "train.devices=1"),
-    ),
+    "basic",
+    "epochs=5 batch_size=16 data.train_images=200 data.validation=0.1 data.last_batch=wrap "
+    "data.crop_padding=2 optimizer.name=adam train.keep_checkpoints=1 train.steps_per_call=2 "
+    f"train.devices=1 {_PLATEAU}",
 )
-NET = RunKind(  # Has BatchNorm and dropout.
+NET = _kind(  # Has BatchNorm and dropout.
     "net-bn-gap, plateau",
-    _arguments(
-        *("net-bn-gap", "epochs=4", "batch_size=8", "data.train_images=40", "data.validation=24"),
-        *("data.crop_padding=4", "data.flip=true", *_PLATEAU),
-        *("train.checkpoint_minutes=0.01", "train.devices=1"),
-    ),
+    "net-bn-gap",
+    "epochs=4 batch_size=8 data.train_images=40 data.validation=24 data.crop_padding=4 "
+    f"data.flip=true train.checkpoint_minutes=0.01 train.devices=1 {_PLATEAU}",
 )
-TWO_PROCESSES = RunKind(
+TWO_PROCESSES = _kind(
     "basic, two processes",
-    _arguments(
-        *("basic", "epochs=4", "batch_size=16", "data.train_images=256", "data.validation=144"),
-        *(*_PLATEAU, "train.checkpoint_minutes=0.01"),
-    ),
+    "basic",
+    "epochs=4 batch_size=16 data.train_images=256 data.validation=144 "
+    f"train.checkpoint_minutes=0.01 {_PLATEAU}",
     processes=2,
 )
 
@@ -131,14 +126,7 @@ class Moment(NamedTuple):
 
 
 class RunProcess:
-    """A process that trains a run. It starts at once.
-
-    Args:
-      kind: the run.
-      folder: its run folder.
-      cache: folder of compiled programs.
-      environment: further environment variables.
-    """
+    """A process that trains a run. It starts at once, with more environment variables."""
 
     def __init__(
         self, kind: RunKind, folder: Path, cache: Path, environment: Mapping[str, str]
@@ -146,6 +134,7 @@ class RunProcess:
         self._checkpoints = folder / "checkpoints"
         rank = environment.get("JAX_PROCESS_ID", "0")
         self._printed = SCRATCH / f"{folder.name}.{time.monotonic_ns()}.{rank}.out"
+        self._printed.touch()
         self._progress = _fork.RawArray("i", 1 + len(PHASES))
         words = [*kind.arguments, "--workdir", str(folder)]
         self._process = _fork.Process(
