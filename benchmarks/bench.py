@@ -174,10 +174,11 @@ def require_supported(experiment: str, settings: Config, changes: Mapping[str, A
             f"{experiment} uses {network}, which is not implemented in PyTorch here. Choose an "
             "experiment of the paper."
         )
-    if optimizer.name == "muon" or optimizer.nesterov or settings.param_groups:
+    is_simple = optimizer.name in ("sgd", "adam", "adamw") and not optimizer.nesterov
+    if not is_simple or settings.param_groups:
         raise UserError(
-            f"{experiment} uses Muon, Nesterov momentum or parameter groups, which PyTorch's step "
-            "here does not. Choose an experiment of the paper."
+            f"{experiment} uses Muon, Nesterov momentum, a custom optimizer or parameter groups, "
+            "which PyTorch's step here does not. Choose an experiment of the paper."
         )
     if other := [name for name in changes if name not in SUPPORTED]:
         raise UserError(

@@ -15,7 +15,7 @@ import os
 import tempfile
 from pathlib import Path
 
-SCRATCH = Path(tempfile.mkdtemp(prefix="cifar-jax-torture-"))
+SCRATCH = Path(tempfile.gettempdir(), f"cifar-jax-torture-{os.getpid()}")
 CACHE = SCRATCH / "xla"
 """Compiled programs."""
 

@@ -1,4 +1,4 @@
-"""Command line of `make torture`."""
+"""The command line of `make torture`, and its table."""
 
 import argparse
 import multiprocessing
@@ -35,7 +35,7 @@ def main() -> int:
         ("damages", 2, "number of damages of each kind"),
         ("disks", len(PHASES), "number of phases with a full disk"),
         ("pairs", 4, "number of kills of one of two processes"),
-        ("minutes", 60, "time after which no trial starts"),
+        ("minutes", 60, "start nothing new after this time"),
         ("jobs", 1, "number of trials at the same time"),
         ("seed", 0, "seed of all random choices"),
     ):
@@ -45,17 +45,14 @@ def main() -> int:
     record_file, seed, jobs = (options.pop(name) for name in ("record", "seed", "jobs"))
     began = time.monotonic()
     deadline = began + 60 * options.pop("minutes")
-    commit, _ = environment.git_commit(
-        "tools"
-    )  # Read before `record` changes a file of the checkout.
+    commit, _ = environment.git_commit("tools")  # Before anything is written.
     trials = make_trials(**options)
-    random.Random(seed).shuffle(trials)  # With little time, faults of all kinds are still tried.
+    random.Random(seed).shuffle(trials)  # So that a short time has faults of all sorts.
     kinds = list(dict.fromkeys(trial.kind for trial in trials))
     mark_phases()
-    warnings.filterwarnings("ignore", message=".*fork")  # Forks happen while no other thread runs.
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(143)
-    )  # Run the `finally` blocks that unmount disks.
+    warnings.filterwarnings("ignore", message=".*fork")  # No other thread is active then.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Unmounts disks on the way out.
+    SCRATCH.mkdir()
     say(f"in {SCRATCH}, seed {seed}")
     references: dict[str, Reference] = {}
     done: list[Trial] = []
@@ -66,7 +63,7 @@ def main() -> int:
                 references[kind.name] = reference
             run = partial(Trial.run, references=references, seed=seed, deadline=deadline)
             for trial in pool.map(run, trials):
-                done.append(trial)  # The table shows these even after an interrupt.
+                done.append(trial)  # One by one, so that a stop loses none.
     finally:
         about = f"seed {seed}, {time.monotonic() - began:,.0f} s in all"
         text = table(done, references, f"commit `{commit}`", about)
@@ -84,7 +81,7 @@ def main() -> int:
 def table(
     trials: Sequence[Trial], references: Mapping[str, Reference], commit: str, about: str
 ) -> str:
-    """Return a Markdown table of the outcomes."""
+    """Return the outcomes as a table in Markdown."""
     outcomes = [(outcome, trial.name) for trial in trials for outcome in trial.outcomes]
     groups: dict[tuple[str, str], list[Outcome]] = {}
     for outcome, _ in outcomes:
@@ -123,7 +120,7 @@ def _order(text: str) -> tuple[int, str]:
 
 
 def record(path: Path, text: str) -> None:
-    """Replace the text between the BEGIN and END marks in a file."""
+    """Put a text between the marks of a file."""
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")

@@ -85,11 +85,7 @@ def _send(process: RunProcess, signum: int, folder: Path) -> Outcome:
     began = time.monotonic()
     process.send(signum)
     outcome = Outcome(signal.Signals(signum).name, process.phase())
-    try:
-        code = process.wait()
-    except Failure as failure:
-        outcome.wrong = str(failure)
-        return outcome
+    code = process.wait()
     if signum == signal.SIGKILL:
         outcome.phase = process.phase()
     else:
@@ -264,15 +260,8 @@ def kill_one_of_two(trial: Trial, number: int) -> None:
     began = time.monotonic()
     victim.wait()
     which = "first" if victim is processes[0] else "second"
-    outcome = Outcome(f"SIGKILL to the {which} of two", victim.phase())
-    try:
-        code = survivor.wait()
-        outcome.seconds = time.monotonic() - began
-        if code == 0 or outcome.seconds > PARTNER_SECONDS:
-            outcome.wrong = (
-                f"the other one ended with {code} after {outcome.seconds:.0f} s: "
-                f"{survivor.output()}"
-            )
-    except Failure as failure:
-        outcome.wrong = f"the other one {failure}"
+    code, seconds = survivor.wait(), time.monotonic() - began
+    outcome = Outcome(f"SIGKILL to the {which} of two", victim.phase(), seconds)
+    if code == 0 or seconds > PARTNER_SECONDS:
+        outcome.wrong = f"the other ended with {code} after {seconds:.0f} s: {survivor.output()}"
     trial.check(folder, [outcome])

@@ -32,7 +32,7 @@ PATIENCE = 600
 """Seconds after which a process counts as hanging."""
 
 STARTING = "starting"
-"""The phase of all code outside the functions in `_FUNCTIONS`."""
+"""The phase of everything that has no other phase."""
 
 _FUNCTIONS = (
     (training, "build_setup", "loading data"),
@@ -46,20 +46,20 @@ _FUNCTIONS = (
     (training, "write_result", "testing"),
     (RunFolder, "write_result", "writing the result"),
 )
-"""Functions (owner and name) and the phase that lasts while they run. Phases may be nested."""
+"""The functions of each phase. Phases may be nested."""
 
 PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _FUNCTIONS))
 
 BACKGROUND = "writing a checkpoint"
-"""A pseudo-phase: a checkpoint is being written in the background, during any phase."""
+"""Whatever the phase is, a checkpoint is being written in the background."""
 
 _fork = multiprocessing.get_context("fork")
 _progress: Any = None
-"""Shared with the parent process: the current phase, then how often each phase was entered."""
+"""Of this process: the number of its phase, then how often it has entered each phase."""
 
 
 class Failure(Exception):
-    """A run did not behave as it should."""
+    """A run did not do what it should."""
 
 
 class RunKind(NamedTuple):
@@ -67,46 +67,41 @@ class RunKind(NamedTuple):
 
     name: str
     arguments: tuple[str, ...]
-    """Arguments of the command line."""
-    processes: int = 1
+    """Of the command line."""
+    processes: int
 
 
-def _arguments(experiment: str, *settings: str) -> tuple[str, ...]:
-    settings = ("data.dataset=digits", "train.log_every=4", *settings)
-    return ("train", experiment, *(word for text in settings for word in ("--set", text)))
+def _kind(name: str, experiment: str, settings: str, processes: int = 1) -> RunKind:
+    settings = f"data.dataset=digits train.log_every=4 {settings}"
+    words = [word for setting in settings.split() for word in ("--set", setting)]
+    return RunKind(name, ("train", experiment, *words), processes)
 
 
-_PLATEAU = ("schedule.name=plateau", "schedule.patience=0", "schedule.threshold=0.9")
-BASIC = RunKind(  # It saves every 0.3 s.
+_PLATEAU = "schedule.name=plateau schedule.patience=0 schedule.threshold=0.9"
+BASIC = _kind(  # Saves every 0.3 s.
     "basic",
-    _arguments(
-        *("basic", "epochs=4", "batch_size=16", "data.train_images=512", "data.validation=144"),
-        *("data.crop_padding=4", "data.flip=true", "train.checkpoint_minutes=0.005"),
-        *("train.devices=1", "train.eval_batch_size=16"),
-    ),
+    "basic",
+    "epochs=4 batch_size=16 data.train_images=512 data.validation=144 data.crop_padding=4 "
+    "data.flip=true train.checkpoint_minutes=0.005 train.devices=1 train.eval_batch_size=16",
 )
-ADAM = RunKind(
+ADAM = _kind(
     "basic, Adam, plateau",
-    _arguments(
-        *("basic", "epochs=5", "batch_size=16", "data.train_images=200", "data.validation=0.1"),
-        *("data.last_batch=wrap", "data.crop_padding=2", "optimizer.name=adam", *_PLATEAU),
-        *("train.keep_checkpoints=1", "train.steps_per_call=2", "train.devices=1"),
-    ),
+    "basic",
+    "epochs=5 batch_size=16 data.train_images=200 data.validation=0.1 data.last_batch=wrap "
+    "data.crop_padding=2 optimizer.name=adam train.keep_checkpoints=1 train.steps_per_call=2 "
+    f"train.devices=1 {_PLATEAU}",
 )
-NET = RunKind(  # Its network has BatchNorm and dropout.
+NET = _kind(  # Has BatchNorm and dropout.
     "net-bn-gap, plateau",
-    _arguments(
-        *("net-bn-gap", "epochs=4", "batch_size=8", "data.train_images=40", "data.validation=24"),
-        *("data.crop_padding=4", "data.flip=true", *_PLATEAU),
-        *("train.checkpoint_minutes=0.01", "train.devices=1"),
-    ),
+    "net-bn-gap",
+    "epochs=4 batch_size=8 data.train_images=40 data.validation=24 data.crop_padding=4 "
+    f"data.flip=true train.checkpoint_minutes=0.01 train.devices=1 {_PLATEAU}",
 )
-TWO_PROCESSES = RunKind(
+TWO_PROCESSES = _kind(
     "basic, two processes",
-    _arguments(
-        *("basic", "epochs=4", "batch_size=16", "data.train_images=256", "data.validation=144"),
-        *(*_PLATEAU, "train.checkpoint_minutes=0.01"),
-    ),
+    "basic",
+    "epochs=4 batch_size=16 data.train_images=256 data.validation=144 "
+    f"train.checkpoint_minutes=0.01 {_PLATEAU}",
     processes=2,
 )
 
@@ -120,7 +115,7 @@ class Moment(NamedTuple):
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: float) -> "Moment":
-        """Return a random moment in a run that takes `seconds`, often soon after a phase begins."""
+        """Return any moment of a run that takes some seconds, or one soon after a phase begins."""
         phase = rng.choice([STARTING, STARTING, *PHASES[1:], "training", BACKGROUND])
         if phase == STARTING:
             return cls(phase, 0, rng.uniform(0, seconds))
@@ -131,14 +126,7 @@ class Moment(NamedTuple):
 
 
 class RunProcess:
-    """A process that trains a run. Creating the object starts the process.
-
-    Args:
-      kind: the run.
-      folder: its run folder.
-      cache: folder of compiled programs.
-      environment: additional environment variables.
-    """
+    """A process that trains a run. It starts at once, with more environment variables."""
 
     def __init__(
         self, kind: RunKind, folder: Path, cache: Path, environment: Mapping[str, str]
@@ -146,6 +134,7 @@ class RunProcess:
         self._checkpoints = folder / "checkpoints"
         rank = environment.get("JAX_PROCESS_ID", "0")
         self._printed = SCRATCH / f"{folder.name}.{time.monotonic_ns()}.{rank}.out"
+        self._printed.touch()
         self._progress = _fork.RawArray("i", 1 + len(PHASES))
         words = [*kind.arguments, "--workdir", str(folder)]
         self._process = _fork.Process(
@@ -163,7 +152,7 @@ class RunProcess:
         return BACKGROUND if phase != "saving" and self._is_writing() else phase
 
     def wait_for(self, moment: Moment) -> bool:
-        """Wait until a moment. Return False if the process ends earlier."""
+        """Wait until a moment; return False if the process ends before."""
         in_background = moment.phase == BACKGROUND
         place = 1 + PHASES.index("saving" if in_background else moment.phase)
         while self.is_running():
@@ -192,11 +181,11 @@ class RunProcess:
         return self._process.exitcode or 0
 
     def output(self) -> str:
-        """Return the end of the process's output."""
+        """Return the end of what the process printed."""
         return self._printed.read_text(errors="replace")[-1500:]
 
     def printed_one_line(self) -> bool:
-        """Return whether the process printed a one-line error and no traceback."""
+        """Return whether the process printed exactly one line of error, and no traceback."""
         lines = self._printed.read_text(errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("cifar-jax: ")]
         errors = [line for line in errors if "waiting for 2 processes" not in line]
@@ -219,7 +208,7 @@ def start(kind: RunKind, folder: Path, cache: Path = CACHE) -> list[RunProcess]:
 
 
 def mark_phases() -> None:
-    """Make the runs that this process forks report their phase."""
+    """Make all runs that are forked from this process report their phase."""
     for owner, name, phase in _FUNCTIONS:
         setattr(owner, name, _marked(getattr(owner, name), PHASES.index(phase)))
 
@@ -241,7 +230,7 @@ def _marked(function: Callable[..., Any], number: int) -> Callable[..., Any]:
 def _train(
     words: Sequence[str], printed: Path, cache: Path, environment: Mapping[str, str], progress: Any
 ) -> None:
-    """Run the command line in a newly forked process."""
+    """Execute the command line in this process, which was just forked."""
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)
