@@ -308,7 +308,8 @@ class Config(Settings):
         ends = [phase.until for phase in self.phases]
         if ends != sorted(set(ends)):
             raise UserError(
-                f"phases end at {ends}: give them increasing values of `until`, each once"
+                f"phases end at {ends}: the values of `until` must increase from one phase to the "
+                "next"
             )
         if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
             raise UserError(

@@ -129,7 +129,7 @@ def configure_jax() -> None:
             "change. To avoid this, restart Python and train before other JAX calls."
         )
     for name, value in (
-        # A call runs in the calling thread, after the last call has freed its memory.
+        # Programs run in the calling thread, so the memory of the previous one is free.
         ("jax_cpu_enable_async_dispatch", False),
         # The same seed gives the same numbers, whatever the environment variables say.
         ("jax_default_prng_impl", "threefry2x32"),

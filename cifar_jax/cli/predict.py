@@ -56,7 +56,7 @@ def predict(
     each image is resized to 32×32.
     """
     if as_json and as_csv:
-        raise UserError("--json and --csv exclude each other")
+        raise UserError("--json and --csv cannot be combined: choose one")
     runtime.set_up()
     runtime.require()
 
@@ -84,7 +84,7 @@ def predict(
     else:
         _print_table([row for row in rows if "error" not in row])
     if errors:
-        raise UserError(f"{len(errors)} of {len(rows)} images could not be read")
+        raise UserError(f"no answer for {len(errors)} of {len(rows)} inputs")
 
 
 def _rows(

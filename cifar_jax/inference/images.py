@@ -36,7 +36,9 @@ def find(words: Sequence[str]) -> list[str | UserError]:
             files.append(word)
         elif path.is_dir():
             images = [entry.path for entry in walk(path) if entry.name.lower().endswith(SUFFIXES)]
-            files += images or [UserError(f"{word} has no images in it")]
+            files += images or [
+                UserError(f"{word} contains no images: name a folder with image files")
+            ]
         elif "://" in word:
             files.append(UserError(f"{word} is an address: download the image first"))
         else:

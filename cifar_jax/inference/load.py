@@ -34,7 +34,9 @@ def load(
         return TrainedNetwork(*read_run(path, best=best), path, custom)
     file = _find_file(path)
     if best:
-        raise UserError(f"{path} is not a run folder: it has only one set of weights")
+        raise UserError(
+            f"--best needs a run folder, and {path} has only one set of weights: leave out --best"
+        )
     return exports.load(file, custom)
 
 

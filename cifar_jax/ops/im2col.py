@@ -15,10 +15,10 @@ Pair = tuple[int, int]
 """A number for rows and one for columns."""
 
 FEW_CHANNELS = 8
-"""With fewer channels, the copies are rows of pixels of one channel (planes).
+"""Number of channels below which im2col copies rows of pixels of one channel (planes).
 
-Otherwise all channels of one pixel are copied at a time (patches), and with few channels such
-copies are short and slow.
+From this number on it copies all channels of a pixel at a time (patches). With few channels such
+copies are short, and therefore slow.
 """
 
 

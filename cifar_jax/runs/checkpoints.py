@@ -248,7 +248,9 @@ class Checkpoints:
         except MemoryError:
             raise
         except Exception as error:  # The exception depends on what is damaged.
-            raise self._damaged(saved.number, f"arrays unreadable, {_one_line(error)}") from error
+            raise self._damaged(
+                saved.number, f"its arrays cannot be read: {_one_line(error)}"
+            ) from error
         for name, digest in (dict.fromkeys(wanted) | digests(arrays)).items():
             if digest != saved.digests[name]:
                 raise self._damaged(saved.number, f"{name} changed since it was saved")

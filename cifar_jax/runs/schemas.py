@@ -277,7 +277,10 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{path} does not exist: is {path.parent} a run folder?") from None
+        raise UserError(
+            f"{path.parent} is not a run folder, because it has no {path.name}: name a folder "
+            "such as runs/EXPERIMENT/seedN"
+        ) from None
     except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged (not valid JSON). {_REMEDY}") from None
     except OSError as error:

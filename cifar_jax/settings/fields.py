@@ -140,6 +140,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
         expected = f"one of {', '.join(tags(field))}"
         if kind == "union_tag_not_found" and isinstance(value, dict) and value:
             setting, tag = next(iter(value)), next(iter(tags(field)))
+            setting = setting if str(setting).isprintable() else shorten(setting)
             return f"{name}.{setting} needs {name}.{key}, {expected}: add --set {name}.{key}={tag}"
         return f"{name}.{key} must be {expected}, not {shorten(value.get(key))}"
     return f"{name} must be {describe_type(annotation, field)}, not {shorten(value)}"
@@ -182,7 +183,7 @@ def _describe_member(member: Any) -> str:
 def example(annotation: Any, field: FieldInfo | None = None) -> Any:
     """Return a valid value of a type, as JSON, for an error message.
 
-    Of a group it has the required fields, or the first fields if fewer than two are required.
+    For a group, it has the required fields, or at least two fields.
     """
     if item := list_item(annotation):
         return [example(item)]

@@ -75,7 +75,7 @@ def make(config: Config, images: int, image_size: int) -> Plan:
 
 
 def _variant(config: Config, image_size: int, progress: float) -> StepVariant:
-    """Return the variant of an epoch that begins after a fraction of the epochs."""
+    """Return the variant of an epoch; `progress` is the fraction of epochs before it."""
     default = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
     groups = enumerate(config.param_groups, start=1)
     frozen = tuple(i for i, group in groups if group.until is not None and progress >= group.until)

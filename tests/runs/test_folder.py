@@ -288,7 +288,7 @@ def test_a_missing_folder_and_a_new_run_have_no_results(tmp_path: Path) -> None:
     assert finished_result(tmp_path / "absent", identity()) is None
     with pytest.raises(UserError, match="absent does not exist"):
         existing_run_folder(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"config\.json does not exist"):
+    with pytest.raises(UserError, match=r"it has no config\.json"):
         existing_run_folder(tmp_path)
 
 

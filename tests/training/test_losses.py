@@ -29,7 +29,7 @@ def soft() -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, probabilities: np.ndarray, smoothing: float) -> np.ndarray:
-    """Return PyTorch's losses, for which targets are mixed with the uniform distribution."""
+    """Return the losses by PyTorch's formula, which mixes the targets with a uniform one."""
     logs = logits.astype(float) - np.log(np.exp(logits.astype(float)).sum(1, keepdims=True))
     target = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return -(target * logs).sum(1)

@@ -120,7 +120,7 @@ def test_vectors_and_zero_steps_are_refused() -> None:
 
 
 def test_updates_equal_pytorch() -> None:
-    """PyTorch's updates were computed from singular values, for five steps."""
+    """Five steps. The recorded updates were computed with a singular value decomposition."""
     weights = {
         name: jnp.asarray(from_torch(recipe.tensor(name, tuple(shape))))
         for name, shape in RECORD["kernels"].items()

@@ -39,5 +39,5 @@ def test_reduction_follows_the_epochs_of_patience():
             state, jnp.float32(1), lr=0.1, patience=2, factor=0.1, threshold=1e-4
         )
         scales.append(float(state.scale))
-    # The first loss is the best, patience covers two, and the third bad one reduces.
+    # The first loss is the best. Patience allows two bad epochs; the third one reduces the rate.
     assert scales == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])

@@ -52,8 +52,8 @@ def test_settings_that_do_not_fit_the_network_or_the_data_are_refused(
     ("settings", "message"),
     [
         ({"data__mixup": 1, "data__cutmix": 1}, "mixup and cutmix cannot be combined"),
-        ({"phases": '[{"until": 0.5}, {"until": 0.4}]'}, "give them increasing values of `until`"),
-        ({"phases": '[{"until": 0.5}, {"until": 0.5}]'}, "give them increasing values of `until`"),
+        ({"phases": '[{"until": 0.5}, {"until": 0.4}]'}, "must increase from one phase"),
+        ({"phases": '[{"until": 0.5}, {"until": 0.5}]'}, "must increase from one phase"),
         (
             {"phases": '[{"until": 0.5, "image_size": 40}]'},
             r"phases\.0\.image_size must be .* not 40",
