@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cifar_jax.errors import UserError
 from cifar_jax.report.groups import SeedGroup, best_paper_experiment
 from cifar_jax.runs.run import experiments
-from cifar_jax.runs.schemas import Stored, parse, read_json
+from cifar_jax.runs.schemas import Stored, read_list
 
 
 class Pair(NamedTuple):
@@ -53,9 +52,4 @@ def read_peers(path: Path) -> list[Peer]:
     Raises:
       UserError: the file cannot be read, or an entry is incomplete.
     """
-    if not path.exists():
-        return []
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise UserError(f"{path} does not hold a JSON list")
-    return [parse(entry, Peer, path, "Correct the entry.") for entry in entries]
+    return read_list(path, Peer, "Correct the entry.")

@@ -340,7 +340,17 @@ def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
 
 
 def read_sessions(path: Path) -> list[Session]:
-    """Return the sessions in an `env.json`, oldest first; none if the file is missing.
+    """Return the sessions in an `env.json`, oldest first; none if the file is missing."""
+    return read_list(path, Session, _REMEDY)
+
+
+def read_list(path: Path, model: type[M], remedy: str) -> list[M]:
+    """Return the models in a JSON list; none if the file is missing.
+
+    Args:
+      path: the file.
+      model: the type of its entries.
+      remedy: what to do about a bad entry, for the error message.
 
     Raises:
       UserError: the file cannot be read, or an entry is incomplete.
@@ -349,8 +359,8 @@ def read_sessions(path: Path) -> list[Session]:
         return []
     entries = read_json(path)
     if not isinstance(entries, list):
-        raise UserError(f"{path} is damaged (not a JSON list). {_REMEDY}")
-    return [parse(entry, Session, path) for entry in entries]
+        raise UserError(f"{path} is damaged (not a JSON list). {remedy}")
+    return [parse(entry, model, path, remedy) for entry in entries]
 
 
 def dump(value: Stored) -> dict[str, Any]:
