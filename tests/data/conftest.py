@@ -9,7 +9,7 @@ from cifar_jax.data.dataset import Arrays
 
 @pytest.fixture(autouse=True)
 def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Use temporary folders, so that no test reads or writes the user's cache or data."""
+    """Use temporary cache and data folders instead of the user's folders."""
     monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
@@ -26,7 +26,7 @@ def images() -> Arrays:
 
 @pytest.fixture
 def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The unpacked archive of the synthetic images. Its checksums replace the official ones."""
+    """Folder of synthetic batch files. Their MD5 checksums replace the official checksums."""
     path = synthetic_cifar.write_batches(tmp_path / "download", images)
     monkeypatch.setattr(cifar10, "BATCHES", synthetic_cifar.md5s(path))
     return path
@@ -34,7 +34,7 @@ def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The archive of the synthetic images. Its checksum replaces the official one."""
+    """Archive of synthetic images. Its SHA-256 checksum replaces the official checksum."""
     path = synthetic_cifar.pack(batches)
     monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", synthetic_cifar.sha256(path))
     return path
@@ -42,5 +42,5 @@ def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def prepared(batches: Path, data_dir: Path) -> Path:
-    """A prepared tfds folder of the synthetic images."""
+    """TensorFlow Datasets (tfds) folder that the synthetic images were imported to."""
     return cifar10.import_path(batches, data_dir)

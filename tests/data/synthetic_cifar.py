@@ -1,4 +1,4 @@
-"""A tiny synthetic CIFAR-10 in the format of the official archive."""
+"""Write a tiny synthetic CIFAR-10 in the format of the official archive."""
 
 import hashlib
 import io
@@ -17,7 +17,7 @@ PER_BATCH = 4
 
 
 def make_images() -> Arrays:
-    """Return 20 training and 4 test images of random pixels."""
+    """Return 20 training images and 4 test images with random pixels."""
     rng = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -28,7 +28,7 @@ def make_images() -> Arrays:
 
 
 def write_batches(folder: Path, images: Arrays) -> Path:
-    """Write cifar-10-batches-py."""
+    """Write the images as a folder `cifar-10-batches-py` and return its path."""
     path = folder / BATCHES_FOLDER
     path.mkdir(parents=True)
     parts = [
@@ -41,7 +41,7 @@ def write_batches(folder: Path, images: Arrays) -> Path:
 
 
 def pack(path: Path) -> Path:
-    """Write a compressed archive of a folder next to it."""
+    """Compress a folder to an archive in the same place and return the archive's path."""
     archive = path.with_name("cifar-10-python.tar.gz")
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(path, arcname=path.name)
@@ -57,7 +57,7 @@ def sha256(path: Path) -> str:
 
 
 def _python_2_pickle(split: Split) -> bytes:
-    """Pickle a batch like the official files, in the Python 2 format that Python 3 cannot write."""
+    """Return a batch as a Python 2 pickle. Python 3's `pickle` cannot write this format."""
 
     def number(value: int) -> bytes:
         return b"J" + value.to_bytes(4, "little", signed=True)
@@ -73,7 +73,7 @@ def _python_2_pickle(split: Split) -> bytes:
 
 
 def png_with_size(width: int, height: int) -> bytes:
-    """Return a 32×32 PNG whose header claims another size."""
+    """Return a 32×32 PNG file whose header claims the size `width` × `height`."""
     file = io.BytesIO()
     Image.new("RGB", (32, 32), "red").save(file, "png")
     content = bytearray(file.getvalue())

@@ -1,4 +1,4 @@
-"""Augmentation of batches, compared with NumPy."""
+"""Test the augmentation of batches against NumPy."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -39,7 +39,7 @@ def labels() -> np.ndarray:
 def test_both_forms_of_crop_are_exact(
     images: np.ndarray, crop: Callable, fill: Fill, mode: Any, largest: int
 ) -> None:
-    """This includes crops that lie mostly outside the image."""
+    """Some of the crops lie mostly outside the image."""
     height, width = images.shape[1:3]
     rng = np.random.default_rng(0)
     down, across = rng.integers(-largest, largest + 1, (2, 64))
@@ -59,7 +59,7 @@ def test_both_forms_of_crop_are_exact(
 def test_all_crops_and_mirror_images_are_equally_likely(
     images: np.ndarray, platform: str, fill: Fill, mode: Any
 ) -> None:
-    """Each of the 9 crops and 9 mirrored crops makes up 1/18 of 4,096 copies of an image."""
+    """With 1 pixel of padding, an image has 9 different crops. Each crop has a mirror image."""
     copies = jnp.repeat(jnp.asarray(images[:1]), 4096, axis=0)
     with ops.force_platform(platform):
         variants = np.asarray(augment.augment(jax.random.key(0), copies, 1, True, fill))
@@ -115,10 +115,10 @@ def test_a_flip_depends_only_on_run_image_and_epoch() -> None:
 
     every = mirrored(0, np.arange(5000))
     assert abs(every.mean() - 0.5) < 0.03
-    # The same images flip in the same way in another batch and at other positions.
+    # An image flips in the same way in another batch and at another position.
     some = np.array([4321, 7, 7, 0])
     np.testing.assert_array_equal(mirrored(0, some), every[some])
-    # Different runs, and neighboring images, flip independently of each other.
+    # Flips of different runs are independent. Flips of neighboring images are also independent.
     assert abs((mirrored(1, np.arange(5000)) == every).mean() - 0.5) < 0.03
     assert abs((every[1:] == every[:-1]).mean() - 0.5) < 0.03
 
@@ -180,7 +180,7 @@ def test_weights_of_mixup_have_the_beta_distribution(alpha: float) -> None:
 def test_cutmix_pastes_a_box_and_mixes_the_labels_by_its_area(
     normalized: np.ndarray, labels: np.ndarray
 ) -> None:
-    """Many draws give boxes of all sizes, and boxes that are clipped at each border."""
+    """100 draws give small and large boxes. At each border of the image, some boxes are clipped."""
     height, width = normalized.shape[1:3]
     other = np.roll(normalized, 1, axis=0)
     differ = labels != np.roll(labels, 1)

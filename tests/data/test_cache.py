@@ -1,4 +1,4 @@
-"""The cache of decoded data sets, and the messages of `load` and `status` about it."""
+"""Test the cache of decoded data sets, and the messages of `load` and `status` about the cache."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from cifar_jax.errors import UserError
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """A list to which each decoded folder is added."""
+    """List of decoded folders. Each call of `tfds_folder.decode` appends its folder."""
     paths: list[Path] = []
     decode = tfds_folder.decode
 

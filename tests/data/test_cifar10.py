@@ -1,4 +1,4 @@
-"""Import of CIFAR-10 from the official archive to a folder that stock tfds can read."""
+"""Test the import of the official CIFAR-10 archive to a TensorFlow Datasets (tfds) folder."""
 
 import gc
 import json
@@ -122,7 +122,7 @@ def test_failure_while_writing_leaves_nothing(
 
 @pytest.fixture
 def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Serve the synthetic archive, and download from there."""
+    """Serve the synthetic archive from a local web server. Downloads use this server."""
 
     class Handler(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: object) -> None:
@@ -136,7 +136,7 @@ def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
         yield
         server.shutdown()
-    gc.collect()  # pooch does not close the socket of a failed download.
+    gc.collect()  # Closes a socket that pooch leaves open after a failed download.
 
 
 @pytest.mark.usefixtures("server")

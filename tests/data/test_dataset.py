@@ -1,4 +1,4 @@
-"""Splits, statistics and digests of a data set."""
+"""Test the splits, statistics and digests of a data set."""
 
 import numpy as np
 import pytest

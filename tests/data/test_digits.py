@@ -1,11 +1,11 @@
-"""The digits that ship with the package."""
+"""Test the data set `digits`, which ships with the package."""
 
 import numpy as np
 import pytest
 
 from cifar_jax import data
 
-# Recorded runs identify their data by these digests, so they must never change.
+# The records of finished runs contain these digests, so the digests must never change.
 FINGERPRINT = "ed82e12d22d225f7494d79d2672c53ee397ea9552793554ee93581a782dc4fd9"
 CONTENT = "c6b14b6f3fff451700f7a40d896cff39097ac84339dde8c281bd37882f62df5c"
 

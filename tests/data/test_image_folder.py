@@ -1,4 +1,4 @@
-"""Folders of images as data sets."""
+"""Test data sets that are read from folders of image files."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from cifar_jax.errors import UserError
 
 
 def fill(folder: Path, count: int, seed: int = 0, suffix: str = ".png") -> None:
-    """Write noisy images around a gray level that depends on the folder."""
+    """Write `count` noisy images. Their mean color depends on the folder's name."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng([seed, *folder.name.encode()])
     gray = rng.integers(60, 200, 3)
@@ -27,7 +27,7 @@ def fill(folder: Path, count: int, seed: int = 0, suffix: str = ".png") -> None:
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """A folder of images without train and test folders."""
+    """Image folder with three classes and no `train` or `test` folder."""
     for name, count in (("dog", 10), ("cat", 20), ("axolotl", 5)):
         fill(tmp_path / "pets" / name, count)
     return tmp_path / "pets"
@@ -79,7 +79,7 @@ def test_split_and_order_depend_on_the_images_only(pets: Path) -> None:
 
 
 def test_copies_of_an_image_are_in_the_same_split(pets: Path) -> None:
-    """Copies of a test image are test images too, even if they have another label."""
+    """All copies of a test image are test images, even copies with another label."""
     for file in list((pets / "dog").iterdir()):
         file.unlink()
     fill(pets / "cat", 23)

@@ -1,4 +1,4 @@
-"""Image files of many formats are read as 32×32 RGB arrays."""
+"""Test that image files of many formats are read as 32×32 RGB arrays."""
 
 import io
 from pathlib import Path
@@ -90,7 +90,8 @@ def test_cmyk() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(orientation: int) -> None:
     upright = noise(32, 32, 3)
-    methods = [None, 0, 3, 1, 5, 2, 6, 4]  # The inverses of the rotations in `exif_transpose`.
+    # Each method inverts what Pillow's `exif_transpose` does for the orientations 1 to 8.
+    methods = [None, 0, 3, 1, 5, 2, 6, 4]
     method = methods[orientation - 1]
     stored = Image.fromarray(upright)
     if method is not None:
@@ -120,7 +121,8 @@ def test_the_centered_square_is_used() -> None:
     wide = read_image(encoded(Image.fromarray(pixels)))
     high = read_image(encoded(Image.fromarray(pixels.transpose(1, 0, 2))))
     np.testing.assert_array_equal(wide, high.transpose(1, 0, 2))
-    inside = wide[:, 2:-2].astype(int)  # The resize filter also uses neighboring pixels.
+    # The resize filter mixes the outer two columns with pixels outside of the square.
+    inside = wide[:, 2:-2].astype(int)
     assert (abs(inside - RGB) <= 1).all()
 
 
@@ -130,7 +132,7 @@ def test_a_fine_checkerboard_becomes_gray() -> None:
 
 
 def test_a_large_jpeg_equals_the_png() -> None:
-    """The JPEG decoder reduces large images first. This must not change the result visibly."""
+    """The JPEG decoder shrinks large images while decoding. The pixels change only slightly."""
     ramp = np.linspace(0, 255, 1200).astype(np.uint8)
     picture = Image.fromarray(
         np.stack(np.broadcast_arrays(ramp, ramp[::-1, None], np.uint8(90)), -1)

@@ -1,4 +1,4 @@
-"""Order, selection and normalization of the images of batches, compared with NumPy."""
+"""Test the order, selection and normalization of a batch's images against NumPy."""
 
 import chex
 import jax

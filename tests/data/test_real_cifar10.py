@@ -1,4 +1,4 @@
-"""The real CIFAR-10, if it is prepared. It is decoded once per test session."""
+"""Test the real CIFAR-10 data set if it is prepared on this machine."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from cifar_jax import data
 from cifar_jax.data import cifar10
 from cifar_jax.data.dataset import content_digest, fingerprint
 
-# Read these variables before the fixtures of this folder change them.
+# Read the environment variables before the fixtures in conftest.py change them.
 _CACHE = os.environ.get("CIFAR_JAX_CACHE")
 _DATA_DIR = data.default_data_dir()
 
@@ -35,7 +35,7 @@ def test_counts_and_statistics(data_dir: Path) -> None:
     assert dataset.test.images.shape == (10_000, 32, 32, 3)
     assert np.bincount(dataset.train.labels).tolist() == [5_000] * 10
     assert np.bincount(dataset.test.labels).tolist() == [1_000] * 10
-    # In the order of batches.meta in the official archive.
+    # The classes have the order of the file batches.meta in the official archive.
     assert " ".join(dataset.classes) == (
         "airplane automobile bird cat deer dog frog horse ship truck"
     )

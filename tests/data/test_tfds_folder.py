@@ -1,4 +1,4 @@
-"""Prepared tfds folders with both record formats, several shards, or damaged files."""
+"""Test prepared tfds folders: both record formats, several shards and damaged files."""
 
 import json
 import os
@@ -47,7 +47,7 @@ WRITE: dict[str, Callable[[Path, list[bytes]], None]] = {
 
 
 def rewrite(folder: Path, format: str, shards: int = 1) -> None:
-    """Convert a prepared folder to another format or number of shards that stock tfds can write."""
+    """Convert a prepared tfds folder to another record format and number of shards."""
     info = json.loads((folder / "dataset_info.json").read_text())
     info["fileFormat"] = format
     for split in info["splits"]:
@@ -75,7 +75,7 @@ def assert_refused(prepared: Path, match: str) -> None:
 def test_every_form_holds_the_same_images(
     format: str, shards: int, prepared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # Importing TensorFlow fails.
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # Make `import tensorflow` fail.
     first = data.load("cifar10")
     rewrite(prepared, format, shards)
     assert f"{format}, 20 train, 4 test images" in data.status()
@@ -85,7 +85,7 @@ def test_every_form_holds_the_same_images(
 
 
 def test_tfrecord_of_another_writer(tmp_path: Path) -> None:
-    """tensorboardX writes TFRecords with its own framing and checksum code."""
+    """tensorboardX has an independent implementation of the TFRecord format."""
     from tensorboardX.record_writer import RecordWriter
 
     records = [b"hello", b"", np.random.default_rng(0).bytes(10_000)]
