@@ -1,4 +1,4 @@
-"""Run folders with random weights. They save the tests from training."""
+"""Fixtures of the inference tests. The weights are random, so that no training is needed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,9 +25,10 @@ class State(NamedTuple):
 
 @pytest.fixture(scope="session")
 def make_run() -> Callable[..., Path]:
-    """Write an unfinished run with checkpoints of epoch 1 (step 3, the best) and 2 (step 7).
+    """Return a function that writes the folder of an unfinished run with two checkpoints.
 
-    The weights at step N are initialized with seed N.
+    The first checkpoint (epoch 1, step 3) has the best validation accuracy. The last checkpoint is
+    of epoch 2, step 7. Step N has the initial weights of seed N.
     """
 
     def make(folder: Path, name: str, dataset: str = "cifar10", **card: Any) -> Path:
@@ -54,7 +55,7 @@ def make_run() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of `basic`. Tests must not change it."""
+    """Folder of a run of the model `basic`. Tests must not change the folder."""
     return make_run(tmp_path_factory.mktemp("runs") / "basic", "basic")
 
 
@@ -62,7 +63,10 @@ def basic(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 def call(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[int, str, str]]:
-    """Run the command line in an empty folder. Return exit code, stdout and stderr."""
+    """Return a function that runs a `cifar-jax` command in an empty folder.
+
+    The function returns the exit code, standard output and standard error.
+    """
     monkeypatch.chdir(tmp_path)
 
     def call(*words: object) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""`evaluate` measures a trained model on the data set that it was trained on."""
+"""Test `evaluate`, which measures a trained model on its own data set."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,10 @@ DATA = {
 
 @pytest.fixture
 def make_digits_run(make_run: Callable[..., Path], tmp_path: Path) -> Callable[..., Path]:
-    """Write a run of `basic` on `digits`, with random weights and test-time augmentation."""
+    """Return a function that writes a run of `basic` on the data set `digits`.
+
+    The weights are random. The run uses test-time augmentation.
+    """
 
     def make(name: str = "run", **card: object) -> Path:
         fields = {"mean": DIGITS.mean, "std": DIGITS.std, "classes": DIGITS.classes, "data": DATA}

@@ -1,4 +1,4 @@
-"""Exports give the network's logits for every batch size. Damaged files are refused."""
+"""Test that exported models give the network's logits, and that damaged files are refused."""
 
 import json
 import zipfile
@@ -17,7 +17,7 @@ from cifar_jax.inference.load import weights
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), np.uint8)
-BATCH_SIZES = (3, 8)  # `export` itself compares batches of 5 images and of one.
+BATCH_SIZES = (3, 8)  # `export` itself checks the batch sizes 1 and 5.
 
 
 def network(run: Path) -> TrainedNetwork:
@@ -28,7 +28,7 @@ def network(run: Path) -> TrainedNetwork:
 
 @pytest.fixture(scope="module")
 def exported(basic: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with exports of `basic`: model.safetensors and model.stablehlo."""
+    """Folder with two exports of the same run: model.safetensors and model.stablehlo."""
     folder = tmp_path_factory.mktemp("exports")
     for kind in ("safetensors", "stablehlo"):
         difference = exports.export(network(basic), kind, folder / f"model.{kind}")

@@ -1,4 +1,4 @@
-"""`cifar_jax.load`, and the model that it returns."""
+"""Test `cifar_jax.load` and the model that it returns."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def test_test_time_augmentation_averages_logits(basic: Path) -> None:
     outputs = model.outputs(IMAGES, TTA(flip=True))
     np.testing.assert_allclose(outputs.logits, mean, atol=1e-5)
     np.testing.assert_allclose(outputs.plain, plain, atol=1e-5)
-    # The probabilities of an image must not depend on the other images of the batch.
+    # An image's probabilities must not depend on the other images in the batch.
     tta = TTA(flip=True, least_confident=0.2)
     np.testing.assert_allclose(model.predict(IMAGES, tta), probabilities(mean), atol=1e-5)
 

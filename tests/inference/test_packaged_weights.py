@@ -1,4 +1,4 @@
-"""The packaged weights agree with the records in results/."""
+"""Test that the packaged weights agree with the records in results/."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from cifar_jax.runs.schemas import Result, read
 from cifar_jax.training.result import params_sha256
 
 RESULTS = Path(__file__).parents[2] / "results"
-# Test accuracy with and without test-time augmentation.
+# Test accuracy in percent of each model, with and without test-time augmentation.
 ACCURACIES = {
     "basic": (62.82, 62.82),
     "fast-net-bn-gap": (90.39, 89.18),
@@ -52,7 +52,7 @@ def test_packaged_weights_have_the_accuracy_of_the_card_on_real_images(name: str
     if not (default_data_dir() / "cifar10/3.0.2").is_dir():
         pytest.skip("no CIFAR-10: set TFDS_DATA_DIR")
     result = evaluate(Path(name))
-    # On another processor, rounding may change the answers for one or two images.
+    # On another processor, rounding may change the predictions for one or two images.
     accuracies = (result.accuracy, result.accuracy_plain)
     assert accuracies == pytest.approx(ACCURACIES[name], abs=0.03)
 

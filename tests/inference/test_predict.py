@@ -1,4 +1,4 @@
-"""`cifar-jax predict` and `cifar-jax export`."""
+"""Test the commands `cifar-jax predict` and `cifar-jax export`."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (300, 40, 50, 3), np.uint8)
 
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
-    """A folder of three images and other files."""
+    """Folder with three images, and with files that are not images."""
     folder = tmp_path / "pictures"
     (folder / "more").mkdir(parents=True)
     for name, pixels in zip(("b.png", "a.PNG", "more/c.bmp"), PIXELS, strict=False):
@@ -37,7 +37,7 @@ def pictures(tmp_path: Path) -> Path:
 def test_all_images_of_a_folder_are_predicted(
     make_run: Callable[..., Path], pictures: Path, call: Call, tta: TTA | None
 ) -> None:
-    # By default, only the least confident images are augmented. `--views` augments all.
+    # By default, only the least confident images are augmented. `--views` augments all images.
     card = {"tta": tta._asdict() | {"least_confident": 0.25}} if tta else {}
     run = make_run(Path("run"), "basic", **card)
     options = ["--json", "--top", "10", *(["--views"] if tta else [])]

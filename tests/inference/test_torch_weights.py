@@ -1,4 +1,4 @@
-"""Imported PyTorch ResNets give PyTorch's logits. Importing a file never runs code from it."""
+"""Test that imported PyTorch ResNets give PyTorch's logits, and that imports run no code."""
 
 import argparse
 import json
@@ -26,7 +26,7 @@ RECORD = json.loads((Path(recorded.__file__).parent / "torch_resnet.json").read_
 
 
 def state_dict(name: str, spelling: str = "pytorch-cifar") -> dict[str, np.ndarray]:
-    """Return the weights for which PyTorch's logits are recorded."""
+    """Return the weights for which PyTorch's logits are recorded, by parameter name."""
     tensors = {
         key: recorded.parameter(key, tuple(shape)) if shape else np.int64(0)[None]
         for key, shape in RECORD[name]["shapes"].items()
