@@ -1,4 +1,4 @@
-"""ReLU equals `jax.nn.relu`."""
+"""Test that the package's ReLU equals `jax.nn.relu`."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""Attention and its gradients equal the formula."""
+"""Test attention and its gradients against the attention formula."""
 
 from functools import partial
 from typing import Any
@@ -10,10 +10,10 @@ import pytest
 
 from cifar_jax import devices, ops
 
-# Compilation dominates the time of these tests, so programs are not optimized.
+# XLA's optimizations are off, because compilation dominates the time of these tests.
 QUICK = {"xla_backend_optimization_level": 0}
-# The axes N, Q, K, D, C. In the last case, the scores need so much memory that a CPU processes one
-# image at a time.
+# Number of images, queries, keys, depth and channels. The scores of the last case need so much
+# memory that a CPU processes one image at a time.
 SHAPES = [(2, 12, 12, 2, 16), (1, 1, 1, 1, 1), (3, 7, 5, 3, 9), (2, 520, 512, 2, 4)]
 
 
@@ -22,7 +22,7 @@ def reference(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def arrays(shape: tuple[int, ...], dtype: Any) -> tuple[list[jax.Array], jax.Array]:
-    """Return query, key and value, and a gradient of the output."""
+    """Return random query, key and value arrays, and a random gradient of the output."""
     n, queries, keys, depth, channels = shape
     random = np.random.default_rng(0)
     shapes = [(n, queries, depth), (n, keys, depth), (n, keys, channels), (n, queries, channels)]
@@ -31,7 +31,7 @@ def arrays(shape: tuple[int, ...], dtype: Any) -> tuple[list[jax.Array], jax.Arr
 
 
 def run(function: Any, inputs: list[jax.Array], dy: jax.Array) -> tuple[jax.Array, ...]:
-    """Return the output and the gradients of the inputs."""
+    """Return a function's output and the gradients of its inputs."""
     y, vjp = jax.vjp(function, *inputs)
     return y, *vjp(dy)
 

@@ -1,4 +1,4 @@
-"""Batch normalization equals its formula in NumPy, and its gradient a complex-step derivative."""
+"""Test batch normalization and its gradients against formulas in NumPy."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ EPSILON = 1e-5
 
 
 def formula(x: Any, scale: Any, bias: Any) -> tuple[Any, Any, Any]:
-    """Return output, mean and variance. Arguments may be complex."""
+    """Return the output, mean and variance of batch normalization. Arguments may be complex."""
     axes = tuple(range(x.ndim - 1))
     mean = x.sum(axes) / (x.size // x.shape[-1])
     var = ((x - mean) ** 2).sum(axes) / (x.size // x.shape[-1])
@@ -22,9 +22,10 @@ def formula(x: Any, scale: Any, bias: Any) -> tuple[Any, Any, Any]:
 
 
 def formula_gradients(arguments: list[Any], directions: list[Any]) -> list[Any]:
-    """Return the gradients of Σ output·direction, exact to rounding.
+    """Return the gradients of Σ output·direction with respect to each argument.
 
-    The derivative of an analytic f at t is Im f(t + ih)/h. No digits cancel, so h can be tiny.
+    The complex-step formula for the derivative of f at t is Im f(t + ih)/h with a tiny h. The
+    formula contains no subtraction, so the result is exact up to rounding.
     """
     h = 1e-30
     gradients = []
@@ -40,7 +41,7 @@ def formula_gradients(arguments: list[Any], directions: list[Any]) -> list[Any]:
 
 
 def run(inputs: list[jax.Array], cotangents: Any) -> list[jax.Array]:
-    """Return the outputs and the gradients of the inputs."""
+    """Return the outputs of `batch_norm` and the gradients of its inputs."""
     outputs, vjp = jax.vjp(lambda *arguments: ops.batch_norm(*arguments, EPSILON), *inputs)
     return [*outputs, *vjp(cotangents)]
 
@@ -65,7 +66,7 @@ def test_batch_norm_equals_the_formula(
 
 
 def test_variance_on_a_cpu_is_accurate_for_a_large_mean() -> None:
-    """The formula E[x²] - E[x]² would lose all digits."""
+    """In float32, the formula E[x²] - E[x]² would lose all significant digits."""
     x = np.random.default_rng(0).normal(1000, 0.1, (32, 8, 8, 3)).astype(np.float32)
     _, mean, var = ops.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1e-5)
     np.testing.assert_allclose(mean, np.float64(x).mean((0, 1, 2)), rtol=1e-6)

@@ -1,4 +1,4 @@
-"""Convolution on one or several CPU devices equals XLA's convolution."""
+"""Test that convolution on one or several CPU devices equals XLA's convolution."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from cifar_jax import ops
 
 SAME = ((1, 1), (1, 1))
-# Batch, height, width, channels in, channels out, kernel, stride, padding, groups.
+# Batch size, height, width, input channels, output channels, kernel size, stride, padding, groups.
 CASES: dict[str, tuple[Any, ...]] = {
     "winograd": (8, 16, 16, 16, 24, 3, 1, SAME, 1),
     "winograd, uneven tiles and padding": (7, 13, 18, 17, 16, 3, 1, ((0, 1), (2, 1)), 1),
@@ -37,7 +37,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "depthwise, one channel": (2, 6, 6, 1, 1, 3, 1, SAME, 1),
     "grouped, left to XLA": (2, 6, 6, 4, 8, 3, 1, SAME, 2),
 }
-# Slow cases, most of whose code other cases also test.
+# These cases are slow. The other cases test most of the same code.
 SLOW = [
     *("winograd, no padding", "depthwise, one image", "depthwise, one channel"),
     *("one channel to several, stride 2", "pointwise, stride 2"),
@@ -45,7 +45,7 @@ SLOW = [
 
 
 def arrays(case: tuple[Any, ...], dtype: str) -> tuple[jax.Array, jax.Array]:
-    """Return images and kernel."""
+    """Return random images and a random kernel."""
     n, height, width, c, k, size, _, _, groups = case
     random = np.random.default_rng(0)
     x = random.standard_normal((n, height, width, c))
@@ -64,10 +64,10 @@ def convolution(conv: Callable[..., jax.Array], case: tuple[Any, ...]) -> Callab
     )
 
 
-# Compilation dominates the time of these tests, so programs are not optimized.
+# XLA's optimizations are off, because compilation dominates the time of these tests.
 @partial(jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": 0})
 def run(conv: Callable[..., jax.Array], x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, ...]:
-    """Return the output and the gradients of images and kernel."""
+    """Return the output of a convolution and the gradients of its images and kernel."""
     y, vjp = jax.vjp(conv, x, kernel)
     return y, *vjp(jnp.cos(jnp.arange(y.size)).reshape(y.shape).astype(y.dtype))
 

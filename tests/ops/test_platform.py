@@ -1,4 +1,4 @@
-"""Each platform gets its own implementation of an operation, also if the choice is forced."""
+"""Test that each platform gets its own implementation of an operation."""
 
 import threading
 from collections.abc import Callable
@@ -45,9 +45,9 @@ class Case(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     mark: str
-    """The name of an XLA operation that only one of the implementations uses."""
+    """Name of an XLA operation that only one of the implementations contains."""
     platforms: set[str]
-    """Platforms whose programs contain this operation."""
+    """Platforms whose programs contain the XLA operation `mark`."""
 
 
 CONVOLUTION = ("stablehlo.convolution", ACCELERATORS)
@@ -79,7 +79,7 @@ CASES = {
     "batch_norm": Case(
         lambda x: ops.batch_norm(x, jnp.ones(16), jnp.zeros(16), 1e-5),
         (IMAGES,),
-        "stablehlo.maximum",  # Clips the variance at zero.
+        "stablehlo.maximum",  # This operation clips the variance at zero.
         ACCELERATORS,
     ),
     "take": Case(pipeline.take, (BYTES.reshape(4, -1), PLACES), "stablehlo.while", {"cpu"}),
@@ -97,9 +97,8 @@ def test_each_platform_gets_its_implementation(case: Case) -> None:
     for platform in ("cpu", *ACCELERATORS):
         expected = platform in case.platforms
         assert (case.mark in lowered(case, platform)) == expected, platform
-        with ops.force_platform(
-            platform
-        ):  # The program is traced for the platform, and lowered for a CPU.
+        # The program is traced for `platform` but lowered for a CPU.
+        with ops.force_platform(platform):
             assert (case.mark in lowered(case, "cpu")) == expected, platform
     with ops.force_platform():
         text = str(jax.make_jaxpr(lambda *a: case.function(*a))(*case.arguments))

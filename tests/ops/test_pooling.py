@@ -1,4 +1,4 @@
-"""Pooling equals that of Linen."""
+"""Test that pooling equals the pooling of Flax Linen."""
 
 from collections.abc import Callable
 from functools import partial
