@@ -17,7 +17,7 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write a figure's description instead of drawing it, because drawing takes seconds."""
+    """Replace each figure by its description, because drawing takes seconds."""
     monkeypatch.setattr(plots, "svg", lambda groups, description: description.encode())
 
 

@@ -1,4 +1,4 @@
-"""Write run folders like those of a training run."""
+"""Write run folders with made-up results, in the format of real training runs."""
 
 import json
 from pathlib import Path
@@ -42,10 +42,10 @@ def write_run(
     official: bool = True,
     **changes: Any,
 ) -> Path:
-    """Write a run and return its folder.
+    """Write a run folder and return its path.
 
-    A run with `test=None` is unfinished, after `done` epochs. `sessions` replaces fields of each
-    session, and `changes` replaces fields of the result.
+    `test` is the test accuracy in percent. If `test` is None, the run is unfinished and has `done`
+    epochs. `sessions` replaces fields of each session. `changes` replaces fields of the result.
     """
     path = root / (folder or f"{experiment}/seed{seed}")
     path.mkdir(parents=True)
@@ -95,7 +95,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def change(path: Path, **changes: Any) -> None:
-    """Change fields of a JSON file."""
+    """Replace fields of the object in a JSON file."""
     write(path, json.loads(path.read_text()) | changes)
 
 
@@ -104,7 +104,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_outputs(path: Path, accuracy: float) -> None:
-    """Write outputs for 10,000 test images. `accuracy` percent of the answers are correct."""
+    """Write logits of 10,000 test images. `accuracy` percent of the predictions are correct."""
     labels = np.arange(10_000) % 10
     wrong = np.arange(10_000) >= round(100 * accuracy)
     logits = np.eye(10, dtype=np.float32)[(labels + wrong) % 10]
@@ -112,6 +112,6 @@ def write_outputs(path: Path, accuracy: float) -> None:
 
 
 def record(folder: Path, results: Path) -> Path:
-    """Record the run in `folder`, and return the path of the record's JSON file."""
+    """Add a record of the run in `folder` to `results`. Return the path of the record."""
     (path,) = records.record(read_runs([folder]), results)
     return path

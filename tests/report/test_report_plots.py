@@ -12,7 +12,7 @@ from cifar_jax.runs.schemas import dump
 
 
 def curves(axes: Axes, color: str, width: float) -> list[list[list[float]]]:
-    """Return the points of each line with this color and width."""
+    """Return the points of each plotted line that has this color and line width."""
     return [
         np.array(line.get_xydata()).tolist()
         for line in axes.lines
@@ -40,7 +40,7 @@ def test_every_group_has_a_panel(make_run: MakeRun) -> None:
         (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
         assert set(line.get_ydata()) == {paper}
     assert not [line for line in panels[10].lines if line.get_linestyle() == "--"]
-    assert panels[10].lines[0].get_marker() == "o"  # Markers make a curve of few epochs visible.
+    assert panels[10].lines[0].get_marker() == "o"  # Markers show curves of few epochs.
     (mark,) = (line for line in panels[0].lines if line.get_marker() == "D")
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (20, 61.5)
     bottom, top = panels[0].get_ylim()
@@ -60,7 +60,7 @@ def test_curves_show_each_seed_and_the_mean(make_run: MakeRun) -> None:
         seeds = [[[row.epoch, getattr(row, name)] for row in run.rows] for run in runs]
         assert curves(axes, color, 0.54) == seeds
         (mean,) = curves(axes, color, 1.2)
-        # The mean is over the runs with the most epochs.
+        # The mean curve leaves out the unfinished run, which has fewer epochs.
         np.testing.assert_allclose(mean, np.mean(seeds[:2], axis=0))
 
 

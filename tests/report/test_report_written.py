@@ -11,7 +11,7 @@ from cifar_jax.report import terminal
 
 
 def printed(groups: list[report.SeedGroup], width: int | None = None) -> str:
-    """Return the output on a terminal with this width, or in a file if `width` is None."""
+    """Return the report as printed on a terminal of this width, or to a file if `width` is None."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=bool(width), color_system=None)
     terminal.show(groups, console)
@@ -19,7 +19,7 @@ def printed(groups: list[report.SeedGroup], width: int | None = None) -> str:
 
 
 def table_cells(markdown: str) -> list[list[list[str]]]:
-    """Return the tables in `markdown` as rows of cells."""
+    """Return the cells of each Markdown table as `[table][row][column]`."""
     blocks = re.findall(r"(?:^\|.*\|\n)+", markdown, re.MULTILINE)
     return [
         [re.split(r" (?<!\\)\| ", line[2:-2]) for line in block.splitlines()] for block in blocks
@@ -73,7 +73,7 @@ def test_the_report_of_single_runs_is_only_printed(
     assert sorted(tmp_path.rglob("*")) == before
     page = report.report([path], folder=tmp_path / "out", console=silent)
     assert page == tmp_path / "out" / "report.md"
-    assert "![" not in page.read_text()  # No epoch is finished, so no figure is drawn.
+    assert "![" not in page.read_text()  # No epoch is finished, so there is no figure.
     assert report.report(console=silent) == Path("runs/report.md")
 
 
