@@ -1,4 +1,4 @@
-"""Checkpoints are kept, restored, and renamed if they are damaged."""
+"""Test that checkpoints are saved and restored, and that damaged checkpoints are renamed."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def state(step: int, epoch: int = 0, size: int = 3000, **fields: Any) -> State:
 
 
 def save(folder: Path, accuracies: dict[int, float | None], keep: int = 3) -> Path:
-    """Save a checkpoint at the end of an epoch for each step."""
+    """Save one checkpoint per step. `accuracies` maps each step to its validation accuracy."""
     with Checkpoints(folder, keep) as checkpoints:
         for step, accuracy in accuracies.items():
             checkpoints.save(state(step), end_of_epoch=True, validation_accuracy=accuracy)
@@ -70,7 +70,8 @@ def test_the_last_epochs_and_the_best_are_kept(tmp_path: Path) -> None:
     assert latest
     assert latest.step == 70
     assert best
-    assert (best.step, best.validation_accuracy) == (40, 50.0)  # The latest of several best ones.
+    # Several checkpoints have the best accuracy. The latest of them is returned.
+    assert (best.step, best.validation_accuracy) == (40, 50.0)
 
 
 def test_a_save_within_an_epoch_is_kept_until_the_next_save(tmp_path: Path) -> None:
@@ -79,7 +80,7 @@ def test_a_save_within_an_epoch_is_kept_until_the_next_save(tmp_path: Path) -> N
             checkpoints.save(state(step), end_of_epoch=step <= 3)
         checkpoints.wait()
         assert names(tmp_path) == {"2", "3", "6"}
-        checkpoints.save(state(6), end_of_epoch=True)  # The same step, after validation.
+        checkpoints.save(state(6), end_of_epoch=True)  # Save step 6 again, after validation.
         checkpoints.wait()
         assert names(tmp_path) == {"3", "7"}
 
@@ -167,7 +168,7 @@ def test_a_failed_write_is_a_user_error(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def arrays(checkpoint: Path) -> Path:
-    """Return the largest file, which holds the arrays."""
+    """Return the largest file of a checkpoint, which contains the arrays."""
     files = (path for path in checkpoint.rglob("*") if path.is_file())
     return max(files, key=lambda path: path.stat().st_size)
 
@@ -225,7 +226,7 @@ def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_restored(
     assert messages[0].endswith(". Renamed to damaged-3.")
     assert names(tmp_path) == {"1", "2", "damaged-3"}
     save(tmp_path, {30: 30.0}, keep=1)
-    assert names(tmp_path) == {"2", "4", "damaged-3"}  # No number is used twice.
+    assert names(tmp_path) == {"2", "4", "damaged-3"}  # The number 3 is not used again.
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, DAMAGES["meta emptied"]], ids=["arrays", "meta"])
@@ -305,7 +306,7 @@ def test_folder_names_that_orbax_cannot_use_are_refused(tmp_path: Path, name: st
 def test_arrays_are_not_read_in_the_main_thread(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """There a signal would raise within asyncio, which may swallow the exception and hang."""
+    """In the main thread, a signal would raise an exception inside asyncio, which could hang."""
     threads = []
     read = ocp.PyTreeCheckpointHandler.metadata
 

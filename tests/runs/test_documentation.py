@@ -1,4 +1,4 @@
-"""docs/run-folder.md names every field of every file."""
+"""Test that docs/run-folder.md names every field of every file in a run folder."""
 
 import re
 from pathlib import Path

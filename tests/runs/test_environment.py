@@ -1,4 +1,4 @@
-"""Git commit, machine and versions of a session, and how two sessions differ."""
+"""Test the recorded Git commit, machine and versions, and the comparison of two sessions."""
 
 import os
 import platform
@@ -26,10 +26,10 @@ DEVICE = Device(platform="cpu", kind="cpu", count=1)
 
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository in which the package is committed."""
+    """Git repository that contains the files of the package."""
     for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE"):
         monkeypatch.delenv(name, raising=False)
-    # Ignore the user's configuration, which may declare all folders safe.
+    # Ignore the user's Git configuration, because it may declare all folders safe.
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
     for name in ("cifar_jax/__init__.py", "experiments/basic.py", "README.md"):
@@ -83,7 +83,7 @@ def test_the_reason_is_returned_if_git_refuses_a_checkout(
     commit, reason = environment.git_commit()
     assert commit is None
     assert "No such file or directory: 'git'" in str(reason)
-    shutil.rmtree(checkout / ".git")  # An installed package is not in a Git checkout.
+    shutil.rmtree(checkout / ".git")  # Like an installed package.
     assert environment.git_commit() == (None, None)
 
 

@@ -1,4 +1,4 @@
-"""Atomic writes, and errors that name their file."""
+"""Test that files are written atomically, and that errors name the file."""
 
 import errno
 import json
@@ -34,7 +34,7 @@ def test_a_failed_write_names_its_file_and_leaves_the_old_one(
     write_bytes(path, b"old")
 
     def fail(file: int) -> None:
-        # Like the errors of `os.write`, this error does not name a file.
+        # This error names no file, like the errors of `os.write`.
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)

@@ -1,4 +1,4 @@
-"""Run folders: reading, writing, refusals, and fresh starts."""
+"""Test that run folders are read, written, refused or started afresh."""
 
 import json
 import threading
@@ -63,7 +63,7 @@ def files(path: Path) -> dict[str, bytes]:
 
 
 def make(path: Path) -> Path:
-    """Write all files of a run."""
+    """Write a run folder that contains every kind of file."""
     with open_run_folder(path, identity(), fresh=False) as run:
         run.append_row(row(1))
         run.append_row(row(2))
@@ -129,7 +129,7 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
         finished_result(tmp_path, identity())
 
 
-# More epochs
+# More epochs for a finished run
 
 
 def test_a_finished_run_can_have_more_epochs(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_a_finished_run_can_have_more_epochs(tmp_path: Path) -> None:
 
 def test_extend_keeps_the_result_of_a_run_with_the_same_epochs(tmp_path: Path) -> None:
     before = files(make(tmp_path))
-    same = identity("train.devices=2", "train.log_every=5")  # Runtime settings may differ.
+    same = identity("train.devices=2", "train.log_every=5")  # Runtime settings may change.
     RunFolder(tmp_path).extend(same)
     assert finished_result(tmp_path, same) == result()
     assert files(tmp_path) == before
@@ -180,7 +180,7 @@ def test_a_run_that_depends_on_its_epochs_cannot_have_more(
         finished_result(tmp_path, identity(*settings, "epochs=3"), extend=True)
 
 
-# Fresh
+# Fresh starts
 
 
 def test_fresh_replaces_the_run_and_keeps_other_files(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def test_a_killed_fresh_start_leaves_nothing_to_resume(
     assert set(files(tmp_path)) == {"config.json"}
 
 
-# Places
+# Refused folders
 
 
 @pytest.mark.parametrize("fresh", [False, True])
@@ -277,7 +277,7 @@ def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
         thread.join()
         assert files(tmp_path) == before
     assert errors == [f"{tmp_path} is in use by another process. Wait until it ends, or stop it."]
-    other()  # The folder is free again.
+    other()  # The folder is no longer in use.
     assert len(errors) == 1
 
 
@@ -309,7 +309,7 @@ def test_damaged_lines_are_skipped_and_later_lines_replace_earlier_ones(tmp_path
     assert run.rewind(0) == run.rows() == []
 
 
-# The default name
+# Default name of a run folder
 
 
 @pytest.mark.parametrize(
