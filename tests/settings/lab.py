@@ -1,4 +1,4 @@
-"""A `Settings` class with every kind of field that it supports."""
+"""Example `Settings` classes with every supported kind of field."""
 
 from typing import Annotated, ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""Property tests: arbitrary changes give valid settings or a one-line error."""
+"""Test that arbitrary changes of settings give valid settings or a one-line error."""
 
 import json
 from collections.abc import Callable
@@ -20,9 +20,9 @@ NAMES = sorted({row["name"] for cls in (Config, Lab) for row in describe(cls)} |
 
 
 def valid_or_refused(make: Callable[[], Any]) -> Any:
-    """Check that `make` returns settings that JSON can store, or raises a one-line error.
+    """Call `make`. Return its settings, or None if it raises a one-line error.
 
-    Return the settings, or None after an error.
+    Assert that JSON can store the settings.
     """
     settings, message = None, ""
     try:
