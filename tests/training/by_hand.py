@@ -1,4 +1,4 @@
-"""A second implementation of training, mostly in NumPy, with which compiled runs are compared.
+"""Reference implementation of training, mostly in NumPy. Tests compare compiled runs with it.
 
 The network and the images are tiny. Only the initial weights and the BatchNorm layer come from
 `cifar_jax`.
@@ -23,7 +23,7 @@ CLASSES = 5
 
 
 class Tiny(nn.Module):
-    """A network of a convolution, BatchNorm, dropout and a dense layer."""
+    """A network with one convolution, BatchNorm, pooling, dropout and a dense layer."""
 
     num_classes: int = 10
     dropout: float = 0.5
@@ -42,7 +42,7 @@ class Tiny(nn.Module):
 
 
 def images(train: int = 40, test: int = 400) -> Dataset:
-    """Return random images. The brightness of one corner depends on the class."""
+    """Return a data set of random images. The color of one image corner depends on the class."""
     random = np.random.default_rng(0)
 
     def split(count: int) -> Split:
@@ -58,7 +58,7 @@ def images(train: int = 40, test: int = 400) -> Dataset:
 
 
 def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
-    """Return the schedule's learning rate at a step, in closed form."""
+    """Return the learning rate at a step, from the closed form of the schedule."""
     schedule, lr, steps = config.schedule, config.optimizer.lr, steps_per_epoch * config.epochs
 
     def cosine(start: float, end: float, progress: float) -> float:
@@ -83,7 +83,7 @@ def learning_rate(config: Config, step: int, steps_per_epoch: int) -> float:
 
 
 class RunByHand:
-    """A training run of `config` on `dataset` that takes one step at a time."""
+    """Reference training run of `config` on `dataset`. Each call of `update` is one train step."""
 
     def __init__(self, config: Config, dataset: Dataset, seed: int) -> None:
         data, images = config.data, len(dataset.train.labels)
@@ -115,19 +115,22 @@ class RunByHand:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The variables in float32."""
+        """Parameters in float32, and batch statistics."""
         params = jax.tree.map(np.float32, self.params)
         return {"params": params, "batch_stats": self.batch_stats}
 
     def _order(self, epoch: int) -> np.ndarray:
-        """Return image indices `[steps, batch]`. The last batch is filled with the first images."""
+        """Return the image indices of an epoch as an array `[steps, batch]`.
+
+        The first images of the epoch fill the last batch.
+        """
         key = jax.random.fold_in(self.order_key, epoch)
         shuffled = np.asarray(jax.random.permutation(key, len(self.train.labels)))
         count = self.steps_per_epoch * self.config.batch_size
         return np.concatenate([shuffled, shuffled])[:count].reshape(-1, self.config.batch_size)
 
     def augmented(self, pixels: np.ndarray) -> np.ndarray:
-        """Crop and mirror images. One random number per image determines both."""
+        """Crop and mirror images at random. One random number per image determines both."""
         padding, flip = self.config.data.crop_padding, self.config.data.flip
         side = 2 * padding + 1
         key = jax.random.fold_in(self.augment_key, self.step)
@@ -142,12 +145,12 @@ class RunByHand:
         return result
 
     def normalized(self, pixels: np.ndarray) -> jax.Array:
-        """Normalize images to zero mean and unit variance, in the compute type."""
+        """Normalize images with the data set's mean and standard deviation, in the compute type."""
         mean, std = (np.float64(s) for s in (self.dataset.mean, self.dataset.std))
         return jnp.asarray((pixels / 255 - mean) / std, self.config.train.precision)
 
     def update(self) -> None:
-        """Take one step: forward, backward, and PyTorch's update rules."""
+        """Take one train step: forward pass, backward pass, and PyTorch's update rules."""
         optimizer = self.config.optimizer
         epoch, place = divmod(self.step, self.steps_per_epoch)
         indices = self.order(epoch)[place]
@@ -189,7 +192,7 @@ class RunByHand:
         self._average()
 
     def _average(self) -> None:
-        """Update the average of the weights. If averaging is off, it equals the weights."""
+        """Update the averaged weights. If averaging is off, they equal the weights."""
         rule, keep = self.config.averaging, 0.0
         if rule and self.step % rule.every:
             return
@@ -206,7 +209,7 @@ class RunByHand:
             self.batch_stats = self.averaged["batch_stats"]
 
     def end_epoch(self, loss: float) -> None:
-        """End the epoch: reset the metrics, and pass `loss` to the plateau schedule."""
+        """Reset the metrics, and update the plateau schedule with the epoch's `loss`."""
         self.loss, self.correct, self.images = 0.0, 0, 0
         schedule = self.config.schedule
         if schedule.name != "plateau":
@@ -219,7 +222,7 @@ class RunByHand:
             self.bad_epochs += 1
 
     def evaluate(self, split: Split) -> tuple[float, float]:
-        """Return the loss and accuracy in percent of the averaged weights on a split."""
+        """Evaluate the averaged weights. Return the mean loss and the accuracy in percent."""
         inputs = self.normalized(split.images)
         return loss_and_accuracy(self.model, self.averaged, inputs, split.labels)
 
@@ -227,7 +230,7 @@ class RunByHand:
 def loss_and_accuracy(
     model: nn.Module, variables: Any, inputs: jax.Array, labels: np.ndarray
 ) -> tuple[float, float]:
-    """Return the mean loss and the accuracy in percent."""
+    """Evaluate a model. Return the mean loss and the accuracy in percent."""
     logits = np.asarray(model.apply(variables, inputs, train=False), np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(labels)), labels]
     return float(losses.mean()), float(100 * (logits.argmax(1) == labels).mean())

@@ -1,4 +1,4 @@
-"""Fixtures for the tests of training."""
+"""Fixtures of the training tests."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +14,7 @@ from cifar_jax.training import train as training
 
 @pytest.fixture(scope="module")
 def tiny() -> Iterator[None]:
-    """Make runs train on tiny images, and add tiny networks to the registry."""
+    """Use tiny images in all runs, register tiny networks, and turn XLA's optimizations off."""
     jax.config.update("jax_disable_most_optimizations", True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.MODELS, "tiny", by_hand.Tiny)

@@ -1,4 +1,4 @@
-"""Averages of weights equal their recurrences in NumPy, over the steps of one loop."""
+"""Test the averages of weights against their recurrences in NumPy."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def start() -> dict[str, Any]:
 
 
 def trained(step: Any, x: Any) -> Any:
-    """Return a weight after a training step."""
+    """Return the value of the weight `x` after an imitated train step."""
     return 0.9 * x + 0.05 * (step + 1)
 
 

@@ -1,4 +1,4 @@
-"""Calls of callbacks, and the output of the built-in ones."""
+"""Test the calls of callbacks, and the output of the built-in callbacks."""
 
 import importlib.util
 import io
@@ -39,7 +39,7 @@ def small(make_config: Make) -> Config:
 
 
 class Calls(cifar_jax.Callback):
-    """A callback that records its calls, and the files at the end of each epoch."""
+    """Callback that records its calls, and the number of metrics rows at the end of each epoch."""
 
     def __init__(self) -> None:
         self.events: list[Any] = []
@@ -116,13 +116,15 @@ def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> Non
     for recorder in (Recorder("epoch 2/", send(signal.SIGTERM)), Recorder()):
         with suppress(Stopped):
             train(small, tmp_path, recorder)
-        # File names contain the time in seconds, so the next session could get the same name.
+        # The file's name contains the time in whole seconds. The file is renamed, because the next
+        # session could choose the same name.
         (path,) = (tmp_path / "tensorboard").glob("events.*")
         events.append(path.rename(path.with_name(f"session-{len(events)}")))
     purged, values = [], {}
     for path in events:
         content = path.read_bytes()
-        while content:  # A record has a length, its checksum, an event, and its checksum.
+        # A record consists of a length, a checksum, an event and another checksum.
+        while content:
             (length,) = struct.unpack("<Q", content[:8])
             event = event_pb2.Event.FromString(content[12 : 12 + length])
             content = content[16 + length :]
@@ -137,7 +139,7 @@ def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> Non
 
 
 def test_loss_line_has_the_mean_since_the_previous_line(small: Config, tmp_path: Path) -> None:
-    """This is also true if the run was stopped between the two lines."""
+    """A stop of the run between the two lines does not change the mean."""
     config = override(small, ["train.log_every=4"])
     recorder = Recorder("[EPOCH 001", send(signal.SIGTERM))
     with pytest.raises(Stopped):

@@ -1,4 +1,4 @@
-"""The setup of a run, and its compiled programs."""
+"""Test the setup of a run and its compiled programs."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ Make = Callable[..., Config]
 
 
 def test_epoch_uses_every_image(make_config: Make) -> None:
-    """250 images make 7 batches of 32 and a batch of 26, which is dropped or filled."""
+    """250 images make 7 batches of 32. The last 26 images are dropped or filled up to a batch."""
     assert build_setup(make_config(data__train_images=250)).plan.epochs[0].steps == 7
     setup = build_setup(make_config(data__train_images=250, data__last_batch="wrap"))
     epochs = setup.plan.epochs
@@ -75,7 +75,7 @@ def test_loss_and_accuracy(make_config: Make) -> None:
 
 
 def numpy_evaluation(setup: Setup, seed: int) -> tuple[float, float]:
-    """Return loss and accuracy on all test images at once."""
+    """Return the initial model's test loss and its accuracy in percent, computed in NumPy."""
     state, test = initial_state(setup, seed), setup.dataset.test
     mean, std = (np.asarray(s, np.float32) for s in (setup.dataset.mean, setup.dataset.std))
     images = (np.float32(test.images) / 255 - mean) / std
@@ -161,7 +161,7 @@ def test_calls_grow_until_they_take_long_enough(
     seconds_per_step: float, calls: list[int], steps: int
 ) -> None:
     tuner = StepsPerCallTuner(None)
-    tuner.observe(1, 5.0)  # The first call includes work that is done only once.
+    tuner.observe(1, 5.0)  # The first call includes one-time work.
     observed = []
     while not tuner.settled:
         observed.append(tuner.steps)

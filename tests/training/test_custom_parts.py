@@ -1,4 +1,4 @@
-"""Custom parts of an experiment file, as in docs/examples/wide_resnet.py."""
+"""Test the custom parts of an experiment file. The example is docs/examples/wide_resnet.py."""
 
 import json
 import shutil
@@ -50,12 +50,12 @@ DENSE = Config(
     data=Data(dataset="digits", train_images=64, arguments={"value": 90}),
     train=Train(devices=1),
 )
-"""A run of two steps with a tiny network."""
+"""Config of a run of two train steps."""
 
 
 @pytest.fixture(scope="module", autouse=True)
 def unoptimized() -> Iterator[None]:
-    """Compile fast, because compilation dominates the time of these tests."""
+    """Turn XLA's optimizations off, because compilation dominates the time of these tests."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -75,7 +75,7 @@ def small() -> Config:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, unoptimized: None) -> Path:
-    """The folder of a run that the command line trained."""
+    """Folder of a run that the command `cifar-jax train` trained."""
     folder = tmp_path_factory.mktemp("trained")
     options = [argument for setting in SETTINGS for argument in ("--set", setting)]
     assert cli.run(["train", str(EXAMPLE), "--workdir", str(folder), *options]) == 0
@@ -130,7 +130,7 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
 
 
 def test_steps_use_each_custom_part(custom: CustomParts) -> None:
-    """The augmentation makes all images equal. The updates of Lion are signs plus weight decay."""
+    """The augmentation makes all images equal. Lion's updates are ±1 plus weight decay."""
 
     def constant(key: jax.Array, images: jax.Array, value: int) -> jax.Array:
         assert (images.shape, images.dtype) == ((32, 32, 32, 3), np.uint8)
@@ -151,8 +151,10 @@ def test_steps_use_each_custom_part(custom: CustomParts) -> None:
     losses = cross_entropy(jnp.repeat(logits, 32, 0), labels)
     assert float(states[1].metrics.loss) == pytest.approx(float(losses.sum()), rel=1e-5)
     start, first, second = (state.params["fc"]["kernel"] for state in states)
-    np.testing.assert_array_equal(first, start)  # The first learning rate is 0.
-    rate = 0.01 * 0.5 / 0.8  # The second step is at half of the run. The warm-up lasts 0.8 of it.
+    # The learning rate of the first step is 0.
+    np.testing.assert_array_equal(first, start)
+    # The second step is after half of the run. The warm-up lasts 80 % of the run.
+    rate = 0.01 * 0.5 / 0.8
     signs = (first - second) / rate - 0.5 * first
     np.testing.assert_allclose(np.abs(signs), 1, atol=1e-3)
     assert {-1, 1} == set(np.round(signs).ravel().tolist())

@@ -1,4 +1,4 @@
-"""Evaluation with test-time augmentation equals the mean over views made in NumPy."""
+"""Test that test-time augmentation equals a mean over image views that NumPy makes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,14 +30,14 @@ def logits_of(images: np.ndarray) -> np.ndarray:
 
 
 def view(images: np.ndarray, shift: int, flip: bool) -> np.ndarray:
-    """Return images moved down and right, then mirrored from left to right."""
-    places = np.abs(np.arange(32) - shift)  # Padded by reflection.
+    """Return images moved down and right by `shift` pixels, and then mirrored if `flip` is True."""
+    places = np.abs(np.arange(32) - shift)  # Reflection fills the border.
     places = np.where(places > 31, 62 - places, places)
     return images[:, places][:, :, places[::-1] if flip else places]
 
 
 def expected(images: np.ndarray, tta: TTA) -> np.ndarray:
-    """Return the weighted mean of the logits of all views."""
+    """Return the weighted mean of the logits of all augmented views."""
     weights = {0: 0.5, tta.shift: 0.25, -tta.shift: 0.25} if tta.shift else {0: 1}
     flips = [False, True] if tta.flip else [False]
     return sum(
@@ -50,7 +50,7 @@ def expected(images: np.ndarray, tta: TTA) -> np.ndarray:
 def evaluate(
     tta: TTA | None, *, device_count: int = 1, after_batch: Callable[[], None] = lambda: None
 ) -> Outputs:
-    """Return the compiled outputs of all images."""
+    """Return the outputs of the compiled evaluation for all images."""
     return compile_logits(
         MODEL,
         VARIABLES,
@@ -71,7 +71,7 @@ def test_each_image_is_evaluated_once_without_augmentation(tta: TTA | None) -> N
     assert outputs.plain is outputs.logits
     np.testing.assert_allclose(outputs.logits, logits_of(IMAGES), atol=1e-5)
     np.testing.assert_array_equal(outputs.logits, evaluate(None).logits)
-    assert len(calls) == 3  # 21 images in batches of 8
+    assert len(calls) == 3  # 21 images make 3 batches of up to 8.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Losses equal their definitions in NumPy."""
+"""Test the losses against their definitions in NumPy."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,7 +29,7 @@ def soft() -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, probabilities: np.ndarray, smoothing: float) -> np.ndarray:
-    """Return the losses by PyTorch's formula, which mixes the targets with a uniform one."""
+    """Return the cross-entropy by PyTorch's formula, which mixes in uniform targets."""
     logs = logits.astype(float) - np.log(np.exp(logits.astype(float)).sum(1, keepdims=True))
     target = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return -(target * logs).sum(1)

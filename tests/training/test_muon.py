@@ -1,4 +1,4 @@
-"""Muon equals its definition in NumPy, and PyTorch's results."""
+"""Test the optimizer Muon against its definition in NumPy and against PyTorch."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ RECORD = json.loads((Path(__file__).parents[1] / "fixtures/torch_muon.json").rea
 SHAPES = {
     "conv1": (3, 3, 8, 16),
     "conv2": (3, 3, 8, 16),
-    "fc1": (16, 72),  # The transposed shape of the two convolutions.
+    "fc1": (16, 72),  # The transposed matrix shape of conv1 and conv2.
     "few": (2, 2, 3, 24),
     "fc2": (24, 10),
     "square": (12, 12),
@@ -35,18 +35,18 @@ def random_kernels(seed: int = 0) -> dict[str, Any]:
 
 
 def to_matrix(kernel: Any) -> np.ndarray:
-    """Return a kernel as a matrix `[O, rest]`, in PyTorch's layout."""
+    """Reshape a kernel to a matrix `[outputs, inputs per output]`, in PyTorch's layout."""
     kernel = np.asarray(kernel, np.float64)
     return np.moveaxis(kernel, -1, 0).reshape(kernel.shape[-1], -1)
 
 
 def to_kernel(matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the kernel of a matrix. This is the inverse of `to_matrix`."""
+    """Reshape a matrix to a kernel. This is the inverse of `to_matrix`."""
     return np.moveaxis(matrix.reshape(shape[-1], *shape[:-1]), 0, -1)
 
 
 def newton_schulz(kernel: Any, steps: int) -> np.ndarray:
-    """Return the result of the published iteration, in float64, as a matrix `[O, rest]`."""
+    """Apply the published Newton–Schulz iteration to a kernel. Return a float64 matrix."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = to_matrix(kernel)
     x = x / np.linalg.norm(x)
@@ -66,7 +66,7 @@ def test_orthogonalization_equals_the_published_iteration(steps: int) -> None:
 
 @pytest.mark.parametrize(("steps", "smallest"), [(3, 0.06), (5, 0.01)])
 def test_singular_values_become_close_to_one(steps: int, smallest: float) -> None:
-    """This includes scaled and badly conditioned matrices."""
+    """The matrices have very different scales, and condition numbers of up to 100."""
     random = np.random.default_rng(1)
     for shape in [(72, 16), (16, 72), (32, 32)]:
         left, _, right = np.linalg.svd(random.standard_normal(shape), full_matrices=False)
@@ -76,7 +76,7 @@ def test_singular_values_become_close_to_one(steps: int, smallest: float) -> Non
             rotated = left.T @ np.asarray(muon.orthogonalized([x], steps=steps)[0]) @ right.T
             new_values = np.diag(rotated)
             assert 0.6 < new_values.min() <= new_values.max() < 1.3
-            # The singular vectors stay the same.
+            # The singular vectors do not change.
             assert np.abs(rotated - np.diag(new_values)).max() < 1e-3
 
 
@@ -92,7 +92,7 @@ def test_kernels_and_their_names_do_not_affect_each_other() -> None:
 
 
 def test_kernels_of_equal_shape_share_their_products() -> None:
-    """The six kernels have four shapes."""
+    """The six kernels have four different shapes. Transposed shapes count as equal."""
     kernels, lower = random_kernels(), jax.jit(muon.orthogonalized).lower
     all_six, one = (lower(tree).as_text() for tree in (kernels, kernels["square"]))
     assert all_six.count("dot_general") == 4 * one.count("dot_general")
@@ -120,7 +120,7 @@ def test_vectors_and_zero_steps_are_refused() -> None:
 
 
 def test_updates_equal_pytorch() -> None:
-    """Five steps. The recorded updates were computed with a singular value decomposition."""
+    """PyTorch computed the five updates with a singular value decomposition."""
     weights = {
         name: jnp.asarray(from_torch(recipe.tensor(name, tuple(shape))))
         for name, shape in RECORD["kernels"].items()
@@ -147,7 +147,7 @@ def test_updates_equal_pytorch() -> None:
     ("setting", "value"), [("nesterov", False), ("newton_schulz_steps", 2), ("weight_decay", 0.1)]
 )
 def test_settings_reach_the_update(setting: str, value: Any, in_group: bool) -> None:
-    """If Muon is the optimizer of a group, SGD trains the other parameters."""
+    """If `in_group` is True, Muon trains one parameter group, and SGD trains the rest."""
     settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "newton_schulz_steps": 3}
     settings |= {"weight_decay": 0.0, setting: value}
     optimizer, rates = Optimizer(name="muon", **settings), jnp.float32([0.05])
@@ -169,7 +169,7 @@ def test_settings_reach_the_update(setting: str, value: Any, in_group: bool) -> 
             buffers[name] = 0.9 * buffers[name] + decayed
             direction = decayed + 0.9 * buffers[name] if settings["nesterov"] else buffers[name]
             direction = newton_schulz(direction, settings["newton_schulz_steps"])
-            # Kernels are first scaled to the root of the number of their filters.
+            # Each kernel is first scaled to the norm √(number of filters).
             kernel = kernel * kernel.shape[-1] ** 0.5 / np.linalg.norm(kernel)
             expected[name] = kernel - 0.05 * to_kernel(direction, kernel.shape)
         weights = optax.apply_updates(weights, updates)

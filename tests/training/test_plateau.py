@@ -1,4 +1,4 @@
-"""The plateau rule agrees with PyTorch's `ReduceLROnPlateau`."""
+"""Test that the plateau schedule agrees with PyTorch's `ReduceLROnPlateau`."""
 
 import json
 from functools import partial
@@ -39,5 +39,6 @@ def test_reduction_follows_the_epochs_of_patience():
             state, jnp.float32(1), lr=0.1, patience=2, factor=0.1, threshold=1e-4
         )
         scales.append(float(state.scale))
-    # The first loss is the best. Patience allows two bad epochs; the third one reduces the rate.
+    # The first loss is the best. Patience allows two bad epochs. The third bad epoch reduces the
+    # learning rate.
     assert scales == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])

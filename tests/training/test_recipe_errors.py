@@ -1,4 +1,4 @@
-"""Recipe settings that do not fit are refused before anything is computed or written."""
+"""Test that unsuitable recipe settings are refused before anything is computed or written."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 def groups(*patterns: str) -> dict[str, str]:
-    """Return the setting `param_groups` with these patterns."""
+    """Return the setting `param_groups` with one group for each pattern."""
     parts = (f'{{"parameters": "{pattern}", "optimizer": {{}}}}' for pattern in patterns)
     return {"param_groups": f"[{', '.join(parts)}]"}
 

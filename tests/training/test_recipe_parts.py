@@ -1,4 +1,4 @@
-"""The parts of a recipe: parameter groups, initialization, phases, test-time augmentation."""
+"""Test a recipe's parts: parameter groups, initialization, phases, test-time augmentation."""
 
 from collections.abc import Callable
 from functools import partial
@@ -49,7 +49,7 @@ def test_group_has_its_own_learning_rate(make_config: Make) -> None:
 def test_group_is_frozen_after_its_fraction_of_the_epochs(make_config: Make) -> None:
     """Momentum, weight decay and lookahead do not change a frozen group.
 
-    The freeze at step 8 falls between the lookahead updates at steps 6 and 9.
+    The group is frozen at step 8, between the lookahead updates at steps 6 and 9.
     """
     group = (
         '[{"parameters": "*/bias", "until": %s, "optimizer":'
@@ -86,7 +86,7 @@ def test_group_is_frozen_after_its_fraction_of_the_epochs(make_config: Make) -> 
 
 
 def states_of(config: Config) -> list[TrainState]:
-    """Return the states at the start, after half of the epochs, one step later, and at the end."""
+    """Return four states: at the start, halfway, one step after halfway, and at the end."""
     setup = build_setup(config, dataset=DATASET)
     state = initial_state(setup, 0)
     steps = CompiledSteps(setup, 0, state)
@@ -123,7 +123,8 @@ def test_muon_changes_kernels_by_orthogonal_matrices(make_config: Make) -> None:
     update = (np.asarray(end.params["fc"]["kernel"]) - normalized) / 0.05
     *values, last = np.linalg.svd(update, compute_uv=False)
     assert 0.5 < min(values) <= max(values) < 1.3
-    assert last < 0.01  # The gradients of the classes add up to zero.
+    # The gradients of all classes add up to zero, so one singular value is zero.
+    assert last < 0.01
 
 
 def test_learning_rates_are_not_part_of_the_programs(make_config: Make) -> None:
@@ -146,7 +147,7 @@ def test_learning_rates_are_not_part_of_the_programs(make_config: Make) -> None:
 
 
 def test_first_layer_whitens_the_training_images_and_is_frozen(make_config: Make) -> None:
-    """Neither weight decay nor lookahead change its kernel, but its bias is trained."""
+    """Weight decay and lookahead do not change the first layer's kernel. Its bias is trained."""
     config = make_config(
         **TINY | {"model__name": "pooled", "init__whitening": True, "optimizer__weight_decay": 0.1},
         **LOOKAHEAD,
@@ -158,7 +159,7 @@ def test_first_layer_whitens_the_training_images_and_is_frozen(make_config: Make
     np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(end.params["conv1"]["kernel"], kernel)
     np.testing.assert_array_equal(end.averaged["params"]["conv1"]["kernel"], kernel)
-    # Only weight decay changes the bias: before BatchNorm it has no gradient.
+    # Only weight decay changes the bias. The gradient is zero, because BatchNorm follows.
     assert (end.params["conv1"]["bias"] != start.params["conv1"]["bias"]).any()
     assert (end.params["fc"]["kernel"] != start.params["fc"]["kernel"]).any()
 

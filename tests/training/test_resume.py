@@ -1,4 +1,4 @@
-"""Stopped and killed runs resume with bit-for-bit the same results as uninterrupted runs."""
+"""Test that a stopped or killed run resumes to exactly the results of an uninterrupted run."""
 
 import errno
 import json
@@ -38,13 +38,13 @@ from cifar_jax.training.step import TrainState
 
 
 def kill_run(config: Config, folder: Path, text: str, **request: Any) -> None:
-    """Train until a line of the log contains a text."""
+    """Train until a log line contains `text`. Then kill the run."""
     with pytest.raises(KeyboardInterrupt):
         train(config, folder, killed_at(text), **request)
 
 
 def damage(checkpoint: Path) -> None:
-    """Overwrite part of the arrays of a checkpoint."""
+    """Overwrite half of a checkpoint's largest file with zeros."""
     largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2 :] = b"\0" * (len(content) - len(content) // 2)
@@ -65,7 +65,7 @@ def test_run_killed_after_an_epoch_resumes_exactly(
 def test_epoch_without_a_checkpoint_is_repeated(
     config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process can be killed after writing to metrics.jsonl and before saving the checkpoint."""
+    """The run is killed after writing to metrics.jsonl and before saving the checkpoint."""
     save = Checkpoints.save
 
     def killed(self: Checkpoints, state: Any, **about: Any) -> None:
@@ -86,7 +86,7 @@ def test_epoch_without_a_checkpoint_is_repeated(
     assert_same_run(tmp_path, finished)
 
 
-# Runs the command line, and signals its own process in the second epoch.
+# This script runs the command line and sends a signal to itself in the second epoch.
 _SIGNALLED = """
 import os
 from cifar_jax.callbacks.progress import Progress
@@ -105,7 +105,7 @@ main()
 def test_stopped_process_resumes_exactly(
     config: Config, finished: Path, tmp_path: Path, signum: int
 ) -> None:
-    """SIGTERM saves and exits with 143. After SIGKILL the run resumes at the last epoch."""
+    """SIGTERM saves the run and gives exit code 143. SIGKILL saves nothing."""
     file = tmp_path / "test.py"
     file.write_text(f"from cifar_jax.config import *\nCONFIG = {config!r}\n")
     folder = tmp_path / "run"

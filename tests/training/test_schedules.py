@@ -1,4 +1,4 @@
-"""Schedules equal their closed forms. test_torch_parity.py compares them with PyTorch."""
+"""Test the learning-rate schedules against their closed forms."""
 
 import math
 
@@ -15,7 +15,7 @@ LR, EPOCHS = 1e-3, 12
 
 
 def rates(schedule: Schedule, steps_per_epoch: int, epochs: int = EPOCHS) -> np.ndarray:
-    """Return the learning rate of each step of a run, computed inside jit."""
+    """Return the learning rate of each step of a run, computed in a jitted function."""
     function, count = schedules.make(schedule), steps_per_epoch * epochs
     steps = jnp.arange(count, dtype=jnp.int32)
     by_step = jax.vmap(

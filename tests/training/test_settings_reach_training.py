@@ -1,4 +1,4 @@
-"""Each setting has its effect on training, and compiled runs equal those of `by_hand`."""
+"""Test that each setting affects training, and that compiled runs equal the NumPy runs."""
 
 import re
 from collections.abc import Callable
@@ -38,7 +38,7 @@ def prepare(config: Config, seed: int) -> tuple[Setup, TrainState, CompiledSteps
 def make_batch(
     setup: Setup, step: int, epoch: int, key: Any = None, indices: Any = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the batch of a step, by default of the first 8 images."""
+    """Return the batch of a step. By default, it contains the first 8 images."""
     return batches.make_batch(
         setup.dataset,
         setup.plan.variants[0],
@@ -87,7 +87,7 @@ RUNS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
 def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
-    """The seed determines the weights, order, augmentation and dropout."""
+    """In both runs, the seed determines weights, image order, augmentation and dropout."""
     config = make_config(**{**TINY, **settings})
     setup, state, steps = prepare(config, seed=3)
     hand = by_hand.RunByHand(config, DATASET, seed=3)
@@ -97,7 +97,8 @@ def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[s
         order = steps.epoch_order(epoch)
         np.testing.assert_array_equal(order, hand.order(epoch.number))
         for count in (1, epoch.steps - 1):
-            before = state.params["fc"]["kernel"] + 0  # A copy, because the state is donated.
+            # Adding 0 copies the array. `run` donates the memory of the original.
+            before = state.params["fc"]["kernel"] + 0
             state = steps.run(state, epoch, order, count)
             for _ in range(count):
                 hand.update()
@@ -125,7 +126,7 @@ def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[s
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_the_type_of_every_product(make_config: Make, precision: str) -> None:
-    """The backward pass is included. Parameters and statistics are always float32."""
+    """This includes products in the backward pass. Parameters and statistics stay float32."""
     setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)
@@ -141,11 +142,11 @@ def test_precision_is_the_type_of_every_product(make_config: Make, precision: st
     }
 
 
-# Each setting alone
+# The effect of each setting
 
 
 def effects(config: Config) -> dict[str, Any]:
-    """Return the observable properties of a setup, which settings can change."""
+    """Return the properties of a setup that settings can change, by name."""
     setup = build_setup(config, dataset=DATASET)
     spec, plan = setup.spec, setup.plan
     model: Any = spec.model
@@ -177,7 +178,7 @@ def effects(config: Config) -> dict[str, Any]:
 
 
 STEPS = {"rates", "update", "steps"}
-"""Effects of a setting that changes the number of steps."""
+"""Names of the properties that change if a setting changes the number of steps."""
 SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "model.name": ("other", {"model"}),
     "model.dropout": (0.25, {"model"}),
@@ -237,13 +238,13 @@ TESTED_BY_HAND = {
     "schedule.patience": "sgd, plateau",
     "schedule.threshold": "sgd, plateau",
 }
-"""Settings that affect only one optimizer or schedule, and the run in `RUNS` that tests them."""
+"""Maps each setting of a single optimizer or schedule to the run in `RUNS` that tests it."""
 TESTED_ELSEWHERE = {
     *("data.dataset", "train.init_from", "optimizer.newton_schulz_steps", "param_groups"),
     *("averaging", "phases", "init.dirac", "init.whitening"),
     *("tta.flip", "tta.shift", "tta.least_confident"),
 }
-"""Tested in test_start.py, test_muon.py, test_recipe_parts.py and test_custom_parts.py."""
+"""Settings that test_start.py, test_muon.py and other files test."""
 
 
 def test_every_setting_is_tested(make_config: Make) -> None:

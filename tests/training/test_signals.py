@@ -1,4 +1,4 @@
-"""After a signal at any time, a run saves and stops. It resumes with the same results."""
+"""Test that a signal at any time saves and stops a run, which resumes with the same results."""
 
 import os
 import signal
@@ -136,7 +136,7 @@ def test_second_signal_has_its_usual_effect(capfd: pytest.CaptureFixture[str]) -
 
 
 def test_ignored_signal_stays_ignored() -> None:
-    """`nohup` ignores SIGHUP."""
+    """`nohup` starts a program with SIGHUP ignored."""
     handler = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with StopOnSignal() as signals:

@@ -1,4 +1,4 @@
-"""The start of a session checks processes, initial weights and code."""
+"""Test the checks at the start of training: processes, initial weights and code."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 class Mine(nn.Module):
-    """A dense layer on a few pixels, which compiles fast."""
+    """A dense layer on the first `values` numbers of an image, which compiles fast."""
 
     num_classes: int = 10
     values: int = 8
@@ -39,7 +39,7 @@ def small(make_config: Make) -> Config:
 
 @pytest.fixture(scope="module")
 def pretrained(make_config: Make) -> Config:
-    """A config that starts from weights made by the test."""
+    """Config that starts from stored weights. Each test replaces the function that loads them."""
     settings = TINY | {"model__name": "mine", "epochs": 2}
     return make_config(**settings, train__init_from="pretrained")
 
@@ -49,7 +49,7 @@ def run(config: Config, folder: Path, recorder: Recorder | None = None, **fields
 
 
 def second_epoch() -> Recorder:
-    """Return a recorder that kills the run in its second epoch, when it has a checkpoint."""
+    """Return a recorder that kills the run in epoch 2. The run then has one checkpoint."""
     return killed_at("[EPOCH 002 | IT 00002]")
 
 
@@ -58,7 +58,7 @@ def weights(seed: int) -> Mapping[str, Any]:
 
 
 def defined(folder: Path, source: bytes, values: int = 8, **modules: str) -> CustomParts:
-    """Return the network as an experiment file defines it."""
+    """Return custom parts as if the experiment file `mine.py` had defined the network."""
     return CustomParts(
         model=Mine(values=values), file=folder / "mine.py", source=source, modules=modules
     )

@@ -1,4 +1,4 @@
-"""The train step as a pure function of arrays."""
+"""Test the train step as a pure function of arrays."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,23 +23,23 @@ BATCH, INFO = 8, StepInfo(0, 0, 60)
 
 @pytest.fixture(scope="module")
 def batches() -> tuple[jax.Array, jax.Array]:
-    """Four batches: images `[4, 8, 32, 32, 3]` and labels `[4, 8]`."""
+    """Four random batches: images `[4, 8, 32, 32, 3]` and labels `[4, 8]`."""
     random = np.random.default_rng(0)
     images = random.standard_normal((4, BATCH, *models.IMAGE_SHAPE)).astype(np.float32)
     return jnp.asarray(images), jnp.asarray(random.integers(0, 10, (4, BATCH), np.int32))
 
 
 def make(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
-    """Return a step with an optimizer, and its initial state."""
+    """Return the parts of a train step with the named optimizer, and the initial state."""
     spec = StepSpec(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
     return spec, step.init_state(models.init_variables(MODEL, jax.random.key(0)), spec, [lr])
 
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
-    """Return the jitted function. Tracing it twice fails."""
-    chex.clear_trace_counter()  # Chex counts by source code, so earlier tests count.
+    """Return the jitted function. It raises an error if it is traced twice."""
+    chex.clear_trace_counter()  # Forget the traces of earlier tests.
     once = partial(chex.assert_max_traces(function, n=1), **fixed)
-    # Compilation dominates the time of these tests, so programs are not optimized.
+    # XLA's optimizations are off, because compilation dominates the time of these tests.
     return jax.jit(once, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -68,7 +68,7 @@ def test_one_batch_is_memorized_with_one_compilation(batches: tuple[jax.Array, j
 
 
 def test_metrics_are_sums_over_images(batches: tuple[jax.Array, jax.Array]) -> None:
-    # With a learning rate of zero, the weights stay the same, so the logits are known.
+    # The learning rate is zero, so the weights do not change and the logits are known.
     spec, state = make("sgd", 0.0)
     update = jit_once(step.train_step, spec=spec)
     logits = [np.asarray(MODEL.apply({"params": state.params}, images)) for images in batches[0]]

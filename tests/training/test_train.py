@@ -1,4 +1,4 @@
-"""Whole runs on `digits`: files, refusals and options."""
+"""Test whole training runs on `digits`: written files, refused runs and options."""
 
 import hashlib
 import json
@@ -99,7 +99,8 @@ def test_log_has_loss_lines_in_the_form_of_the_paper(finished: Path) -> None:
         f"[EPOCH {epoch:03d} | IT {step:05d}]" for epoch in (1, 2, 3) for step in (16, 32)
     ]
     losses = [float(line.rpartition(" ")[2]) for line in loss_lines]
-    # Each value is the mean since the previous line, so the mean of the epoch lies between them.
+    # Each value is the mean loss since the previous line. The mean of an epoch with two lines is
+    # therefore between both values.
     assert losses[0] > losses[1] > losses[2] > losses[-1]
     assert losses[1] < rows_of(finished)[0]["train_loss"] < losses[0]
     assert sum(line.startswith("epoch ") for line in lines) == EPOCHS
@@ -114,7 +115,7 @@ def test_plateau_reduces_the_learning_rate(finished: Path) -> None:
 
 
 def plateau_rates(losses: list[float], lr: float, threshold: float) -> list[float]:
-    """Return the learning rate of each epoch for patience 0 and factor 0.5."""
+    """Return the plateau schedule's learning rate in each epoch, for patience 0 and factor 0.5."""
     best, rates = float("inf"), []
     for loss in losses:
         rates.append(lr)
@@ -249,7 +250,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 
 def test_update_that_ruins_the_weights_gives_no_result(make_config: Make, tmp_path: Path) -> None:
-    """Without validation, the last training loss is computed before the last update."""
+    """The loss of the only train step is still finite, because the update comes later."""
     config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
     with pytest.raises(UserError, match="not finite"):
         train(config, tmp_path)
@@ -330,7 +331,7 @@ def test_nothing_compiles_after_the_first_epoch(make_config: Make, tmp_path: Pat
 
 @pytest.mark.slow
 def test_basic_learns_cifar10(tmp_path: Path) -> None:
-    """This trains the first of the paper's twenty epochs."""
+    """The run has one epoch instead of the paper's 20 epochs."""
     if not cifar10.folder(default_data_dir()).is_dir():
         pytest.skip("no CIFAR-10: set TFDS_DATA_DIR")
     config = override(catalog.load("basic").config, ["epochs=1", "train.devices=1"])

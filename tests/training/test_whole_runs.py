@@ -1,4 +1,4 @@
-"""Whole runs equal those of `by_hand`, and stopped runs save the same as uninterrupted ones."""
+"""Test that whole runs equal the NumPy runs, and that resumed runs equal uninterrupted runs."""
 
 import signal
 from collections.abc import Callable
@@ -21,19 +21,18 @@ from cifar_jax.errors import Stopped
 from cifar_jax.training import train as training
 
 SEED = 3
-train = partial(
-    train, seed=SEED
-)  # Not the default seed, so that a test fails if the seed is ignored.
+# The seed is not the default. A test therefore fails if training ignores the seed.
+train = partial(train, seed=SEED)
 pytestmark = [
     pytest.mark.usefixtures("tiny"),
-    # `saved` does not tell Orbax the devices to restore to.
+    # Orbax warns, because the function `saved` does not name the devices for the arrays.
     pytest.mark.filterwarnings("ignore:Sharding info not provided"),
 ]
 
 
 @pytest.fixture(scope="module")
 def small(make_config: Callable[..., Config]) -> Config:
-    """Adam, a plateau and a moving average, so that every part of the state changes."""
+    """Config of a short run that changes every part of the train state."""
     return make_config(
         **TINY | {"epochs": 3, "optimizer__name": "adam", "optimizer__lr": 0.02},
         **{"schedule__name": "plateau", "schedule__patience": 0, "schedule__threshold": 0.01},
@@ -44,14 +43,14 @@ def small(make_config: Callable[..., Config]) -> Config:
 
 @pytest.fixture(scope="module")
 def uninterrupted(small: Config, tmp_path_factory: pytest.TempPathFactory, tiny: None) -> Path:
-    """The folder of a run that was never interrupted."""
+    """Folder of an uninterrupted run."""
     folder = tmp_path_factory.mktemp("uninterrupted")
     train(small, folder)
     return folder
 
 
 def saved(folder: Path, number: int | None = None) -> dict[str, Any]:
-    """Return the arrays of a checkpoint, by default the last one. Read them with Orbax alone."""
+    """Read a checkpoint's arrays with Orbax. The default is the last checkpoint."""
     checkpoints = folder.absolute() / "checkpoints"
     number = number or max(int(path.name) for path in checkpoints.glob("[0-9]*"))
     return ocp.PyTreeCheckpointer().restore(checkpoints / f"{number}/state")
@@ -84,7 +83,7 @@ def test_run_equals_the_run_by_hand(small: Config, uninterrupted: Path) -> None:
     loss, accuracy = hand.evaluate(DATASET.test)
     assert result["test_loss"] == pytest.approx(loss, rel=2e-3)
     assert result["test_accuracy"] == pytest.approx(accuracy, abs=0.5)
-    # Running statistics do not count as parameters.
+    # The running statistics of BatchNorm do not count as parameters.
     assert result["parameters"] == models.count_parameters(hand.params)
 
 
@@ -103,7 +102,7 @@ def test_stopped_run_saves_the_same_as_an_uninterrupted_one(
     stop: Callable[[], None],
     error: type[BaseException],
 ) -> None:
-    """After a signal, a run resumes within the epoch. After a kill, it repeats the epoch."""
+    """After a signal, the run resumes within the epoch. After a kill, the epoch is repeated."""
     with pytest.raises(error):
         train(small, tmp_path, Recorder(text, stop))
     train(small, tmp_path)

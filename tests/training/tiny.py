@@ -1,4 +1,4 @@
-"""Tiny networks and images, which train fast."""
+"""Tiny networks and images that train fast."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ TINY: dict[str, Any] = {
 
 
 class Pooled(by_hand.Tiny):
-    """Takes images of any size. Its first convolution is named as in the paper's networks."""
+    """A tiny network that accepts images of any size."""
 
     @by_hand.nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -29,7 +29,7 @@ class Pooled(by_hand.Tiny):
 
 
 class Dense(by_hand.nn.Module):
-    """A dense layer on a few pixels, which compiles fast."""
+    """A dense layer on the first 8 numbers of an image, which compiles fast."""
 
     num_classes: int = 10
     dtype: Any = None
@@ -41,7 +41,7 @@ class Dense(by_hand.nn.Module):
 
 
 def after_an_epoch(config: Config) -> tuple[Setup, TrainState, TrainState]:
-    """Return the setup of a run, and its states before and after the first epoch."""
+    """Train one epoch. Return the run's setup, and the states before and after the epoch."""
     setup = build_setup(config, dataset=DATASET)
     state = initial_state(setup, 0)
     before = jax.tree.map(jnp.copy, state)
