@@ -1,6 +1,7 @@
-"""Fixtures for all tests: short configs and one finished run."""
+"""Fixtures that all tests share."""
 
-import surroundings  # noqa: F401, I001  before JAX
+# This import sets environment variables that JAX needs at its own import.
+import surroundings  # noqa: F401, I001
 
 import signal
 from collections.abc import Callable, Iterator
@@ -11,10 +12,11 @@ import jax
 import jax.experimental
 import pytest
 
-if not hasattr(jax, "enable_x64"):  # Older than JAX 0.8.
+# Before JAX 0.8, `enable_x64` is in `jax.experimental`.
+if not hasattr(jax, "enable_x64"):
     jax.enable_x64 = jax.experimental.enable_x64  # pyright: ignore
 
-collect_ignore_glob = ["*/conftest.py", "fixtures/*"]  # These contain no tests.
+collect_ignore_glob = ["*/conftest.py", "fixtures/*"]  # These files contain no tests.
 
 pytest.register_assert_rewrite("short_runs")
 
@@ -22,15 +24,15 @@ from short_runs import EPOCHS, train  # noqa: E402
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
 
-# Background jobs of a shell ignore SIGINT, but tests send it to interrupt runs.
+# A shell makes its background jobs ignore SIGINT. Tests send SIGINT to interrupt a run.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
 def make_config() -> Callable[..., Config]:
-    """Return a function that makes configs of `basic` on 256 digits, which train in seconds.
+    """Return a function that makes the config of a short run: `basic` on 256 images of `digits`.
 
-    Its arguments are settings, with a double underscore for each dot:
+    Keyword arguments are settings. A double underscore replaces each dot in a setting's name:
     `make_config(epochs=3, optimizer__lr=0.1)`.
     """
     small = Config(
@@ -51,7 +53,7 @@ def make_config() -> Callable[..., Config]:
 
 @pytest.fixture(scope="session")
 def config(make_config: Callable[..., Config]) -> Config:
-    """A config with Adam and a short plateau schedule, so that every part of the state changes."""
+    """Config of a short run that changes every part of the train state."""
     return make_config(
         epochs=EPOCHS,
         optimizer__name="adam",
@@ -67,7 +69,7 @@ def config(make_config: Callable[..., Config]) -> Config:
 
 @pytest.fixture(scope="session")
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of `config` that was never interrupted."""
+    """Folder of an uninterrupted run of the fixture `config`."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(config, folder, overrides={"optimizer.lr": 1e-3})
     return folder
@@ -75,7 +77,7 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["cpu", "accelerator"])
 def each_platform(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the test with the operations for CPUs, then with those for accelerators."""
+    """Run the test twice: with the operations for CPUs and with the operations for accelerators."""
     from cifar_jax import ops
 
     with ops.force_platform("cpu" if request.param == "cpu" else "default"):

@@ -1,4 +1,4 @@
-"""Property tests: 100 fixed examples in the fast suite, 10,000 random examples in the slow one."""
+"""Define property tests with 100 fixed examples (fast) or 10,000 random examples (slow)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,10 @@ settings.register_profile(
 
 
 def property_test(**strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Any]:
-    """Turn a function of generated arguments into a fast and a slow property test."""
+    """Return a decorator that turns a check into a fast and a slow property test.
+
+    `strategies` generate the arguments of the check.
+    """
 
     def decorate(check: Callable[..., None]) -> Any:
         @pytest.mark.parametrize("profile", ["fast", pytest.param("slow", marks=pytest.mark.slow)])

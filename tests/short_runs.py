@@ -1,4 +1,4 @@
-"""Helpers that train, interrupt and compare short runs on `digits`."""
+"""Helpers that train, interrupt and compare short runs."""
 
 import json
 import os
@@ -21,7 +21,10 @@ TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "vers
 
 
 class Recorder(Progress):
-    """A callback that keeps the lines of the log, and calls functions at certain lines."""
+    """Progress callback that collects the log lines.
+
+    It calls the function `act` at each line that contains the text `when`.
+    """
 
     def __init__(self, when: str = "", act: Callable[[], object] = lambda: None) -> None:
         super().__init__(Console(quiet=True))
@@ -42,58 +45,58 @@ def train(
     callbacks: Sequence[Callback] = (),
     **request: Any,
 ) -> Result:
-    """Train a run in a folder, without output."""
+    """Train a run in `folder` without printing anything. Return the run's result."""
     fields = {"experiment": "test", "seed": 0} | request
     request_ = RunRequest(config=config, workdir=folder, **fields)
     return training.train(request_, callbacks, progress or Recorder())
 
 
 def kill() -> None:
-    """End the run at once, without saving anything, as SIGKILL does."""
+    """End the run at once without saving, as SIGKILL would."""
     raise KeyboardInterrupt
 
 
 def send(signum: int) -> Callable[[], None]:
-    """Return a function that sends a signal to this process."""
+    """Return a function that sends a signal to the current process."""
     return lambda: os.kill(os.getpid(), signum)
 
 
 def killed_at(text: str) -> Recorder:
-    """Return a recorder that kills the run at a line of the log."""
+    """Return a recorder that kills the run at the first log line that contains `text`."""
     return Recorder(text, kill)
 
 
 def without_times(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the entries that do not depend on the clock or the machine."""
+    """Return the entries of `row` that do not depend on the clock or the machine."""
     return {key: value for key, value in row.items() if key not in TIMES}
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
-    """Return the metrics of a run without times. The list is empty if the file is missing."""
+    """Return the rows of metrics.jsonl without times. The list is empty if the file is missing."""
     path = folder / "metrics.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [without_times(json.loads(line)) for line in lines]
 
 
 def result_of(folder: Path) -> dict[str, Any]:
-    """Return the result of a run."""
+    """Return the content of a run's result.json."""
     return json.loads((folder / "result.json").read_text())
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """Return the contents of all files of a run except the lock."""
+    """Return the contents of all files in a run folder except `.lock`, by relative path."""
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def loss_lines(folder: Path) -> list[str]:
-    """Return the loss lines of the log, without lines that a resumed run repeats."""
+    """Return the sorted loss lines of log.txt. A line that a resumed run repeats is listed once."""
     lines = (folder / "log.txt").read_text().splitlines()
     return sorted({line for line in lines if line.startswith("[EPOCH")})
 
 
 def assert_same_run(folder: Path, other: Path) -> None:
-    """Assert that two runs have exactly the same weights, outputs and metrics."""
+    """Assert that two runs have identical weights, outputs and metrics."""
     ours, theirs = result_of(folder), result_of(other)
     assert ours["params_sha256"] == theirs["params_sha256"]
     assert rows_of(folder) == rows_of(other)

@@ -1,17 +1,17 @@
 """Set environment variables for the tests. Import this module before JAX.
 
-JAX gets eight virtual CPU devices, so that tests can shard arrays. The caches lie in a temporary
-folder, so that files of the user or of earlier versions do not affect the tests. All xdist workers
-share the cache of compiled programs, because most short runs need the same programs.
+JAX gets eight virtual CPU devices on which tests can shard arrays. The caches are in a temporary
+folder. Files of the user or of earlier versions therefore do not affect the tests. All pytest-xdist
+workers share the cache of compiled programs, because most short runs need the same programs.
 """
 
 import os
 import tempfile
 
-if "PYTEST_XDIST_WORKER" not in os.environ:  # Workers inherit the environment.
-    _temporary = tempfile.TemporaryDirectory(
-        prefix="cifar-jax-tests-"
-    )  # Deleted when the process ends.
+# Worker processes of pytest-xdist inherit the variables.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Python deletes this folder when the process ends.
+    _temporary = tempfile.TemporaryDirectory(prefix="cifar-jax-tests-")
     _scratch = os.environ.get("CIFAR_JAX_TESTS_SCRATCH", _temporary.name)
     os.environ |= {
         "JAX_PLATFORMS": "cpu",

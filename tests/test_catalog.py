@@ -1,4 +1,4 @@
-"""Experiment files, their custom parts, and the modules that they import."""
+"""Test experiment files, their custom parts, and the modules that they import."""
 
 import ast
 import hashlib
@@ -24,7 +24,7 @@ def load(folder: Path, text: str, name: str = "mine.py") -> catalog.Experiment:
 
 
 def load_rate(folder: Path, text: str) -> tuple[float, dict[str, str]]:
-    """Load a file. Return the value of its `SCHEDULE`, and the digests of its modules."""
+    """Load an experiment file. Return its schedule's value and the digests of its modules."""
     custom = load(folder, VALID + text).custom
     assert custom is not None
     assert custom.schedule is not None

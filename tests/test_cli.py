@@ -1,4 +1,4 @@
-"""The commands, from their arguments to output and exit code."""
+"""Test the arguments, output and exit codes of the `cifar-jax` commands."""
 
 import asyncio
 import errno
@@ -45,7 +45,7 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def run(capsys, tmp_path: Path, monkeypatch) -> Cli:
-    """Call the command line in an empty folder, without CIFAR-10."""
+    """Return a function that runs a `cifar-jax` command in an empty folder without CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
@@ -58,7 +58,7 @@ def run(capsys, tmp_path: Path, monkeypatch) -> Cli:
 
 
 def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Call the command line in a new process."""
+    """Run a `cifar-jax` command in a new process."""
     command = [sys.executable, "-m", "cifar_jax", *arguments]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
 
@@ -118,9 +118,8 @@ def test_train_evaluate_and_report_a_run(run: Cli, tmp_path: Path) -> None:
     done = run("train", "basic", "--seed", "3", *QUICK)
     assert done.code == 0, done.err
     assert "test accuracy" in done.out
-    assert (
-        "paper" not in done.out
-    )  # The settings differ from the paper's, so its accuracy is not shown.
+    # The paper's accuracy is not shown, because the settings differ from the paper's settings.
+    assert "paper" not in done.out
     (folder,) = (tmp_path / "runs").glob("basic@*/seed3")
     result = json.loads((folder / "result.json").read_text())
     assert result["seed"] == 3
@@ -164,9 +163,10 @@ PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
 
 @pytest.fixture
 def trained(monkeypatch) -> list[Path]:
-    """Replace training by a function that records the run folders in a list. Return the list.
+    """Replace training by a function that only adds the run folder to a list. Return the list.
 
-    `net` fails with a UserError, `resnet10` has a bug, and a signal stops runs of batch size 7.
+    The function raises an exception for some runs: UserError for `net`, RuntimeError for
+    `resnet10`, and Stopped (as after SIGTERM) for the batch size 7.
     """
     folders = []
 
@@ -198,7 +198,7 @@ def trained(monkeypatch) -> list[Path]:
 def test_paper_trains_all_experiments_although_some_fail(
     run: Cli, trained: list[Path], capsys
 ) -> None:
-    with pytest.raises(RuntimeError, match="a bug"):  # The bug is raised after all runs.
+    with pytest.raises(RuntimeError, match="a bug"):  # Raised after all runs.
         run("train", "--paper", "--seed", "2")
     summary = capsys.readouterr().out.partition(f"8 of {len(PAPER)} runs are finished:\n")[2]
     assert trained == [Path("runs", name, "seed2") for name in PAPER]
@@ -293,7 +293,7 @@ def test_errors_give_an_exit_code_and_one_line(
     monkeypatch.setattr(catalog, "names", fail_with(error))
     done = run("experiments")
     assert done.code == code
-    line = done.err.removeprefix("\n")  # Click prints an empty line after ^C.
+    line = done.err.removeprefix("\n")  # Click prints an empty line after Ctrl-C.
     assert line.startswith(f"cifar-jax: {message}")
     assert line.count("\n") == 1
 
@@ -348,7 +348,7 @@ def test_output_can_be_closed_early() -> None:
         done = start("experiments", stdout=writing)
     finally:
         os.close(writing)
-    assert done.returncode == 128 + signal.SIGPIPE  # The convention of Unix programs.
+    assert done.returncode == 128 + signal.SIGPIPE  # The exit code of Unix programs.
     assert done.stderr == ""
 
 
@@ -362,7 +362,7 @@ def test_a_terminal_without_utf8_can_show_everything() -> None:
 @pytest.mark.parametrize("width", [None, 40, 10], ids=["pipe", "terminal", "narrow"])
 def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> None:
     if width is not None:
-        # Rich then treats the output as a terminal.
+        # With FORCE_COLOR, Rich treats the output as a terminal.
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(width))
     long = " ".join(["text"] * 100)
@@ -373,4 +373,4 @@ def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> No
     if width is None:
         assert any(long in line for line in lines)
     else:
-        assert max(map(len, lines)) <= max(width, 35)  # The table needs 35 columns.
+        assert max(map(len, lines)) <= max(width, 35)  # The table needs at least 35 columns.

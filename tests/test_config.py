@@ -1,4 +1,4 @@
-"""The settings of a run. The experiments have the settings of the paper."""
+"""Test the settings of a run, and that the experiments have the paper's settings."""
 
 import json
 
@@ -29,8 +29,9 @@ CONFIG = Config(
     param_groups=(ParamGroup(parameters="*/bias", optimizer=RULE),),
 )
 
-# From tables 1–25 and section 3.5. The fields are: tables, model, epochs, learning rate, batch
-# size, optimizer, weight decay, schedule, whether images are augmented, test accuracy, parameters.
+# From tables 1–25 and section 3.5 of the paper. The fields are: table numbers, model, epochs,
+# learning rate, batch size, optimizer, weight decay, schedule, whether images are augmented, test
+# accuracy in percent, number of parameters.
 SGD, ADAM = ("sgd", 0, "constant"), ("adam", 0, "constant")
 PAPER = {
     "basic": ("1–3", "basic", 20, 1e-3, 8, *SGD, False, 62.06, 62_006),

@@ -1,4 +1,4 @@
-"""Models that experiment files define. Their code runs only when the user asks for it."""
+"""Test models that experiment files define. Their code runs only if the user asks for it."""
 
 import json
 import re
@@ -24,7 +24,7 @@ from cifar_jax.models.basic import Basic
 from cifar_jax.models.custom import CustomModel
 from cifar_jax.models.summary import summarize
 
-# Compilation dominates the time of these tests, so programs are not optimized.
+# XLA's optimizations are off, because compilation dominates the time of these tests.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 DOCS = Path(__file__).parents[1] / "docs" / "use.md"
 QUICK = (
@@ -67,7 +67,7 @@ Run = Callable[..., Outcome]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Call the command line in an empty folder, without CIFAR-10."""
+    """Return a function that runs a `cifar-jax` command in an empty folder without CIFAR-10."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
@@ -85,7 +85,7 @@ def module(file: str | Path) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the experiment file `tiny.py`, and `run`, a run of one epoch."""
+    """Folder with the experiment file `tiny.py` and a finished run folder named `run`."""
     folder = tmp_path_factory.mktemp("custom")
     (folder / "tiny.py").write_text(TINY)
     arguments = ["train", str(folder / "tiny.py"), *QUICK, "--workdir", str(folder / "run")]
@@ -95,7 +95,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def copied(trained: Path, tmp_path: Path) -> Path:
-    """A copy of `trained`, which is the current folder."""
+    """Temporary folder with a copy of the files in the fixture `trained`."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     return tmp_path
 
@@ -240,7 +240,8 @@ def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
         ('"tiny"', '"resnet18"', "'resnet18'"),
     ):
         (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
-        outcome = run("train", "tiny.py")  # CIFAR-10 is missing, so loading data would fail.
+        # The error must come before the data is loaded, because CIFAR-10 is missing.
+        outcome = run("train", "tiny.py")
         assert outcome.code == 2
         assert message in outcome.err.splitlines()[-1]
         assert [path.name for path in tmp_path.iterdir()] == ["tiny.py"]
@@ -293,7 +294,7 @@ def test_code_in_a_run_folder_is_executed_only_on_request(run: Run, copied: Path
     with pytest.raises(UserError):
         cifar_jax.load(copied / "run")
     assert run("report", "run").code == 0
-    # Only the weights are needed here.
+    # `train.init_from` reads only the weights and runs no code.
     init_from = ("--workdir", "other", "--set", "train.init_from=run")
     assert run("train", "tiny.py", *QUICK, *init_from).code == 0
     assert not trap.exists()
@@ -322,7 +323,7 @@ def test_the_seed_reaches_the_initialization(run: Run, tmp_path: Path) -> None:
     (tmp_path / "tiny.py").write_text(TINY)
     digests = []
     for seed in ("0", "1"):
-        # This learning rate is zero in float32, so the weights keep their initial values.
+        # The learning rate 1e-46 is zero in float32, so the weights keep their initial values.
         settings = ("--set", "optimizer.lr=1e-46", "--seed", seed, "--workdir", seed)
         outcome = run("train", "tiny.py", *QUICK, *settings)
         assert outcome.code == 0, outcome.err

@@ -1,4 +1,4 @@
-"""The device mesh, shardings and compiler options. Training is tested in test_distributed.py."""
+"""Test the device mesh, the sharding of arrays and the compiler options."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -43,7 +43,7 @@ def test_shardings_divide_the_batch_axis() -> None:
 
 @pytest.fixture
 def set_processor(monkeypatch) -> Iterator[Callable[..., None]]:
-    """Simulate a machine with a certain processor."""
+    """Return a function that simulates a machine with a given processor."""
 
     def set_processor(model: str, *flags: str) -> None:
         processor = runtime.Processor(model, frozenset(flags))

@@ -1,4 +1,4 @@
-"""The wheel works in a new virtual environment, outside of the checkout."""
+"""Test that the wheel works in a new virtual environment, outside of the checkout."""
 
 import json
 import os
@@ -17,9 +17,10 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the wheel in a new virtual environment, and return the folder of its programs.
+    """Install the wheel in a new virtual environment. Return the `bin` folder of the environment.
 
-    A .pth file adds the packages of the current environment, which has the dependencies.
+    The dependencies are not installed again. A .pth file adds the packages of the current
+    environment to the new environment.
     """
     folder = tmp_path_factory.mktemp("dist")
     environment, wheels = folder / "venv", folder / "wheels"
@@ -28,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, *build], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
-    # Python ignores .pth files in these folders, so it does not find an editable install.
+    # Python ignores .pth files in added folders, so it does not find an editable install there.
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "dependencies.pth").write_text("\n".join(dependencies))
     (wheel,) = wheels.iterdir()
@@ -39,7 +40,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: str, folder: Path) -> str:
-    """Run a program in a folder, without environment variables that point to the checkout."""
+    """Run a program without environment variables that point to the checkout. Return its output."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "TFDS_DATA_DIR")}
     environment["TFDS_DATA_DIR"] = str(folder / "tfds")
     done = subprocess.run(

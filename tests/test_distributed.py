@@ -1,4 +1,4 @@
-"""Runs on several devices and in several processes give the results of one device."""
+"""Test that runs on several devices or in several processes give the results of one device."""
 
 import json
 import os
@@ -63,7 +63,7 @@ def experiment(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def train(experiment: str, folder: Path, *settings: str) -> dict[str, Any]:
-    """Train in this process, which has eight devices."""
+    """Train in the current process, which has eight devices. Return the run's result."""
     words = [word for setting in settings for word in ("--set", setting)]
     assert cli.run(["train", experiment, "--workdir", str(folder), *words]) == 0
     return read_result(folder)
@@ -75,7 +75,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def one_device(experiment: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The result of the run on one device."""
+    """Result of a training run on one device."""
     return train(experiment, tmp_path_factory.mktemp("run"), "train.devices=1")
 
 
@@ -87,25 +87,25 @@ def assert_same_losses(result: dict[str, Any], expected: dict[str, Any]) -> None
 def test_several_devices_share_each_batch_and_give_the_result_of_one(
     experiment: str, one_device: dict[str, Any], tmp_path: Path, capsys
 ) -> None:
-    """The run continues on another number of devices. Its 45 validation images must be padded."""
+    """The run starts on eight devices and continues on two. 45 validation images need padding."""
     train(experiment, tmp_path, "train.devices=8", "epochs=1")
-    # Each device gets an equal share of the 32 images of a batch.
+    # Each of the eight devices gets 4 of the 32 images in a batch.
     assert "(4, 32, 32, 3)\n" in capsys.readouterr().out
     result = train(experiment, tmp_path, "train.devices=2")
     assert "(16, 32, 32, 3)\n" in capsys.readouterr().out
     assert_same_losses(result, one_device)
 
 
-# Several processes
+# Training in several processes
 
 
 def start(command: list[str]) -> list[subprocess.Popen[str]]:
-    """Start two processes of two devices each."""
+    """Start the Python command in two processes. Each process has two devices."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]
     environment = os.environ | {
-        # Compilation dominates the time of these tests, so programs are not optimized.
+        # XLA's optimizations are off, because compilation dominates the time of these tests.
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
@@ -128,7 +128,7 @@ def start_training(experiment: str, folder: Path, *settings: str) -> list[subpro
 
 
 def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
-    """Return exit code, standard output and standard error of each process."""
+    """Wait for the processes. Return the exit code, stdout and stderr of each process."""
     try:
         outputs = [process.communicate(timeout=300) for process in processes]
     finally:
@@ -138,7 +138,7 @@ def finish(processes: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]
 
 
 def wait_for(path: Path) -> None:
-    """Wait until the file has content."""
+    """Wait until the file exists and is not empty."""
     deadline = time.monotonic() + 120
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < deadline, f"{path} was not written"
@@ -285,7 +285,7 @@ cli.main()
     ],
 )
 def test_a_process_ends_within_a_minute_of_the_other(mode: str, index: int, end: str) -> None:
-    """In mode `apart`, processes do not communicate, so only JAX's heartbeats detect the end."""
+    """In mode `apart`, the processes do not communicate. JAX's heartbeats must detect the end."""
     processes = start(["-c", WORK, str(index) if end == "fail" else "none", mode])
     for process in processes:
         assert process.stdout is not None

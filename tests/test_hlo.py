@@ -1,4 +1,4 @@
-"""tools/hlo.py finds the memory traffic, collectives and host transfers of a program."""
+"""Test tools/hlo.py, which finds memory traffic, collectives and host transfers in a program."""
 
 import pytest
 
@@ -89,12 +89,12 @@ def test_steps_body_is_the_largest_loop() -> None:
 
 
 def test_traffic() -> None:
-    """The traffic of `step` in MODULE, added up by hand.
+    """Compare the memory traffic of the computation `step` with a sum over its operations.
 
-    The fusion reads 8 rows of the images. The weights are copied once, and 8 of their rows are
-    sliced. The inner loop runs 5 times; its addition reads 2 arrays of 512 bytes and writes one.
-    On-chip memory counts only in the total. The custom call moves nothing, because ConcatBitcast
-    only joins adjacent slices.
+    The fusion reads 8 rows of the images. The weights are copied once, and a slice reads 8 rows of
+    the weights. The inner loop runs 5 times. Each time, the addition reads two arrays of 512 bytes
+    and writes one. Traffic of on-chip memory counts only in `total`. The custom call moves nothing,
+    because ConcatBitcast only joins adjacent slices.
     """
     batch, weights, indices, part, scalar = 8 * 3072, 64 * 128 * 4, 512, 8 * 128 * 4, 512
     moved = hlo.traffic(MODULE, hlo.steps_body(MODULE))

@@ -1,4 +1,4 @@
-"""Initial values of convolutions: identity filters and whitening filters."""
+"""Test the initial values of convolutions: identity filters and whitening filters."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def random_variables(name: str) -> dict[str, Any]:
 
 
 def images(count: int = 300) -> np.ndarray:
-    """Return normalized images with correlated pixels and channels, as in photographs."""
+    """Return random normalized images. Pixels and channels are correlated, as in photographs."""
     random = np.random.default_rng(0)
     x = random.standard_normal((count, 12, 12, 3))
     x = x.cumsum(1).cumsum(2) @ np.array([[1, 0.5, 0.2], [0, 0.8, 0.3], [0, 0, 0.6]])
@@ -59,7 +59,7 @@ def test_dirac_filters_return_their_input(name: str) -> None:
 @pytest.mark.parametrize("count", [5, 256, 300])
 @pytest.mark.parametrize("outputs", [5, 24, 64])
 def test_whitening_filters_equal_the_definition(count: int, outputs: int) -> None:
-    """There are up to 24 filters: the 12 directions of the patches, and their negatives."""
+    """The patches have 12 eigenvectors. With their negatives, this makes at most 24 filters."""
     x = images(count)
     patches = [
         image[row : row + 2, column : column + 2].ravel()

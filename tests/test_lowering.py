@@ -1,4 +1,4 @@
-"""Train steps and networks can be lowered for GPUs and TPUs on a machine without them."""
+"""Test that a machine without accelerators can lower train steps for GPUs and TPUs."""
 
 import functools
 import re
@@ -19,12 +19,12 @@ from cifar_jax.training.setup import Setup, build_setup
 CONVOLUTION, PRODUCT = "stablehlo.convolution", "stablehlo.dot_general"
 LOOPS = re.compile(r"stablehlo\.while|optimization_barrier")
 PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
-# These networks contain every kind of layer.
+# Together, these networks contain every kind of layer.
 FAST = ["basic", "net-attention", "resnet10-separable"]
 
 
 def setup_of(experiment: str, settings: Sequence[str] = ()) -> Setup:
-    """Return the setup of an experiment, with images of CIFAR-10's shape that take no memory."""
+    """Return the setup of an experiment with blank images, which need no memory."""
 
     def blank(count: int) -> Split:
         images = np.broadcast_to(np.uint8(0), (count, 3072)).reshape(count, 32, 32, 3)
@@ -36,7 +36,7 @@ def setup_of(experiment: str, settings: Sequence[str] = ()) -> Setup:
 
 
 def programs(setup: Setup, variant: Any) -> dict[str, str]:
-    """Return the text of a train step's program for each accelerator."""
+    """Return the StableHLO text of a train step for each accelerator, by platform name."""
     arguments = compilation.train_arguments(setup, variant)
     traced = compilation.train_function(setup, variant).trace(*arguments)
     platforms = ("cuda", "tpu")
@@ -47,7 +47,7 @@ def programs(setup: Setup, variant: Any) -> dict[str, str]:
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in PAPER]
 )
 def test_accelerators_get_only_xla_operations(name: str) -> None:
-    """Programs contain no calls to the host, and none of the operations written for CPUs."""
+    """The programs contain no host calls and no operations that are written for CPUs."""
     setup = setup_of(name)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)
@@ -55,12 +55,15 @@ def test_accelerators_get_only_xla_operations(name: str) -> None:
     axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
     attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
     for platform, text in programs(setup, variant).items():
-        # The output and the gradients of kernel and input. The images need no gradient.
+        # A layer has three convolutions: the output, and the gradients of kernel and input. The
+        # first layer has only two, because the images need no gradient.
         assert text.count(CONVOLUTION) >= 3 * axes.count(4) - 1
-        # Attention has two products, and its gradient five. A TPU crops images with two products.
+        # Attention has two matrix products, and its gradient has five. On a TPU, cropping images
+        # takes two more matrix products.
         crops = 2 * (platform == "tpu" and setup.config.data.crop_padding > 0)
         assert text.count(PRODUCT) == 3 * axes.count(2) + 7 * attentions + crops
-        assert len(LOOPS.findall(text)) == 1  # This is the loop over the steps of a call.
+        # The only loop is the loop over the train steps.
+        assert len(LOOPS.findall(text)) == 1
         assert "custom_call" not in text
 
 

@@ -1,4 +1,4 @@
-"""The networks agree with the paper's tables, and the layers with PyTorch's defaults."""
+"""Test the networks against the paper's tables, and the layers against PyTorch's defaults."""
 
 import math
 from functools import partial
@@ -16,7 +16,8 @@ from cifar_jax import models
 from cifar_jax.errors import UserError
 from cifar_jax.models import layers
 
-# From tables 3, 6, 9, 12, 14, 20 and 25. `net-inception` and `speednet` are not in the paper.
+# Parameter counts from tables 3, 6, 9, 12, 14, 20 and 25 of the paper. The paper does not contain
+# `net-inception` and `speednet`.
 PARAMETERS = {
     "basic": 62_006,
     "net": 2_348_030,
@@ -30,23 +31,23 @@ PARAMETERS = {
 }
 WITH_DROPOUT = [name for name in PARAMETERS if name not in ("basic", "net", "speednet")]
 FAST_TO_INITIALIZE = ["basic", "resnet10-separable"]
-# ResNet10 has the same kinds of layers as ResNet18.
+# ResNet10 is marked slow, because ResNet18 has the same kinds of layers.
 every_model = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] * (n == "resnet10")) for n in PARAMETERS]
 )
 
-# Compilation dominates the time of these tests, so programs are not optimized.
+# XLA's optimizations are off, because compilation dominates the time of these tests.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def images(count: int) -> jax.Array:
-    """Return normalized images `[count, 32, 32, 3]`."""
+    """Return random normalized images, float32 `[count, 32, 32, 3]`."""
     pixels = np.random.default_rng(0).standard_normal((count, *models.IMAGE_SHAPE))
     return jnp.asarray(pixels, jnp.float32)
 
 
 def filled(shapes: Any, seed: int = 0) -> dict[str, Any]:
-    """Return random variables of plausible magnitude. Unlike `init`, this needs no compilation."""
+    """Return random model variables. Unlike the model's `init`, this needs no compilation."""
     random = np.random.default_rng(seed)
 
     def fill(path: tuple[str, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -64,7 +65,7 @@ def filled(shapes: Any, seed: int = 0) -> dict[str, Any]:
 
 
 def layer_shapes(name: str, **options: Any) -> dict[str, tuple[int, ...]]:
-    """Return the output shape of every layer by dotted name, without the batch axis."""
+    """Return the output shape of each layer, without the batch axis, by the layer's dotted name."""
     model = models.create(name, **options)
 
     def run(variables: Any, image: jax.Array) -> Any:
@@ -85,7 +86,7 @@ BN_GAP = {
     **{"conv1": (32, 32, 64), "bn1": (32, 32, 64), "pool1": (16, 16, 64)},
     **{"conv2": (16, 16, 128), "bn2": (16, 16, 128), "pool2": (8, 8, 128)},
     **{"conv3": (8, 8, 256), "bn3": (8, 8, 256)},
-    # The tables call the pooled vector "fc1, 256 Neurons".
+    # The paper's tables call the output of global pooling "fc1, 256 Neurons".
     **{"global_avg_pool": (256,), "dropout": (256,)},
     **NET_HEAD,
 }
@@ -169,7 +170,7 @@ def test_only_dropout_in_training_needs_random_keys(name: str) -> None:
 
 @pytest.mark.slow
 def test_speednet_has_gradients_and_new_statistics_in_training() -> None:
-    """test_torch_parity.py tests the other networks."""
+    """test_torch_parity.py tests the train steps of the other networks."""
     model = models.create("speednet")
     variables = filled(models.variable_shapes(model))
     x, labels = images(2), jnp.array([3, 7])
@@ -196,7 +197,7 @@ def test_speednet_has_gradients_and_new_statistics_in_training() -> None:
     ],
 )
 def test_initialization_equals_pytorchs(name: str) -> None:
-    """Weights are uniform in ±1/√fan_in, where fan_in counts the inputs of one group."""
+    """Weights are uniform in ±1/√fan_in. Here, fan_in is the number of inputs of one group."""
     model = models.create(name)
     init = quick_jit(partial(models.init_variables, model))
     variables = init(jax.random.key(0))
@@ -241,7 +242,7 @@ def test_pooling_is_an_option(name: str, kind: str) -> None:
 
 @pytest.mark.usefixtures("each_platform")
 def test_batch_norm_updates_running_statistics_as_pytorch_does() -> None:
-    """Running statistics use the unbiased variance. The batch is normalized by the biased one."""
+    """Running statistics use the unbiased variance. The biased variance normalizes the batch."""
     x = np.random.default_rng(0).normal(3, 2, (4, 3, 3, 5)).astype(np.float32)
     layer = layers.BatchNorm()
     variables = {

@@ -1,4 +1,4 @@
-"""Run the Colab notebook with quick settings and replacements for Colab's modules."""
+"""Test the Colab notebook with quick settings and stand-ins for Colab's modules."""
 
 import json
 import os
@@ -28,9 +28,9 @@ SETTINGS = (
     "--set data.dataset=digits --set epochs=1 --set data.train_images=64 "
     "--set data.validation=0.1 --set train.devices=1"
 )
-# These replacements upload from the folder `uploads` and download to `downloads`.
+# Stand-ins for Colab's modules. They upload from the folder `uploads` and download to `downloads`.
 COLAB_MODULES = {
-    "output": "",  # JAX imports this module if google.colab is imported.
+    "output": "",  # JAX imports google.colab.output.
     "drive": "def mount(path): print('mounted', path)",
     "files": """
 import pathlib, shutil
@@ -50,7 +50,7 @@ def download(path):
 
 
 def execute(folder: Path, python: Path, *, install: bool, **parameters: str) -> str:
-    """Run the notebook in `folder`/content with changed parameters, and return its output."""
+    """Run the notebook in `folder`/content with changed parameters. Return what it prints."""
     notebook: Any = nbformat.read(NOTEBOOK, as_version=4)
     [first] = [n for n, cell in enumerate(notebook.cells) if "parameters" in tags(cell)]
     text = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
@@ -74,7 +74,8 @@ def execute(folder: Path, python: Path, *, install: bool, **parameters: str) -> 
     assert client.km
     assert client.km.kernel_spec
     client.km.kernel_spec.argv[0] = str(python)
-    # Use socket files, because another process could take a port. Their paths must be short.
+    # Connect to the kernel through socket files, because another process could take a port. The
+    # paths of socket files must be short.
     with tempfile.TemporaryDirectory() as sockets:
         client.km.transport, client.km.ip = "ipc", f"{sockets}/kernel"
         client.execute(env=env)
@@ -91,8 +92,8 @@ def tags(cell: Any) -> list[str]:
 
 
 def check(printed: str, drive: Path, folder: Path, name: str) -> None:
-    """Check the output of the cells, and the files that they wrote and downloaded."""
-    assert "cifar-jax: " not in printed  # The prefix of every error message.
+    """Check the notebook's output, and the files that the notebook wrote and downloaded."""
+    assert "cifar-jax: " not in printed  # All errors start with this prefix.
     assert "Traceback" not in printed
     for text in ("[CpuDevice(id=0)]", "| experiment |", "for a white image"):
         assert text in printed
@@ -135,7 +136,7 @@ def test_the_notebook_runs_on_a_machine_with_only_colabs_packages(tmp_path: Path
 
 
 def installed(pip: list[str]) -> dict[str, str]:
-    """Return the versions of the installed packages."""
+    """Return the version of each installed package, by package name."""
     command = [*pip, "list", "--format=json"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return {package["name"]: package["version"] for package in json.loads(done.stdout)}

@@ -1,4 +1,4 @@
-"""Property tests: arbitrary arguments and damaged files give a result or a one-line error."""
+"""Test that arbitrary arguments and damaged files give a result or a one-line error."""
 
 import atexit
 import contextlib
@@ -29,14 +29,14 @@ OPTIONS = [
     *("-o", "--", "-", "--all", "--version", "--markdown", "--model"),
 ]
 WORDS = [
-    # Words that make a command run for long are left out.
+    # Words that would start a long computation are left out.
     *("no-such-experiment", "epochs=5", "optimizer.lr=nan", "model.name=", "runs", "."),
     *("0", "-1", "1e9", "a[b]", "*", "cpu", "test", "onnx", "x.png", "x.json", "digits"),
 ]
-# `train` runs for long and has its own test. `data` is left out because it downloads files.
+# `train` is left out because it has its own test. `data` is left out because it downloads files.
 VERBS = ["evaluate", "predict", "export", "import-torch", "experiments", "settings", "report", ""]
 
-# Arguments from an operating system contain no zero byte, and need not be valid UTF-8.
+# Command-line arguments contain no zero byte. They need not be valid UTF-8.
 arbitrary_words = st.text(st.characters(codec="utf-8", exclude_characters="\0")) | (
     st.binary(max_size=9).filter(lambda word: 0 not in word).map(os.fsdecode)
 )
@@ -51,7 +51,7 @@ json_values = st.recursive(
 
 
 def exit_code(words: list[str]) -> int:
-    """Return the exit code. Check that a failing command prints one line or the usage."""
+    """Run a command and return its exit code. A failing command must print one line or a usage."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
@@ -67,7 +67,7 @@ def exit_code(words: list[str]) -> int:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Change to a temporary folder for the duration of the context."""
+    """Make a temporary folder the current folder during the context."""
     before = Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
@@ -86,7 +86,7 @@ def test_arbitrary_arguments_succeed_or_give_one_line_errors(verb: str, words: l
         exit_code([verb, *words] if verb else words)
 
 
-# With `--paper --workdir`, the last argument is a folder, and all ten experiments would be trained.
+# `--paper` is left out, because `--paper --workdir FOLDER` would train all ten experiments.
 TRAIN_OPTIONS = [option for option in OPTIONS if option != "--paper"]
 
 
@@ -98,7 +98,7 @@ def test_train_refuses_an_unknown_experiment_with_any_options(words: list[str]) 
 
 
 def positions(value: Any) -> list[tuple[Any, Any]]:
-    """Return (container, key) for each entry of every object and list in `value`."""
+    """Return a pair (container, key) for each entry of each dictionary and list in `value`."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if value else ()
     found = [(value, key) for key in keys]
     for key in keys:
@@ -109,7 +109,7 @@ def positions(value: Any) -> list[tuple[Any, Any]]:
 
 @functools.cache
 def finished_run() -> Path:
-    """Return the folder of a finished run."""
+    """Return the folder of a finished run. The run is trained at the first call."""
     folder = Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, folder)
     config = Config(
@@ -153,7 +153,7 @@ def test_damaged_run_files_give_one_line_errors(data: st.DataObject, name: str) 
 
 @st.composite
 def image_files(draw: st.DrawFn) -> bytes:
-    """Generate image files, some with changed bytes or cut short, and files of random bytes."""
+    """Generate the bytes of an image file. Some files are damaged, cut short or entirely random."""
     if draw(st.booleans()):
         return draw(st.binary(max_size=200))
     mode = draw(st.sampled_from(["RGB", "L", "RGBA", "P", "1"]))

@@ -1,4 +1,4 @@
-"""The README agrees with the records, the timings, the Makefile and the files that it links to."""
+"""Test that the README agrees with the records, the timings, the Makefile and linked files."""
 
 import json
 import re
@@ -49,7 +49,7 @@ def test_make_targets_exist(page: str) -> None:
 
 
 def commands(*arguments: str) -> str:
-    """Return the commands that make would run."""
+    """Return the commands that `make` would run with these arguments."""
     command = ["make", "--dry-run", *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 

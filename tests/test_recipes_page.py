@@ -1,4 +1,4 @@
-"""docs/recipes.md names every part of a recipe, and its example works."""
+"""Test that docs/recipes.md names every part of a recipe, and that its example works."""
 
 import re
 from pathlib import Path

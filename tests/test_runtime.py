@@ -1,4 +1,4 @@
-"""Setup of the process, and choice of the device."""
+"""Test the setup of the process and the choice of the device."""
 
 import os
 import platform
@@ -16,7 +16,7 @@ from cifar_jax.errors import UserError
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a new process, because some settings cannot be undone."""
+    """Run Python code in a new process, because some process settings cannot be undone."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     env = os.environ | environment
     return subprocess.run(command, capture_output=True, text=True, env=env)
@@ -24,9 +24,9 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_steps_reuse_the_memory_of_earlier_steps() -> None:
-    """A step has temporary arrays of 128 MB, which cause 32,768 page faults if they are not reused.
+    """A step needs 128 MiB for temporary arrays. New memory would cause 32,768 page faults.
 
-    On a busy machine, some calls overlap, and each of them needs its own memory.
+    On a busy machine, some steps overlap. Overlapping steps cannot share memory.
     """
     code = """
         import resource
@@ -43,7 +43,7 @@ def test_steps_reuse_the_memory_of_earlier_steps() -> None:
             program(x).block_until_ready()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
         """
-    # Fresh memory in each of the 20 steps would cause 20 * 32,768 page faults.
+    # New memory in each of the 20 steps would cause 20 × 32,768 page faults.
     assert int(python(code).stdout) < 8 * 32_768
 
 
@@ -138,7 +138,7 @@ def test_the_limit_of_open_files_is_raised(soft: int, hard: int, output: str) ->
 
 @pytest.fixture
 def bare_machine(monkeypatch) -> Iterator[None]:
-    """A machine without accelerators, where JAX_PLATFORMS is not set."""
+    """Simulate a machine without accelerators and without the variable JAX_PLATFORMS."""
     platforms = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     for name in ("CUDA_VISIBLE_DEVICES", "TPU_NAME", "COLAB_TPU_ADDR", "TPU_ACCELERATOR_TYPE"):
         monkeypatch.delenv(name, raising=False)
@@ -167,7 +167,7 @@ def test_an_unused_gpu_is_reported(tmp_path: Path, capsys, monkeypatch) -> None:
     assert message.count("\n") == 1
     assert "this machine has a GPU, but JAX sees only the CPU" in message
     assert "cifar-jax[cuda12]" in message
-    runtime.require("cpu")  # The user asks for the CPU.
+    runtime.require("cpu")  # The user wants the CPU.
     with monkeypatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # The user hides the GPU.
         runtime.require()

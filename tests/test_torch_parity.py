@@ -1,7 +1,7 @@
-"""Models, optimizers and schedules give the same results as in PyTorch.
+"""Test that models, optimizers and schedules give the same results as in PyTorch.
 
-`fixtures/make_torch_fixtures.py` recorded PyTorch's results in float64. JAX computes in float32,
-and the tolerances allow for rounding.
+`fixtures/make_torch_fixtures.py` recorded PyTorch's results in float64. JAX computes in float32, so
+the tolerances allow for rounding.
 """
 
 import itertools
@@ -30,7 +30,8 @@ RECORD = json.loads((FIXTURES / "torch_steps.json").read_text())
 SCHEDULES = json.loads((FIXTURES / "torch_rates.json").read_text())["schedules"]
 KINDS = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
 
-# Channels of the feature map before fc1, which is flattened as HWC here and as CHW in PyTorch.
+# Number of channels before fc1, by model. The input of fc1 is flattened from HWC here, and from CHW
+# in PyTorch.
 FLATTENED_CHANNELS = {"basic": 16, "net": 256}
 
 
@@ -47,7 +48,7 @@ def to_torch(name: str, array: np.ndarray, flattened_channels: int | None) -> np
 
 
 class Network:
-    """A model without dropout, with parameters and a batch from `fixtures/recipe.py`."""
+    """Model without dropout. `fixtures/recipe.py` generates its parameters and a batch."""
 
     def __init__(self, model: str, pooling: str | None = None):
         self.channels = FLATTENED_CHANNELS.get(model)
@@ -61,7 +62,7 @@ class Network:
         self.images, self.labels = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels)
 
     def by_torch_name(self, tree: Any) -> dict[str, np.ndarray]:
-        """Return the arrays by PyTorch's name, in PyTorch's layout."""
+        """Return the arrays of `tree` in PyTorch's layout, by PyTorch's parameter name."""
         names = {path: _torch_name(path) for path in flatten_dict(tree)}
         return {
             names[path]: to_torch(names[path], np.asarray(leaf), self.channels)
@@ -72,7 +73,7 @@ class Network:
         filled = {}
         for path, shape in flatten_dict(shapes).items():
             name = _torch_name(path)
-            # Maps each element to its position in PyTorch's layout.
+            # For each element in PyTorch's order, its index in the JAX array.
             order = to_torch(name, np.arange(shape.size).reshape(shape.shape), self.channels)
             values = np.empty(shape.size, np.float32)
             values[order.ravel()] = recipe.tensor(name, order.shape).ravel()
@@ -81,12 +82,12 @@ class Network:
 
 
 def _torch_name(path: tuple[str, ...]) -> str:
-    """Return PyTorch's name of a parameter: `conv1.weight` for `("conv1", "kernel")`."""
+    """Return PyTorch's name of a parameter, such as `conv1.weight` for `("conv1", "kernel")`."""
     return ".".join([*path[:-1], KINDS.get(path[-1], path[-1])])
 
 
 def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer with its learning rate built in."""
+    """Return an optimizer that uses the fixed learning rate in `fields`."""
     settings = config.Optimizer(**fields)
     tx = make_optimizer(settings)
 
@@ -97,9 +98,9 @@ def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
 
 
 def selected(optimizers: list[optax.GradientTransformation]) -> optax.GradientTransformation:
-    """Return a transformation that selects one of the optimizers by an index in its state.
+    """Return a transformation that applies one of several optimizers.
 
-    This way, one compiled program tests all optimizers.
+    An index in the state selects the optimizer. One compiled program therefore tests all of them.
     """
 
     def init(params: Any) -> Any:
@@ -116,22 +117,22 @@ def selected(optimizers: list[optax.GradientTransformation]) -> optax.GradientTr
         updates, states = jax.lax.switch(index, branches)
         return updates, (index, states)
 
-    # One vector of all parameters compiles faster than four optimizers on 62 arrays each.
+    # All parameters form one vector, which compiles faster than four optimizers on 62 arrays each.
     return optax.flatten(optax.GradientTransformationExtraArgs(init, update))
 
 
-# Compilation dominates the time of these tests, so programs are not optimized.
+# XLA's optimizations are off, because compilation dominates the time of these tests.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
-    """Yield platform and network. `tests/ops` tests the operations that only the slow cases use."""
+    """Yield pairs of platform and network. All pairs except a `fast` network on the CPU are slow."""
     for platform, name in itertools.product(("cpu", "accelerator"), names):
         slow = platform != "cpu" or name not in fast
         yield pytest.param(platform, name, marks=[pytest.mark.slow] * slow)
 
 
-# These networks contain every kind of layer.
+# Together, these networks contain every kind of layer.
 FAST = ["basic", "net-attention", "resnet10-separable"]
 
 
@@ -163,8 +164,8 @@ def test_train_step(each_platform: None, name: str) -> None:
         assert new_params.keys() == expected["updates"].keys()
         for tensor, update in expected["updates"].items():
             actual = recipe.signature(tensor, new_params[tensor] - params[tensor])
-            # Rounding can change the sign of a ReLU's input, and so whether it passes the gradient.
-            # In the deepest network, this changes updates by one or two percent.
+            # Rounding can change the sign of a ReLU's input. The ReLU then wrongly passes or blocks
+            # a gradient. In the deepest network, this changes the updates by 1 or 2 %.
             tolerance = 6e-2 * update[0]
             tolerance += np.finfo(np.float32).eps * np.linalg.norm(params[tensor])
             distance = recipe.distance(actual, update)
@@ -193,7 +194,7 @@ def test_evaluation(each_platform: None, name: str) -> None:
 
 @pytest.mark.parametrize("name", RECORD["optimizers"])
 def test_optimizer(name: str) -> None:
-    """The gradients include values as small as Adam's epsilon."""
+    """Some gradients are as small as Adam's epsilon, 1e-8."""
     tx = optimizer(RECORD["optimizers"][name])
     start = recipe.tensor("trace.weight", (60,))
     params = jnp.asarray(start)

@@ -1,4 +1,4 @@
-"""`make torture`, briefly: it finds nothing wrong, and writes its table to a file."""
+"""Test that a short `make torture` finds no errors and writes its table to a file."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ def test_killed_and_stopped_runs_equal_undisturbed_ones(tmp_path: Path) -> None:
     record.write_text("# Record\n\n<!-- torture -->\nold\n<!-- /torture -->\n\nafter\n")
     command = [sys.executable, "-m", "tools.torture", "--kills", "1", "--signals", "1"]
     command += ["--damages", "0", "--disks", "0", "--pairs", "0", "--record", str(record)]
-    # Compilation takes most of the time, and the speed of the programs does not matter.
+    # XLA's optimizations are off, because compilation takes most of the time.
     environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""`make tpu-check`: error messages, and one compiled step if libtpu is installed."""
+"""Test the error messages of `make tpu-check`, and one compiled step if libtpu is installed."""
 
 import json
 import math
@@ -34,13 +34,14 @@ def test_basic_compiles_for_four_chips(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     (row,) = json.loads(figures.read_text())["rows"]
     assert row["problem"] == ""
-    # Two images per chip, each with at least three times the 0.65 million multiply-adds of the
-    # forward pass.
+    # Each chip trains on two images. Training on an image takes about three times the 0.65 million
+    # multiply-adds of a forward pass.
     assert 2 * 3 * 0.65e6 * 2 * 0.5 < row["gflop"] * 1e9 < 100e6
-    # The training images are not copied.
+    # The program does not copy the training images.
     assert row["temporaries_mb"] < 10
-    # HBM traffic is two images, and at most the padded weights and momentum.
+    # HBM (the chip's main memory) is read for two images, and for at most the padded weights and
+    # momentum.
     assert 2 * 3072 < row["hbm_mb"] * 1e6 < 4 * (4 * 4 * 62_006) < row["moved_mb"] * 1e6
     assert math.isclose(row["memory_mb"], 45_000 * 3072 / 1e6, rel_tol=0.1)
-    # One for all gradients, one each for the loss and the number of correct answers.
+    # The gradients, the loss and the number of correct predictions each need one all-reduce.
     assert row["collectives"] == {"all-reduce": 3}
