@@ -26,7 +26,7 @@ def images() -> Arrays:
 
 @pytest.fixture
 def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folder of synthetic batch files. Their MD5 checksums replace the official checksums."""
+    """Folder with synthetic CIFAR-10 files that the importer accepts as the official files."""
     path = synthetic_cifar.write_batches(tmp_path / "download", images)
     monkeypatch.setattr(cifar10, "BATCHES", synthetic_cifar.md5s(path))
     return path
@@ -34,7 +34,7 @@ def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.fixture
 def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Archive of synthetic images. Its SHA-256 checksum replaces the official checksum."""
+    """Archive of synthetic images that the importer accepts as the official archive."""
     path = synthetic_cifar.pack(batches)
     monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", synthetic_cifar.sha256(path))
     return path
@@ -42,5 +42,5 @@ def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def prepared(batches: Path, data_dir: Path) -> Path:
-    """TensorFlow Datasets (tfds) folder that the synthetic images were imported to."""
+    """Folder in which the synthetic images are prepared for TensorFlow Datasets (tfds)."""
     return cifar10.import_path(batches, data_dir)

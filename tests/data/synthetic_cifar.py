@@ -41,7 +41,7 @@ def write_batches(folder: Path, images: Arrays) -> Path:
 
 
 def pack(path: Path) -> Path:
-    """Compress a folder to an archive in the same place and return the archive's path."""
+    """Compress a folder to a .tar.gz archive next to it. Return the path of the archive."""
     archive = path.with_name("cifar-10-python.tar.gz")
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(path, arcname=path.name)
@@ -57,7 +57,7 @@ def sha256(path: Path) -> str:
 
 
 def _python_2_pickle(split: Split) -> bytes:
-    """Return a batch as a Python 2 pickle. Python 3's `pickle` cannot write this format."""
+    """Return a batch as a Python 2 pickle, as in CIFAR-10. Python 3 cannot write this format."""
 
     def number(value: int) -> bytes:
         return b"J" + value.to_bytes(4, "little", signed=True)

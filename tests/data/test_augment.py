@@ -115,10 +115,10 @@ def test_a_flip_depends_only_on_run_image_and_epoch() -> None:
 
     every = mirrored(0, np.arange(5000))
     assert abs(every.mean() - 0.5) < 0.03
-    # An image flips in the same way in another batch and at another position.
+    # Whether an image is flipped does not depend on its batch or its position in the batch.
     some = np.array([4321, 7, 7, 0])
     np.testing.assert_array_equal(mirrored(0, some), every[some])
-    # Flips of different runs are independent. Flips of neighboring images are also independent.
+    # Flips are independent between runs, and between neighboring images.
     assert abs((mirrored(1, np.arange(5000)) == every).mean() - 0.5) < 0.03
     assert abs((every[1:] == every[:-1]).mean() - 0.5) < 0.03
 

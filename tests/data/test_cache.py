@@ -17,7 +17,7 @@ from cifar_jax.errors import UserError
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """List of decoded folders. Each call of `tfds_folder.decode` appends its folder."""
+    """List to which `tfds_folder.decode` adds each folder that it decodes."""
     paths: list[Path] = []
     decode = tfds_folder.decode
 

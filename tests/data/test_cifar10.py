@@ -136,7 +136,8 @@ def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
         yield
         server.shutdown()
-    gc.collect()  # Closes a socket that pooch leaves open after a failed download.
+    # Close the sockets that pooch leaves open after failed downloads.
+    gc.collect()
 
 
 @pytest.mark.usefixtures("server")

@@ -90,7 +90,7 @@ def test_cmyk() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation(orientation: int) -> None:
     upright = noise(32, 32, 3)
-    # Each method inverts what Pillow's `exif_transpose` does for the orientations 1 to 8.
+    # Pillow's transpose methods that undo `exif_transpose` for the EXIF orientations 1 to 8.
     methods = [None, 0, 3, 1, 5, 2, 6, 4]
     method = methods[orientation - 1]
     stored = Image.fromarray(upright)

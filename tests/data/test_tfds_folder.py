@@ -85,7 +85,7 @@ def test_every_form_holds_the_same_images(
 
 
 def test_tfrecord_of_another_writer(tmp_path: Path) -> None:
-    """tensorboardX has an independent implementation of the TFRecord format."""
+    """tensorboardX writes the TFRecord format independently of TensorFlow."""
     from tensorboardX.record_writer import RecordWriter
 
     records = [b"hello", b"", np.random.default_rng(0).bytes(10_000)]
