@@ -1,4 +1,4 @@
-"""Fixtures of the inference tests. The weights are random, so that no training is needed."""
+"""Fixtures of the inference tests. Weights are random, so no training is needed."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +28,7 @@ def make_run() -> Callable[..., Path]:
     """Return a function that writes the folder of an unfinished run with two checkpoints.
 
     The first checkpoint (epoch 1, step 3) has the best validation accuracy. The last checkpoint is
-    of epoch 2, step 7. Step N has the initial weights of seed N.
+    of epoch 2, step 7. The weights at step N are the initial weights for seed N.
     """
 
     def make(folder: Path, name: str, dataset: str = "cifar10", **card: Any) -> Path:

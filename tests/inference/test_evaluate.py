@@ -1,4 +1,4 @@
-"""Test `evaluate`, which measures a trained model on its own data set."""
+"""Test `evaluate`, which measures the loss and accuracy of a trained model."""
 
 import json
 from collections.abc import Callable

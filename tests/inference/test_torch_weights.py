@@ -1,4 +1,4 @@
-"""Test that imported PyTorch ResNets give PyTorch's logits, and that imports run no code."""
+"""Test that imported PyTorch ResNets give PyTorch's logits, and that no code in a file is run."""
 
 import argparse
 import json
