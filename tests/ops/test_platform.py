@@ -45,7 +45,7 @@ class Case(NamedTuple):
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
     mark: str
-    """Name of an XLA operation that only one of the implementations contains."""
+    """Name of an XLA operation that occurs in only one implementation."""
     platforms: set[str]
     """Platforms whose programs contain the XLA operation `mark`."""
 

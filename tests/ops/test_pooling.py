@@ -1,4 +1,4 @@
-"""Test that pooling equals the pooling of Flax Linen."""
+"""Test that max and average pooling equal Flax Linen's pooling."""
 
 from collections.abc import Callable
 from functools import partial
