@@ -40,7 +40,8 @@ def test_every_group_has_a_panel(make_run: MakeRun) -> None:
         (line,) = (line for line in axes.lines if line.get_linestyle() == "--")
         assert set(line.get_ydata()) == {paper}
     assert not [line for line in panels[10].lines if line.get_linestyle() == "--"]
-    assert panels[10].lines[0].get_marker() == "o"  # Markers show curves of few epochs.
+    # Curves of few epochs have markers.
+    assert panels[10].lines[0].get_marker() == "o"
     (mark,) = (line for line in panels[0].lines if line.get_marker() == "D")
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (20, 61.5)
     bottom, top = panels[0].get_ylim()

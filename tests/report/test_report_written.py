@@ -11,7 +11,7 @@ from cifar_jax.report import terminal
 
 
 def printed(groups: list[report.SeedGroup], width: int | None = None) -> str:
-    """Return the report as printed on a terminal of this width, or to a file if `width` is None."""
+    """Return the report as printed on a terminal of `width` columns. None means no terminal."""
     file = io.StringIO()
     console = Console(file=file, width=width, force_terminal=bool(width), color_system=None)
     terminal.show(groups, console)
