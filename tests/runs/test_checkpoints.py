@@ -70,7 +70,7 @@ def test_the_last_epochs_and_the_best_are_kept(tmp_path: Path) -> None:
     assert latest
     assert latest.step == 70
     assert best
-    # Several checkpoints have the best accuracy. The latest of them is returned.
+    # Several checkpoints have the best accuracy. `best` returns the latest.
     assert (best.step, best.validation_accuracy) == (40, 50.0)
 
 
@@ -226,7 +226,8 @@ def test_a_damaged_checkpoint_is_renamed_and_the_previous_one_is_restored(
     assert messages[0].endswith(". Renamed to damaged-3.")
     assert names(tmp_path) == {"1", "2", "damaged-3"}
     save(tmp_path, {30: 30.0}, keep=1)
-    assert names(tmp_path) == {"2", "4", "damaged-3"}  # The number 3 is not used again.
+    # The number of the damaged checkpoint is not used again.
+    assert names(tmp_path) == {"2", "4", "damaged-3"}
 
 
 @pytest.mark.parametrize("damage", [flip_a_bit, DAMAGES["meta emptied"]], ids=["arrays", "meta"])

@@ -83,7 +83,8 @@ def test_the_reason_is_returned_if_git_refuses_a_checkout(
     commit, reason = environment.git_commit()
     assert commit is None
     assert "No such file or directory: 'git'" in str(reason)
-    shutil.rmtree(checkout / ".git")  # Like an installed package.
+    # An installed package is not in a Git repository.
+    shutil.rmtree(checkout / ".git")
     assert environment.git_commit() == (None, None)
 
 

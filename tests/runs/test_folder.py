@@ -146,7 +146,8 @@ def test_a_finished_run_can_have_more_epochs(tmp_path: Path) -> None:
 
 def test_extend_keeps_the_result_of_a_run_with_the_same_epochs(tmp_path: Path) -> None:
     before = files(make(tmp_path))
-    same = identity("train.devices=2", "train.log_every=5")  # Runtime settings may change.
+    # Runtime settings, such as the number of devices, may change.
+    same = identity("train.devices=2", "train.log_every=5")
     RunFolder(tmp_path).extend(same)
     assert finished_result(tmp_path, same) == result()
     assert files(tmp_path) == before
