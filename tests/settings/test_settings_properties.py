@@ -20,7 +20,7 @@ NAMES = sorted({row["name"] for cls in (Config, Lab) for row in describe(cls)} |
 
 
 def valid_or_refused(make: Callable[[], Any]) -> Any:
-    """Call `make`. Return its settings, or None if it raises a one-line error.
+    """Return the settings from `make`, or None if `make` raises a one-line error.
 
     Assert that JSON can store the settings.
     """
