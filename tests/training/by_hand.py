@@ -115,7 +115,7 @@ class RunByHand:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """Parameters in float32, and batch statistics."""
+        """Model variables: float32 parameters and BatchNorm statistics."""
         params = jax.tree.map(np.float32, self.params)
         return {"params": params, "batch_stats": self.batch_stats}
 

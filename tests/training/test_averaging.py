@@ -1,4 +1,4 @@
-"""Test the averages of weights against their recurrences in NumPy."""
+"""Test the averages of weights against recurrence formulas in NumPy."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def start() -> dict[str, Any]:
 
 
 def trained(step: Any, x: Any) -> Any:
-    """Return the value of the weight `x` after an imitated train step."""
+    """Return the value of the weight `x` after a simulated train step."""
     return 0.9 * x + 0.05 * (step + 1)
 
 

@@ -139,7 +139,7 @@ def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> Non
 
 
 def test_loss_line_has_the_mean_since_the_previous_line(small: Config, tmp_path: Path) -> None:
-    """A stop of the run between the two lines does not change the mean."""
+    """The mean is the same if the run stops and resumes between the two lines."""
     config = override(small, ["train.log_every=4"])
     recorder = Recorder("[EPOCH 001", send(signal.SIGTERM))
     with pytest.raises(Stopped):

@@ -1,4 +1,4 @@
-"""Test that test-time augmentation equals a mean over image views that NumPy makes."""
+"""Test evaluation with test-time augmentation against NumPy."""
 
 from collections.abc import Callable
 from typing import Any

@@ -29,7 +29,7 @@ def soft() -> np.ndarray:
 
 
 def by_hand(logits: np.ndarray, probabilities: np.ndarray, smoothing: float) -> np.ndarray:
-    """Return the cross-entropy by PyTorch's formula, which mixes in uniform targets."""
+    """Return each image's cross-entropy with label smoothing, by PyTorch's formula."""
     logs = logits.astype(float) - np.log(np.exp(logits.astype(float)).sum(1, keepdims=True))
     target = (1 - smoothing) * probabilities + smoothing / logits.shape[1]
     return -(target * logs).sum(1)

@@ -1,4 +1,4 @@
-"""Test that each setting affects training, and that compiled runs equal the NumPy runs."""
+"""Test the effect of each setting, and that compiled runs equal reference runs in NumPy."""
 
 import re
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[s
         order = steps.epoch_order(epoch)
         np.testing.assert_array_equal(order, hand.order(epoch.number))
         for count in (1, epoch.steps - 1):
-            # Adding 0 copies the array. `run` donates the memory of the original.
+            # Copy the kernel by adding 0, because `steps.run` reuses the memory of the state.
             before = state.params["fc"]["kernel"] + 0
             state = steps.run(state, epoch, order, count)
             for _ in range(count):
@@ -126,7 +126,7 @@ def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[s
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_the_type_of_every_product(make_config: Make, precision: str) -> None:
-    """This includes products in the backward pass. Parameters and statistics stay float32."""
+    """Products in the backward pass are included. Parameters and statistics stay float32."""
     setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)

@@ -1,4 +1,4 @@
-"""Test that a signal at any time saves and stops a run, which resumes with the same results."""
+"""Test that a run saves and stops after a signal at any time, and resumes exactly."""
 
 import os
 import signal

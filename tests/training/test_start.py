@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("tiny")
 
 
 class Mine(nn.Module):
-    """A dense layer on the first `values` numbers of an image, which compiles fast."""
+    """A dense layer on the first pixel values, which compiles fast."""
 
     num_classes: int = 10
     values: int = 8
@@ -39,7 +39,7 @@ def small(make_config: Make) -> Config:
 
 @pytest.fixture(scope="module")
 def pretrained(make_config: Make) -> Config:
-    """Config that starts from stored weights. Each test replaces the function that loads them."""
+    """Config that starts from stored weights. Tests supply the weights as `load_weights`."""
     settings = TINY | {"model__name": "mine", "epochs": 2}
     return make_config(**settings, train__init_from="pretrained")
 

@@ -30,13 +30,13 @@ def batches() -> tuple[jax.Array, jax.Array]:
 
 
 def make(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
-    """Return the parts of a train step with the named optimizer, and the initial state."""
+    """Return a `StepSpec` with the named optimizer, and the initial train state."""
     spec = StepSpec(MODEL, make_optimizer(Optimizer(name=name, **options)))  # pyright: ignore
     return spec, step.init_state(models.init_variables(MODEL, jax.random.key(0)), spec, [lr])
 
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
-    """Return the jitted function. It raises an error if it is traced twice."""
+    """Return a jitted function that raises an error if it is traced twice."""
     chex.clear_trace_counter()  # Forget the traces of earlier tests.
     once = partial(chex.assert_max_traces(function, n=1), **fixed)
     # XLA's optimizations are off, because compilation dominates the time of these tests.

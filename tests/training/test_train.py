@@ -250,7 +250,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 
 
 def test_update_that_ruins_the_weights_gives_no_result(make_config: Make, tmp_path: Path) -> None:
-    """The loss of the only train step is still finite, because the update comes later."""
+    """The run has one train step. The loss is computed before the update and is finite."""
     config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
     with pytest.raises(UserError, match="not finite"):
         train(config, tmp_path)

@@ -1,4 +1,4 @@
-"""Test that whole runs equal the NumPy runs, and that resumed runs equal uninterrupted runs."""
+"""Test that whole runs equal reference runs in NumPy, and that stopped runs resume exactly."""
 
 import signal
 from collections.abc import Callable

@@ -29,7 +29,7 @@ class Pooled(by_hand.Tiny):
 
 
 class Dense(by_hand.nn.Module):
-    """A dense layer on the first 8 numbers of an image, which compiles fast."""
+    """A dense layer on the first 8 pixel values, which compiles fast."""
 
     num_classes: int = 10
     dtype: Any = None
