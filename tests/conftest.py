@@ -1,6 +1,6 @@
 """Fixtures that all tests share."""
 
-# This import sets environment variables that JAX needs at its own import.
+# JAX reads environment variables when it is imported. `surroundings` sets these variables.
 import surroundings  # noqa: F401, I001
 
 import signal

@@ -23,7 +23,7 @@ TIMES = ("wall_seconds", "compile_seconds", "images_per_second", "device", "vers
 class Recorder(Progress):
     """Progress callback that collects the log lines.
 
-    It calls the function `act` at each line that contains the text `when`.
+    The callback calls the function `act` at each line that contains the text `when`.
     """
 
     def __init__(self, when: str = "", act: Callable[[], object] = lambda: None) -> None:

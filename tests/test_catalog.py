@@ -24,7 +24,7 @@ def load(folder: Path, text: str, name: str = "mine.py") -> catalog.Experiment:
 
 
 def load_rate(folder: Path, text: str) -> tuple[float, dict[str, str]]:
-    """Load an experiment file. Return its schedule's value and the digests of its modules."""
+    """Load an experiment file. Return the schedule's value and the digests of imported modules."""
     custom = load(folder, VALID + text).custom
     assert custom is not None
     assert custom.schedule is not None

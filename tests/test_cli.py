@@ -198,7 +198,8 @@ def trained(monkeypatch) -> list[Path]:
 def test_paper_trains_all_experiments_although_some_fail(
     run: Cli, trained: list[Path], capsys
 ) -> None:
-    with pytest.raises(RuntimeError, match="a bug"):  # Raised after all runs.
+    # The RuntimeError is raised after all runs.
+    with pytest.raises(RuntimeError, match="a bug"):
         run("train", "--paper", "--seed", "2")
     summary = capsys.readouterr().out.partition(f"8 of {len(PAPER)} runs are finished:\n")[2]
     assert trained == [Path("runs", name, "seed2") for name in PAPER]
@@ -348,7 +349,8 @@ def test_output_can_be_closed_early() -> None:
         done = start("experiments", stdout=writing)
     finally:
         os.close(writing)
-    assert done.returncode == 128 + signal.SIGPIPE  # The exit code of Unix programs.
+    # Unix programs have this exit code if their output is closed.
+    assert done.returncode == 128 + signal.SIGPIPE
     assert done.stderr == ""
 
 

@@ -1,4 +1,4 @@
-"""Test models that experiment files define. Their code runs only if the user asks for it."""
+"""Test models that experiment files define. The model code runs only on request."""
 
 import json
 import re
@@ -294,7 +294,7 @@ def test_code_in_a_run_folder_is_executed_only_on_request(run: Run, copied: Path
     with pytest.raises(UserError):
         cifar_jax.load(copied / "run")
     assert run("report", "run").code == 0
-    # `train.init_from` reads only the weights and runs no code.
+    # `train.init_from` reads only the weights of a run. The code of that run is not executed.
     init_from = ("--workdir", "other", "--set", "train.init_from=run")
     assert run("train", "tiny.py", *QUICK, *init_from).code == 0
     assert not trap.exists()

@@ -87,7 +87,7 @@ def assert_same_losses(result: dict[str, Any], expected: dict[str, Any]) -> None
 def test_several_devices_share_each_batch_and_give_the_result_of_one(
     experiment: str, one_device: dict[str, Any], tmp_path: Path, capsys
 ) -> None:
-    """The run starts on eight devices and continues on two. 45 validation images need padding."""
+    """The run starts on eight devices and continues on two. Neither number divides 45 images."""
     train(experiment, tmp_path, "train.devices=8", "epochs=1")
     # Each of the eight devices gets 4 of the 32 images in a batch.
     assert "(4, 32, 32, 3)\n" in capsys.readouterr().out
@@ -285,7 +285,7 @@ cli.main()
     ],
 )
 def test_a_process_ends_within_a_minute_of_the_other(mode: str, index: int, end: str) -> None:
-    """In mode `apart`, the processes do not communicate. JAX's heartbeats must detect the end."""
+    """In mode `apart`, only JAX's heartbeats can detect that the other process ended."""
     processes = start(["-c", WORK, str(index) if end == "fail" else "none", mode])
     for process in processes:
         assert process.stdout is not None

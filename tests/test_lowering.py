@@ -55,8 +55,8 @@ def test_accelerators_get_only_xla_operations(name: str) -> None:
     axes = [len(leaf.shape) for path, leaf in paths if "kernel" in jax.tree_util.keystr(path)]
     attentions = sum("query" in jax.tree_util.keystr(path) for path, _ in paths) // 2
     for platform, text in programs(setup, variant).items():
-        # A layer has three convolutions: the output, and the gradients of kernel and input. The
-        # first layer has only two, because the images need no gradient.
+        # A layer needs three convolutions: for the output, and for the gradients of kernel and
+        # input. The first layer needs only two, because the images need no gradient.
         assert text.count(CONVOLUTION) >= 3 * axes.count(4) - 1
         # Attention has two matrix products, and its gradient has five. On a TPU, cropping images
         # takes two more matrix products.

@@ -99,19 +99,20 @@ def attention(stage: int, side: int, channels: int) -> dict[str, tuple[int, ...]
     }
 
 
+# Output shapes of the layers from tables 1, 4, 7 and 10 of the paper.
 LAYERS = {
-    "basic": {  # Table 1
+    "basic": {
         **{"conv1": (28, 28, 6), "pool1": (14, 14, 6)},
         **{"conv2": (10, 10, 16), "pool2": (5, 5, 16)},
         **NET_HEAD,
     },
-    "net": {  # Table 4
+    "net": {
         **{"conv1": (32, 32, 64), "pool1": (16, 16, 64)},
         **{"conv2": (16, 16, 128), "pool2": (8, 8, 128), "conv3": (8, 8, 256)},
         **NET_HEAD,
     },
-    "net-bn-gap": BN_GAP,  # Table 7
-    "net-attention": {  # Table 10
+    "net-bn-gap": BN_GAP,
+    "net-attention": {
         **BN_GAP,
         **attention(1, 32, 64),
         **attention(2, 16, 128),
@@ -197,7 +198,7 @@ def test_speednet_has_gradients_and_new_statistics_in_training() -> None:
     ],
 )
 def test_initialization_equals_pytorchs(name: str) -> None:
-    """Weights are uniform in ±1/√fan_in. Here, fan_in is the number of inputs of one group."""
+    """Weights are uniform in ±1/√fan_in. For a grouped convolution, fan_in counts one group."""
     model = models.create(name)
     init = quick_jit(partial(models.init_variables, model))
     variables = init(jax.random.key(0))

@@ -28,7 +28,8 @@ SETTINGS = (
     "--set data.dataset=digits --set epochs=1 --set data.train_images=64 "
     "--set data.validation=0.1 --set train.devices=1"
 )
-# Stand-ins for Colab's modules. They upload from the folder `uploads` and download to `downloads`.
+# Stand-ins for Colab's modules. Uploads come from the folder `uploads`, and downloads go to the
+# folder `downloads`.
 COLAB_MODULES = {
     "output": "",  # JAX imports google.colab.output.
     "drive": "def mount(path): print('mounted', path)",

@@ -167,9 +167,10 @@ def test_an_unused_gpu_is_reported(tmp_path: Path, capsys, monkeypatch) -> None:
     assert message.count("\n") == 1
     assert "this machine has a GPU, but JAX sees only the CPU" in message
     assert "cifar-jax[cuda12]" in message
-    runtime.require("cpu")  # The user wants the CPU.
+    # No message is printed if the user chooses the CPU or hides the GPU, or if there is no GPU.
+    runtime.require("cpu")
     with monkeypatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")  # The user hides the GPU.
+        patch.setenv("CUDA_VISIBLE_DEVICES", "")
         runtime.require()
     command.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
     runtime.require()

@@ -73,7 +73,7 @@ class Network:
         filled = {}
         for path, shape in flatten_dict(shapes).items():
             name = _torch_name(path)
-            # For each element in PyTorch's order, its index in the JAX array.
+            # `order` holds the index in the JAX array for each element in PyTorch's order.
             order = to_torch(name, np.arange(shape.size).reshape(shape.shape), self.channels)
             values = np.empty(shape.size, np.float32)
             values[order.ravel()] = recipe.tensor(name, order.shape).ravel()
@@ -100,7 +100,8 @@ def optimizer(fields: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
 def selected(optimizers: list[optax.GradientTransformation]) -> optax.GradientTransformation:
     """Return a transformation that applies one of several optimizers.
 
-    An index in the state selects the optimizer. One compiled program therefore tests all of them.
+    An index in the state selects the optimizer. One compiled program can therefore test all
+    optimizers.
     """
 
     def init(params: Any) -> Any:
@@ -126,7 +127,7 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
-    """Yield pairs of platform and network. All pairs except a `fast` network on the CPU are slow."""
+    """Yield pairs of platform and network. Only the networks in `fast` on the CPU are fast."""
     for platform, name in itertools.product(("cpu", "accelerator"), names):
         slow = platform != "cpu" or name not in fast
         yield pytest.param(platform, name, marks=[pytest.mark.slow] * slow)

@@ -39,8 +39,8 @@ def test_basic_compiles_for_four_chips(tmp_path: Path) -> None:
     assert 2 * 3 * 0.65e6 * 2 * 0.5 < row["gflop"] * 1e9 < 100e6
     # The program does not copy the training images.
     assert row["temporaries_mb"] < 10
-    # HBM (the chip's main memory) is read for two images, and for at most the padded weights and
-    # momentum.
+    # Traffic of HBM (the chip's main memory) exceeds the size of two images. The upper bound is the
+    # traffic of the padded weights and momentum.
     assert 2 * 3072 < row["hbm_mb"] * 1e6 < 4 * (4 * 4 * 62_006) < row["moved_mb"] * 1e6
     assert math.isclose(row["memory_mb"], 45_000 * 3072 / 1e6, rel_tol=0.1)
     # The gradients, the loss and the number of correct predictions each need one all-reduce.
