@@ -98,7 +98,7 @@ dist: setup ## Build the wheel and the source archive in dist/
 	$(BIN)/python -m pip install --quiet build
 	$(BIN)/python -m build --quiet
 
-mutants: $(TEST_SETUP) ## Insert small faults into the code, and count those that the tests notice (ARGS="MODULE --sample 40")
+mutants: $(TEST_SETUP) ## Count the small faults in the code that the tests notice (ARGS="MODULE --sample 40")
 	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.7"
 	$(BIN)/python tools/mutants.py $(ARGS)
 

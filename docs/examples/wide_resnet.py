@@ -96,7 +96,7 @@ MODEL = WideResNet
 def OPTIMIZER(b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
     """Return Lion's update direction (X. Chen et al., arXiv:2302.06675).
 
-    The training loop multiplies the direction by the learning rate from `optimizer.lr` and SCHEDULE.
+    The train step multiplies the direction by `optimizer.lr` and the factor of SCHEDULE.
     """
     return optax.chain(optax.scale_by_lion(b1, b2), optax.add_decayed_weights(weight_decay))
 
