@@ -1,25 +1,26 @@
-# `make help` lists the targets. Each target first installs what it needs.
+# `make help` lists the targets. Each target first installs the packages that it needs.
 PYTHON ?= python3
 VENV   ?= .venv
-# Extras of pyproject.toml, such as tpu. With an NVIDIA driver the default is cuda12.
+# Optional dependencies (extras) of pyproject.toml, such as tpu. The default is cuda12 if the
+# machine has an NVIDIA driver.
 EXTRA  ?= $(if $(shell command -v nvidia-smi 2>/dev/null),cuda12)
-# Arguments of the command: make exp-basic ARGS="--seed 1 --set epochs=2"
+# Further arguments of the target's command, such as make exp-basic ARGS="--seed 1 --set epochs=2"
 ARGS   ?=
 
 BIN         := $(VENV)/bin
 CLI         := $(BIN)/cifar-jax
 PY_VERSION  := $(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c \
                  'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
-# The tested versions for this Python, if there are any.
+# The file of tested package versions for this Python version. Empty if there is no such file.
 CONSTRAINTS := $(wildcard constraints/python$(PY_VERSION).txt)
 PYTHONS     := 3.11 3.12 3.13
-# uv resolves versions for every Python without installing it.
+# uv can choose package versions for a Python version that is not installed.
 COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint \
                  --custom-compile-command "make constraints" pyproject.toml
 empty :=
 comma := ,
 extras = $(subst $(empty) ,$(comma),$(strip $(EXTRA) $(1)))
-# One stamp per set of extras, so that `make EXTRA=tpu` installs what is missing.
+# One marker file for each set of extras, so that `make EXTRA=tpu` installs missing packages.
 USER_SETUP := $(VENV)/.installed$(addprefix -,$(extras))
 TEST_SETUP := $(VENV)/.installed-$(call extras,test)
 LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
@@ -44,7 +45,7 @@ $(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP): pyproject.toml $(CONSTRAINTS)
 
 setup: $(USER_SETUP) ## Create .venv and install the package
 
-demo: setup ## Train two networks on the digits, and report
+demo: setup ## Train two networks on the digits data set, and report the results
 	$(CLI) train basic --workdir runs/demo/basic --set data.dataset=digits \
 	  --set data.validation=0.1 --set epochs=10
 	$(CLI) train resnet10-separable --workdir runs/demo/resnet10-separable \
@@ -55,7 +56,7 @@ demo: setup ## Train two networks on the digits, and report
 exp-%: setup ## Train an experiment on CIFAR-10, such as exp-resnet18-adam
 	$(CLI) train $* $(ARGS)
 
-paper: setup ## Train the ten experiments of the paper; resumes unfinished ones
+paper: setup ## Train the ten experiments of the paper; resume unfinished runs
 	$(CLI) train --paper $(ARGS)
 	$(CLI) report
 
@@ -66,13 +67,13 @@ weights: setup ## Add the weights of a recorded run to the package (RUN=runs/bas
 	$(CLI) export $(RUN) --to safetensors --force \
 	  --output cifar_jax/weights/$(notdir $(patsubst %/,%,$(dir $(RUN:/=)))).safetensors
 
-readme: setup ## Update the README's tables and figure from results/
+readme: setup ## Update the README's tables and figure from the records in results/
 	$(CLI) report --readme README.md
 
 data: setup ## Download and prepare CIFAR-10
 	$(CLI) data prepare
 
-bench: setup ## Time train steps, next to PyTorch if it is installed
+bench: setup ## Time train steps, and compare with PyTorch if it is installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 tpu-check: setup ## Compile every train step for TPUs, without a TPU (EXTRA=tpu)
@@ -81,10 +82,10 @@ tpu-check: setup ## Compile every train step for TPUs, without a TPU (EXTRA=tpu)
 test: $(TEST_SETUP) ## Run the tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
 
-torture: setup ## Kill, stop and damage runs, and compare them with undisturbed ones
+torture: setup ## Kill, stop and damage runs, and compare them with undisturbed runs
 	$(BIN)/python -m tools.torture $(ARGS)
 
-test-oldest: ## Run make test with the oldest allowed versions (PYTHON=python3.13)
+test-oldest: ## Run make test with the oldest allowed package versions (PYTHON=python3.13)
 	$(MAKE) test VENV=$(VENV)-oldest CONSTRAINTS=constraints/oldest.txt
 
 test-slow: $(TEST_SETUP) ## Run the tests that train for minutes
@@ -97,7 +98,7 @@ dist: setup ## Build the wheel and the source archive in dist/
 	$(BIN)/python -m pip install --quiet build
 	$(BIN)/python -m build --quiet
 
-mutants: $(TEST_SETUP) ## Count the small faults that the tests notice (ARGS="MODULE --sample 40")
+mutants: $(TEST_SETUP) ## Count the small faults in the code that the tests notice (ARGS="MODULE --sample 40")
 	$(BIN)/python -m pip install --quiet "cosmic-ray>=8.7"
 	$(BIN)/python tools/mutants.py $(ARGS)
 
@@ -111,12 +112,12 @@ format: $(LINT_SETUP) ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-constraints: setup ## Update the newest and oldest versions in constraints/
+constraints: setup ## Update the newest and oldest package versions in constraints/
 	$(BIN)/python -m pip install --quiet uv
 	$(foreach version,$(PYTHONS),$(COMPILE) --python-version $(version) \
 	  --output-file constraints/python$(version).txt >/dev/null &&) true
 	$(COMPILE) --python-version 3.13 --resolution lowest-direct --exclude-newer 2025-10-15 \
 	  --only-binary :all: --no-binary promise --output-file constraints/oldest.txt >/dev/null
 
-clean: ## Delete everything that was built, except runs/
+clean: ## Delete .venv, build results and tool caches, but not runs/
 	rm -rf $(VENV) $(VENV)-oldest build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -1,6 +1,8 @@
-"""A callback that logs every epoch to a JSON file, as one would log to W&B or MLflow.
+"""Train `basic` with a callback that logs every epoch to a JSON file.
 
-python docs/examples/json_logger.py
+    python docs/examples/json_logger.py
+
+A callback that logs to Weights & Biases or MLflow has the same structure.
 """
 
 import json
@@ -13,13 +15,13 @@ from cifar_jax.training.step import TrainState
 
 
 class JsonLogger(cifar_jax.Callback):
-    """Writes settings, epochs and the test accuracy of a run to one file."""
+    """Writes the settings, epochs and test accuracy of a run to a JSON file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Start the log, with the epochs that earlier sessions trained."""
+        """Start the log with the settings and the epochs of earlier sessions."""
         self._log = {
             "experiment": context.identity.experiment,
             "settings": context.identity.settings,
@@ -27,12 +29,12 @@ class JsonLogger(cifar_jax.Callback):
         }
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Add an epoch."""
+        """Add the metrics of an epoch to the log, and write the file."""
         self._log["epochs"].append(metrics.model_dump())
         self._path.write_text(json.dumps(self._log))
 
     def on_end(self, result: Result) -> None:
-        """Add the test accuracy."""
+        """Add the test accuracy to the log, and write the file."""
         self._log["test_accuracy"] = result.test_accuracy
         self._path.write_text(json.dumps(self._log))
 

@@ -1,10 +1,10 @@
-"""A small Wide ResNet with Lion, RandAugment, and warm-up with cosine decay.
+"""Train a small Wide ResNet with Lion, RandAugment, and warm-up with cosine decay.
 
     cifar-jax train docs/examples/wide_resnet.py --set model.arguments.width=4
 
-This file shows all four custom parts: MODEL, OPTIMIZER, SCHEDULE and AUGMENTATION. The values in
-`arguments` reach them as keyword arguments, and `--set` changes them. `Conv` and
-`BatchNorm` are the package's own layers, which train faster on a CPU than Linen's.
+This file shows all four custom parts: MODEL, OPTIMIZER, SCHEDULE and AUGMENTATION. Each custom part
+receives its `arguments` setting as keyword arguments. The option `--set` can change each argument.
+`Conv` and `BatchNorm` are the package's own layers, which are faster on a CPU than Linen's layers.
 """
 
 from typing import Any
@@ -65,10 +65,10 @@ class WideResNet(nn.Module):
 
     Attributes:
       num_classes: number of classes.
-      dropout: dropout rate inside the blocks.
-      blocks: blocks per stage; the depth is 6 * blocks + 4.
-      width: factor of the channels.
-      dtype: compute type.
+      dropout: dropout rate inside the residual blocks.
+      blocks: number of residual blocks per stage. The network has 6 * blocks + 4 layers.
+      width: factor by which the channels of a ResNet are multiplied.
+      dtype: compute type, such as `jnp.bfloat16`. None: float32.
     """
 
     num_classes: int = 10
@@ -96,26 +96,31 @@ MODEL = WideResNet
 def OPTIMIZER(b1: float, b2: float, weight_decay: float) -> optax.GradientTransformation:
     """Return Lion's update direction (X. Chen et al., arXiv:2302.06675).
 
-    The learning rate is left out: `optimizer.lr` and the schedule are applied afterwards.
+    The train step multiplies the direction by `optimizer.lr` and the factor of SCHEDULE.
     """
     return optax.chain(optax.scale_by_lion(b1, b2), optax.add_decayed_weights(weight_decay))
 
 
 def SCHEDULE(info: StepInfo, warmup: float) -> jax.Array:
-    """Return a factor of the learning rate: linear warm-up, then cosine decay to zero."""
+    """Return the learning-rate factor of a step: linear warm-up, then cosine decay to zero.
+
+    Args:
+      info: the step, and the number of steps of the run.
+      warmup: fraction of the run that the warm-up takes.
+    """
     progress = info.step / info.total_steps
     decay = (1 + jnp.cos(jnp.pi * (progress - warmup) / (1 - warmup))) / 2
     return jnp.where(progress < warmup, progress / warmup, decay)
 
 
 def AUGMENTATION(key: jax.Array, images: jax.Array, operations: int, magnitude: float) -> jax.Array:
-    """Return images after random operations, a short RandAugment (E. Cubuk, arXiv:1909.13719).
+    """Return randomly changed images, by a short RandAugment (E. Cubuk, arXiv:1909.13719).
 
     Args:
-      key: random key of the step.
+      key: random key of the train step.
       images: uint8 `[N, 32, 32, 3]`.
-      operations: operations per image.
-      magnitude: strength, in 0..1.
+      operations: number of random operations on each image.
+      magnitude: strength of each operation, from 0 to 1.
     """
 
     def brightness(image: jax.Array, sign: jax.Array) -> jax.Array:
