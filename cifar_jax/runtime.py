@@ -179,7 +179,7 @@ def require(device: str | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # The latter: JAX for CUDA without a GPU.
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX for CUDA without a GPU.
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise UserError(
