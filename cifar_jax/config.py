@@ -318,8 +318,8 @@ class Config(Settings):
     init: Initialization = Initialization()
     """Changes to the initial weights."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
-    """Phases at the start of the training. Each phase has `until`, and at least one of
-    `image_size`, `batch_size` and `augmentation`."""
+    """Phases at the start of the training. Each phase has `until`, and can set `image_size`,
+    `batch_size` and `augmentation`."""
     data: Data = Data()
     """Data set, validation split and augmentation."""
     tta: TTAConfig = TTAConfig()

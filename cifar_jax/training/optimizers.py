@@ -166,7 +166,7 @@ def _direction(
 
 
 def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
-    """Return a transformation that multiplies updates by minus their group's learning rate."""
+    """Return a transformation that multiplies each update by minus its group's learning rate."""
 
     def update(
         updates: optax.Updates,

@@ -12,7 +12,7 @@ from cifar_jax.data import pipeline
 
 
 class StepVariant(NamedTuple):
-    """What may differ between epochs. Each variant of a plan is compiled once."""
+    """Settings of a train step that may differ between epochs. Each variant is compiled once."""
 
     image_size: int
     """Side of the images, in pixels."""

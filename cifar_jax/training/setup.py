@@ -1,4 +1,4 @@
-"""The setup of a run: data, network, optimizer, schedule, plan and devices, made from a config."""
+"""Build the setup of a run from its config, such as the data, the network and the optimizer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -114,7 +114,7 @@ def make_model(config: Config, custom: CustomParts, **options: Any) -> nn.Module
 
 
 def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | None:
-    """Return the experiment file's network, if the config names none of the package's."""
+    """Return the experiment file's network, or None if the run uses a network of the package."""
     if custom.model is None or config.model.name in models.MODELS:
         return None
     return models.CustomModel(custom.model, config.model.name, custom.file, custom.source)

@@ -105,7 +105,7 @@ def train(
 def train_epoch(
     context: RunContext, steps: CompiledSteps, state: TrainState, hooks: Callback
 ) -> tuple[TrainState, float]:
-    """Train to the end of the current epoch; return the state and the images per second."""
+    """Train to the end of the current epoch. Return the state and the images per second."""
     epoch, log_every = context.epoch, context.setup.config.train.log_every
     order = steps.epoch_order(epoch)
     first = step = int(state.step)
