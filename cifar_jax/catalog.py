@@ -2,8 +2,8 @@
 
 An experiment file is a Python file that defines a `CONFIG`. It may also define custom parts, such
 as a network; see `CustomParts`. It may import modules from its own folder, but only at the top of
-the file: an import inside a function does not find them later. A file whose name starts with `_` is
-not an experiment, but experiments may import it.
+the file: an import inside a function fails if the function is called later. A file whose name
+starts with `_` is not an experiment, but experiments may import it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ _STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdli
 class CustomParts:
     """Custom parts of a run, as defined in an experiment file. An undefined part is None.
 
-    Each part gets the setting `arguments` of its group, such as `optimizer.arguments`, as keyword
-    arguments.
+    The keyword arguments of a part come from the settings, such as `optimizer.arguments`.
     """
 
     model: Any = None
@@ -82,7 +81,10 @@ def experiments_folder() -> Path:
 
 
 def names() -> list[str]:
-    """Return the names of the package's experiments, the paper's first, in order of its tables."""
+    """Return the names of the package's experiments.
+
+    The experiments of the paper come first, in the order of the paper's tables.
+    """
     return sorted(_files(), key=lambda name: (_first_table(load(name).config), name))
 
 
@@ -130,7 +132,7 @@ def _dump(node: Any) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings.
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings to an f-string's parts.
         fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
     present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({','.join(present)})"
@@ -235,7 +237,7 @@ def _is_local(name: str, location: str, folder: Path) -> bool:
 def _location(module: Any) -> str:
     """Return the path of a module's file or folder, or an empty string if it has none.
 
-    Lazily loaded modules are not loaded by this.
+    This does not load modules that are loaded lazily.
     """
     try:
         attributes = object.__getattribute__(module, "__dict__")

@@ -1,6 +1,6 @@
 """The settings of a training run. Creating a `Config` validates them.
 
-This module does not import JAX, so experiment files are read quickly.
+This module does not import JAX, so commands that only read settings are fast.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ class Optimizer(Settings):
     """The optimizer. SGD, Adam and AdamW compute the same updates as in PyTorch."""
 
     name: Literal["sgd", "adam", "adamw", "muon", "custom"] = "sgd"
-    """`sgd` with momentum; `adam`; `adamw` with decoupled weight decay; `muon`, for kernels only;
-    or `custom`, the experiment file's `OPTIMIZER`. With `muon`, put all other parameters into
-    `param_groups`."""
+    """The update rule: `sgd` with momentum; `adam`; `adamw` with decoupled weight decay; `muon`,
+    for kernels only; or `custom`, the experiment file's `OPTIMIZER`. With `muon`, put all other
+    parameters into `param_groups`."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Base learning rate. The schedule multiplies it by a factor at each step."""
     momentum: HalfOpenUnit = 0.9
@@ -95,7 +95,7 @@ class ParamGroup(Settings):
     """Glob patterns for the paths of the group's parameters, separated by commas. Examples are
     `*/bias` and `fc3/*`."""
     optimizer: Optimizer
-    """Optimizer of the group. The schedule scales its learning rate too."""
+    """Optimizer of the group. The schedule also scales this optimizer's learning rate."""
     until: Annotated[float | None, Field(ge=0, lt=1)] = None
     """Fraction of the epochs after which the group is frozen. 0: frozen from the start. None: never
     frozen."""
@@ -107,15 +107,15 @@ class Schedule(Settings):
     name: Literal[
         "constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau", "custom"
     ] = "constant"
-    """`constant`; `step`: reduced every `step_epochs` epochs; `cosine`: decays to zero;
-    `one-cycle`: rises and falls along cosines; `linear`: decays to `end`; `triangular`: rises and
-    falls linearly; `plateau`: reduced when the validation loss stops falling; `custom`: the
-    experiment file's `SCHEDULE`."""
+    """Form of the schedule. `constant`; `step`: reduced every `step_epochs` epochs; `cosine`:
+    decays to zero; `one-cycle`: rises and falls along cosines; `linear`: decays to `end`;
+    `triangular`: rises and falls linearly; `plateau`: reduced when the validation loss stops
+    falling; `custom`: the experiment file's `SCHEDULE`."""
     factor: OpenUnit = 0.5
     """`step` and `plateau`: factor by which each reduction multiplies the learning rate."""
     patience: Annotated[int, Field(ge=0)] = 5
-    """`plateau`: number of epochs without improvement that are allowed. The next one reduces the
-    learning rate."""
+    """`plateau`: the learning rate is reduced after more than this number of epochs without
+    improvement."""
     threshold: HalfOpenUnit = 1e-4
     """`plateau`: smallest relative decrease of the loss that counts as an improvement."""
     step_epochs: Count = 30
@@ -139,10 +139,10 @@ class Loss(Settings):
 
 
 class Ema(Settings):
-    """Exponential moving average of the weights. The average is evaluated, not the weights."""
+    """Exponential moving average of the weights, which is evaluated instead of the weights."""
 
     name: Literal["ema"] = "ema"
-    """Kind of average."""
+    """Kind of average: `ema`."""
     decay: HalfOpenUnit = 0.999
     """Fraction of the old average that an update keeps. Update number t keeps at most `(1 + t) /
     (10 + t)`."""
@@ -157,7 +157,7 @@ class Lookahead(Settings):
     """
 
     name: Literal["lookahead"] = "lookahead"
-    """Kind of average."""
+    """Kind of average: `lookahead`."""
     decay: HalfOpenUnit = 0.5
     """Fraction of the old slow weights that an update keeps at the end of training."""
     every: Count = 5
@@ -209,13 +209,13 @@ class Augmentation(Settings):
     """Blend pairs of images and their labels. The ratio is drawn from Beta(mixup, mixup). 0:
     off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """Paste a box of another image into each image. The area of the box is drawn from Beta(cutmix,
-    cutmix). 0: off."""
+    """Paste a box of another image into each image. The fraction of the image that the box covers
+    is drawn from Beta(cutmix, cutmix). 0: off."""
     brightness: Annotated[float, Field(ge=0)] = 0.0
     """Largest random change of an image's brightness, in standard deviations of the pixels. 0:
     off."""
     contrast: HalfOpenUnit = 0.0
-    """Largest random change of an image's contrast, as a fraction. 0: off."""
+    """Largest random change of an image's contrast, as a fraction of the contrast. 0: off."""
 
     @model_validator(mode="after")
     def _mixes_once(self) -> Self:
@@ -246,7 +246,7 @@ class Data(Augmentation):
     your own images."""
     validation: Annotated[float, Field(ge=0)] = 0.1
     """Images held out for validation, from the end of the training set. A value below 1 is a
-    fraction of the training set. Other values are a number of images."""
+    fraction of the training set. A value of 1 or more is a number of images."""
     train_images: Annotated[int | None, Field(ge=1)] = None
     """Number of images to train on, after the validation split. None: all."""
     last_batch: Literal["drop", "wrap"] = "drop"

@@ -102,7 +102,7 @@ def all_max(*values: float) -> list[float]:
 
 
 def broadcast_arrays(tree: Any) -> Any:
-    """Return the `tree` of NumPy arrays of process 0 in every process."""
+    """Return process 0's `tree` of NumPy arrays in every process."""
     if is_single_process():
         return tree
     return jax.tree.map(lambda array: _gather(array)[0], tree)

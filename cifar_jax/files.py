@@ -23,7 +23,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())  # After a power cut, `path` must not be an empty file.
+                os.fsync(file.fileno())  # Otherwise `path` could be empty after a power cut.
             temporary.replace(path)
     except OSError:
         with suppress(OSError):
@@ -33,7 +33,10 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Make every `OSError` that is raised in this context name `path`, not a temporary file."""
+    """Set the file name of every `OSError` that is raised in this context to `path`.
+
+    Without this, an error could name a temporary file.
+    """
     try:
         yield
     except OSError as error:

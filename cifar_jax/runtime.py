@@ -41,13 +41,13 @@ def processor() -> Processor:
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:
         lines = _CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:  # The system is not Linux.
+    except OSError:  # /proc/cpuinfo exists only on Linux.
         return Processor(model, flags)
     for line in lines:
         name, _, text = (part.strip() for part in line.partition(":"))
         if name == "model name":
             model = text
-        elif name in ("flags", "Features"):  # On x86 and on Arm.
+        elif name in ("flags", "Features"):  # x86 writes "flags", Arm "Features".
             return Processor(model, frozenset(text.split()))
     return Processor(model, flags)
 
@@ -78,8 +78,8 @@ def keep_memory() -> None:
     """Configure glibc to keep freed memory for the next training step.
 
     On the CPU, each training step allocates memory for temporary arrays. By default glibc requests
-    new pages for them, and the kernel clears each new page. This took a third of the training time
-    of the experiment `resnet10-separable`.
+    new pages for them, and the kernel clears each new page. Clearing pages took a third of the
+    training time of the experiment `resnet10-separable`.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
@@ -98,9 +98,9 @@ def allow_open_files() -> None:
     """
     try:
         import resource
-    except ImportError:  # The system is not Unix.
+    except ImportError:  # The module exists only on Unix.
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # "Unlimited" is -1 or a large number.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # A limit of -1 means unlimited.
     if 0 <= hard < _OPEN_FILES:
         raise UserError(
             f"only {hard} open files are allowed: raise the limit to {_OPEN_FILES} with `ulimit -n`"
@@ -112,7 +112,7 @@ def allow_open_files() -> None:
 def configure_jax() -> None:
     """Configure JAX for this package.
 
-    Print a warning on standard error if it is too late for a setting.
+    Print a warning on standard error if JAX has already started with other settings.
 
     Raises:
       UserError: an environment variable has a value that JAX or this package cannot work with.
@@ -120,7 +120,7 @@ def configure_jax() -> None:
     try:
         import jax
         from jax._src import xla_bridge
-    except ValueError as error:  # JAX raises this for an invalid environment variable.
+    except ValueError as error:  # An environment variable of JAX has an invalid value.
         raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
     for name, reason in (
@@ -152,9 +152,10 @@ def configure_jax() -> None:
 
 
 def _cpu_digest() -> str:
-    """Return a short digest of the processor's features, which names a cache of compiled programs.
+    """Return a short digest of the processor's features, for the name of the compilation cache.
 
-    A compiled program may use instructions that other processors lack.
+    Each kind of processor has its own cache, because a compiled program may use instructions that
+    other processors lack.
     """
     features = " ".join(sorted(processor().flags)) or platform.processor()
     return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
@@ -179,7 +180,8 @@ def require(device: str | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX for CUDA without a GPU.
+    # Without a GPU, JAX for CUDA raises AssertionError.
+    except (RuntimeError, AssertionError) as error:
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise UserError(
@@ -214,7 +216,7 @@ def find_accelerator() -> str | None:
 
     This function does not use JAX.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # These values hide all GPUs.
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # Empty or -1 hides all GPUs.
         with suppress(OSError, subprocess.TimeoutExpired):
             command = ["nvidia-smi", "-L"]
             if subprocess.run(command, capture_output=True, timeout=20).stdout.startswith(b"GPU "):

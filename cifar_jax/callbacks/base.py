@@ -54,7 +54,7 @@ class RunContext:
     elapsed_before: float = 0.0
     """Time spent on the run in earlier sessions, in seconds."""
     logged: tuple[float, int] = (0.0, 0)
-    """Loss sum and number of images of the epoch when its last loss line was logged."""
+    """Loss sum and number of images of the epoch at the last loss line in the log."""
     stop_signal: int | None = None
     """Number of the signal that asks to save and stop, the same in all processes. None: no
     signal."""

@@ -33,14 +33,14 @@ class Checkpoint(Callback):
         self._seconds = None if minutes is None else 60 * minutes
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Start to measure the time until the next checkpoint."""
+        """Start the timer for the next checkpoint."""
         self._context = context
         self._saved_at = time.perf_counter()
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Save if the interval is over or the run is about to stop."""
+        """Save if `minutes` have passed since the last save, or if the run is about to stop."""
         due = self._seconds is not None and time.perf_counter() - self._saved_at > self._seconds
-        # All processes must save together.
+        # All processes must save at the same step.
         (due,) = distributed.all_max(due)
         if due or self._context.stop_signal:
             self.save(state, end_of_epoch=False)

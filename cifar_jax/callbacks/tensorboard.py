@@ -20,7 +20,7 @@ class TensorBoard(Callback):
     _writer: SummaryWriter | None = None
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Open an event file. It replaces older events of epochs after the restored one."""
+        """Open an event file. It replaces the events of all epochs after the restored epoch."""
         if not distributed.is_main_process():
             return
         # Use an unbounded queue: if a full disk ends the writer's thread, a full queue would block.

@@ -62,7 +62,7 @@ class Checkpoints:
             )
         self._keep = keep
         self._saved = False
-        # With True, orbax waits for minutes if it cannot create a folder on a full disk.
+        # Asynchronously, orbax would wait for minutes if a full disk prevents a new folder.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
         handler = ocp.CompositeCheckpointHandler(composite_options=items)
@@ -133,7 +133,7 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Is the disk "
                 "full? Give the same command again to resume from the previous checkpoint."
             ) from error
-        if self._saved and distributed.is_main_process():  # Readers delete nothing.
+        if self._saved and distributed.is_main_process():  # Readers of checkpoints delete nothing.
             self._prune()
 
     def all(self) -> list[SavedState]:
@@ -148,8 +148,8 @@ class Checkpoints:
     def best(self) -> SavedState | None:
         """Return the metadata of the checkpoint with the best validation accuracy.
 
-        If several checkpoints are equally good, the latest is returned. None: no checkpoint has a
-        validation accuracy.
+        If several checkpoints are equally good, the latest is returned. The result is None if no
+        checkpoint has a validation accuracy.
         """
         return next(reversed(self._ranked()), None)
 
@@ -207,7 +207,7 @@ class Checkpoints:
         return state, saved, self._quarantine(damaged)
 
     def weights(self, saved: SavedState) -> dict[str, Any]:
-        """Return the variables of a checkpoint that are evaluated, as NumPy arrays.
+        """Return the variables to evaluate from a checkpoint, as NumPy arrays.
 
         These are the averaged variables if there are any, else the trained variables.
 
@@ -260,12 +260,12 @@ class Checkpoints:
         """Return the arrays in the given fields of a saved state, by path."""
         wanted = [name for name in saved.digests if name in fields]
         try:
-            # In the main thread, asyncio may swallow the exception of a signal handler and hang.
+            # Read in a thread: in the main thread, asyncio may swallow a signal's exception.
             with ThreadPoolExecutor(1) as thread:
                 arrays = thread.submit(_read_arrays, self._folder, saved.number, wanted).result()
         except MemoryError:
             raise
-        except Exception as error:  # The type depends on the damage.
+        except Exception as error:  # Damaged files raise errors of many types.
             raise self._damaged(
                 saved.number, f"its arrays cannot be read: {_one_line(error)}"
             ) from error
@@ -296,7 +296,8 @@ class Checkpoints:
         return 1 + max(map(int, re.findall(r"(?:^|/)[^\d/]*(\d+)", names)), default=0)
 
     def _prune(self) -> None:
-        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # Left by a killed process.
+        # Delete the folders that a killed process left.
+        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):
             for path in sorted(self._folder.glob(pattern)):
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()

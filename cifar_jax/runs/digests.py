@@ -12,7 +12,7 @@ from cifar_jax.runs.schemas import SavedState
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """Return a dictionary of the arrays in a tree, by path, such as `params/conv1/kernel`."""
+    """Return the arrays of a tree in a dictionary, by paths such as `params/conv1/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 

@@ -111,7 +111,7 @@ def changes(previous: Session, current: Session) -> list[str]:
             "commit": sha[:12] + dash + dirty,
             **session.versions,
             "device": f"{session.device.count} × {session.device.kind}",
-            # XLA's CPU kernels use one thread per core, which changes the order of their sums.
+            # The number of cores affects the order in which XLA's CPU kernels add numbers.
             "cores": str(session.machine.cores) if session.device.platform == "cpu" else "",
             "CPU features": " ".join(session.machine.features),
             "XLA_FLAGS": session.xla_flags,

@@ -39,9 +39,9 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.log = path / "log.txt"
         self.code = path / "code.py"
-        """Copy of the experiment file, if the file defines custom parts."""
+        """Path of the copy of the experiment file. It exists if the file defines custom parts."""
         self.outputs = path / "outputs.npz"
-        """Logits and labels of a finished run."""
+        """Path of the logits and labels of a finished run."""
         self._config = path / "config.json"
         self._card = path / "model.json"
         self._sessions = path / "env.json"
@@ -112,7 +112,7 @@ class RunFolder:
 
     def delete(self) -> None:
         """Delete all files of the run except `config.json`, which marks the run folder."""
-        # Delete result and checkpoints first: after a kill, no run may resume from the rest.
+        # Delete result and checkpoints first: a killed process must leave nothing to resume.
         self._result.unlink(missing_ok=True)
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
@@ -199,7 +199,7 @@ def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
     """
     if not changes:
         return experiment
-    # Shorten a name to its last part if it is the first setting with this last part.
+    # The last part of a name is short for the first setting whose name ends with this part.
     owner = {"name": ""}
     for setting in configs.describe():
         owner.setdefault(setting["name"].rpartition(".")[2], setting["name"])

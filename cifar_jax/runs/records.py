@@ -78,9 +78,12 @@ def check(run: RunRecord) -> Outputs:
         raise UserError(f"{path} did not train on the official CIFAR-10 images")
     for commit in [session.git_commit for session in run.sessions] or [None]:
         if commit is None:
-            raise UserError(f"{path} ran outside a git checkout: train it in a clean one")
+            raise UserError(f"{path} was trained outside a git checkout: train again in one")
         if commit.endswith("-dirty"):
-            raise UserError(f"{path} ran with uncommitted code ({commit}): commit, then train anew")
+            raise UserError(
+                f"{path} was trained with uncommitted code ({commit}): commit the code, then train "
+                "again"
+            )
     if [row.epoch for row in run.rows] != list(range(1, run.epochs + 1)):
         raise UserError(f"{path / 'metrics.jsonl'} does not have one row for each epoch")
     if run.outputs is None:
@@ -155,7 +158,7 @@ def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
-        del session["command"]  # It contains paths of one machine.
+        del session["command"]  # The command contains paths of one machine.
     packed = io.BytesIO()
     np.savez_compressed(packed, test_logits=outputs.logits, test_labels=outputs.labels)
     path = results / f"{run.experiment}-seed{run.seed}.json"

@@ -33,7 +33,7 @@ class RunRecord:
     outputs: Path | None = None
     """File with the logits of the test images. None if there is no such file."""
     data_sha256: str | None = None
-    """Digest of the images; None if the run stopped before it wrote its model card."""
+    """Digest of the images. None if the run stopped before it wrote its model card."""
     data_official: bool | None = None
     """Whether the images are the official CIFAR-10. None if this is unknown."""
 
@@ -92,11 +92,11 @@ class RunRecord:
 
     @property
     def has_other_images(self) -> bool:
-        """Whether the data set is called `cifar10` but is known not to be the official one."""
+        """Whether the run used images for `cifar10` that are not the official ones."""
         return self.settings.get("data.dataset") == "cifar10" and self.data_official is False
 
 
 @cache
 def experiments() -> dict[str, Config]:
-    """Return the configs of the package's experiments by name, the paper's first, in its order."""
+    """Return the configs of the package's experiments by name, in the order of `catalog.names`."""
     return {name: catalog.load(name).config for name in catalog.names()}

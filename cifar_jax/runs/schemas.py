@@ -1,4 +1,4 @@
-"""Pydantic models of the files that a run writes and that are read again.
+"""Pydantic models of the JSON files that a run writes and reads.
 
 docs/run-folder.md describes every file and field. Importing this module does not import JAX.
 """
@@ -103,7 +103,7 @@ class MetricsRow(Stored):
     """Learning rate of the last step in the epoch."""
     images_per_second: float
     wall_seconds: float
-    """Time spent on the run so far, over all sessions."""
+    """Time spent on the run so far, over all sessions, in seconds."""
 
 
 class DataCard(Stored):
@@ -244,7 +244,7 @@ class Result(Stored):
     best_validation_test_accuracy: float | None
     """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None
-    """Median training speed over the epochs, without evaluation."""
+    """Median over the epochs of the training speed, without evaluation."""
     params_sha256: str | None
     """Digest of the evaluated parameters; see `cifar_jax.training.result.params_sha256`."""
     data_sha256: str
@@ -253,7 +253,7 @@ class Result(Stored):
     paper_accuracy: float | None
     wall_seconds: float
     compile_seconds: float
-    """Time that compilation took in the last session."""
+    """Compilation time in the last session, in seconds."""
     git_commit: str | None
     versions: dict[str, str]
     device: Device
@@ -274,7 +274,7 @@ class SavedState(Stored):
     epoch: int
     """Number of completed epochs."""
     end_of_epoch: bool
-    """Whether the checkpoint was saved at the end of an epoch. Otherwise it was saved within
+    """Whether the checkpoint was saved at the end of an epoch. If False, it was saved within
     one."""
     validation_accuracy: float | None
     """Validation accuracy in percent. None if it was not measured for this checkpoint."""

@@ -76,8 +76,8 @@ def override(settings: S, changes: Iterable[str]) -> S:
     """Return a copy of `settings` with `key=value` changes.
 
     The value of a list is written as JSON. A change cannot add a key to a dictionary or change the
-    type of a value. If a change selects another group of a union, such as `averaging.name=ema`, the
-    settings that both groups have keep their values.
+    type of a value. If a change selects another group of settings, such as `averaging.name=ema`,
+    the settings that both groups have keep their values.
 
     Raises:
       UserError: a change has no `=`, names an unknown setting, or has an invalid value.
@@ -152,7 +152,10 @@ class _Setting(NamedTuple):
 def _walk(
     cls: type[Settings], prefix: str = "", choice: tuple[str, str] | None = None
 ) -> Iterator[_Setting]:
-    """Yield all settings of a class. A union yields the settings of each of its groups."""
+    """Yield all settings of a class.
+
+    If a field can hold one of several groups of settings, the settings of all groups are included.
+    """
     for field_name, field in cls.model_fields.items():
         name, groups = prefix + field_name, fields.groups(field.annotation)
         if field.exclude:

@@ -1,4 +1,4 @@
-"""The base class of all settings, and words for their types and validation errors."""
+"""The base class of all settings, and functions that describe types and errors in words."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ then converts the error, because only the caller knows the full dotted name."""
 
 @dataclass(frozen=True)
 class RuntimeOnly:
-    """Marks a setting that changes results only by rounding. A resumed run may change it."""
+    """Marks a setting that may change when a run is resumed.
+
+    The setting changes results by rounding errors at most.
+    """
 
 
 class Settings(BaseModel):
@@ -39,8 +42,8 @@ class Settings(BaseModel):
 
     model_config = STRICT | ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     is_root: ClassVar[bool] = False
-    """Whether dotted names start at this class. If False, error messages start with the class
-    name."""
+    """Whether this class is the root of all dotted names, as `Config` is. Error messages about
+    other classes start with the name of the class."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -65,7 +68,7 @@ class Settings(BaseModel):
 
 def members(annotation: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the type itself."""
-    # `Literal[...] | None` is a typing.Union, `int | None` a UnionType.
+    # `Literal[...] | None` is a typing.Union, but `int | None` is a types.UnionType.
     is_union = typing.get_origin(annotation) in (UnionType, typing.Union)
     return typing.get_args(annotation) if is_union else (annotation,)
 
@@ -131,7 +134,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
             annotation = str
             continue
         else:
-            continue  # `step` is a type in a union that pydantic tried.
+            continue  # `step` is a union member that pydantic tried, not a field.
         path.append(step if str(step).isprintable() else shorten(step))
     name = ".".join(map(str, path))
     if kind == "missing":

@@ -1,4 +1,4 @@
-"""Averages of the weights over the training steps. They are evaluated instead of the weights.
+"""Averages of the weights over the training steps, which are evaluated instead of the weights.
 
 `Variables` are a tree of float32 parameters and BatchNorm statistics. All functions are pure and
 can be used inside `jax.lax.fori_loop`.
@@ -16,7 +16,7 @@ class Ema(NamedTuple):
     """Exponential moving average of the weights. It does not affect the training.
 
     Update number t, counted from 1, keeps the fraction `min(decay, (1 + t) / (10 + t))` of the old
-    average. The initial weights are therefore forgotten soon, as in TensorFlow's
+    average. The initial weights are therefore forgotten quickly, as in TensorFlow's
     `ExponentialMovingAverage(num_updates=)`.
     """
 
@@ -31,8 +31,8 @@ class Lookahead(NamedTuple):
 
     With `decay` = 1 - alpha this is Lookahead by M. Zhang et al., arXiv:1907.08610. airbench94
     (arXiv:2404.00498) uses `Lookahead(decay=0.95**5, every=5, power=3)`. BatchNorm's running
-    statistics are averaged as well. Training steps after the last update do not affect the slow
-    weights, which are evaluated.
+    statistics are averaged as well. The slow weights are evaluated, so training steps after the
+    last update have no effect.
     """
 
     decay: float
@@ -65,7 +65,7 @@ def update(
       rule: the kind of average.
       averaged: the average before the step.
       variables: the variables after the step.
-      step: number of completed steps including this one, int32.
+      step: number of steps up to and including this one, int32.
       progress: completed fraction of the training, float32 from 0 to 1.
     """
 

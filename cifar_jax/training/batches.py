@@ -77,7 +77,7 @@ def make_batch(
     if settings.flip == "alternating":
         flip_key = jax.random.fold_in(key, _FLIP_STREAM)
         images = augment.alternating_flip(flip_key, images, indices, info.epoch)
-    # The numbers 0 and 1 are taken: `augment.augment` splits `step_key` in two.
+    # Numbers 0 and 1 would repeat the keys that `augment.augment` splits from `step_key`.
     jitter_key, cutout_key, mix_key, custom_key = (
         jax.random.fold_in(step_key, number) for number in (2, 3, 4, 5)
     )

@@ -107,7 +107,7 @@ class StepsPerCallTuner:
         """
         self._calls += 1
         if self._calls == 1 or self.settled:
-            return  # The first call includes one-time work.
+            return  # The first call is slower, because it includes one-time work.
         if seconds * self.steps / steps >= 0.1:
             self._long_calls += 1
             self.settled = self._long_calls == 2

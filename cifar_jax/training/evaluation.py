@@ -30,10 +30,10 @@ class TTA(NamedTuple):
 
     With `shift`, the unshifted image has weight 1/2, and the two shifted images have weight 1/4
     each. With `flip`, the logits of each of these images are averaged with those of its mirror
-    image. Both together are TTA level 2 of airbench.
+    image. `shift` and `flip` together are airbench's TTA level 2.
 
-    `least_confident` is an idea of hiverge's cifar10-speedrun. That code ranks images by their
-    largest probability, and gives six views equal weights.
+    `least_confident` follows hiverge's cifar10-speedrun, with two differences: cifar10-speedrun
+    ranks images by their largest probability, and gives six views equal weights.
     """
 
     flip: bool = False
@@ -42,8 +42,8 @@ class TTA(NamedTuple):
     """Distance in pixels of two shifted images: one moved up and left, one moved down and right.
     The borders are filled by reflection. 0: no shifted images."""
     least_confident: float | None = None
-    """Fraction of the images for which the extra views are used. Images with the smallest
-    difference between their two largest probabilities come first. None: all images."""
+    """Fraction of the images for which the extra views are used. These are the images with the
+    smallest difference between their two largest probabilities. None: all images."""
 
 
 def compile_logits(
@@ -84,7 +84,8 @@ def compile_logits(
     def apply(variables: Mapping[str, Any], images: jax.Array) -> Any:
         return model.apply(variables, normalize(images), train=False)
 
-    plain_batches = batches(images)  # Unlike the other views, these stay on the devices.
+    # The unchanged images stay on the devices; mirrored and shifted copies do not.
+    plain_batches = batches(images)
     program = (
         jax.jit(apply, out_shardings=devices.replicated(mesh))
         .lower(variables, plain_batches[0])
@@ -155,9 +156,9 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def _least_confident(logits: np.ndarray, fraction: float) -> np.ndarray:
-    """Return the indices of the given fraction of the rows, least confident rows first.
+    """Return the indices of the least confident rows of `logits`, least confident first.
 
-    At least one index is returned.
+    The given fraction of the rows is returned, but at least one row.
     """
     second, first = np.partition(softmax(logits), -2)[:, -2:].T
     return np.argsort(first - second, kind="stable")[: max(1, round(fraction * len(logits)))]

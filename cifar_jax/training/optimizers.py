@@ -38,7 +38,7 @@ def make_optimizer(
     rules = [optimizer, *(group.optimizer for group in groups)]
 
     def labels(params: Any) -> Any:
-        """Return the group number of each parameter, as text."""
+        """Return the group number of each parameter, as a string."""
         return jax.tree_util.tree_map_with_path(
             lambda path, _: str(_group_number(groups, parameter_path(path))), params
         )

@@ -51,7 +51,7 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
         case "constant" | "plateau":
             return lambda info: jnp.float32(1)
         case "step":
-            # Count whole epochs, because a quotient of floats could be late by one step.
+            # Divide integers: rounding of floats could delay a reduction by one step.
             period, factor = schedule.step_epochs, schedule.factor
             return lambda info: factor ** jnp.floor_divide(info.epoch, period).astype(float)
         case "cosine":
@@ -124,7 +124,7 @@ def _triangular(schedule: Schedule, info: StepInfo) -> jax.Array:
 
 
 def _top(warmup: float, info: StepInfo) -> jax.Array:
-    """Return the step with the highest rate."""
+    """Return the step with the highest learning rate."""
     # Add 1e-3, because a product such as 0.7 * 10 may round to just below 7.
     return jnp.floor(jnp.float32(warmup) * info.total_steps + 1e-3)
 

@@ -146,14 +146,14 @@ def _check_network(config: Config, model: nn.Module) -> None:
         if inputs != channels:
             raise UserError(
                 f"init.whitening needs a first convolution with {channels} input channels, and "
-                f"{layer} has {inputs}: turn it off or choose another model"
+                f"{layer} has {inputs}: turn off init.whitening or choose another model"
             )
     for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
         if not models.accepts_size(model, size):
             raise UserError(
                 f"{config.model.name} only accepts images of {models.IMAGE_SHAPE[0]} pixels, and a "
-                f"phase has image_size {size}: remove it, or choose a network with global average "
-                "pooling"
+                f"phase has image_size {size}: remove image_size, or choose a network with global "
+                "average pooling"
             )
 
 
@@ -209,7 +209,7 @@ def initial_state(
         if settings.whitening:
             images = batches.normalize(setup.train.images[:WHITENING_IMAGES], setup.dataset)
             changed = initialization.whitened(changed, images)
-        # Processes may round differently, so all use the values of process 0.
+        # Rounding may differ between processes, so all of them use the values of process 0.
         changed = distributed.broadcast_arrays(changed)
     else:
         return state

@@ -70,7 +70,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
       UserError: the folder belongs to another run, is in use, or is not shared by all processes.
     """
     keep = setup.config.train.keep_checkpoints
-    # This raises if orbax cannot use the path, before the folder is created.
+    # `Checkpoints` raises if orbax cannot use the path, so create it before the folder.
     checkpoints = Checkpoints(RunFolder(request.workdir).checkpoints, keep)
     with ExitStack() as stack:
 

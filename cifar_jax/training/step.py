@@ -1,4 +1,7 @@
-"""The train step, as pure functions of arrays. They use no config, devices or files."""
+"""The train step, as pure functions of arrays.
+
+The functions do not use a config, devices or files.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple

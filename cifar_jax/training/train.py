@@ -55,7 +55,7 @@ def train(
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
             start.check_processes(request, setup)
-            # Do this before opening the folder: an error here must not change the folder.
+            # Make the initial state first: if this fails, the folder must not change.
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
@@ -117,7 +117,7 @@ def train_epoch(
         called = time.perf_counter()
         state = steps.run(state, epoch, order, count)
         step += count
-        sums = jax.device_get(state.metrics)  # This waits for the devices.
+        sums = jax.device_get(state.metrics)  # `device_get` waits for the devices.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
             place = f"in epoch {epoch.number + 1}, by step {step}"
