@@ -78,7 +78,7 @@ def check(run: RunRecord) -> Outputs:
         raise UserError(f"{path} did not train on the official CIFAR-10 images")
     for commit in [session.git_commit for session in run.sessions] or [None]:
         if commit is None:
-            raise UserError(f"{path} was trained outside a git checkout: train again in one")
+            raise UserError(f"{path} was trained outside a git checkout: train again inside one")
         if commit.endswith("-dirty"):
             raise UserError(
                 f"{path} was trained with uncommitted code ({commit}): commit the code, then train "

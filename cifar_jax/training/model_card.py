@@ -104,8 +104,8 @@ def _check_data(folder: RunFolder, old: ModelCard, new: ModelCard) -> None:
     same = old.data.content == new.data.content
     difference = "the same images in another order" if same else "other images"
     raise UserError(
-        f"{folder.path} was started with {difference} of {old.data.name}: set TFDS_DATA_DIR to "
-        "the folder that it was started with, or choose another --workdir"
+        f"{folder.path} was started with {difference} for the data set {old.data.name}: set "
+        "TFDS_DATA_DIR to the folder of those images, or choose another --workdir"
     )
 
 

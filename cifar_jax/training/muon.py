@@ -129,7 +129,9 @@ def normalized(params: Any, is_muon: Any) -> Any:
 def _matrix(kernel: jax.Array) -> jax.Array:
     """Return the kernel as a matrix `[rest, O]`, without copying its data."""
     if kernel.ndim < 2:
-        raise ValueError(f"Muon needs kernels with at least two axes, not the shape {kernel.shape}")
+        raise ValueError(
+            f"Muon needs kernels with at least two axes, not an array of shape {kernel.shape}"
+        )
     return kernel.reshape(-1, kernel.shape[-1])
 
 
