@@ -1,6 +1,7 @@
-"""The ten experiments of “A New Classifier Based on CIFAR10 Data Set” in JAX and Flax.
+"""Image classifiers for CIFAR-10 in JAX and Flax.
 
-Public API: `train`, `load`, `Config`, `Callback`.
+The package contains the ten experiments of the paper “A New Classifier Based on CIFAR10 Data Set”.
+Its public API is `train`, `load`, `Config` and `Callback`.
 """
 
 from __future__ import annotations
@@ -30,26 +31,32 @@ def train(
     *,
     custom: CustomParts | None = None,
 ) -> Result:
-    """Train a run in a folder, resume it, or return its result if it is finished.
+    """Train a network in a run folder and return the result.
 
-    This does what `cifar-jax train` does: it configures JAX, shows the progress and saves
-    checkpoints. Call it before JAX is used for the first time; otherwise it says what could not be
-    configured.
+    An unfinished run in the folder is resumed. A finished run is not trained again: its stored
+    result is returned.
+
+    Like the command `cifar-jax train`, this function configures JAX, shows progress and saves
+    checkpoints. Call it before other JAX functions. Otherwise JAX may be configured too late, and a
+    warning is printed.
 
     Args:
-      config: the settings, or the name or path of an experiment.
-      workdir: the run folder.
+      config: the settings, or the name or path of an experiment file.
+      workdir: the run folder. It is created if it does not exist.
       seed: random seed.
-      callbacks: called during the training; see `cifar_jax.callbacks.Callback`.
-      custom: custom network, optimizer, schedule or augmentation, if `config` is a `Config`.
+      callbacks: objects whose methods are called during training; see
+        `cifar_jax.callbacks.Callback`.
+      custom: custom network, optimizer, schedule or augmentation. Used only if `config` is a
+        `Config`.
 
     Returns:
-      The result, such as `result.test_accuracy` in percent.
+      The result of the run. For example, `result.test_accuracy` is the test accuracy in percent.
 
     Raises:
-      cifar_jax.errors.UserError: settings do not fit each other, the data or the folder, or the
-        loss diverged.
-      KeyboardInterrupt: the run was interrupted. It is saved; the same call resumes it.
+      cifar_jax.errors.UserError: the settings contradict each other, the data or the folder, or the
+        loss became NaN or infinite.
+      KeyboardInterrupt: Ctrl-C interrupted the run. Call `train` again with the same arguments to
+        resume it.
     """
     import signal
 
@@ -86,22 +93,23 @@ def train(
 def load(
     path: str | Path, *, best: bool = False, model: nn.Module | type[nn.Module] | None = None
 ) -> Classifier:
-    """Return the trained model in a run folder, an exported file, or a packaged network.
+    """Return a trained model from a run folder, an exported file, or the package's own networks.
 
-    Its `predict` takes uint8 images `[N, 32, 32, 3]` or image files, and returns probabilities
-    `[N, classes]`; `classes` names them and `card` describes the model. Neither the training images
-    nor the optimizer are needed.
+    The model's `predict` takes uint8 images `[N, 32, 32, 3]` or image files, and returns
+    probabilities `[N, classes]`. The model's `classes` are the class names, and `card` describes
+    the model. Loading needs neither the training images nor the optimizer.
 
     Args:
-      path: the run folder or file, or a name such as `net-bn-gap`.
-      best: load the checkpoint with the best validation accuracy instead of the last.
-      model: the network, as a class or an instance, if it is a custom one. The copy of its code in
-        a run folder is never executed.
+      path: a run folder, an exported file, or the name of a packaged network, such as `net-bn-gap`.
+      best: load the checkpoint with the best validation accuracy instead of the last one.
+      model: the network class or instance, if the network is a custom one. The copy of its code in
+        the run folder is never executed.
 
     Raises:
-      cifar_jax.errors.UserError: nothing is there, it is damaged, or `model` is missing or wrong.
+      cifar_jax.errors.UserError: `path` does not exist or is damaged, or `model` is missing or
+        wrong.
     """
-    # Imported here so that importing the package is fast.
+    # These slow imports are here to keep `import cifar_jax` fast.
     from cifar_jax.inference.load import load
     from cifar_jax.models.custom import CustomModel
 
@@ -109,7 +117,10 @@ def load(
 
 
 def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
-    """Return a function that loads the variables that `train.init_from` names, if it is set."""
+    """Return a function that loads the variables named by the setting `train.init_from`.
+
+    Return None if the setting is None.
+    """
     if (source := config.train.init_from) is None:
         return None
     from cifar_jax.inference.load import weights
@@ -118,7 +129,7 @@ def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on demand, so that importing the package is fast.
+    # These slow imports run on first use, to keep `import cifar_jax` fast.
     if name == "Callback":
         from cifar_jax.callbacks import Callback
 

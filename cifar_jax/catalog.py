@@ -1,8 +1,9 @@
-"""Finds and reads experiment files, by name or by path.
+"""Find and read experiment files, by name or by path.
 
-An experiment file defines a `CONFIG`, and may define custom parts: see `CustomParts`. It may import
-modules from its own folder at the top of the file; an import inside a function that is called later
-does not find them. A file whose name starts with `_` is not an experiment, but may be imported.
+An experiment file is a Python file that defines a `CONFIG`. It may also define custom parts, such
+as a network; see `CustomParts`. It may import modules from its own folder, but only at the top of
+the file: an import inside a function fails if the function is called later. A file whose name
+starts with `_` is not an experiment, but experiments may import it.
 """
 
 from __future__ import annotations
@@ -27,44 +28,48 @@ from cifar_jax.config import Config
 from cifar_jax.errors import UserError, nearest
 
 _PACKAGE = Path(__file__).parent
-# Next to the package in a checkout; inside it when installed from a wheel.
+# The folder is next to the package in a git checkout, and inside the package in a wheel.
 _FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
 _STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 
 
 @dataclass(frozen=True)
 class CustomParts:
-    """The parts of a run that an experiment file defines, each None if it is not defined.
+    """Custom parts of a run, as defined in an experiment file. An undefined part is None.
 
-    Settings named `arguments` are passed to each part as keyword arguments.
+    The keyword arguments of a part come from the settings, such as `optimizer.arguments`.
     """
 
     model: Any = None
-    """`MODEL`: a Linen module that classifies images, as a class or an instance."""
+    """The file's `MODEL`: a Linen module that classifies images, as a class or an instance."""
     optimizer: Callable[..., Any] | None = None
-    """`OPTIMIZER(**arguments)` returns an `optax.GradientTransformation`."""
+    """The file's `OPTIMIZER(**arguments)`, which returns an `optax.GradientTransformation`."""
     schedule: Callable[..., Any] | None = None
-    """`SCHEDULE(step_info, **arguments)` returns the fraction of the learning rate at a step."""
+    """The file's `SCHEDULE(step_info, **arguments)`, which returns a factor of the base learning
+    rate."""
     augmentation: Callable[..., Any] | None = None
-    """`AUGMENTATION(key, images, **arguments)` changes uint8 images `[N, 32, 32, 3]`."""
+    """The file's `AUGMENTATION(key, images, **arguments)`, which changes uint8 images `[N, 32, 32,
+    3]`."""
     file: Path | None = None
+    """Path of the experiment file. None if there are no custom parts."""
     source: bytes = b""
-    """Content of the file."""
+    """Content of the experiment file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each module that the file imports, except those of installed packages."""
+    """SHA-256 of each module that the file imports, by module name. Modules of installed packages
+    are left out."""
 
 
 class Experiment(NamedTuple):
-    """An experiment file that was read."""
+    """The content of an experiment file."""
 
     name: str
-    """Name of the file, with dashes."""
+    """Name of the experiment: the file name without `.py`, with dashes instead of underscores."""
     config: Config
     description: str
-    """First line of the file's docstring."""
+    """First line of the experiment file's docstring."""
     path: Path
     custom: CustomParts | None
-    """None if the file defines only settings."""
+    """Custom parts that the file defines. None if it defines only settings."""
 
 
 def experiments_folder() -> Path:
@@ -76,12 +81,15 @@ def experiments_folder() -> Path:
 
 
 def names() -> list[str]:
-    """Return the names of the package's experiments: the paper's in its order, then all others."""
+    """Return the names of the package's experiments.
+
+    The experiments of the paper come first, in the order of the paper's tables.
+    """
     return sorted(_files(), key=lambda name: (_first_table(load(name).config), name))
 
 
 def load(name_or_path: str) -> Experiment:
-    """Return the experiment with a name, or in a file.
+    """Return the experiment with the given name or in the given `.py` file.
 
     Raises:
       UserError: there is no such experiment, or the file defines no valid `CONFIG`.
@@ -101,9 +109,9 @@ def load(name_or_path: str) -> Experiment:
 
 
 def code_digest(source: bytes) -> str:
-    """Return the SHA-256 of a Python file without its `CONFIG`, docstrings, comments and layout.
+    """Return the SHA-256 of Python code, ignoring `CONFIG`, docstrings, comments and layout.
 
-    The file is not executed. All supported versions of Python give the same digest.
+    The code is not executed. The digest is the same in all supported Python versions.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -124,7 +132,7 @@ def _dump(node: Any) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty texts.
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings to an f-string's parts.
         fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
     present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({','.join(present)})"
@@ -139,7 +147,7 @@ def _is_config(node: ast.stmt) -> bool:
 
 
 def _files() -> dict[str, Path]:
-    """Return the package's experiment files by name."""
+    """Return the paths of the package's experiment files, by experiment name."""
     files = experiments_folder().rglob("*.py")
     return {_name(path): path for path in files if not path.name.startswith("_")}
 
@@ -178,15 +186,16 @@ def _read(path: Path) -> Experiment:
 
 @contextmanager
 def _local_modules(folder: Path) -> Iterator[dict[str, str]]:
-    """Make the modules in a folder importable, and yield the digests of imported local modules.
+    """Make the modules in `folder` importable in this context, and yield their SHA-256 digests.
 
-    Local modules are loaded afresh and unloaded at the end, so that each experiment gets its own
-    `_base`. The digests are filled in at the end.
+    The dictionary of digests is filled when the context ends. It contains every imported module
+    that is user code. These modules are imported anew and then unloaded, so each experiment gets
+    the `_base.py` of its own folder.
     """
     digests: dict[str, str] = {}
     loaded_before = _unload_local(folder)
     writes_bytecode = sys.dont_write_bytecode
-    # Bytecode of a file that was edited within a second can be stale.
+    # If a file is edited twice within a second, Python may reuse outdated bytecode.
     sys.dont_write_bytecode = True
     sys.path.insert(0, str(folder))
     try:
@@ -208,7 +217,10 @@ def _unload_local(folder: Path) -> dict[str, ModuleType]:
 
 
 def _is_local(name: str, location: str, folder: Path) -> bool:
-    """Return whether a module is in `folder`, or anywhere else outside of installed packages."""
+    """Return whether a module is user code.
+
+    User code is in `folder`, or outside of the standard library and of all installed packages.
+    """
     package = name.partition(".")[0]
     if not location or package == "cifar_jax" or package.startswith("__"):
         return False
@@ -223,7 +235,10 @@ def _is_local(name: str, location: str, folder: Path) -> bool:
 
 
 def _location(module: Any) -> str:
-    """Return the file or folder of a module, or an empty text, without loading lazy modules."""
+    """Return the path of a module's file or folder, or an empty string if it has none.
+
+    This does not load modules that are loaded lazily.
+    """
     try:
         attributes = object.__getattribute__(module, "__dict__")
     except AttributeError:
@@ -233,7 +248,7 @@ def _location(module: Any) -> str:
 
 @cache
 def _is_distribution(package: str) -> bool:
-    """Return whether a package is installed, perhaps in editable mode."""
+    """Return whether a package is installed. Editable installs count too."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

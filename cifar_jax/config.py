@@ -1,6 +1,6 @@
-"""The settings of a run, validated when a `Config` is created.
+"""The settings of a training run. Creating a `Config` validates them.
 
-This module does not import JAX, so experiment files can be read without starting it.
+This module does not import JAX, so commands that only read settings are fast.
 """
 
 from __future__ import annotations
@@ -47,156 +47,175 @@ Arguments = dict[str, bool | int | float | str]
 
 
 class Model(Settings):
-    """The network and its options. None keeps the network's default."""
+    """The network and its options. An option that is None keeps the network's default."""
 
     name: str
-    """A name that `cifar-jax models` lists, or any other name for a custom `MODEL`."""
+    """Name of the network. `cifar-jax models` lists the known names. Any other name selects the
+    experiment file's `MODEL`."""
     dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
-    """Dropout rate. The paper uses 0.5."""
+    """Dropout rate. The paper uses 0.5. None: the network's default."""
     pooling: Literal["max", "average", "strided-conv"] | None = None
-    """Downsampling in the `net*` networks."""
+    """Downsampling layers of the `net*` networks. None: the network's default."""
     arguments: Arguments = Field(default={})
-    """Further fields of a custom `MODEL`, by name."""
+    """Keyword arguments of the experiment file's `MODEL`."""
 
 
 class Optimizer(Settings):
-    """Update rule, with PyTorch's semantics."""
+    """The optimizer. SGD, Adam and AdamW compute the same updates as in PyTorch."""
 
     name: Literal["sgd", "adam", "adamw", "muon", "custom"] = "sgd"
-    """SGD with momentum, Adam, Adam with decoupled weight decay, Muon (kernels only; put other
-    parameters in a group of their own), or the experiment file's `OPTIMIZER`."""
+    """The update rule: `sgd` with momentum; `adam`; `adamw` with decoupled weight decay; `muon`,
+    for kernels only; or `custom`, the experiment file's `OPTIMIZER`. With `muon`, put all other
+    parameters into `param_groups`."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
-    """Learning rate, scaled by the schedule."""
+    """Base learning rate. The schedule multiplies it by a factor at each step."""
     momentum: HalfOpenUnit = 0.9
-    """SGD and Muon: momentum."""
+    """SGD and Muon: momentum coefficient."""
     nesterov: bool = False
-    """SGD and Muon: use Nesterov momentum."""
+    """SGD and Muon: whether to use Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Applied to every parameter. sgd, adam and muon: coupled L2, added to the gradient like
-    PyTorch's `weight_decay`. adamw: decoupled."""
+    """Weight decay of every parameter. In `sgd`, `adam` and `muon` it is L2 regularization, which
+    is added to the gradient as in PyTorch. In `adamw` it is decoupled from the gradient."""
     beta1: HalfOpenUnit = 0.9
-    """Adam and AdamW: decay of the mean of the gradients."""
+    """Adam and AdamW: decay rate of the moving average of gradients."""
     beta2: HalfOpenUnit = 0.999
-    """Adam and AdamW: decay of the mean of the squared gradients."""
+    """Adam and AdamW: decay rate of the moving average of squared gradients."""
     eps: Annotated[float, Field(ge=0)] = 1e-8
-    """Adam and AdamW: added to the root of the mean of the squared gradients."""
+    """Adam and AdamW: constant added to the denominator of each update."""
     newton_schulz_steps: Count = 3
-    """Muon: iterations of the orthogonalization."""
+    """Muon: number of Newton-Schulz iterations that orthogonalize an update."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of a custom `OPTIMIZER`."""
+    """Keyword arguments of the experiment file's `OPTIMIZER`."""
 
 
 class ParamGroup(Settings):
-    """Parameters with an optimizer of their own."""
+    """A group of parameters with its own optimizer."""
 
     parameters: str
-    """Pattern of parameter paths, such as `*/bias` or `fc3/*`. Separate several with commas."""
+    """Glob patterns for the paths of the group's parameters, separated by commas. Examples are
+    `*/bias` and `fc3/*`."""
     optimizer: Optimizer
-    """Their optimizer. The schedule scales its learning rate like all others."""
+    """Optimizer of the group. The schedule also scales this optimizer's learning rate."""
     until: Annotated[float | None, Field(ge=0, lt=1)] = None
-    """Fraction of the epochs after which they are frozen: 0 freezes them from the start, None
-    never."""
+    """Fraction of the epochs after which the group is frozen. 0: frozen from the start. None: never
+    frozen."""
 
 
 class Schedule(Settings):
-    """Learning rate schedule. `plateau` updates once per epoch, all others every step."""
+    """The learning rate schedule. `plateau` is updated after an epoch, all others at each step."""
 
     name: Literal[
         "constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau", "custom"
     ] = "constant"
-    """Constant; reduced every few epochs; cosine to zero; one cycle of cosines up and down; linear
-    decay; linear up and down; reduced when the validation loss stops falling; or the experiment
-    file's `SCHEDULE`."""
+    """Form of the schedule. `constant`; `step`: reduced every `step_epochs` epochs; `cosine`:
+    decays to zero; `one-cycle`: rises and falls along cosines; `linear`: decays to `end`;
+    `triangular`: rises and falls linearly; `plateau`: reduced when the validation loss stops
+    falling; `custom`: the experiment file's `SCHEDULE`."""
     factor: OpenUnit = 0.5
-    """`step` and `plateau`: factor of each reduction."""
+    """`step` and `plateau`: factor by which each reduction multiplies the learning rate."""
     patience: Annotated[int, Field(ge=0)] = 5
-    """`plateau`: epochs without improvement before a reduction; the next one triggers it."""
+    """`plateau`: the learning rate is reduced after more than this number of epochs without
+    improvement."""
     threshold: HalfOpenUnit = 1e-4
-    """`plateau`: smallest relative improvement that counts."""
+    """`plateau`: smallest relative decrease of the loss that counts as an improvement."""
     step_epochs: Count = 30
-    """`step`: epochs between reductions."""
+    """`step`: number of epochs between reductions."""
     warmup: OpenUnit = 0.3
-    """`one-cycle` and `triangular`: fraction of the run in which the rate rises."""
+    """`one-cycle` and `triangular`: fraction of the training steps in which the learning rate
+    rises."""
     start: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """`triangular`: initial rate, as a fraction of `optimizer.lr`."""
+    """`triangular`: first learning rate, as a fraction of `optimizer.lr`."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """`linear` and `triangular`: final rate, as a fraction of `optimizer.lr`."""
+    """`linear` and `triangular`: last learning rate, as a fraction of `optimizer.lr`."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of a custom `SCHEDULE`."""
+    """Keyword arguments of the experiment file's `SCHEDULE`."""
 
 
 class Loss(Settings):
-    """Cross-entropy loss."""
+    """Options of the training loss, which is cross-entropy."""
 
     label_smoothing: HalfOpenUnit = 0.0
-    """Fraction of each label that is spread evenly over all classes."""
+    """Label smoothing: fraction of each label that is spread evenly over all classes."""
 
 
 class Ema(Settings):
-    """Evaluate an exponential moving average of the weights."""
+    """Exponential moving average of the weights, which is evaluated instead of the weights."""
 
     name: Literal["ema"] = "ema"
-    """Kind of average."""
+    """Kind of average: `ema`."""
     decay: HalfOpenUnit = 0.999
-    """Fraction of the average that an update keeps; early on `min(decay, (1 + t) / (10 + t))`."""
+    """Fraction of the old average that an update keeps. Update number t keeps at most `(1 + t) /
+    (10 + t)`."""
     every: Count = 1
-    """Steps between updates of the average."""
+    """Number of steps between updates of the average."""
 
 
 class Lookahead(Settings):
-    """Evaluate slow weights, to which the trained weights are reset after each update."""
+    """The Lookahead method: slow weights that move toward the trained weights and are evaluated.
+
+    After each update of the slow weights, training continues from them.
+    """
 
     name: Literal["lookahead"] = "lookahead"
-    """Kind of average."""
+    """Kind of average: `lookahead`."""
     decay: HalfOpenUnit = 0.5
-    """Fraction of the slow weights that an update keeps at the end of training."""
+    """Fraction of the old slow weights that an update keeps at the end of training."""
     every: Count = 5
-    """Steps between updates of the slow weights."""
+    """Number of steps between updates of the slow weights."""
     power: Annotated[float, Field(ge=0)] = 0.0
-    """Earlier in training an update keeps `decay * progress**power`."""
+    """Exponent that lowers `decay` early in training. An update keeps `decay * progress**power`,
+    where `progress` is the completed fraction of the training."""
 
 
 class Initialization(Settings):
-    """Changes to the initial weights."""
+    """Changes to the random initial weights."""
 
     dirac: bool = False
-    """Let the first filters of each convolution pass its input through."""
+    """Initialize the first filters of each convolution to copy the layer's input channels."""
     whitening: bool = False
-    """Let the first convolution whiten patches of the training images, and freeze its kernel."""
+    """Initialize the first convolution to whiten patches of the training images, and freeze its
+    kernel."""
 
 
 class TTAConfig(Settings):
-    """Test-time augmentation: average the logits over several views of an image."""
+    """Test-time augmentation: average the logits over several views of an image.
+
+    A view is the image itself, or a mirrored or shifted copy of it.
+    """
 
     flip: bool = False
-    """Add the mirror image."""
+    """Whether to add mirrored copies of the image."""
     shift: Annotated[int, Field(ge=0, le=4)] = 0
-    """Add the image shifted by this many pixels up and left, and down and right."""
+    """Distance in pixels of two shifted copies: one moved up and left, one moved down and right. 0:
+    no shifted copies."""
     least_confident: Annotated[float | None, Field(gt=0, lt=1)] = None
-    """Use the extra views only for this fraction of the images, the least confident ones. None:
-    for all images."""
+    """Fraction of the images for which the extra views are used. These are the images with the
+    least confident predictions. None: all images."""
 
 
 class Augmentation(Settings):
     """Random changes to the training images."""
 
     crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
-    """Pixels of padding on each side before a random crop; 0: no crop."""
+    """Padding on each side before a random crop, in pixels. 0: no crop."""
     crop_fill: Literal["zeros", "reflect"] = "zeros"
-    """Content of the padding: black, or the mirrored image."""
+    """Content of the padding: `zeros` is black, `reflect` mirrors the image."""
     flip: bool | Literal["alternating"] = False
-    """Mirror each image with probability 1/2. `alternating`: mirror a random half in the first
-    epoch and the other half in the next, by turns."""
+    """Mirror each image with probability 1/2. `alternating`: mirror a random half of the images in
+    one epoch and the other half in the next epoch."""
     cutout: Annotated[int, Field(ge=0, le=32)] = 0
-    """Side of a square that is erased, in pixels; 0: none."""
+    """Side of a square that is erased from each image, in pixels. 0: no square."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
-    """Mix pairs of images and labels with a ratio from Beta(mixup, mixup); 0: off."""
+    """Blend pairs of images and their labels. The ratio is drawn from Beta(mixup, mixup). 0:
+    off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """Paste a box of another image, with an area from Beta(cutmix, cutmix); 0: off."""
+    """Paste a box of another image into each image. The fraction of the image that the box covers
+    is drawn from Beta(cutmix, cutmix). 0: off."""
     brightness: Annotated[float, Field(ge=0)] = 0.0
-    """Change the brightness by up to this many standard deviations."""
+    """Largest random change of an image's brightness, in standard deviations of the pixels. 0:
+    off."""
     contrast: HalfOpenUnit = 0.0
-    """Change the contrast by up to this fraction."""
+    """Largest random change of an image's contrast, as a fraction of the contrast. 0: off."""
 
     @model_validator(mode="after")
     def _mixes_once(self) -> Self:
@@ -209,99 +228,106 @@ class Phase(Settings):
     """A part of the training with its own image size, batch size or augmentation."""
 
     until: OpenUnit
-    """Fraction of the epochs at which the phase ends. It begins where the previous one ends."""
+    """Fraction of the epochs after which the phase ends. The phase begins at the end of the
+    previous phase."""
     image_size: Annotated[int | None, Field(ge=8, le=32)] = None
-    """Side to which images are resized, in pixels. None: 32."""
+    """Height and width to which the images are resized, in pixels. None: 32."""
     batch_size: Annotated[int | None, Field(ge=1)] = None
-    """Images per step. None: `batch_size` of the run."""
+    """Number of images per step. None: the run's `batch_size`."""
     augmentation: Augmentation | None = None
-    """Replaces the augmentation in `data`."""
+    """Augmentation of the phase. None: the augmentation in `data`."""
 
 
 class Data(Augmentation):
     """The data set, its validation split, and the augmentation."""
 
     dataset: str = "cifar10"
-    """`cifar10`; `digits`, which ships with the package; or `folder:PATH`, your own images."""
+    """The data set: `cifar10`; `digits`, which is included in the package; or `folder:PATH` for
+    your own images."""
     validation: Annotated[float, Field(ge=0)] = 0.1
-    """Training images held out for validation, taken from the end: a fraction if below 1, else a
-    number."""
+    """Images held out for validation, from the end of the training set. A value below 1 is a
+    fraction of the training set. A value of 1 or more is a number of images."""
     train_images: Annotated[int | None, Field(ge=1)] = None
-    """Train on only this many of the remaining images. None: all."""
+    """Number of images to train on, after the validation split. None: all."""
     last_batch: Literal["drop", "wrap"] = "drop"
-    """An incomplete last batch of an epoch is dropped, or filled from the epoch's start."""
+    """How to treat an incomplete last batch of an epoch: `drop` leaves it out, `wrap` fills it with
+    the epoch's first images."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of a custom `AUGMENTATION`."""
+    """Keyword arguments of the experiment file's `AUGMENTATION`."""
 
 
 class Train(Settings):
-    """How the run is carried out. Only the first two settings change what is learned."""
+    """How the run is executed. Only `precision` and `init_from` change what is learned."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Compute type. Parameters, statistics and logits are float32 in either case."""
+    """Data type of the computation. Parameters, BatchNorm statistics and logits are always
+    float32."""
     init_from: str | None = None
-    """Start from the weights of another run, an export, or a packaged network. The last layer is
-    reinitialized if its classes differ. None: random weights."""
+    """Run folder, exported file or packaged network with pretrained weights to start from. If the
+    number of classes differs, the last layer is reinitialized. None: random weights."""
     steps_per_call: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
-    """Steps per compiled call. None: chosen so that one call takes about 0.2 s."""
+    """Number of training steps per compiled call. None: chosen so that one call takes about 0.2
+    s."""
     eval_batch_size: Annotated[Count, RuntimeOnly()] = 500
-    """Images per evaluation batch."""
+    """Number of images per evaluation batch."""
     log_every: Annotated[Count, RuntimeOnly()] = 2000
-    """Steps between lines like `[EPOCH 041 | IT 04000] LOSS: 0.001` in the log."""
+    """Number of steps between loss lines in the log. Example: `[EPOCH 041 | IT 04000] LOSS:
+    0.001`."""
     keep_checkpoints: Annotated[Count, RuntimeOnly()] = 2
-    """Checkpoints to keep: this many of the latest epochs, and the best on validation."""
+    """Number of latest end-of-epoch checkpoints to keep. The checkpoint with the best validation
+    accuracy is always kept too."""
     checkpoint_minutes: Annotated[float | None, Field(gt=0), RuntimeOnly()] = 10.0
-    """Also save within an epoch when this many minutes have passed. None: only after epochs."""
+    """Minutes between checkpoints within an epoch. None: save only at the end of each epoch."""
     devices: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
-    """Number of devices to use. None: as many as divide the batch size."""
+    """Number of devices to use. None: the largest available number that divides the batch size."""
 
 
 class Paper(Settings):
-    """What the paper reports for an experiment."""
+    """The paper's results for an experiment."""
 
     tables: str
-    """Numbers of its tables, such as `17–18`."""
+    """Numbers of the paper's tables about the experiment, such as `17–18`."""
     test_accuracy: float
-    """In percent."""
+    """Test accuracy in the paper, in percent."""
     parameters: int
-    """Parameter count in the paper."""
+    """Number of parameters in the paper."""
 
 
 class Config(Settings):
-    """One experiment. Fields are in the order of the paper's hyperparameter tables."""
+    """The settings of one experiment, in the order of the paper's hyperparameter tables."""
 
     is_root: ClassVar = True
 
     model: Model
-    """The network."""
+    """The network and its options."""
     epochs: Count
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     batch_size: Count
-    """Images per step, over all devices."""
+    """Number of images per step, over all devices together."""
     optimizer: Optimizer
-    """Optimizer of all parameters that are in no group."""
+    """Optimizer of all parameters outside of `param_groups`."""
     param_groups: Annotated[tuple[ParamGroup, ...], Field(strict=False)] = ()
-    """Groups of parameters with their own optimizer. The first group that matches a parameter
-    counts. Each has `parameters`, `optimizer` and `until`."""
+    """Groups of parameters with their own optimizer. A parameter belongs to the first group that
+    matches it. Each group has `parameters`, `optimizer` and `until`."""
     schedule: Schedule = Schedule()
     """Learning rate schedule."""
     loss: Loss = Loss()
     """Training loss."""
     averaging: Annotated[Ema | Lookahead | None, Field(discriminator="name")] = None
-    """Average of the weights to evaluate. None: evaluate the trained weights."""
+    """Average of the weights that is evaluated. None: the trained weights are evaluated."""
     init: Initialization = Initialization()
-    """Initial weights."""
+    """Changes to the initial weights."""
     phases: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
-    """Phases before the rest of the training. Each has `until`, and `image_size`, `batch_size` or
-    `augmentation`."""
+    """Phases at the start of the training. Each phase has `until`, and can set `image_size`,
+    `batch_size` and `augmentation`."""
     data: Data = Data()
-    """Images."""
+    """Data set, validation split and augmentation."""
     tta: TTAConfig = TTAConfig()
     """Test-time augmentation."""
     train: Train = Train()
-    """How the run is carried out."""
+    """How the run is executed."""
     paper: Annotated[Paper | None, Field(exclude=True)] = None
-    """What the paper reports. Not a setting."""
+    """The paper's results for the experiment. This is not a setting."""
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:
@@ -325,7 +351,7 @@ class Config(Settings):
 
 
 def from_flat(stored: Mapping[str, Any]) -> Config:
-    """Return the config from which `flatten` made `stored`.
+    """Return the config for settings by dotted name, as returned by `flatten`.
 
     Raises:
       UserError: a setting is unknown or has an invalid value.
@@ -334,20 +360,20 @@ def from_flat(stored: Mapping[str, Any]) -> Config:
 
 
 def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flat settings that determine the result of a run.
+    """Return the settings that determine the result of a run, by dotted name.
 
     Args:
-      config: a config, or its flat settings.
+      config: a config, or its settings by dotted name.
     """
     config = config if isinstance(config, Config) else from_flat(config)
     return dotted.part(config, runtime_only=False)
 
 
 def runtime_settings(config: Config) -> dict[str, Any]:
-    """Return the flat settings that may differ between the sessions of a run."""
+    """Return the settings that may change when a run is resumed, by dotted name."""
     return dotted.part(config, runtime_only=True)
 
 
 def describe() -> list[dict[str, Any]]:
-    """Return a description of every setting; see `dotted.describe`."""
+    """Return a description of every setting of a run; see `dotted.describe`."""
     return dotted.describe(Config)

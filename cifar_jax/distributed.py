@@ -1,7 +1,7 @@
-"""What the processes of a multi-process run do together.
+"""Communication between the processes of a multi-process run.
 
-All processes must call the functions that communicate, in the same order. With a single process
-nothing is communicated.
+Functions that communicate must be called by all processes, in the same order. In a single-process
+run they do not communicate.
 """
 
 import json
@@ -21,17 +21,17 @@ from cifar_jax.errors import UserError
 T = TypeVar("T")
 
 HEARTBEAT_SECONDS = 30
-"""JAX ends the other processes if one sends no heartbeat for this time."""
+"""If a process sends no heartbeat for this many seconds, JAX ends all other processes."""
 
 SHUTDOWN_SECONDS = 10
-"""Time that a failed process waits for the others to fail too before it exits."""
+"""Seconds that a failed process waits for the other processes to fail too, before it exits."""
 
 
 def initialize() -> None:
     """Join a multi-process run. Call this before JAX uses a device.
 
-    The processes find each other by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
-    or by the variables of SLURM, Open MPI, Kubernetes or a TPU slice.
+    The run is configured by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or by
+    the environment variables of SLURM, Open MPI, Kubernetes or a TPU slice.
 
     Raises:
       UserError: the processes are not configured, or they cannot connect.
@@ -56,10 +56,10 @@ def initialize() -> None:
 
 
 def shutdown(exit_code: int) -> None:
-    """Leave a multi-process run, once all processes are done. Call this last.
+    """Leave a multi-process run after all processes are done. Call this last.
 
-    After a failure this waits a few seconds only, for processes that fail in the same way, and then
-    ends this process. JAX ends the others when it notices.
+    If `exit_code` is not 0, this process waits at most `SHUTDOWN_SECONDS` for the other processes
+    and then exits. JAX ends the other processes when it notices that this process is gone.
     """
     if not jax.distributed.is_initialized():
         return
@@ -77,12 +77,15 @@ def is_main_process() -> bool:
 
 
 def is_single_process() -> bool:
-    """Return whether the run has one process only."""
+    """Return whether the run has only one process."""
     return jax.process_count() == 1
 
 
 def allgather(value: Any) -> list[Any]:
-    """Return the JSON-compatible `value` of each process, by process index."""
+    """Return a list of the `value` of every process, in order of process index.
+
+    The values must be JSON-compatible.
+    """
     if is_single_process():
         return [value]
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -99,18 +102,18 @@ def all_max(*values: float) -> list[float]:
 
 
 def broadcast_arrays(tree: Any) -> Any:
-    """Return process 0's tree of NumPy arrays in every process."""
+    """Return process 0's `tree` of NumPy arrays in every process."""
     if is_single_process():
         return tree
     return jax.tree.map(lambda array: _gather(array)[0], tree)
 
 
 def run_on_all(function: Callable[[], T]) -> T:
-    """Call `function` in every process. If it fails in one process, raise in all of them.
+    """Call `function` in every process. If it fails in one process, raise in every process.
 
     Raises:
-      UserError: `function` raised it here, or it failed in another process.
-      OSError: `function` raised it here.
+      UserError: `function` raised a UserError in this process, or failed in another process.
+      OSError: `function` raised an OSError in this process.
     """
     result, failure = None, None
     try:
@@ -136,10 +139,10 @@ def require_equal(value: Mapping[str, Any], what: str) -> None:
 
     Args:
       value: JSON-compatible values by name.
-      what: what the values are, for the error message, such as "settings".
+      what: name of the values in the error message, such as "settings".
 
     Raises:
-      UserError: names the first entry that differs, and both values.
+      UserError: the values differ. The message names the first entry that differs, and both values.
     """
     first, *others = allgather(dict(value))
     for index, other in enumerate(others, start=1):

@@ -1,4 +1,7 @@
-"""Errors that end a command with one line instead of a traceback. Imports no JAX."""
+"""Errors that the command line prints in one line, without a traceback.
+
+Importing this module does not import JAX.
+"""
 
 import difflib
 import signal
@@ -7,14 +10,16 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """An error that the user can fix. The message says what was wrong, where, and what to do.
+    """An error that the user can fix. The message says what is wrong, where, and what to do.
 
     The command line prints the message as one line on standard error and exits with code 2.
     """
 
 
 class Stopped(BaseException):
-    """A signal ended the run. Not an `Exception`, so that no handler of errors catches it.
+    """Raised when a signal ends a run.
+
+    It is not an `Exception`, so `except Exception` does not catch it.
 
     Args:
       signum: number of the signal.
@@ -29,12 +34,12 @@ class Stopped(BaseException):
 
 
 def explain(error: Exception) -> str | None:
-    """Return the message for an error that is not a bug of this package; None for a bug."""
+    """Return the message to print for an error, or None if the error is a bug in this package."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    # JAX is looked up, not imported: only commands that compute import it.
+    # Do not import JAX here: commands that compute nothing should start fast.
     jax_error = sys.modules["jax"].errors.JaxRuntimeError if "jax" in sys.modules else ()
     device_is_full = isinstance(error, jax_error) and "RESOURCE_EXHAUSTED" in str(error)
     if device_is_full or isinstance(error, MemoryError):
@@ -47,10 +52,10 @@ def explain(error: Exception) -> str | None:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `; did you mean NAME?` for the most similar of `names`, or an empty text.
+    """Return `; did you mean NAME?` for the most similar of `names`, or an empty string.
 
-    Dotted names are compared by their last part. At most about a quarter of the letters may differ,
-    so `car` does not suggest `cat`.
+    Dotted names are compared by their last part first. At most about a quarter of the letters may
+    differ: `car` does not suggest `cat`.
 
     >>> nearest("resnet18-sdg", ["resnet18-sgd", "resnet10"])
     '; did you mean resnet18-sgd?'

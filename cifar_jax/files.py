@@ -1,4 +1,4 @@
-"""Atomic writes."""
+"""Functions that write files atomically."""
 
 import json
 import os
@@ -9,21 +9,21 @@ from typing import Any
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, atomically."""
+    """Write a value to a JSON file, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # Bytes of a file name that are not UTF-8 are lone surrogates in Python; JSON can escape them.
+    # A file name may contain bytes that are not UTF-8. They are escaped in the JSON text.
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file atomically: `path` holds either its old content or all of the new."""
+    """Write a file atomically: `path` always holds the complete old or the complete new content."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):
             with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(file.fileno())  # A power cut must not leave the new name on an empty file.
+                os.fsync(file.fileno())  # Otherwise `path` could be empty after a power cut.
             temporary.replace(path)
     except OSError:
         with suppress(OSError):
@@ -33,7 +33,10 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let each `OSError` that is raised inside name `path`, also if it names a temporary file."""
+    """Set the file name of every `OSError` that is raised in this context to `path`.
+
+    Without this, an error could name a temporary file.
+    """
     try:
         yield
     except OSError as error:
@@ -44,7 +47,7 @@ def naming(path: Path) -> Iterator[None]:
 def hide(path: Path) -> Path:
     """Rename a folder to `.deleted-NAME` and return the new path.
 
-    A folder is hidden before it is deleted, so that no reader ever sees half of it.
+    Hide a folder before you delete it: readers then never see a partly deleted folder.
     """
     hidden = path.with_name(f".deleted-{path.name}")
     path.rename(hidden)

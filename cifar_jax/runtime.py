@@ -1,4 +1,4 @@
-"""Set-up of the process: processor, folders, memory, open files, JAX settings and device.
+"""Set up this process for training: memory, open files, JAX settings and the device.
 
 Importing this module does not import JAX.
 """
@@ -21,38 +21,39 @@ from cifar_jax.errors import UserError
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _OPEN_FILES = 256
-"""Files that a run may have open at the same time."""
+"""Number of files that a run may need to open at the same time."""
 
 _CPUINFO, _DEV = Path("/proc/cpuinfo"), Path("/dev")
 
 
 class Processor(NamedTuple):
-    """A processor of this machine. All of them are assumed to be alike."""
+    """Model and features of the processors of this machine. All are assumed to be the same."""
 
     model: str
-    """Name, or the architecture if the name is unknown."""
+    """Model name, or the architecture if the model name is unknown."""
     flags: frozenset[str]
-    """Instruction sets and features, as Linux names them. Empty on other systems."""
+    """Names of instruction sets and other features, as in Linux's /proc/cpuinfo. Empty on other
+    systems."""
 
 
 def processor() -> Processor:
-    """Return the first processor that the system lists."""
+    """Return the model and features of this machine's processors."""
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:
         lines = _CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:  # The system is not Linux.
+    except OSError:  # /proc/cpuinfo exists only on Linux.
         return Processor(model, flags)
     for line in lines:
         name, _, text = (part.strip() for part in line.partition(":"))
         if name == "model name":
             model = text
-        elif name in ("flags", "Features"):  # The first is the name on x86, the second on Arm.
+        elif name in ("flags", "Features"):  # x86 writes "flags", Arm "Features".
             return Processor(model, frozenset(text.split()))
     return Processor(model, flags)
 
 
 def cache_dir() -> Path:
-    """Return $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
+    """Return the cache folder: $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
     if folder := os.environ.get("CIFAR_JAX_CACHE"):
         return Path(folder).expanduser()
     import platformdirs
@@ -61,51 +62,57 @@ def cache_dir() -> Path:
 
 
 def set_up() -> None:
-    """Prepare this process for computing. Call this before JAX uses a device.
+    """Prepare this process for training. Call this before JAX uses a device.
 
     Raises:
-      UserError: a limit or an environment variable prevents training.
+      UserError: the limit on open files is too low, or an environment variable prevents training.
     """
     keep_memory()
     allow_open_files()
     configure_jax()
-    # Errors of orbax reach the user as exceptions.
+    # Hide orbax's log messages: orbax also raises its errors as exceptions.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 def keep_memory() -> None:
-    """Have glibc keep freed memory for the next step.
+    """Configure glibc to keep freed memory for the next training step.
 
-    On the CPU each call allocates its temporaries anew. By default glibc maps fresh pages for them,
-    which the kernel must clear: that took a third of the time of `resnet10-separable`.
+    On the CPU, each training step allocates memory for temporary arrays. By default glibc requests
+    new pages for them, and the kernel clears each new page. Clearing pages took a third of the
+    training time of the experiment `resnet10-separable`.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)  # Do not map large blocks separately.
         libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never return memory to the kernel.
-        # One heap for all threads: a thread's own heap could not hold blocks above 64 MB.
+        # Use one heap for all threads, because a thread's own heap cannot hold blocks over 64 MB.
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
 def allow_open_files() -> None:
-    """Raise this process's limit of open files to 256 if it is lower.
+    """Raise this process's limit on open files to 256 if the limit is lower.
 
     Raises:
-      UserError: the system does not allow it. XLA and orbax would abort without a clear message.
+      UserError: the system does not allow 256 open files. XLA and orbax would then abort without a
+        clear message.
     """
     try:
         import resource
-    except ImportError:  # The system is not Unix.
+    except ImportError:  # The module exists only on Unix.
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # An unlimited number is -1 or large.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # A limit of -1 means unlimited.
     if 0 <= hard < _OPEN_FILES:
-        raise UserError(f"only {hard} open files are allowed. Allow {_OPEN_FILES} (ulimit -n).")
+        raise UserError(
+            f"only {hard} open files are allowed: raise the limit to {_OPEN_FILES} with `ulimit -n`"
+        )
     if 0 <= soft < _OPEN_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
 
 
 def configure_jax() -> None:
-    """Apply the JAX settings of this package, and say on standard error if it is too late for one.
+    """Configure JAX for this package.
+
+    Print a warning on standard error if JAX has already started with other settings.
 
     Raises:
       UserError: an environment variable has a value that JAX or this package cannot work with.
@@ -113,7 +120,7 @@ def configure_jax() -> None:
     try:
         import jax
         from jax._src import xla_bridge
-    except ValueError as error:  # JAX raises this for an invalid environment variable.
+    except ValueError as error:  # An environment variable of JAX has an invalid value.
         raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
     for name, reason in (
@@ -129,15 +136,15 @@ def configure_jax() -> None:
             "change. To avoid this, restart Python and train before other JAX calls."
         )
     for name, value in (
-        # Programs run in the calling thread, so the memory of the previous one is free.
+        # Run programs in the calling thread: each program can reuse the memory of the previous one.
         ("jax_cpu_enable_async_dispatch", False),
-        # The same seed gives the same numbers, whatever the environment variables say.
+        # Make random numbers depend on the seed only, not on environment variables.
         ("jax_default_prng_impl", "threefry2x32"),
         ("jax_threefry_partitionable", True),
         ("jax_random_seed_offset", 0),
     ):
         jax.config.update(name, value)
-    # If the cache cannot be used, programs are compiled again.
+    # Hide these warnings: without the cache, JAX compiles the programs again.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = cache_dir() / f"xla-{_cpu_digest()}"
@@ -145,9 +152,10 @@ def configure_jax() -> None:
 
 
 def _cpu_digest() -> str:
-    """Return a short digest of the processor's features.
+    """Return a short digest of the processor's features, for the name of the compilation cache.
 
-    Compiled programs are cached by it: they may use instructions that other processors lack.
+    Each kind of processor has its own cache, because a compiled program may use instructions that
+    other processors lack.
     """
     features = " ".join(sorted(processor().flags)) or platform.processor()
     return hashlib.sha256(f"{platform.machine()} {features}".encode()).hexdigest()[:8]
@@ -159,8 +167,8 @@ def require(device: str | None = None) -> None:
     Call this before the first array is created, and after `distributed.initialize`.
 
     Args:
-      device: "cpu", "gpu" or "tpu". None accepts what JAX finds, with a hint on standard error if
-        that is the CPU of a machine that has an accelerator. JAX_PLATFORMS=cpu silences the hint.
+      device: "cpu", "gpu", "tpu" or None for any device. With None, a hint is printed if JAX uses
+        the CPU of a machine that has an accelerator. JAX_PLATFORMS=cpu turns the hint off.
 
     Raises:
       UserError: JAX does not find the device.
@@ -172,7 +180,8 @@ def require(device: str | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
-    except (RuntimeError, AssertionError) as error:  # CUDA without a GPU raises the latter.
+    # Without a GPU, JAX for CUDA raises AssertionError.
+    except (RuntimeError, AssertionError) as error:
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
         raise UserError(
@@ -203,8 +212,11 @@ _INSTALL = {
 
 
 def find_accelerator() -> str | None:
-    """Return "gpu" or "tpu" if this machine seems to have one, else None. Does not use JAX."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # These hide all GPUs.
+    """Return "gpu" or "tpu" if this machine seems to have such a device, else None.
+
+    This function does not use JAX.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # Empty or -1 hides all GPUs.
         with suppress(OSError, subprocess.TimeoutExpired):
             command = ["nvidia-smi", "-L"]
             if subprocess.run(command, capture_output=True, timeout=20).stdout.startswith(b"GPU "):

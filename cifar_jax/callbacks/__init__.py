@@ -1,4 +1,4 @@
-"""Callbacks: what a training run does besides training, each in a class of its own.
+"""Callbacks: classes that save, log and report while a run is trained.
 
 Subclass `Callback` and pass instances to `cifar_jax.train(..., callbacks=[...])`.
 """

@@ -1,4 +1,4 @@
-"""The interface of callbacks, and what they know about the run."""
+"""The base class of callbacks, and the data about a run that they receive."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 class CallMetrics(NamedTuple):
-    """Training metrics after a compiled call of several steps."""
+    """Training metrics after a compiled call, which runs several steps."""
 
     step: int
-    """Steps of the run so far."""
+    """Number of completed steps of the run."""
     loss_sum: float
     """Sum of the losses over the images of the epoch so far, in nats."""
     correct: int
-    """Correctly classified images of the epoch so far."""
+    """Number of correctly classified images of the epoch so far."""
     images: int
-    """Images of the epoch so far."""
+    """Number of images of the epoch so far."""
     images_per_second: float
-    """In this epoch and session."""
+    """Training speed in this epoch and session."""
 
     @property
     def loss(self) -> float:
-        """Mean loss of the epoch so far."""
+        """Mean loss of the epoch so far, in nats."""
         return self.loss_sum / max(self.images, 1)
 
     @property
@@ -43,84 +43,86 @@ class CallMetrics(NamedTuple):
 
 @dataclass
 class RunContext:
-    """A run in progress, shared by the loop and its callbacks."""
+    """Data about a run in progress, shared by the training loop and its callbacks."""
 
     setup: Setup
     folder: RunFolder
     identity: RunIdentity
-    """Experiment, seed and settings."""
+    """Experiment, seed and settings of the run."""
     rows: list[MetricsRow]
     """Metrics of the completed epochs."""
     elapsed_before: float = 0.0
-    """Seconds that earlier sessions trained."""
+    """Time spent on the run in earlier sessions, in seconds."""
     logged: tuple[float, int] = (0.0, 0)
-    """Sum of losses and number of images of the epoch at its last loss line in the log."""
+    """Loss sum and number of images of the epoch at the last loss line in the log."""
     stop_signal: int | None = None
-    """Signal that asks to save and stop; the same in all processes."""
+    """Number of the signal that asks to save and stop, the same in all processes. None: no
+    signal."""
     epoch: Epoch = field(init=False)
     """The epoch in progress."""
     began: float = field(default_factory=time.perf_counter)
 
     def elapsed(self) -> float:
-        """Return the seconds that the run has trained, over all sessions."""
+        """Return the time spent on the run so far, over all sessions, in seconds."""
         return self.elapsed_before + time.perf_counter() - self.began
 
 
 class Callback:
     """Base class of callbacks. Every method does nothing by default.
 
-    The loop donates the state to its next call: copy what you want to keep. In a multi-process run
-    each process calls its own callbacks; `cifar_jax.distributed.is_main_process` tells which one
-    may write.
+    The training loop donates the state to its next call, so copy the arrays that you want to keep.
+    In a multi-process run, each process calls its own callbacks. Only the main process should write
+    files; see `cifar_jax.distributed.is_main_process`.
     """
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Run before the first step of a session. `state` may be a restored one."""
+        """Called before the first step of a session, with the initial or the restored state."""
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Run after each compiled call, about five times per second."""
+        """Called after each compiled call, about five times per second."""
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Run after each epoch and its validation, before the epoch's checkpoint.
+        """Called after each epoch and its validation, before the epoch's checkpoint is saved.
 
-        If the process is killed in between, the epoch is trained and reported again.
+        If the process is killed before the checkpoint is saved, the epoch is trained and reported
+        again.
         """
 
     def on_end(self, result: Result) -> None:
-        """Run once, when the run is finished."""
+        """Called once, when the run is finished."""
 
     def close(self) -> None:
-        """Run at the end of every session, also after an error."""
+        """Called at the end of every session, also after an error."""
 
 
 class CallbackList(Callback):
-    """Runs several callbacks in their order."""
+    """Calls several callbacks in order."""
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Run `on_start` of each callback."""
+        """Call `on_start` of each callback."""
         for callback in self._callbacks:
             callback.on_start(context, state)
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Run `on_call` of each callback."""
+        """Call `on_call` of each callback."""
         for callback in self._callbacks:
             callback.on_call(state, metrics)
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Run `on_epoch_end` of each callback."""
+        """Call `on_epoch_end` of each callback."""
         for callback in self._callbacks:
             callback.on_epoch_end(state, metrics)
 
     def on_end(self, result: Result) -> None:
-        """Run `on_end` of each callback."""
+        """Call `on_end` of each callback."""
         for callback in self._callbacks:
             callback.on_end(result)
 
     def close(self) -> None:
-        """Run `close` of each callback, even if one of them fails."""
+        """Call `close` of each callback, even if one of them fails."""
         failure = None
         for callback in self._callbacks:
             try:

@@ -1,4 +1,4 @@
-"""Saves checkpoints: after each epoch, at intervals within long epochs, and before a stop."""
+"""The callback that saves checkpoints."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(Callback):
-    """Saves the state in the background.
+    """Saves the training state in the background.
+
+    It saves after each epoch, at intervals within an epoch, and before the run stops.
 
     Args:
       checkpoints: the checkpoints of the run.
-      minutes: interval between saves within an epoch; None: no such saves.
+      minutes: time between checkpoints within an epoch. None: no such checkpoints.
     """
 
     def __init__(self, checkpoints: Checkpoints, minutes: float | None) -> None:
@@ -31,27 +33,31 @@ class Checkpoint(Callback):
         self._seconds = None if minutes is None else 60 * minutes
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Start the interval."""
+        """Start the timer for the next checkpoint."""
         self._context = context
         self._saved_at = time.perf_counter()
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Save if the interval is over or the run is about to stop."""
+        """Save if `minutes` have passed since the last save, or if the run is about to stop."""
         due = self._seconds is not None and time.perf_counter() - self._saved_at > self._seconds
-        # All processes must save together.
+        # All processes must save at the same step.
         (due,) = distributed.all_max(due)
         if due or self._context.stop_signal:
             self.save(state, end_of_epoch=False)
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Save the end of the epoch."""
+        """Save a checkpoint at the end of the epoch."""
         self.save(state, end_of_epoch=True, validation_accuracy=metrics.validation_accuracy)
 
     def save(self, state: TrainState, **about: Any) -> None:
-        """Save a state, with what the loop needs to continue from it.
+        """Save a state, the training time, and the position of the last loss line in the log.
+
+        Args:
+          state: the state to save.
+          **about: further arguments of `Checkpoints.save`.
 
         Raises:
-          UserError: the state is not finite; it is not saved.
+          UserError: the state contains NaN or infinity, and is not saved.
         """
         if not is_finite(state):
             raise diverged(self._context, f"the weights are not finite after step {state.step}")
@@ -76,5 +82,5 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Return whether all weights, statistics and optimizer states are finite."""
+    """Return whether all weights, BatchNorm statistics and optimizer states are finite."""
     return bool(_all_finite((state.variables, state.opt_state, state.averaged)))

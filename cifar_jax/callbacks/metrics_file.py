@@ -1,4 +1,4 @@
-"""Writes the metrics of each epoch to the run folder."""
+"""The callback that writes the metrics of each epoch to the run folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 class MetricsFile(Callback):
-    """Appends each epoch to `metrics.jsonl`, from the main process."""
+    """Appends the metrics of each epoch to `metrics.jsonl`. Only the main process writes."""
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Keep the run folder."""
+        """Store the run folder for later calls."""
         self._folder = context.folder
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Append the epoch."""
+        """Append the metrics of the epoch."""
         if distributed.is_main_process():
             self._folder.append_row(metrics)

@@ -1,4 +1,4 @@
-"""Shows the progress of a run on the terminal, and writes its log."""
+"""The callback that shows progress on the terminal and writes the log file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Progress(Callback):
     """Writes lines to the console and to `log.txt`, and shows a progress bar on a terminal.
 
     Args:
-      console: where to write; None: standard output.
+      console: console to write to. None: standard output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -32,22 +32,22 @@ class Progress(Callback):
         self._bar: ProgressBar | None = None
 
     def open_log(self, path: Path) -> None:
-        """Write the following lines to a log file too, in the main process."""
+        """Open a log file. From now on, the main process also writes each line to this file."""
         path = path if distributed.is_main_process() else Path(os.devnull)
         self._log = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def note(self, text: str) -> None:
-        """Print a line on the console of the main process, not in the log."""
+        """Print a line on the console of the main process. The line is not written to the log."""
         if distributed.is_main_process():
             self._console.print(text, markup=False)
 
     def line(self, text: str) -> None:
-        """Write a line to the log and the console."""
+        """Write a line to the log and to the console."""
         self._write(text)
         self.note(text)
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Show the progress bar."""
+        """Show the progress bar if the console is a terminal."""
         self._context = context
         plan, settings = context.setup.plan, context.setup.config.train
         self._log_every = settings.log_every
@@ -65,7 +65,7 @@ class Progress(Callback):
             self._bar.start()
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Move the bar, and log the loss every `train.log_every` steps of an epoch."""
+        """Update the progress bar, and log the loss every `train.log_every` steps of an epoch."""
         epoch = self._context.epoch
         if (metrics.step - epoch.begin) % self._log_every == 0:
             loss_sum, images = self._context.logged
@@ -90,7 +90,7 @@ class Progress(Callback):
         self.line(_epoch_line(metrics, len(self._context.setup.plan.epochs)))
 
     def close(self) -> None:
-        """Remove the bar and close the log."""
+        """Remove the progress bar and close the log file."""
         if self._bar:
             self._bar.stop()
             self._bar = None

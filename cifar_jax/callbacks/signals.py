@@ -1,4 +1,4 @@
-"""Stops a run when a signal arrives, after saving it."""
+"""The callback that saves and stops a run when a signal arrives."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
-"""Signals that save and stop a run: Ctrl-C, and those that terminals and schedulers send."""
+"""Signals that save and stop a run. They come from Ctrl-C, closed terminals and job schedulers."""
 
 
 class StopOnSignal(Callback):
-    """Remembers the first signal and asks the loop to stop after the current call.
+    """Asks the training loop to stop after the current call if a signal arrived.
 
-    A context manager: inside it, signals are remembered instead of ending the process. A second
-    signal has its usual effect. Only the main thread can handle signals; in another one this does
-    nothing.
+    This is a context manager. Inside the context, the first signal does not end the process. A
+    second signal has its usual effect. Python allows only the main thread to handle signals: in any
+    other thread, this class does nothing.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StopOnSignal(Callback):
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
             handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
-            # An ignored signal stays ignored: `nohup` ignores SIGHUP, background jobs SIGINT.
+            # Keep ignored signals ignored. `nohup` ignores SIGHUP; background jobs ignore SIGINT.
             self._handlers = {s: h for s, h in handlers.items() if h != signal.SIG_IGN}
             for signum in self._handlers:
                 signal.signal(signum, self._receive)
@@ -51,27 +51,28 @@ class StopOnSignal(Callback):
         self._restore_handlers()
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Keep the context."""
+        """Store the context of the run for later calls."""
         self._context = context
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Ask the loop to stop if any process received a signal."""
+        """Ask the training loop to stop if any process received a signal."""
         self._context.stop_signal = self._agreed()
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Ask the loop to stop if any process received a signal."""
+        """Ask the training loop to stop if any process received a signal."""
         self._context.stop_signal = self._agreed()
 
     def check(self) -> None:
-        """Raise `Stopped` if any process received a signal. All processes must call it."""
+        """Raise `Stopped` if any process received a signal. All processes must call this method."""
         if signum := self._agreed():
             raise Stopped(signum)
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Inside, a signal ends the run at once, because there is nothing to save.
+        """Let a signal end the run at once in this context, where there is nothing to save.
 
-        One of several processes continues to the end of the context: the others would wait for it.
+        In a multi-process run, a signal ends the run only at the end of the context. Otherwise the
+        other processes would wait for a process that has stopped.
         """
         self.check()
         self._immediate = distributed.is_single_process()
@@ -90,7 +91,7 @@ class StopOnSignal(Callback):
         self._received = signum
         if self._immediate:
             raise Stopped(signum)
-        # Not `print`: the signal may have interrupted one.
+        # Do not use `print` here, because the signal may have interrupted another `print`.
         os.write(2, b"\nsaving after this step; repeat the signal to stop at once\n")
 
     def _restore_handlers(self) -> None:

@@ -1,4 +1,4 @@
-"""Writes the metrics of each epoch for TensorBoard."""
+"""The callback that writes the metrics of each epoch for TensorBoard."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
 
 class TensorBoard(Callback):
-    """Writes event files to the `tensorboard` folder of the run, from the main process."""
+    """Writes event files to the run's `tensorboard` folder. Only the main process writes."""
 
     _writer: SummaryWriter | None = None
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Open an event file that replaces the events after the restored epoch."""
+        """Open an event file. It replaces the events of all epochs after the restored epoch."""
         if not distributed.is_main_process():
             return
-        # The queue is unbounded: on a full disk its thread ends, and a full queue would block.
+        # Use an unbounded queue: if a full disk ends the writer's thread, a full queue would block.
         self._writer = SummaryWriter(
             str(context.folder.tensorboard), purge_step=int(state.epoch) + 1, max_queue=0
         )
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Write each number of the epoch, such as `train/loss`."""
+        """Write each metric of the epoch, under a name such as `train/loss`."""
         if self._writer is None:
             return
         for name, value in metrics.model_dump(exclude={"epoch", "step"}).items():
@@ -45,7 +45,7 @@ class TensorBoard(Callback):
         try:
             self._writer.close()
         except OSError:
-            # Otherwise the writer's thread dies later with a traceback.
+            # Stop the writer's thread, which would otherwise fail later with a traceback.
             if worker := self._writer.file_writer.event_writer._worker:  # pyright: ignore
                 worker.stop()
             raise

@@ -1,10 +1,11 @@
 """The checkpoints of one run. Orbax writes and reads them; this module decides which to keep.
 
     checkpoints/N/state/     arrays of the state
-    checkpoints/N/meta/      JSON: `SavedState` and its digest
+    checkpoints/N/meta/      metadata as JSON: `SavedState`, which contains digests
     checkpoints/damaged-N/   a checkpoint that could not be read, or does not match its digests
 
-N counts the saves, so that no save replaces another. Orbax renames a folder once it is complete.
+N is the number of the checkpoint, counted from 1. No checkpoint replaces another. Orbax writes to a
+temporary folder, and renames it when the checkpoint is complete.
 """
 
 import re
@@ -32,20 +33,24 @@ S = TypeVar("S")
 
 
 class DamagedError(UserError):
-    """A checkpoint cannot be read, or does not match its digests."""
+    """Raised if a checkpoint cannot be read or does not match its digests."""
 
 
 class Checkpoints:
-    """The checkpoints of one run. A context manager, which waits for saves when it is left.
+    """Saves and restores the checkpoints of one run, and deletes old ones.
 
-    A state is a NamedTuple of trees of arrays with the fields `step`, `epoch`, `params`,
-    `batch_stats` and `averaged`, among others. In a multi-process run all processes make the same
-    calls; the main process decides and deletes. The constructor does not touch the disk.
+    Use this class as a context manager: at the end of the context it waits for the save in
+    progress. A state is a NamedTuple of trees of arrays. Among its fields are `step`, `epoch`,
+    `params`, `batch_stats` and `averaged`.
+
+    In a multi-process run, all processes must make the same calls. Only the main process chooses
+    and deletes checkpoints. The constructor does not access the disk.
 
     Args:
-      folder: created by the first save. A UserError is raised if orbax cannot use its path.
+      folder: the folder of the checkpoints, which the first save creates. If orbax cannot use its
+        path, a UserError is raised.
       keep: number of end-of-epoch checkpoints to keep. The newest checkpoint and the one with the
-        best validation accuracy are kept in any case.
+        best validation accuracy are always kept.
     """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
@@ -57,7 +62,7 @@ class Checkpoints:
             )
         self._keep = keep
         self._saved = False
-        # With True, orbax waits for minutes if a full disk keeps it from creating a folder.
+        # Asynchronously, orbax would wait for minutes if a full disk prevents a new folder.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
         handler = ocp.CompositeCheckpointHandler(composite_options=items)
@@ -85,9 +90,10 @@ class Checkpoints:
         """Save a state in the background, after the previous save has ended.
 
         Args:
-          state: its arrays may be donated as soon as this returns.
+          state: the state. Its arrays may be donated as soon as this method returns.
           end_of_epoch: whether an epoch is complete, including its validation.
-          validation_accuracy: in percent. Only checkpoints that have one can be the best.
+          validation_accuracy: in percent. Only a checkpoint with a validation accuracy can be the
+            best.
           extra: further JSON values to store.
 
         Raises:
@@ -115,7 +121,7 @@ class Checkpoints:
         self._saved = True
 
     def wait(self) -> None:
-        """Wait for the save in progress, then delete the checkpoints that are not kept.
+        """Wait for the save in progress, then delete the checkpoints that need not be kept.
 
         Raises:
           UserError: the save could not be written.
@@ -127,20 +133,24 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Is the disk "
                 "full? Give the same command again to resume from the previous checkpoint."
             ) from error
-        if self._saved and distributed.is_main_process():  # A reader deletes nothing.
+        if self._saved and distributed.is_main_process():  # Readers of checkpoints delete nothing.
             self._prune()
 
     def all(self) -> list[SavedState]:
-        """Return the checkpoints, oldest first, without those whose metadata is damaged."""
+        """Return the metadata of all checkpoints, oldest first. Damaged metadata is left out."""
         saves = [self._meta(number) for number in self._numbers()]
         return [saved for saved in saves if saved]
 
     def latest(self) -> SavedState | None:
-        """Return the newest checkpoint."""
+        """Return the metadata of the newest checkpoint, or None if there is none."""
         return next(reversed(self.all()), None)
 
     def best(self) -> SavedState | None:
-        """Return the checkpoint with the best validation accuracy; the latest of equal ones."""
+        """Return the metadata of the checkpoint with the best validation accuracy.
+
+        If several checkpoints are equally good, the latest is returned. The result is None if no
+        checkpoint has a validation accuracy.
+        """
         return next(reversed(self._ranked()), None)
 
     def restore(self, saved: SavedState, like: S) -> S:
@@ -148,7 +158,7 @@ class Checkpoints:
 
         Raises:
           DamagedError: the checkpoint cannot be read, or does not match its digests.
-          UserError: the checkpoint is of another network or optimizer.
+          UserError: the checkpoint belongs to another network or optimizer.
         """
         arrays, expected = self._read(saved, saved.digests), flatten(like)
         types = [{k: f"{x.dtype}{[*x.shape]}" for k, x in t.items()} for t in (arrays, expected)]
@@ -163,15 +173,15 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
     def restore_latest(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the newest checkpoint that is not damaged. Rename the damaged ones.
+        """Restore the newest checkpoint that is not damaged. Rename newer, damaged checkpoints.
 
         Returns:
-          The state, its checkpoint, and a message about each damaged one. If there are no
-          checkpoints: `like`, None, [].
+          The state, the metadata of its checkpoint, and a message about each damaged checkpoint.
+          Without any checkpoint: `like`, None and an empty list.
 
         Raises:
-          UserError: all checkpoints are damaged (none is renamed then), or the newest is of
-            another network or optimizer.
+          UserError: all checkpoints are damaged, or the newest one belongs to another network or
+            optimizer. In both cases no checkpoint is renamed.
         """
         newest_first = distributed.run_on_main(lambda: self._numbers()[::-1])
         state, saved, damaged = self._restore_first(newest_first, like)
@@ -185,7 +195,8 @@ class Checkpoints:
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
         """Restore the best checkpoint that is not damaged. Rename damaged ones that may be better.
 
-        Returns the same as `restore_latest`; None as the checkpoint if there is no best one.
+        The result is like that of `restore_latest`. The metadata is None if no checkpoint has a
+        validation accuracy.
         """
 
         def best_first() -> list[int]:
@@ -196,7 +207,9 @@ class Checkpoints:
         return state, saved, self._quarantine(damaged)
 
     def weights(self, saved: SavedState) -> dict[str, Any]:
-        """Return the variables to evaluate as NumPy arrays: the averaged ones if there are any.
+        """Return the variables to evaluate from a checkpoint, as NumPy arrays.
+
+        These are the averaged variables if there are any, else the trained variables.
 
         Raises:
           DamagedError: the checkpoint cannot be read, or does not match its digests.
@@ -206,10 +219,11 @@ class Checkpoints:
         return {"batch_stats": {}} | variables.get("averaged", variables)
 
     def _restore_first(self, numbers: list[int], like: S) -> tuple[S, SavedState | None, dict]:
-        """Restore the first checkpoint that every process can read.
+        """Restore the first of several checkpoints that every process can read.
 
         Returns:
-          The state, its checkpoint, and by number the errors of those before it.
+          The state, the metadata of its checkpoint, and the errors of earlier checkpoints by
+          number.
         """
         damaged: dict[int, str] = {}
         for number in numbers:
@@ -229,7 +243,11 @@ class Checkpoints:
             return like, None, str(error)
 
     def _quarantine(self, damaged: Mapping[int, str]) -> list[str]:
-        """Rename damaged checkpoints, given with their errors; return a message about each."""
+        """Rename damaged checkpoints, and return a message about each.
+
+        Args:
+          damaged: error messages, by number of the checkpoint.
+        """
 
         def rename() -> None:
             for number in damaged:
@@ -239,15 +257,15 @@ class Checkpoints:
         return [f"{text}. Renamed to damaged-{number}." for number, text in damaged.items()]
 
     def _read(self, saved: SavedState, fields: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return the arrays of these fields of a state, by path."""
+        """Return the arrays in the given fields of a saved state, by path."""
         wanted = [name for name in saved.digests if name in fields]
         try:
-            # Not in the main thread: there asyncio may swallow the exception of a signal and hang.
+            # Read in a thread: in the main thread, asyncio may swallow a signal's exception.
             with ThreadPoolExecutor(1) as thread:
                 arrays = thread.submit(_read_arrays, self._folder, saved.number, wanted).result()
         except MemoryError:
             raise
-        except Exception as error:  # The exception depends on what is damaged.
+        except Exception as error:  # Damaged files raise errors of many types.
             raise self._damaged(
                 saved.number, f"its arrays cannot be read: {_one_line(error)}"
             ) from error
@@ -257,7 +275,7 @@ class Checkpoints:
         return arrays
 
     def _meta(self, number: int) -> SavedState | None:
-        """Return what is known about a checkpoint without its arrays; None if that is damaged."""
+        """Return the metadata of a checkpoint, or None if the metadata is damaged."""
         try:
             saved = schemas.read(self._folder / str(number) / "meta" / "metadata", SavedState)
         except UserError:
@@ -265,7 +283,7 @@ class Checkpoints:
         return saved if saved.number == number and saved == sign(saved) else None
 
     def _ranked(self) -> list[SavedState]:
-        """Return the checkpoints with a validation accuracy, the best last."""
+        """Return the metadata of checkpoints that have a validation accuracy, the best last."""
         measured = [saved for saved in self.all() if saved.validation_accuracy is not None]
         return sorted(measured, key=lambda saved: (saved.validation_accuracy, saved.number))
 
@@ -273,12 +291,13 @@ class Checkpoints:
         return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())
 
     def _next_number(self) -> int:
-        """Return a number that no checkpoint has had, be it damaged or incomplete."""
+        """Return a number that no checkpoint has used, not even a damaged or incomplete one."""
         names = "/".join(path.name for path in self._folder.glob("*"))
         return 1 + max(map(int, re.findall(r"(?:^|/)[^\d/]*(\d+)", names)), default=0)
 
     def _prune(self) -> None:
-        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):  # A killed process left these.
+        # Delete the folders that a killed process left.
+        for pattern in (".deleted-*", "*.orbax-checkpoint-tmp*"):
             for path in sorted(self._folder.glob(pattern)):
                 shutil.rmtree(path, ignore_errors=True)
         saves = self.all()

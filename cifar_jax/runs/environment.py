@@ -1,4 +1,7 @@
-"""Where a run computes: versions, git commit and machine. Results depend on them bit for bit."""
+"""The environment of a run: package versions, git commit and machine.
+
+A change of the environment may change the exact bits of a result.
+"""
 
 import os
 import platform
@@ -14,7 +17,7 @@ from cifar_jax import runtime
 from cifar_jax.runs.schemas import Device, Machine, Session
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "numpy")
-# Instruction sets by which XLA and its libraries choose their kernels.
+# XLA and its libraries choose their CPU kernels by these instruction sets.
 _CPU_FEATURES = (
     *("avx", "avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16"),
     *("amx_tile", "amx_bf16", "asimd", "sve", "bf16"),
@@ -24,8 +27,8 @@ _CPU_FEATURES = (
 def session(
     device: Device, git_commit: str | None, runtime_settings: dict[str, Any] | None = None
 ) -> Session:
-    """Return the session that starts now."""
-    # Arguments that are not UTF-8 cannot be written to JSON.
+    """Return a description of the session that starts now."""
+    # JSON can only hold UTF-8, so other bytes in the arguments are escaped.
     command = [word.encode(errors="backslashreplace").decode() for word in sys.argv]
     return Session(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -41,7 +44,7 @@ def session(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that results depend on."""
+    """Return the versions of Python and of the packages that affect results."""
     installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):
@@ -50,7 +53,7 @@ def versions() -> dict[str, str]:
 
 
 def machine() -> Machine:
-    """Return this host."""
+    """Return a description of this machine."""
     processor = runtime.processor()
     affinity = getattr(os, "sched_getaffinity", None)
     return Machine(
@@ -62,13 +65,13 @@ def machine() -> Machine:
 
 
 def git_commit(*more_code: str) -> tuple[str | None, str | None]:
-    """Return the commit of the package's checkout, and git's error message if git refuses.
+    """Return the git commit of the package, and git's error message if git fails.
 
-    The commit ends with `-dirty` if the code differs from it. An untracked file counts as a
-    difference, since it may be the experiment. An installed package has no commit and no error.
+    The commit ends with `-dirty` if the code has uncommitted changes. An untracked file counts as a
+    change, because it may be the experiment file. For an installed package, both values are None.
 
     Args:
-      *more_code: paths that count as code, in addition to the package and the experiments.
+      *more_code: paths of further code, in addition to the package and the experiments.
     """
     root = Path(__file__).parents[2]
 
@@ -90,7 +93,7 @@ def git_commit(*more_code: str) -> tuple[str | None, str | None]:
 
 
 def changes(previous: Session, current: Session) -> list[str]:
-    """Return the differences between two sessions that may change bits of the result.
+    """Return the differences between two sessions that may change the bits of a result.
 
     >>> session = Session(
     ...     git_commit=None,
@@ -108,7 +111,7 @@ def changes(previous: Session, current: Session) -> list[str]:
             "commit": sha[:12] + dash + dirty,
             **session.versions,
             "device": f"{session.device.count} × {session.device.kind}",
-            # XLA's CPU kernels divide their sums among as many threads as there are cores.
+            # The number of cores affects the order in which XLA's CPU kernels add numbers.
             "cores": str(session.machine.cores) if session.device.platform == "cpu" else "",
             "CPU features": " ".join(session.machine.features),
             "XLA_FLAGS": session.xla_flags,

@@ -1,4 +1,7 @@
-"""The folder of one run. docs/run-folder.md describes its files. Imports no JAX."""
+"""The folder of one run. docs/run-folder.md describes its files.
+
+Importing this module does not import JAX.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class RunFolder:
-    """The files of one run.
+    """Reads and writes the files of one run.
 
-    Training opens its folder with `open_run_folder`, readers with `existing_run_folder`.
+    Training opens the folder with `open_run_folder`. Readers open it with `existing_run_folder`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,9 +39,9 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
         self.log = path / "log.txt"
         self.code = path / "code.py"
-        """Copy of the experiment file, if that defines custom parts."""
+        """Path of the copy of the experiment file. It exists if the file defines custom parts."""
         self.outputs = path / "outputs.npz"
-        """Logits and labels of a finished run."""
+        """Path of the logits and labels of a finished run."""
         self._config = path / "config.json"
         self._card = path / "model.json"
         self._sessions = path / "env.json"
@@ -46,15 +49,15 @@ class RunFolder:
         self._result = path / "result.json"
 
     def identity(self) -> RunIdentity:
-        """Return what the run is."""
+        """Return the experiment, the seed and the settings of the run."""
         return schemas.read(self._config, RunIdentity)
 
     def result(self) -> Result | None:
-        """Return the result, or None if the run is not finished."""
+        """Return the result of the run, or None if the run is not finished."""
         return schemas.read(self._result, Result) if self._result.exists() else None
 
     def card(self) -> ModelCard | None:
-        """Return the model card, or None if the run has not started yet."""
+        """Return the model card, or None if it has not been written yet."""
         return schemas.read(self._card, ModelCard) if self._card.exists() else None
 
     def sessions(self) -> list[Session]:
@@ -62,16 +65,16 @@ class RunFolder:
         return schemas.read_sessions(self._sessions)
 
     def rows(self) -> list[MetricsRow]:
-        """Return the metrics of the epochs so far. Lines that cannot be read are skipped."""
+        """Return the metrics of the completed epochs. Lines that cannot be read are skipped."""
         return schemas.read_rows(self._metrics)[0]
 
     def append_row(self, row: MetricsRow) -> None:
-        """Add the metrics of an epoch."""
+        """Add the metrics of an epoch to `metrics.jsonl`."""
         text = self._metrics.read_bytes() if self._metrics.exists() else b""
         write_bytes(self._metrics, text + _lines([row]))
 
     def rewind(self, epoch: int) -> list[MetricsRow]:
-        """Delete the metrics of all epochs after `epoch`; return those that remain."""
+        """Delete the metrics of all epochs after `epoch`, and return the remaining metrics."""
         rows = [row for row in self.rows() if row.epoch <= epoch]
         write_bytes(self._metrics, _lines(rows))
         return rows
@@ -85,12 +88,12 @@ class RunFolder:
         write_bytes(self.code, source)
 
     def add_session(self, session: Session) -> None:
-        """Add a session."""
+        """Add a session to `env.json`."""
         sessions = [*self.sessions(), session]
         write_json(self._sessions, [schemas.dump(entry) for entry in sessions])
 
     def write_result(self, result: Result, outputs: Mapping[str, np.ndarray]) -> None:
-        """Finish the run: write its outputs, then its result."""
+        """Finish the run: write its logits and labels, then its result."""
         import numpy as np  # Reports do not need this slow import.
 
         file, arrays = io.BytesIO(), dict[str, Any](outputs)
@@ -99,14 +102,17 @@ class RunFolder:
         write_json(self._result, schemas.dump(result))
 
     def extend(self, identity: RunIdentity) -> None:
-        """Give the run the epochs of `identity` if those are more. It is unfinished then."""
+        """Increase the number of epochs to that of `identity`, if `identity` has more epochs.
+
+        The run is then unfinished, and its result is deleted.
+        """
         if _check_identity(self, identity, extend=True):
             self._result.unlink(missing_ok=True)
             write_json(self._config, schemas.dump(identity))
 
     def delete(self) -> None:
-        """Delete everything that a run writes, except config.json, which marks its folder."""
-        # First whatever a later start could continue from, in case this process is killed.
+        """Delete all files of the run except `config.json`, which marks the run folder."""
+        # Delete result and checkpoints first: a killed process must leave nothing to resume.
         self._result.unlink(missing_ok=True)
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
@@ -119,7 +125,7 @@ class RunFolder:
         for path in sorted(self.tensorboard.glob("events.out.tfevents.*")):
             path.unlink()
         for path in (self.checkpoints, self.tensorboard):
-            with suppress(OSError):  # The folder is missing, or holds files of the user.
+            with suppress(OSError):  # The folder is missing or contains other files.
                 path.rmdir()
 
 
@@ -127,23 +133,24 @@ class RunFolder:
 def open_run_folder(
     path: Path, identity: RunIdentity, *, fresh: bool, extend: bool = False
 ) -> Iterator[RunFolder]:
-    """Create or open the folder of a run, and lock it for the duration of the context.
+    """Create or open the folder of a run, and lock it until the context ends.
 
     Args:
       path: the folder.
-      identity: what the run is. A folder that holds another identity is refused.
-      fresh: delete the run that is in the folder. Files that a run does not write remain.
-      extend: accept a run that has fewer epochs. `RunFolder.extend` then gives it more.
+      identity: experiment, seed and settings. A folder that holds another run is refused.
+      fresh: delete an existing run in the folder. Files that a run does not write are kept.
+      extend: accept a run that has fewer epochs than `identity`. `RunFolder.extend` increases its
+        number of epochs.
 
     Raises:
-      UserError: another process uses the folder; it holds another run or other files; it is inside
-        another run's folder.
+      UserError: another process uses the folder, the folder holds another run or other files, or it
+        is inside the folder of another run.
     """
     folder, config = RunFolder(path), path / "config.json"
     if not config.exists():
         _check_place(path)
     elif fresh:
-        folder.identity()  # Raise if this is no run folder: its files must not be deleted.
+        folder.identity()  # Raise if this is not a run folder, before deleting files.
     else:
         _check_identity(folder, identity, extend=extend)
     path.mkdir(parents=True, exist_ok=True)
@@ -160,10 +167,10 @@ def open_run_folder(
 
 
 def existing_run_folder(path: Path) -> RunFolder:
-    """Return the folder of a run, for reading.
+    """Return the folder of an existing run, for reading.
 
     Raises:
-      UserError: it is not a run's folder.
+      UserError: `path` is not a run folder.
     """
     if not path.is_dir():
         raise UserError(f"{path} does not exist. Runs are in runs/EXPERIMENT/seedN.")
@@ -173,7 +180,7 @@ def existing_run_folder(path: Path) -> RunFolder:
 
 
 def finished_result(path: Path, identity: RunIdentity, *, extend: bool = False) -> Result | None:
-    """Return the result of the run in `path`, or None if there is no run or it is not finished.
+    """Return the result of the run in `path`, or None if there is no finished run.
 
     Raises:
       UserError: the folder holds another run.
@@ -185,14 +192,14 @@ def finished_result(path: Path, identity: RunIdentity, *, extend: bool = False) 
 
 
 def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
-    """Return the name of the folder for an experiment with changed settings.
+    """Return the default name of the run folder for an experiment with changed settings.
 
     >>> default_name("basic", {"epochs": 5, "optimizer.lr": 0.01})
     'basic@epochs=5,lr=0.01'
     """
     if not changes:
         return experiment
-    # The last part of a setting's name stands for the first setting that ends with it.
+    # The last part of a name is short for the first setting whose name ends with this part.
     owner = {"name": ""}
     for setting in configs.describe():
         owner.setdefault(setting["name"].rpartition(".")[2], setting["name"])
@@ -210,7 +217,7 @@ def _lines(rows: list[MetricsRow]) -> bytes:
 
 
 def _check_place(path: Path) -> None:
-    """Raise if a new run must not be created in `path`."""
+    """Raise if no new run may be created in `path`."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is not a folder. Choose another --workdir.")
     if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
@@ -221,7 +228,7 @@ def _check_place(path: Path) -> None:
 
 
 def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
-    """Return a part of the run that depends on the number of epochs, if there is one."""
+    """Return the name of a setting that depends on the number of epochs, or None."""
     if settings["schedule.name"] not in ("constant", "plateau", "step"):
         return f"{settings['schedule.name']} schedule"
     if any(group.get("until") for group in settings["param_groups"]):
@@ -230,10 +237,10 @@ def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
 
 
 def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> bool:
-    """Return whether the run in the folder differs from `wanted` only in having fewer epochs.
+    """Return whether the run in the folder has fewer epochs than `wanted`, but is otherwise equal.
 
     Raises:
-      UserError: it differs in anything else, or has fewer epochs and `extend` is false.
+      UserError: the runs differ in another way, or the run has fewer epochs and cannot be extended.
     """
     stored = folder.identity()
     try:

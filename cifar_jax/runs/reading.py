@@ -1,4 +1,4 @@
-"""Reads run folders and records."""
+"""Read run folders and records."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from cifar_jax.runs.run import RunRecord
 from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_rows, read_sessions
 
 RUNS = Path("runs")
-"""Where run folders are by default."""
+"""Folder that contains all run folders by default."""
 
 
 def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
-    """Return the runs in `paths`, each once.
+    """Return the runs in `paths`. Each run is returned once.
 
     Args:
-      paths: run folders, folders that contain some at any depth, records (`*.json`), or folders of
-        records. By default `runs`, which may be missing.
+      paths: run folders, folders that contain run folders at any depth, records (`*.json`), or
+        folders of records. The default is `runs`, which may be missing.
 
     Raises:
-      UserError: a path without a run, or a file that cannot be read.
+      UserError: a path contains no run, or a file cannot be read.
     """
     runs: dict[Path, RunRecord] = {}
     for path in paths or ([RUNS] if RUNS.is_dir() else []):
@@ -45,12 +45,12 @@ def _run_folders(path: Path) -> Iterator[Path]:
     for folder, subfolders, files in os.walk(path):
         subfolders.sort()
         if "config.json" in files:
-            subfolders.clear()  # Checkpoints contain many files and no other run.
+            subfolders.clear()  # A run folder contains many files but no other run.
             yield Path(folder)
 
 
 def _read_folder(path: Path) -> RunRecord | None:
-    """Return the run in a folder; None if its weights were imported, not trained."""
+    """Return the run in a folder, or None if its weights were imported, not trained."""
     card_file, result_file = path / "model.json", path / "result.json"
     card = read(card_file, ModelCard) if card_file.exists() else None
     if card and card.imported_from is not None:

@@ -1,11 +1,11 @@
-"""Records: finished runs of the package's experiments, as committed in `results/`.
+"""Records: the results of finished runs, which are committed in `results/`.
 
-    NAME-seedN.json             the result; the sessions without their command lines
+    NAME-seedN.json             the result, without the command lines of the sessions
     NAME-seedN.metrics.jsonl    one line per epoch
     NAME-seedN.outputs.npz      `test_logits` and `test_labels`
 
-A record can be reproduced by anyone who checks out its commit and trains the experiment. A run is
-therefore only recorded if its settings are those of the current experiment file, and if it used the
+Anyone can reproduce a record: check out its commit and train its experiment. A run can therefore be
+recorded only if its settings equal those of the current experiment file, and if it used the
 official images and committed code.
 """
 
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 
 class Outputs(NamedTuple):
-    """The answers of a trained network for the test images."""
+    """The logits of a trained network for the test images, and the labels of these images."""
 
     logits: np.ndarray
-    """`[N, classes]`; float16 in the oldest records, otherwise float32."""
+    """Logits `[N, classes]`: float16 in the oldest records, otherwise float32."""
     labels: np.ndarray
-    """`[N]`."""
+    """Classes of the test images, `[N]`."""
 
 
 def record(runs: Sequence[RunRecord], results: Path) -> list[Path]:
     """Write a record of each run to the folder `results`, and return the JSON files.
 
-    A record of the same experiment and seed is replaced.
+    An older record of the same experiment and seed is replaced.
 
     Raises:
-      UserError: a run cannot be recorded; see `check`. Then nothing is written.
+      UserError: a run cannot be recorded; see `check`. In this case nothing is written.
     """
     outputs = [check(run) for run in runs]
     results.mkdir(parents=True, exist_ok=True)
@@ -50,12 +50,12 @@ def record(runs: Sequence[RunRecord], results: Path) -> list[Path]:
 
 
 def check(run: RunRecord) -> Outputs:
-    """Return the outputs of a run that can be recorded.
+    """Return the outputs of a run, after checking that the run can be recorded.
 
     Raises:
       UserError: the run is not finished, its settings differ from the current experiment file, it
-        used other images or uncommitted code, the metrics of an epoch are missing, or its outputs
-        do not give the test accuracy of its result.
+        used other images or uncommitted code, the metrics of an epoch are missing, or its logits do
+        not give the test accuracy in its result.
     """
     path = run.path
     if run.result is None:
@@ -78,9 +78,12 @@ def check(run: RunRecord) -> Outputs:
         raise UserError(f"{path} did not train on the official CIFAR-10 images")
     for commit in [session.git_commit for session in run.sessions] or [None]:
         if commit is None:
-            raise UserError(f"{path} ran outside a git checkout: train it in a clean one")
+            raise UserError(f"{path} was trained outside a git checkout: train again inside one")
         if commit.endswith("-dirty"):
-            raise UserError(f"{path} ran with uncommitted code ({commit}): commit, then train anew")
+            raise UserError(
+                f"{path} was trained with uncommitted code ({commit}): commit the code, then train "
+                "again"
+            )
     if [row.epoch for row in run.rows] != list(range(1, run.epochs + 1)):
         raise UserError(f"{path / 'metrics.jsonl'} does not have one row for each epoch")
     if run.outputs is None:
@@ -97,7 +100,7 @@ def check(run: RunRecord) -> Outputs:
 
 
 def read_records(folder: Path) -> list[RunRecord]:
-    """Return the records in a folder, by file name.
+    """Return the records in a folder, sorted by file name.
 
     Raises:
       UserError: the folder is missing, or a record cannot be read.
@@ -111,7 +114,7 @@ def read_record(path: Path) -> RunRecord:
     """Return the run that a record describes.
 
     Raises:
-      UserError: the record cannot be read, or one of its other files is missing.
+      UserError: the record cannot be read, or its metrics or outputs are missing.
     """
     result = read(path, Result)
     metrics, outputs = path.with_suffix(".metrics.jsonl"), path.with_suffix(".outputs.npz")
@@ -125,7 +128,7 @@ def read_record(path: Path) -> RunRecord:
 
 
 def read_outputs(path: Path) -> Outputs:
-    """Return the test logits and labels of an `outputs.npz`.
+    """Return the test logits and labels in an `outputs.npz`.
 
     Raises:
       UserError: the file cannot be read.
@@ -136,7 +139,7 @@ def read_outputs(path: Path) -> Outputs:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             outputs = Outputs(file["test_logits"], file["test_labels"])
-    # The readers of zip, deflate and npy each have their own errors.
+    # A damaged file can raise the errors of zip, of deflate or of npy.
     except Exception as error:
         raise UserError(f"{path} cannot be read: {error}") from None
     logits, labels = outputs
@@ -155,7 +158,7 @@ def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
-        del session["command"]  # Its paths belong to one machine.
+        del session["command"]  # The command contains paths of one machine.
     packed = io.BytesIO()
     np.savez_compressed(packed, test_logits=outputs.logits, test_labels=outputs.labels)
     path = results / f"{run.experiment}-seed{run.seed}.json"

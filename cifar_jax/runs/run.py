@@ -1,4 +1,4 @@
-"""One run as its folder or its record describes it, compared with the current experiment file."""
+"""The description of one run, read from its folder or from its record."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from cifar_jax.runs.schemas import MetricsRow, Result, Session
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run, finished or not."""
+    """A finished or unfinished run, read from its folder or from its record."""
 
     path: Path
-    """Run folder, or JSON file of a record."""
+    """The run folder, or the JSON file of a record."""
     experiment: str
     seed: int
     settings: Mapping[str, Any]
     """Every setting by dotted name."""
     overrides: Mapping[str, Any]
-    """Settings that were changed from the experiment file's."""
+    """Settings that differ from the experiment file at the time of the run, by dotted name."""
     result: Result | None
-    """None if the run is not finished."""
+    """Result of the run. None if the run is not finished."""
     rows: Sequence[MetricsRow]
     sessions: Sequence[Session]
     outputs: Path | None = None
-    """File with the logits of the test images; None if there is none."""
+    """File with the logits of the test images. None if there is no such file."""
     data_sha256: str | None = None
-    """Digest of the images; None if the run stopped before it wrote its model card."""
+    """Digest of the images. None if the run stopped before it wrote its model card."""
     data_official: bool | None = None
-    """Whether the images are the official CIFAR-10; None if that is unknown."""
+    """Whether the images are the official CIFAR-10. None if this is unknown."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings.get("epochs"), int):
@@ -45,7 +45,7 @@ class RunRecord:
     def finished(
         cls, path: Path, result: Result, rows: Sequence[MetricsRow], outputs: Path | None
     ) -> Self:
-        """Return the run that `result` describes."""
+        """Return the finished run that `result` describes."""
         return cls(
             path,
             result.experiment,
@@ -62,12 +62,12 @@ class RunRecord:
 
     @property
     def epochs(self) -> int:
-        """Number of epochs that the settings ask for."""
+        """Number of epochs in the settings."""
         return self.settings["epochs"]
 
     @cached_property
     def identity(self) -> Mapping[str, Any]:
-        """The settings without those that only affect how a run is executed."""
+        """The settings that determine the result of the run, by dotted name."""
         try:
             return config.identity(self.settings)
         except UserError:  # Another version of the package wrote these settings.
@@ -77,8 +77,8 @@ class RunRecord:
     def changes(self) -> dict[str, Any]:
         """Settings that differ from the current experiment file, by dotted name.
 
-        The file may have changed since the run. For an experiment that is not part of the package,
-        these are the overrides.
+        The experiment file may have changed since the run. For an experiment that is not part of
+        the package, these are the overrides of the run.
         """
         experiment = experiments().get(self.experiment)
         if experiment is None:
@@ -92,11 +92,11 @@ class RunRecord:
 
     @property
     def has_other_images(self) -> bool:
-        """Whether the data set is called `cifar10` but is known not to be the official one."""
+        """Whether the run used images for `cifar10` that are not the official ones."""
         return self.settings.get("data.dataset") == "cifar10" and self.data_official is False
 
 
 @cache
 def experiments() -> dict[str, Config]:
-    """Return the experiments of the package by name, the paper's first and in its order."""
+    """Return the configs of the package's experiments by name, in the order of `catalog.names`."""
     return {name: catalog.load(name).config for name in catalog.names()}

@@ -1,6 +1,6 @@
-"""The files of a run that are read back, each as one pydantic model. Imports no JAX.
+"""Pydantic models of the JSON files that a run writes and reads.
 
-docs/run-folder.md describes every file and field.
+docs/run-folder.md describes every file and field. Importing this module does not import JAX.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from cifar_jax.errors import UserError
 
 FORMAT: Literal[1] = 1
-"""Version of the run folder. A reader refuses any other."""
+"""Version of the file formats in a run folder. Files with another version are refused."""
 
 _REMEDY = "Restore it from a backup, or start over with --fresh."
 
@@ -23,88 +23,97 @@ M = TypeVar("M", bound="Stored")
 
 
 class Stored(BaseModel):
-    """Base of everything that a run writes as JSON and reads back."""
+    """Base class of everything that a run writes as JSON and reads again."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True)
 
 
 class RunIdentity(Stored):
-    """`config.json`: what the run is. A folder that holds another identity is refused."""
+    """The content of `config.json`: experiment, seed and settings of a run.
+
+    Training refuses a folder that holds another identity.
+    """
 
     format: Literal[1] = FORMAT
     experiment: str
     """Name of the experiment file, such as `resnet18-adam`."""
     seed: int
     overrides: dict[str, Any]
-    """Settings that differ from the experiment file's, by dotted name."""
+    """Settings that differ from the experiment file, by dotted name."""
     settings: dict[str, Any]
     """Every setting by dotted name."""
 
 
 class Device(Stored):
-    """The devices that a session computed on."""
+    """The devices that a session used for training."""
 
     platform: str
     """`cpu`, `gpu` or `tpu`."""
     kind: str
+    """Name of the device model, as JAX reports it."""
     count: int
+    """Number of devices."""
 
 
 class Machine(Stored):
-    """The host of a session."""
+    """The machine on which a session ran."""
 
     system: str
     cpu: str | None
     """Model name of the processor."""
     cores: int | None
-    """Cores that the process may use."""
+    """Number of processor cores that the process may use."""
     features: list[str]
-    """Instruction sets by which XLA chooses its kernels."""
+    """Instruction sets that influence which CPU kernels XLA chooses."""
 
 
 class Session(Stored):
-    """One entry of `env.json`: one start of the run, and where it computed."""
+    """An entry of `env.json`: one start of a run, and the environment that it ran in."""
 
     started: str | None = None
-    """UTC, ISO 8601."""
+    """Start time in UTC, in ISO 8601."""
     command: list[str] | None = None
     git_commit: str | None
-    """Commit of the package's checkout, with `-dirty` if its code was changed."""
+    """Git commit of the package, with `-dirty` if the code was changed. None: not in a git
+    checkout."""
     versions: dict[str, str]
     device: Device
     machine: Machine
     xla_flags: str = ""
     matmul_precision: str = ""
     runtime_settings: dict[str, Any] = {}
-    """Settings that may differ from session to session, by dotted name."""
+    """Settings that may differ between the sessions of a run, by dotted name."""
 
 
 class MetricsRow(Stored):
-    """One line of `metrics.jsonl`: an epoch. Accuracies are in percent, losses in nats."""
+    """The metrics of an epoch, as in one line of `metrics.jsonl`.
+
+    Accuracies are in percent, losses in nats.
+    """
 
     epoch: int
-    """From 1."""
+    """Number of the epoch, counted from 1."""
     step: int
-    """Updates made by the end of the epoch."""
+    """Number of steps of the run up to the end of the epoch."""
     train_loss: float
     train_accuracy: float
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     learning_rate: float
-    """Of the epoch's last update."""
+    """Learning rate of the last step in the epoch."""
     images_per_second: float
     wall_seconds: float
-    """Training time so far, over all sessions."""
+    """Time spent on the run so far, over all sessions, in seconds."""
 
 
 class DataCard(Stored):
-    """The images that a model was trained on."""
+    """The data set that a model was trained on."""
 
     name: str
     sha256: str
-    """Over training and test images and labels, in their order."""
+    """Digest of the training and test images and labels, in their order."""
     content: str
-    """Digest that does not depend on the order of the images."""
+    """Digest of the images and labels that does not depend on their order."""
     official: bool
     """Whether these are exactly the images of the official CIFAR-10."""
     train_images: int
@@ -112,27 +121,27 @@ class DataCard(Stored):
 
 
 class CodeCard(Stored):
-    """The code that defines a model's custom parts."""
+    """The experiment file that defines a model's custom parts."""
 
     file: str
     sha256: str
     modules: dict[str, str] = {}
-    """SHA-256 of each module next to the file that it imports, by module name."""
+    """SHA-256 of each module that the file imports from its folder, by module name."""
 
 
 class NetworkCard(Stored):
-    """The network and its options."""
+    """The name and the options of a network."""
 
     name: str
     num_classes: int
     dropout: float | None = None
     pooling: str | None = None
     arguments: dict[str, Any] = {}
-    """Further fields of a custom model."""
+    """Further arguments of a custom network."""
 
 
 class TTACard(Stored):
-    """Test-time augmentation; see `cifar_jax.training.evaluation.TTA`."""
+    """Settings of test-time augmentation; see `cifar_jax.training.evaluation.TTA`."""
 
     flip: bool = False
     shift: int = 0
@@ -140,7 +149,7 @@ class TTACard(Stored):
 
 
 class LayerRow(Stored):
-    """One layer, in the columns of the paper's tables."""
+    """One layer of a network. The fields are the columns of the paper's tables."""
 
     name: str
     output_size: str
@@ -150,46 +159,51 @@ class LayerRow(Stored):
 
 
 class ModelCard(Stored):
-    """`model.json`, and the metadata of exports: all that is needed to use a model."""
+    """The description of a model: all that is needed to use its weights.
+
+    It is stored in `model.json`, and as metadata in exported files.
+    """
 
     format: Literal[1] = FORMAT
     experiment: str = Field(pattern=r"^[^/\\\x00]*$")
     seed: int
     model: NetworkCard
     precision: Literal["float32", "bfloat16"]
-    """Compute type; parameters and logits are float32."""
+    """Data type of the computation. Parameters and logits are float32."""
     classes: list[str] = Field(min_length=1)
-    """In the order of the logits."""
+    """Names of the classes, in the order of the logits."""
     input_shape: list[int] = [32, 32, 3]
-    """Height, width, channels (red, green, blue)."""
+    """Height, width and channels of an image. The channels are red, green and blue."""
     input_range: list[float] = [0, 255]
-    """Values of the images that the model takes, before normalization."""
+    """Smallest and largest pixel value that the model takes, before normalization."""
     mean: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]
-    """Of each channel, on a scale of 0 to 1; the network takes `(x / 255 - mean) / std`."""
+    """Mean of each channel, on a scale of 0 to 1. The network takes `(x / 255 - mean) / std`."""
     std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
+    """Standard deviation of each channel, on a scale of 0 to 1."""
     tta: TTACard = TTACard()
-    """Test-time augmentation behind `test_accuracy`."""
+    """Test-time augmentation that was used to measure `test_accuracy`."""
     layers: list[LayerRow] = []
     data: DataCard | None = None
-    """None if the weights were imported."""
+    """Data set that the model was trained on. None if the weights were imported."""
     code: CodeCard | None = None
-    """None if all parts are the package's."""
+    """Experiment file of the custom parts. None if all parts are the package's."""
     imported_from: str | None = None
-    """File that the weights were imported from, if they were."""
+    """File from which the weights were imported. None if they were not imported."""
     initial_params_sha256: str | None = None
-    """Digest of the weights named by `train.init_from`."""
+    """Digest of the pretrained weights named by `train.init_from`. None: random weights."""
     paper_accuracy: float | None = None
 
     step: int | None = None
-    """Of the weights, where the card goes with some."""
+    """Number of training steps of the weights. None if the card describes no weights."""
     epoch: int | None = None
     test_accuracy: float | None = None
-    """Of exactly these weights, with `tta`; None if it was not measured."""
+    """Test accuracy of exactly these weights, in percent, with `tta`. None if it was not
+    measured."""
     test_accuracy_plain: float | None = None
-    """The same with one view of each image."""
+    """Test accuracy in percent without test-time augmentation. None if it was not measured."""
     git_commit: str | None = None
     weights_sha256: str | None = None
-    """Digest of an export's tensors or program."""
+    """Digest of the tensors or the program in an exported file."""
 
     @model_validator(mode="after")
     def _count_classes(self) -> Self:
@@ -202,7 +216,7 @@ class ModelCard(Stored):
 
 
 class Result(Stored):
-    """`result.json`, written last; a record in `results/` holds the same."""
+    """The content of `result.json`, which a run writes last. Records have the same fields."""
 
     format: Literal[1] = FORMAT
     experiment: str
@@ -220,15 +234,17 @@ class Result(Stored):
     validation_accuracy: float | None
     test_loss: float
     test_accuracy: float
-    """Of the last epoch's weights, with the run's test-time augmentation."""
+    """Test accuracy in percent of the last epoch's weights, with the run's test-time
+    augmentation."""
     test_accuracy_plain: float | None
-    """The same with one view of each image; None in records from before it was measured."""
+    """Test accuracy in percent without test-time augmentation. None in old records, which did not
+    measure it."""
     best_validation_epoch: int | None
     best_validation_accuracy: float | None
     best_validation_test_accuracy: float | None
-    """Test accuracy of the weights of `best_validation_epoch`."""
+    """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None
-    """Median over the epochs, training only."""
+    """Median over the epochs of the training speed, without evaluation."""
     params_sha256: str | None
     """Digest of the evaluated parameters; see `cifar_jax.training.result.params_sha256`."""
     data_sha256: str
@@ -237,35 +253,37 @@ class Result(Stored):
     paper_accuracy: float | None
     wall_seconds: float
     compile_seconds: float
-    """Of the last session."""
+    """Compilation time in the last session, in seconds."""
     git_commit: str | None
     versions: dict[str, str]
     device: Device
     machine: Machine
     sessions: list[Session]
     outputs_differ: int = 0
-    """Images for which the stored logits, rounded to float16, do not give the measured answer."""
+    """Number of test images for which the stored float16 logits and the measured logits predict
+    different classes."""
 
 
 class SavedState(Stored):
-    """What a checkpoint tells about its state, without the arrays."""
+    """The metadata of a checkpoint: everything except the arrays of the state."""
 
     format: Literal[1] = FORMAT
     number: int
-    """Counts the saves of a run, from 1."""
+    """Number of the checkpoint within the run, counted from 1."""
     step: int
     epoch: int
-    """Epochs completed."""
+    """Number of completed epochs."""
     end_of_epoch: bool
-    """Saved at the end of an epoch, not within one."""
+    """Whether the checkpoint was saved at the end of an epoch. If False, it was saved within
+    one."""
     validation_accuracy: float | None
-    """In percent; None if it was not measured here."""
+    """Validation accuracy in percent. None if it was not measured for this checkpoint."""
     extra: dict[str, Any]
-    """More values that the training loop restores."""
+    """Further values that the training loop restores, by name."""
     digests: dict[str, str]
-    """SHA-256 of the arrays of each field of the state."""
+    """SHA-256 of the arrays in each field of the state, by name of the field."""
     meta_sha256: str = ""
-    """SHA-256 of the other fields, as JSON with sorted keys."""
+    """SHA-256 of all other fields, written as JSON with sorted keys."""
 
 
 def read_json(path: Path) -> Any:
@@ -288,7 +306,7 @@ def read_json(path: Path) -> Any:
 
 
 def read(path: Path, model: type[M]) -> M:
-    """Return the `model` that a JSON file holds.
+    """Read a JSON file into a pydantic model of type `model`.
 
     Raises:
       UserError: the file cannot be read, or a field is missing or has the wrong type.
@@ -297,12 +315,16 @@ def read(path: Path, model: type[M]) -> M:
 
 
 def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -> M:
-    """Return `value`, which was read from `path`, as a `model`.
+    """Convert a JSON value to a pydantic model of type `model`.
 
-    `remedy` is the last sentence of an error message.
+    Args:
+      value: the JSON value.
+      model: the class of the result.
+      path: file that contained the value, for error messages.
+      remedy: last sentence of an error message.
 
     Raises:
-      UserError: a field is missing or has the wrong type. The message names the first one.
+      UserError: a field is missing or has the wrong type. The message names the first such field.
     """
     if not isinstance(value, Mapping):
         raise UserError(f"{path} is damaged (not a JSON object). {remedy}")
@@ -323,9 +345,9 @@ def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
-    """Return the epochs in a `metrics.jsonl`, and the number of lines that could not be read.
+    """Return the metrics in a `metrics.jsonl`, and the number of lines that cannot be read.
 
-    A missing file has no epochs. If an epoch was written twice, the later line counts.
+    A missing file has no metrics. If an epoch has several lines, the last line is used.
     """
     rows: dict[int, MetricsRow] = {}
     unreadable = 0
@@ -340,16 +362,16 @@ def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
 
 
 def read_sessions(path: Path) -> list[Session]:
-    """Return the sessions in an `env.json`, oldest first; none if the file is missing."""
+    """Return the sessions in an `env.json`, oldest first. A missing file has no sessions."""
     return read_list(path, Session, _REMEDY)
 
 
 def read_list(path: Path, model: type[M], remedy: str) -> list[M]:
-    """Return the models in a JSON list; none if the file is missing.
+    """Read a JSON list whose entries are pydantic models. A missing file is an empty list.
 
     Args:
       path: the file.
-      model: the type of its entries.
+      model: the class of the entries.
       remedy: what to do about a bad entry, for the error message.
 
     Raises:
@@ -364,5 +386,5 @@ def read_list(path: Path, model: type[M], remedy: str) -> list[M]:
 
 
 def dump(value: Stored) -> dict[str, Any]:
-    """Return a model as JSON-compatible values."""
+    """Return a pydantic model as a dictionary of JSON-compatible values."""
     return value.model_dump(mode="json")

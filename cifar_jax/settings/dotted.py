@@ -1,4 +1,7 @@
-"""Settings by dotted name: as flat dictionaries, and as `--set key=value`."""
+"""Convert settings to and from dotted names, such as `optimizer.lr`.
+
+Dotted names are the keys of flat dictionaries of settings, and of `--set key=value`.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Return the settings by dotted name, in the order of the fields, as JSON values."""
+    """Return a flat dictionary from dotted name to JSON value, in the order of the fields."""
 
     def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
@@ -32,10 +35,12 @@ def flatten(settings: Settings) -> dict[str, Any]:
 
 
 def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
-    """Return the settings from which `flatten` made `flat`. Missing settings have their default.
+    """Return the settings for a flat dictionary, as returned by `flatten`.
+
+    Settings that are missing in the dictionary get their default.
 
     Raises:
-      UserError: a setting is unknown, missing without a default, or has an invalid value.
+      UserError: a setting is unknown or has an invalid value, or a required setting is missing.
     """
     tree: dict[str, Any] = {}
     for name, value in flat.items():
@@ -53,22 +58,26 @@ def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
 
 
 def part(settings: Settings, *, runtime_only: bool) -> dict[str, Any]:
-    """Return the flat settings that are marked `RuntimeOnly`, or all others."""
+    """Return either the `RuntimeOnly` settings or all other settings, as a flat dictionary."""
     marked = {setting.name for setting in _walk(type(settings)) if setting.is_runtime_only}
     return {n: v for n, v in flatten(settings).items() if (n in marked) is runtime_only}
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Return the values in which two flat dictionaries differ, by name; None for a missing one."""
+    """Return the entries in which two flat dictionaries differ.
+
+    The result maps each name to its values in `a` and `b`. A missing value is None.
+    """
     names = dict.fromkeys([*a, *b])
     return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
 
 
 def override(settings: S, changes: Iterable[str]) -> S:
-    """Return `settings` with `key=value` changes.
+    """Return a copy of `settings` with `key=value` changes.
 
-    A list is written as JSON. A key of a dictionary can change only if it exists, and keeps its
-    type. If another group of a union is chosen, the settings that both groups have are kept.
+    The value of a list is written as JSON. A change cannot add a key to a dictionary or change the
+    type of a value. If a change selects another group of settings, such as `averaging.name=ema`,
+    the settings that both groups have keep their values.
 
     Raises:
       UserError: a change has no `=`, names an unknown setting, or has an invalid value.
@@ -105,8 +114,14 @@ def override(settings: S, changes: Iterable[str]) -> S:
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
     """Return a description of every setting, in the order of the fields, as JSON values.
 
-    Each has `name`, `type`, `default` (unless it is required), `description`, `identity` (False if
-    it is `RuntimeOnly`) and, if it exists only in one group of a union, `when`.
+    Each description has these keys:
+
+    - `name`: the dotted name
+    - `type`: the type in words
+    - `default`: the default value; absent if the setting is required
+    - `description`: the docstring of the setting
+    - `identity`: whether the setting can change the result, that is, it is not `RuntimeOnly`
+    - `when`: the choice that a setting needs to exist, such as `averaging.name=ema`; usually absent
     """
     rows = []
     for setting in _walk(cls):
@@ -126,7 +141,8 @@ class _Setting(NamedTuple):
     name: str
     field: FieldInfo
     choice: tuple[str, str] | None
-    """Name and value of the discriminator, if the setting exists only in one group of a union."""
+    """Choice that the setting needs to exist, such as ("averaging.name", "ema"). None: it always
+    exists."""
 
     @property
     def is_runtime_only(self) -> bool:
@@ -136,7 +152,10 @@ class _Setting(NamedTuple):
 def _walk(
     cls: type[Settings], prefix: str = "", choice: tuple[str, str] | None = None
 ) -> Iterator[_Setting]:
-    """Yield all settings, including those of every group of a union."""
+    """Yield all settings of a class.
+
+    If a field can hold one of several groups of settings, the settings of all groups are included.
+    """
     for field_name, field in cls.model_fields.items():
         name, groups = prefix + field_name, fields.groups(field.annotation)
         if field.exclude:
@@ -157,7 +176,10 @@ def _walk(
 
 
 def _without(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return `flat` without `name`, the settings inside it, and the settings that it is inside."""
+    """Return `flat` without the setting `name`, its parents and its children.
+
+    For example, `a` is the parent of `a.b`, and `a.b.c` is its child.
+    """
     return {
         other: value
         for other, value in flat.items()
@@ -166,7 +188,7 @@ def _without(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _parse(name: str, text: str, field: FieldInfo) -> Any:
-    """Return `text` as a value of the field's type. `restore` checks ranges and lists."""
+    """Return `text` converted to the type of a field. `restore` checks ranges and lists later."""
     kind: Any = field.annotation
     if fields.groups(kind) or fields.list_item(kind):
         with suppress(ValueError, RecursionError):
@@ -196,7 +218,7 @@ def _is_json(text: str) -> bool:
 
 
 def _readings(text: str) -> Iterator[Any]:
-    """Yield the values that `text` can mean."""
+    """Yield the values that `text` can mean: None, a string, a bool, an int or a float."""
     if text.lower() == "none":
         yield None
     yield text

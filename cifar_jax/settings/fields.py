@@ -1,4 +1,4 @@
-"""Base class of groups of settings; their types and validation errors in words."""
+"""The base class of all settings, and functions that describe types and errors in words."""
 
 from __future__ import annotations
 
@@ -13,31 +13,37 @@ from pydantic.fields import FieldInfo
 from cifar_jax.errors import UserError, nearest
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""Types are strict: only an int is accepted for a float."""
+"""Pydantic options for strict types: the only conversion is from int to float. NaN and infinity are
+refused."""
 RAISE_AT_ROOT = object()
-"""Validation context in which only the outermost group turns its errors into a `UserError`."""
+"""Pydantic context in which `Settings` raises `ValidationError` instead of `UserError`. The caller
+then converts the error, because only the caller knows the full dotted name."""
 
 
 @dataclass(frozen=True)
 class RuntimeOnly:
-    """Marks a field that changes no result beyond rounding. It may differ between sessions."""
+    """Marks a setting that may change when a run is resumed.
+
+    The setting changes results by rounding errors at most.
+    """
 
 
 class Settings(BaseModel):
-    """A group of settings: keyword-only, immutable, with strict types and ranges.
+    """Base class of a group of settings: keyword-only and immutable, with strict types and ranges.
 
-    Beyond scalars and other groups, a field may be
+    A field is a scalar, another group, or one of the following:
 
-    - a list: `Annotated[tuple[Phase, ...], Field(strict=False)]`,
-    - a group that may be absent: `Average | None`,
-    - one of several groups: `Annotated[Ema | Lookahead | None, Field(discriminator="name")]`,
-    - keyword arguments: `dict[str, bool | int | float | str]`,
-    - not a setting: `Annotated[..., Field(exclude=True)]`.
+    - a list: `Annotated[tuple[Phase, ...], Field(strict=False)]`
+    - an optional group: `Average | None`
+    - one of several groups: `Annotated[Ema | Lookahead | None, Field(discriminator="name")]`
+    - keyword arguments: `dict[str, bool | int | float | str]`
+    - a value that is not a setting: `Annotated[..., Field(exclude=True)]`
     """
 
     model_config = STRICT | ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     is_root: ClassVar[bool] = False
-    """Whether dotted names start here, without the name of the class."""
+    """Whether this class is the root of all dotted names, as `Config` is. Error messages about
+    other classes start with the name of the class."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -62,29 +68,29 @@ class Settings(BaseModel):
 
 def members(annotation: Any) -> tuple[Any, ...]:
     """Return the members of a union, or the type itself."""
-    # `Literal[...] | None` is a typing.Union, `int | None` a UnionType.
+    # `Literal[...] | None` is a typing.Union, but `int | None` is a types.UnionType.
     is_union = typing.get_origin(annotation) in (UnionType, typing.Union)
     return typing.get_args(annotation) if is_union else (annotation,)
 
 
 def groups(annotation: Any) -> list[type[Settings]]:
-    """Return the groups of settings among the members of a type."""
+    """Return the `Settings` classes that a type annotation allows."""
     return [m for m in members(annotation) if isinstance(m, type) and issubclass(m, Settings)]
 
 
 def list_item(annotation: Any) -> Any:
-    """Return the type of a list's items, or None if the type is not a list."""
+    """Return the item type of a list annotation, or None if the type is not a list."""
     lists = (m for m in members(annotation) if typing.get_origin(m) is tuple)
     return next((typing.get_args(member)[0] for member in lists), None)
 
 
 def dict_value(annotation: Any) -> Any:
-    """Return the type of a dictionary's values, or None if the type is not a dictionary."""
+    """Return the value type of a dictionary annotation, or None if the type is not a dictionary."""
     return typing.get_args(annotation)[1] if typing.get_origin(annotation) is dict else None
 
 
 def tags(field: FieldInfo) -> dict[str, type[Settings]]:
-    """Return the groups of a union by the value of the discriminator."""
+    """Return the groups of a union, by the value of the discriminator that selects each group."""
     return {
         tag: group
         for group in groups(field.annotation)
@@ -95,7 +101,8 @@ def tags(field: FieldInfo) -> dict[str, type[Settings]]:
 def explain(cls: type[Settings], error: ValidationError) -> str:
     """Return the first validation error in one line, with the dotted name of the setting.
 
-    If a setting is missing, the first unknown one is also named: it may be a misspelling.
+    If a setting is missing, the first unknown setting is also named, because it may be a
+    misspelling.
     """
     first, *others = error.errors(include_url=False)
     text = _explain_one(cls, first)
@@ -127,7 +134,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
             annotation = str
             continue
         else:
-            continue  # This names the member of a union that pydantic tried.
+            continue  # `step` is a union member that pydantic tried, not a field.
         path.append(step if str(step).isprintable() else shorten(step))
     name = ".".join(map(str, path))
     if kind == "missing":
@@ -147,12 +154,12 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """Return the `repr` of a value in one line, cut off if it is long."""
+    """Return the `repr` of a value in one line, cut off after 100 characters."""
     return " ".join(f"{value!r:.100}".split())
 
 
 def describe_type(annotation: Any, field: FieldInfo | None = None) -> str:
-    """Return a type in words, with the range of the field if one is given."""
+    """Return a description of a type in words, with the range of `field` if it is given."""
     words = [_describe_member(m) for m in members(annotation) if m is not NoneType]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
@@ -181,9 +188,9 @@ def _describe_member(member: Any) -> str:
 
 
 def example(annotation: Any, field: FieldInfo | None = None) -> Any:
-    """Return a valid value of a type, as JSON, for an error message.
+    """Return an example of a type for an error message, as a JSON value.
 
-    For a group, it has the required fields, or at least two fields.
+    The example of a group contains all required fields, and at least two fields.
     """
     if item := list_item(annotation):
         return [example(item)]

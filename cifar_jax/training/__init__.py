@@ -1,1 +1,1 @@
-"""From a config to a trained run: what happens in a step, what runs on the devices, the loop."""
+"""Training: the setup of a run, the train step, its compilation, and the training loop."""

@@ -1,7 +1,7 @@
 """Averages of the weights over the training steps, which are evaluated instead of the weights.
 
-Pure functions of variables: a tree of float32 parameters and BatchNorm statistics. They can be
-used inside `jax.lax.fori_loop`.
+`Variables` are a tree of float32 parameters and BatchNorm statistics. All functions are pure and
+can be used inside `jax.lax.fori_loop`.
 """
 
 from typing import Any, NamedTuple
@@ -15,34 +15,40 @@ Variables = Any
 class Ema(NamedTuple):
     """Exponential moving average of the weights. It does not affect the training.
 
-    The t-th update, from 1, keeps `min(decay, (1 + t) / (10 + t))` of the average, so that the
-    initial weights are forgotten soon (TensorFlow's `ExponentialMovingAverage(num_updates=)`).
+    Update number t, counted from 1, keeps the fraction `min(decay, (1 + t) / (10 + t))` of the old
+    average. The initial weights are therefore forgotten quickly, as in TensorFlow's
+    `ExponentialMovingAverage(num_updates=)`.
     """
 
     decay: float
-    """Fraction of the average that an update keeps, in [0, 1)."""
+    """Largest fraction of the old average that an update keeps, in [0, 1)."""
     every: int = 1
-    """Steps between updates."""
+    """Number of steps between updates."""
 
 
 class Lookahead(NamedTuple):
-    """Slow weights that move towards the fast ones, which then continue from there.
+    """The Lookahead method: slow weights move toward the trained weights and then replace them.
 
     With `decay` = 1 - alpha this is Lookahead by M. Zhang et al., arXiv:1907.08610. airbench94
-    (arXiv:2404.00498) uses `Lookahead(decay=0.95**5, every=5, power=3)`. Running statistics are
-    averaged as well. Fast steps after the last update have no effect on the result.
+    (arXiv:2404.00498) uses `Lookahead(decay=0.95**5, every=5, power=3)`. BatchNorm's running
+    statistics are averaged as well. The slow weights are evaluated, so training steps after the
+    last update have no effect.
     """
 
     decay: float
-    """Fraction of the slow weights that an update keeps at the end of training, in [0, 1)."""
+    """Fraction of the old slow weights that an update keeps at the end of training, in [0, 1)."""
     every: int
-    """Steps between updates."""
+    """Number of steps between updates."""
     power: float = 0
-    """Earlier an update keeps `decay * progress**power`; 0: constant."""
+    """Exponent that lowers `decay` early in training. An update keeps `decay * progress**power`,
+    where `progress` is the completed fraction of the training. 0: constant."""
 
 
 def init(variables: Variables) -> Variables:
-    """Return the average before the first step: a copy, so that both can be donated."""
+    """Return the average before the first step.
+
+    The average is a copy of `variables`, so that both can be donated.
+    """
     return jax.tree.map(jnp.copy, variables)
 
 
@@ -57,10 +63,10 @@ def update(
 
     Args:
       rule: the kind of average.
-      averaged: the result of `init` or of the previous update.
+      averaged: the average before the step.
       variables: the variables after the step.
-      step: int32, number of steps including this one.
-      progress: float32, completed fraction of the training, in 0..1.
+      step: number of steps up to and including this one, int32.
+      progress: completed fraction of the training, float32 from 0 to 1.
     """
 
     def move() -> Variables:
@@ -73,7 +79,7 @@ def update(
             lambda slow, fast: slow + (1 - keep) * (fast - slow), averaged, variables
         )
 
-    # A branch instead of `where`: steps without an update read and write no weights.
+    # Use `cond`, not `where`: a step without an update then reads and writes no weights.
     due = step % rule.every == 0
     if isinstance(rule, Ema):
         return jax.lax.cond(due, move, lambda: averaged), variables

@@ -1,4 +1,4 @@
-"""The batch of a step: images gathered, augmented and normalized on the device, inside jit."""
+"""Make the batch of a train step: gather, augment and normalize images on the device."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,27 +13,28 @@ from cifar_jax.training.plan import StepVariant
 from cifar_jax.training.schedules import StepInfo
 
 CustomAugmentation = Callable[[jax.Array, jax.Array], jax.Array]
-"""From a key and uint8 images `[N, 32, 32, 3]` to images of the same shape and type."""
+"""Function from a random key and uint8 images `[N, 32, 32, 3]` to images of the same shape and
+type."""
 
 _FLIP_STREAM = np.uint32(2**32 - 1)
-"""Folded into the augmentation stream for alternating flips; no step has this number."""
+"""Number folded into the augmentation key for alternating flips. No train step has this number."""
 
 
 class TrainData(NamedTuple):
-    """The training images, all of them on every device.
+    """The training images and labels. Every device holds all of them.
 
-    An image is one row: a TPU would pad a last axis of 3 to 128, and copy all images into another
-    layout in each call.
+    Each image is stored as one row. If the last axis were the 3 channels, a TPU would pad it to
+    128, and would copy all images into another layout in each call.
     """
 
     images: jax.Array
-    """uint8 `[N, 32 * 32 * 3]`."""
+    """Images as rows, uint8 `[N, 32 * 32 * 3]`."""
     labels: jax.Array
-    """int32 `[N]`."""
+    """Classes, int32 `[N]`."""
 
 
 def rows(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """Return the images of a split as rows, and its labels."""
+    """Return the images of a split, each as one row, and the labels."""
     return split.images.reshape(len(split.images), -1), split.labels
 
 
@@ -47,21 +48,21 @@ def make_batch(
     info: StepInfo,
     custom: CustomAugmentation | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Return the images and labels of a step.
+    """Return the images and labels of a train step.
 
     Args:
-      dataset: provides mean, standard deviation and classes.
-      variant: image size and augmentation.
-      precision: type of the images.
-      data: the training images.
-      indices: int32 `[N]`, the images of the batch.
-      key: the run's augmentation stream.
-      info: the place of the step in the run.
+      dataset: provides the mean, the standard deviation and the classes.
+      variant: image size and augmentation of the epoch.
+      precision: data type of the returned images, "float32" or "bfloat16".
+      data: the training images and labels.
+      indices: indices of the images in the batch, int32 `[N]`.
+      key: random key for augmentation. The number of the step is folded in.
+      info: number of the step, its epoch, and the number of steps in the run.
       custom: a custom augmentation, applied after crop and flip.
 
     Returns:
-      Normalized images `[N, size, size, 3]`, and labels: int32 `[N]`, or class probabilities,
-      float32 `[N, classes]`, if images are mixed.
+      Normalized images `[N, size, size, 3]`, and their labels. The labels are classes, int32 `[N]`.
+      With mixup or cutmix they are class probabilities, float32 `[N, classes]`.
     """
     settings, step_key = variant.augmentation, jax.random.fold_in(key, info.step)
     images = pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE)
@@ -76,7 +77,7 @@ def make_batch(
     if settings.flip == "alternating":
         flip_key = jax.random.fold_in(key, _FLIP_STREAM)
         images = augment.alternating_flip(flip_key, images, indices, info.epoch)
-    # `augment` splits the step's key, which uses the numbers 0 and 1.
+    # Numbers 0 and 1 would repeat the keys that `augment.augment` splits from `step_key`.
     jitter_key, cutout_key, mix_key, custom_key = (
         jax.random.fold_in(step_key, number) for number in (2, 3, 4, 5)
     )
@@ -101,5 +102,11 @@ def make_batch(
 def normalize(
     images: jax.Array | np.ndarray, dataset: Dataset, precision: str = "float32"
 ) -> jax.Array:
-    """Return uint8 images with zero mean and unit variance over the training images."""
+    """Return images normalized with the mean and standard deviation of the data set.
+
+    Args:
+      images: uint8 `[..., H, W, C]`.
+      dataset: provides the mean and the standard deviation of each channel.
+      precision: data type of the result, "float32" or "bfloat16".
+    """
     return pipeline.normalize(jnp.asarray(images), dataset.mean, dataset.std, jnp.dtype(precision))

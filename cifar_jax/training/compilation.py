@@ -23,12 +23,12 @@ from cifar_jax.training.step import Metrics, TrainState
 
 
 class CompiledSteps:
-    """The compiled train steps of a run. They cannot recompile.
+    """The train steps of a run, compiled when this object is created. They never recompile.
 
     Args:
       setup: the setup of the run.
       seed: seed of the run.
-      state: provides the shapes; it stays valid.
+      state: a state with the right shapes. It is not donated.
     """
 
     def __init__(self, setup: Setup, seed: int, state: TrainState) -> None:
@@ -58,13 +58,19 @@ class CompiledSteps:
         return self._streams.augment, self._streams.dropout
 
     def epoch_order(self, epoch: Epoch) -> jax.Array:
-        """Return the images of each step of an epoch: int32 `[steps, batch]`."""
+        """Return the indices of the images in each step of an epoch, int32 `[steps, batch]`."""
         return self._order[epoch.variant](self._streams.order, np.int32(epoch.number))
 
     def run(self, state: TrainState, epoch: Epoch, order: jax.Array, count: int) -> TrainState:
         """Return the state after `count` steps of an epoch. `state` is donated.
 
         The result does not depend on how the steps are divided into calls.
+
+        Args:
+          state: the current state.
+          epoch: the epoch in progress.
+          order: the result of `epoch_order` for this epoch.
+          count: number of steps.
         """
         begin = _info(epoch.begin, epoch.number, self._setup.plan.steps)
         program = self._train[epoch.variant]
@@ -75,16 +81,17 @@ class CompiledSteps:
 
         Args:
           state: the state after the last step of an epoch.
-          loss: the loss that the plateau rule observes.
+          loss: loss of the epoch, used by the `plateau` schedule.
         """
         return self._end_epoch(state, np.float32(loss))
 
 
 class StepsPerCallTuner:
-    """Chooses the number of steps per call so that a call takes about 0.2 s.
+    """Chooses how many train steps a compiled call runs, so that a call takes about 0.2 s.
 
-    On an accelerator a call costs as much as a small step. But progress, logs and signals wait for
-    the end of a call. So the calls grow until one takes long enough.
+    On an accelerator, the overhead of a call is as long as a small step, so longer calls are
+    faster. But progress, logs and signals are only handled between calls. The number of steps
+    therefore doubles until a call takes at least 0.1 s or runs 64 steps.
     """
 
     def __init__(self, steps_per_call: int | None) -> None:
@@ -93,13 +100,14 @@ class StepsPerCallTuner:
         self._calls = self._long_calls = 0
 
     def observe(self, steps: int, seconds: float) -> None:
-        """Record the duration of a call.
+        """Record the duration of a call with `steps` steps.
 
-        Two long calls in a row settle the number: one alone may be due to a busy machine.
+        The number of steps per call is final after two long calls in a row. A single long call may
+        be due to other programs on the machine.
         """
         self._calls += 1
         if self._calls == 1 or self.settled:
-            return  # The first call includes work that is done only once.
+            return  # The first call is slower, because it includes one-time work.
         if seconds * self.steps / steps >= 0.1:
             self._long_calls += 1
             self.settled = self._long_calls == 2
@@ -111,12 +119,15 @@ class StepsPerCallTuner:
 
 
 def train_data(setup: Setup) -> TrainData:
-    """Put the training images on the devices."""
+    """Put the training images and labels on all devices."""
     return TrainData(*devices.put(batches.rows(setup.train), devices.replicated(setup.mesh)))
 
 
 def order_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
-    """Return the function behind `CompiledSteps.epoch_order`: from a key and an epoch's index."""
+    """Return the jitted function from a random key and an epoch's number to the order of images.
+
+    `CompiledSteps.epoch_order` calls this function.
+    """
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
         return pipeline.epoch_order(
@@ -130,10 +141,11 @@ def order_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
 
 
 def train_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
-    """Return the function behind `CompiledSteps.run`; `train_arguments` has its argument types.
+    """Return the jitted function that `CompiledSteps.run` calls.
 
-    Its arguments are the state (donated), the training images, the order of the epoch, the number
-    of steps, the keys of augmentation and dropout, and the `StepInfo` of the epoch's first step.
+    Its arguments are the state (donated), the training images, the order of images, the number of
+    steps, the random keys for augmentation and dropout, and the `StepInfo` of the epoch's first
+    step. `train_arguments` returns their types.
     """
     custom = setup.custom.augmentation
     augmentation = partial(custom, **setup.config.data.arguments) if custom else None
@@ -172,9 +184,9 @@ def train_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
 
 
 def train_arguments(setup: Setup, variant: StepVariant) -> tuple[Any, ...]:
-    """Return shapes, types and shardings of the arguments of `train_function`.
+    """Return the shapes, types and shardings of the arguments of the jitted train function.
 
-    They suffice to compile it, also for devices that this machine does not have.
+    With them, `train_function` can be compiled even for devices that this machine does not have.
     """
     replicated = devices.replicated(setup.mesh)
 
@@ -223,13 +235,13 @@ def compile_evaluation(
     images: np.ndarray,
     after_batch: Callable[[], None] = lambda: None,
 ) -> LogitsFn:
-    """Return a function from variables to the logits of `images`, uint8 `[N, 32, 32, 3]`.
+    """Compile a function from the network's variables to the logits of `images`.
 
     Args:
       setup: the setup of the run.
-      state: provides the shapes; it stays valid.
-      images: the images.
-      after_batch: as for `compile_logits`.
+      state: a state with the right shapes. It is not donated.
+      images: uint8 `[N, 32, 32, 3]`.
+      after_batch: function called after each batch. An exception from it ends the evaluation.
     """
     precision, tta = setup.config.train.precision, setup.config.tta
     return compile_logits(

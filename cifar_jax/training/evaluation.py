@@ -1,4 +1,4 @@
-"""Evaluation of a network: variables and images in, logits out, with test-time augmentation."""
+"""Compute the logits of a network for images, with optional test-time augmentation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -12,33 +12,38 @@ from cifar_jax import devices
 
 
 class Outputs(NamedTuple):
-    """Logits of images, float32 `[N, classes]`."""
+    """The logits of a network for N images. Both arrays are float32 `[N, classes]`."""
 
     logits: np.ndarray
-    """Averaged over the views of test-time augmentation."""
+    """Logits averaged over the views of test-time augmentation."""
     plain: np.ndarray
-    """Of the unchanged image only; the same array as `logits` without test-time augmentation."""
+    """Logits of the unchanged images. Without test-time augmentation, this is the array
+    `logits`."""
 
 
 LogitsFn = Callable[[Mapping[str, Any]], Outputs]
-"""From a model's variables to the logits of the images that it was compiled for."""
+"""Function from a model's variables to the logits of a fixed set of images."""
 
 
 class TTA(NamedTuple):
     """Test-time augmentation: logits are averaged over several views of an image.
 
-    The image has weight 1/2 and each of its two shifts 1/4. Each of these is averaged with its
-    mirror image. With both, this is level 2 of airbench. `least_confident` follows hiverge's
-    cifar10-speedrun, which ranks by the largest probability alone and weights six views equally.
+    With `shift`, the unshifted image has weight 1/2, and the two shifted images have weight 1/4
+    each. With `flip`, the logits of each of these images are averaged with those of its mirror
+    image. `shift` and `flip` together are airbench's TTA level 2.
+
+    `least_confident` follows hiverge's cifar10-speedrun, with two differences: cifar10-speedrun
+    ranks images by their largest probability, and gives six views equal weights.
     """
 
     flip: bool = False
-    """Add mirror images."""
+    """Whether to add mirrored images."""
     shift: int = 0
-    """Pixels: add the image moved up and left, and down and right, padded by reflection."""
+    """Distance in pixels of two shifted images: one moved up and left, one moved down and right.
+    The borders are filled by reflection. 0: no shifted images."""
     least_confident: float | None = None
-    """Use the extra views only for this fraction of the images: those with the smallest difference
-    between the two largest probabilities of the plain view. None: for all."""
+    """Fraction of the images for which the extra views are used. These are the images with the
+    smallest difference between their two largest probabilities. None: all images."""
 
 
 def compile_logits(
@@ -52,18 +57,20 @@ def compile_logits(
     after_batch: Callable[[], None] = lambda: None,
     tta: TTA | None = None,
 ) -> LogitsFn:
-    """Return a function from variables to the logits of `images`, in evaluation mode.
+    """Compile a function from a model's variables to the logits of `images`.
+
+    The model is in evaluation mode.
 
     Args:
       model: the network.
-      variables: provide the shapes; they stay valid.
-      images: uint8 `[N, H, W, C]`, at least one. They are put on the devices in batches; the last
-        batch is padded.
-      normalize: from uint8 images to the network's input.
-      batch_size: images per batch, rounded up to a multiple of the devices.
+      variables: variables with the right shapes. They are not donated.
+      images: uint8 `[N, H, W, C]`, at least one image. They are put on the devices in batches, and
+        the last batch is padded.
+      normalize: function from uint8 images to the network's input.
+      batch_size: number of images per batch, rounded up to a multiple of the number of devices.
       mesh: the devices.
-      after_batch: called after each batch; an exception ends the evaluation.
-      tta: test-time augmentation; None: none.
+      after_batch: function called after each batch. An exception from it ends the evaluation.
+      tta: test-time augmentation. None: only the unchanged images.
     """
     batch = min(batch_size, len(images))
     batch = -(-batch // mesh.size) * mesh.size
@@ -77,7 +84,8 @@ def compile_logits(
     def apply(variables: Mapping[str, Any], images: jax.Array) -> Any:
         return model.apply(variables, normalize(images), train=False)
 
-    plain_batches = batches(images)  # These stay on the devices; other views do not.
+    # The unchanged images stay on the devices; mirrored and shifted copies do not.
+    plain_batches = batches(images)
     program = (
         jax.jit(apply, out_shardings=devices.replicated(mesh))
         .lower(variables, plain_batches[0])
@@ -103,10 +111,10 @@ def apply_tta(
     """Return the logits of `images`, averaged over the views of test-time augmentation.
 
     Args:
-      logits_of: from images to logits. It is called with `images` first, then with each other view
-        of all images or of the least confident ones.
+      logits_of: function from images to logits. It is called with `images` first, and then with
+        each other view. These views contain all images or only the least confident ones.
       images: `[N, H, W, C]`, with H and W larger than the shift.
-      tta: the views; None: only the plain one.
+      tta: the views. None: only the unchanged images.
     """
     plain = logits_of(images)
     flip, shift, least_confident = tta or TTA()
@@ -128,7 +136,7 @@ def apply_tta(
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return class probabilities, float64 `[N, classes]`, computed on the host."""
+    """Return class probabilities, float64 `[N, classes]`. They are computed on the host."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
 
@@ -148,13 +156,16 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def _least_confident(logits: np.ndarray, fraction: float) -> np.ndarray:
-    """Return the indices of this fraction of the rows, at least one, least confident first."""
+    """Return the indices of the least confident rows of `logits`, least confident first.
+
+    The given fraction of the rows is returned, but at least one row.
+    """
     second, first = np.partition(softmax(logits), -2)[:, -2:].T
     return np.argsort(first - second, kind="stable")[: max(1, round(fraction * len(logits)))]
 
 
 def _shifted(images: np.ndarray, pixels: int) -> np.ndarray:
-    """Return the images moved down and right, or up and left for a negative number of pixels."""
+    """Return images moved down and right by `pixels`, or up and left if `pixels` is negative."""
     pad = [(max(pixels, 0), max(-pixels, 0))] * 2
     padded = np.pad(images, [(0, 0), *pad, (0, 0)], mode="reflect")
     height, width = images.shape[1:3]

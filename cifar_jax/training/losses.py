@@ -1,4 +1,7 @@
-"""The training loss and the number of correct answers, from logits and hard or soft labels."""
+"""The training loss, and whether an image is classified correctly.
+
+Labels are classes, or class probabilities for mixed images.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -23,17 +26,20 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """Return for each image whether the largest logit is the label's, bool `[N]`.
+    """Return whether each image is classified correctly, bool `[N]`.
+
+    An image is classified correctly if its largest logit is that of its label. If the label is
+    given as class probabilities, the first class with the largest probability is the label.
 
     Args:
       logits: float32 `[N, K]`.
-      labels: as for `cross_entropy`. The first of several equal probabilities counts.
+      labels: classes, int32 `[N]`, or class probabilities, float32 `[N, K]`.
     """
     return logits.argmax(-1) == (labels if _are_classes(logits, labels) else labels.argmax(-1))
 
 
 def _are_classes(logits: jax.Array, labels: jax.Array) -> bool:
-    """Return whether labels are classes and not probabilities."""
+    """Return whether labels are classes. Otherwise they are class probabilities."""
     if jnp.issubdtype(labels.dtype, jnp.integer):
         assert labels.shape == logits.shape[:-1], (labels.shape, logits.shape)
         return True

@@ -1,4 +1,7 @@
-"""The model card of a run, and the checks of a run folder's card when the run resumes."""
+"""Make the model card of a run, and check it against the stored card when the run resumes.
+
+A model card describes a network and the data that it was trained on.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,12 +21,12 @@ from cifar_jax.training.setup import Setup
 def make_card(
     request: RunRequest, setup: Setup, initial: Mapping[str, Any] | None = None
 ) -> ModelCard:
-    """Return the card of the run's model, without any weights.
+    """Return the model card of a run. The fields about trained weights are left out.
 
     Args:
       request: the run.
-      setup: its setup.
-      initial: pretrained variables that the run starts from, if any.
+      setup: the setup of the run.
+      initial: pretrained variables that the run starts from. None: random weights.
     """
     dataset, config, custom = setup.dataset, request.config, request.custom
     code = None
@@ -61,16 +64,16 @@ def update_card(
     checkpoints: Checkpoints,
     card: ModelCard,
 ) -> list[str]:
-    """Write the card of a new run, or compare it with the card of the run that resumes.
+    """Write the model card of a new run, or check the card of a resumed run.
 
-    Also writes a copy of the experiment file, if it defines custom parts.
+    If the experiment file defines custom parts, a copy of the file is also written.
 
     Returns:
-      A line for the log if the code changed since the last session.
+      Lines for the log. There is one if the code changed since the last session.
 
     Raises:
-      UserError: the run was started with other images or weights, or its checkpoints do not fit
-        the network.
+      UserError: the run started with other images or pretrained weights, or its checkpoints do not
+        fit the network.
     """
     old, custom = folder.card(), request.custom
     lines = []
@@ -95,19 +98,19 @@ def update_card(
 
 
 def _check_data(folder: RunFolder, old: ModelCard, new: ModelCard) -> None:
-    """Raise if a run was started with other images."""
+    """Raise if a run was started with images other than those of the new card."""
     if old.data is None or new.data is None or old.data.sha256 == new.data.sha256:
         return
     same = old.data.content == new.data.content
     difference = "the same images in another order" if same else "other images"
     raise UserError(
-        f"{folder.path} was started with {difference} of {old.data.name}: set TFDS_DATA_DIR to "
-        "the folder that it was started with, or choose another --workdir"
+        f"{folder.path} was started with {difference} for the data set {old.data.name}: set "
+        "TFDS_DATA_DIR to the folder of those images, or choose another --workdir"
     )
 
 
 def _changed_files(old: CodeCard | None, new: CodeCard | None) -> list[str]:
-    """Return the names of the files that differ between two code cards."""
+    """Return the names of the code files that differ between two model cards."""
 
     def digests(code: CodeCard | None) -> dict[str, str]:
         return code.modules | {code.file: code.sha256} if code else {}
@@ -117,7 +120,7 @@ def _changed_files(old: CodeCard | None, new: CodeCard | None) -> list[str]:
 
 
 def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None:
-    """Raise if the newest checkpoint does not fit the network, after its code changed."""
+    """Raise if the newest checkpoint does not fit a network whose code has changed."""
     saved = checkpoints.latest()
     if saved is None:
         return
@@ -127,6 +130,6 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
         return  # The damage is reported when the checkpoint is restored.
     shapes = models.variable_shapes(setup.spec.model)
     try:
-        models.match_variables(weights, shapes, "its checkpoint")
+        models.match_variables(weights, shapes, "The newest checkpoint")
     except UserError as error:
         raise UserError(f"{message}. {error}; choose another --workdir, or use --fresh") from None

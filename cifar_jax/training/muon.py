@@ -1,14 +1,15 @@
-"""Muon: momentum with orthogonalized updates, for the kernels of a network.
+"""The Muon optimizer: momentum with orthogonalized updates, for the kernels of a network.
 
 This follows Keller Jordan's Muon (kellerjordan.github.io/posts/muon) as in airbench94_muon. It
 differs from `optax.contrib.muon` (0.2.6 to 0.2.8):
 
-- Momentum is a plain sum (`optax.trace`). optax corrects a mean for its start, which weights
-  gradient and buffer differently in the first steps.
+- Momentum is a plain sum of gradients (`optax.trace`). optax uses a mean with bias correction,
+  which weights the first gradients differently.
 - Updates are not scaled by the kernel's shape. Instead, kernels are set to a fixed norm before
   every update (`normalized`).
-- Other parameters get an optimizer of your choice through `optax.partition`. optax uses Adam.
-- Kernels of the same shape are orthogonalized together, in a form with half the arithmetic.
+- Parameters that are not kernels can use any optimizer, through `optax.partition`. optax always
+  uses Adam for them.
+- Kernels of the same shape are orthogonalized together, with about half as many operations.
 """
 
 import math
@@ -19,13 +20,15 @@ import jax.numpy as jnp
 import optax
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Factors of X, (XXᵀ)X and (XXᵀ)²X in one Newton-Schulz step, chosen for a steep slope at zero."""
+"""Coefficients of X, (XXᵀ)X and (XXᵀ)²X in one Newton-Schulz step. They give a steep slope at
+zero."""
 
 _STEPS_PER_GRAM = 5
-"""Steps before XᵀX is computed from X again; float32 stays accurate for this many."""
+"""Number of Newton-Schulz steps after which XᵀX is computed from X again. With more steps, float32
+rounding errors become too large."""
 
 _SMALLEST_NORM = 1e-18
-"""Smallest norm whose square float32 can hold; smaller norms are treated as this one."""
+"""Lower bound for norms in a division. The square of a much smaller norm is zero in float32."""
 
 
 def scale_by_muon(
@@ -33,16 +36,18 @@ def scale_by_muon(
 ) -> optax.GradientTransformation:
     """Return a transformation from gradients of kernels to orthogonalized directions.
 
-    The buffer is `momentum * buffer + gradient`. The buffer is orthogonalized, or with `nesterov`
-    `gradient + momentum * buffer`. Multiply the result by minus the learning rate.
+    Each update sets `buffer = momentum * buffer + gradient`. The direction is the orthogonalized
+    buffer. With `nesterov`, it is the orthogonalized sum `gradient + momentum * buffer`. The caller
+    multiplies the direction by minus the learning rate.
 
     Args:
-      momentum: in [0, 1).
+      momentum: momentum coefficient, in [0, 1).
       nesterov: use Nesterov momentum.
-      steps: Newton-Schulz steps; see `orthogonalized`.
+      steps: number of Newton-Schulz steps; see `orthogonalized`.
 
     Raises:
-      ValueError: `steps` is below 1; or, in `update`, a parameter is not a kernel.
+      ValueError: `steps` is below 1. The `update` function raises it for a parameter that is not a
+        kernel.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, not {steps}")
@@ -53,26 +58,32 @@ def scale_by_muon(
 
 
 def orthogonalized(kernels: Any, *, steps: int = 3) -> Any:
-    """Return each kernel, as a matrix UΣVᵀ, moved close to UVᵀ by Newton-Schulz iteration.
+    """Return approximately orthogonalized kernels, computed by Newton-Schulz iteration.
 
-    A kernel `[..., O]` is treated as a matrix `[O, rest]`: HWIO as `[O, H*W*I]`, dense as `[O, I]`.
-    It is divided by its Frobenius norm. Each step then maps every singular value σ to
-    aσ + bσ³ + cσ⁵ with `COEFFICIENTS`. The iteration is not meant to converge: singular values
-    above 1/50 of the norm reach (0.65, 1.21) in 3 steps, those above 1/500 in 5. Zero stays zero.
+    A kernel with the singular value decomposition UΣVᵀ becomes approximately UVᵀ.
 
-    A kernel with sides s <= l takes 4s²l + (8*steps - 6)s³ operations for up to 5 steps, counting
-    an addition and a multiplication as two. The polynomials are evaluated on the s × s matrix XᵀX
-    and X is multiplied by their product once; the textbook form takes steps*(4s²l + 2s³). For 512
-    filters of 3×3 over 256 channels, 3 steps take 4.8 GFLOP instead of 8.1.
+    A kernel `[..., O]` is treated as a matrix `[O, rest]`: a convolution kernel HWIO as `[O,
+    H*W*I]`, a dense kernel as `[O, I]`. The matrix is divided by its Frobenius norm. Each step then
+    maps every singular value σ to aσ + bσ³ + cσ⁵, where a, b and c are `COEFFICIENTS`. The singular
+    values do not converge to 1. After 3 steps, singular values above 1/50 of the norm are between
+    0.65 and 1.21. After 5 steps, this is true for singular values above 1/500 of the norm. A kernel
+    of zeros stays zero.
 
-    Depthwise and grouped kernels are not matrices between channels: give them another optimizer.
+    For a matrix with sides s <= l, up to 5 steps take 4s²l + (8*steps - 6)s³ operations. A
+    multiplication with an addition counts as two operations. The polynomials are evaluated on the s
+    × s matrix XᵀX, and X is multiplied once by their product. The textbook form takes steps*(4s²l +
+    2s³) operations. For 512 filters of 3×3 over 256 channels, 3 steps take 4.8 GFLOP here and 8.1
+    GFLOP in the textbook form.
+
+    Use another optimizer for depthwise and grouped kernels, which are not matrices between
+    channels.
 
     Args:
       kernels: a tree of arrays with two or more axes.
-      steps: number of steps, at least 1.
+      steps: number of Newton-Schulz steps, at least 1.
 
     Returns:
-      A tree with the same shapes and types.
+      A tree with the same shapes and types as `kernels`.
 
     Raises:
       ValueError: an array has fewer than two axes.
@@ -94,14 +105,15 @@ def orthogonalized(kernels: Any, *, steps: int = 3) -> Any:
 
 
 def normalized(params: Any, is_muon: Any) -> Any:
-    """Return the parameters with Muon's kernels scaled to Frobenius norm √O, O the last axis.
+    """Return the parameters, with Muon's kernels scaled to the Frobenius norm √O.
 
-    The learning rate alone then determines how far an update turns a kernel, and no kernel needs
-    weight decay. BatchNorm after a layer cancels the scale. Apply it before the update is added.
+    O is the size of a kernel's last axis. With a fixed norm, the learning rate alone determines how
+    far an update turns a kernel, and kernels need no weight decay. BatchNorm after a layer cancels
+    the scale. Call this function before the update is added to the parameters.
 
     Args:
       params: a tree of parameters.
-      is_muon: a tree of bools with the same structure: whether Muon trains the parameter.
+      is_muon: a tree of bools with the same structure. True: Muon trains the parameter.
     """
 
     def one(kernel: jax.Array, yes: bool) -> jax.Array:
@@ -115,17 +127,20 @@ def normalized(params: Any, is_muon: Any) -> Any:
 
 
 def _matrix(kernel: jax.Array) -> jax.Array:
-    """Return the kernel as a matrix `[rest, O]`, without moving its memory."""
+    """Return the kernel as a matrix `[rest, O]`, without copying its data."""
     if kernel.ndim < 2:
-        raise ValueError(f"Muon needs kernels, and an array of shape {kernel.shape} is not one")
+        raise ValueError(
+            f"Muon needs kernels with at least two axes, not an array of shape {kernel.shape}"
+        )
     return kernel.reshape(-1, kernel.shape[-1])
 
 
 def _newton_schulz(x: jax.Array, steps: int) -> jax.Array:
-    """Return the result of the iteration on matrices `[N, long, short]`.
+    """Apply Newton-Schulz steps to matrices of shape `[N, long, short]`.
 
-    A step maps X to X·q(XᵀX). XᵀX commutes with q, so it becomes q·XᵀX·q. Its rounding errors grow
-    by a² = 12 per step in the directions in which X is small.
+    A step maps X to X·q, where q is a polynomial of XᵀX. Because q commutes with XᵀX, the step maps
+    XᵀX to q·XᵀX·q. Where X is small, the rounding errors of XᵀX grow by a factor of a² = 12 per
+    step.
     """
     a, b, c = COEFFICIENTS
     x /= jnp.maximum(jnp.linalg.norm(x, axis=(1, 2), keepdims=True), _SMALLEST_NORM)

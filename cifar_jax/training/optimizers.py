@@ -1,7 +1,7 @@
-"""Optimizers with PyTorch's semantics, for groups of parameters, built from optax.
+"""Optimizers for groups of parameters, built from optax, with PyTorch's semantics.
 
-Learning rates are no part of an optimizer: each update takes them as an argument, so another rate
-compiles nothing again.
+An optimizer contains no learning rates. They are arguments of each update, so that changing a
+learning rate does not recompile.
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -23,21 +23,22 @@ def make_optimizer(
     groups: Sequence[ParamGroup] = (),
     custom: CustomOptimizer | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Return the optimizer of all parameters.
+    """Return one optimizer for all parameters.
 
-    Its `update` takes the learning rates as `rates`, float32 `[1 + groups]`: that of `optimizer`,
-    then that of each group.
+    The keyword argument `rates` of its `update` is float32 `[1 + groups]`: the learning rate of
+    `optimizer`, then the learning rate of each group.
 
     Args:
-      optimizer: settings for the parameters in no group.
-      groups: parameter groups; the first that matches a parameter counts.
-      custom: the experiment file's `OPTIMIZER`, for settings named `custom`. It is called with
-        their `arguments` and returns the direction of an update, without a learning rate.
+      optimizer: settings for the parameters that are in no group.
+      groups: parameter groups. A parameter belongs to the first group that matches it.
+      custom: the experiment file's `OPTIMIZER`, for optimizer settings with the name `custom`. It
+        is called with the `arguments` of these settings, and returns an optax transformation. The
+        transformation must not apply a learning rate.
     """
     rules = [optimizer, *(group.optimizer for group in groups)]
 
     def labels(params: Any) -> Any:
-        """Return the number of each parameter's rule, as text."""
+        """Return the group number of each parameter, as a string."""
         return jax.tree_util.tree_map_with_path(
             lambda path, _: str(_group_number(groups, parameter_path(path))), params
         )
@@ -63,8 +64,8 @@ def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGro
       groups: as for `make_optimizer`.
 
     Raises:
-      UserError: a pattern matches no parameter, earlier groups match all of a group's parameters,
-        or Muon gets a bias, a scale or a depthwise kernel.
+      UserError: a pattern matches no parameter, earlier groups match all parameters of a group, or
+        Muon gets a bias, a scale or a depthwise kernel.
     """
     leaves = {
         parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -100,7 +101,7 @@ def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGro
 def group_members(
     params: Any, groups: Sequence[ParamGroup], numbers: Collection[int]
 ) -> frozenset[str]:
-    """Return the paths of the parameters in the groups with these numbers, counted from 1."""
+    """Return the paths of all parameters in the groups with the given numbers, counted from 1."""
     paths = (parameter_path(path) for path, _ in jax.tree_util.tree_leaves_with_path(params))
     return frozenset(path for path in paths if _group_number(groups, path) in numbers)
 
@@ -111,7 +112,10 @@ def parameter_path(path: Any) -> str:
 
 
 def _group_number(groups: Sequence[ParamGroup], path: str) -> int:
-    """Return the number of the first group that matches a path; 0 if none does."""
+    """Return the number of the first group that matches a path, counted from 1.
+
+    Return 0 if no group matches.
+    """
     for number, group in enumerate(groups, start=1):
         if any(fnmatchcase(path, pattern) for pattern in _patterns(group)):
             return number
@@ -125,11 +129,11 @@ def _patterns(group: ParamGroup) -> list[str]:
 def _direction(
     optimizer: Optimizer, custom: CustomOptimizer | None
 ) -> optax.GradientTransformation:
-    """Return the direction of an update, in PyTorch's order of operations.
+    """Return a transformation from gradients to update directions, as in PyTorch.
 
-    The `weight_decay` of sgd, adam and muon is coupled L2 (`torch.optim.SGD(weight_decay=)`): it is
-    added to the gradient before momentum. That of adamw is decoupled. Every parameter decays,
-    biases and BatchNorm's included, as in PyTorch.
+    For sgd, adam and muon, `weight_decay` is coupled L2: it is added to the gradient before
+    momentum, as in `torch.optim.SGD(weight_decay=)`. For adamw, it is decoupled. Weight decay
+    applies to every parameter, including biases and the parameters of BatchNorm, as in PyTorch.
     """
     decay = (
         optax.add_decayed_weights(optimizer.weight_decay)
@@ -162,7 +166,7 @@ def _direction(
 
 
 def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformationExtraArgs:
-    """Return a transformation that multiplies updates by minus their group's learning rate."""
+    """Return a transformation that multiplies each update by minus its group's learning rate."""
 
     def update(
         updates: optax.Updates,
@@ -183,7 +187,7 @@ def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformatio
 def _normalize_kernels(
     labels: Callable[[Any], Any], muon_rules: Collection[str]
 ) -> optax.GradientTransformation:
-    """Return a transformation that also moves Muon's kernels to their norm: `muon.normalized`."""
+    """Return a transformation that adds the kernel scaling of `muon.normalized` to the updates."""
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         is_muon = jax.tree.map(lambda label: label in muon_rules, labels(params))

@@ -1,6 +1,6 @@
-"""The plan of a run: its epochs, and the image size, batch size and augmentation of each.
+"""The plan of a run: the image size, batch size and augmentation of each epoch.
 
-A plan is made once, from the config, and never changes. Only this module relates steps to epochs.
+A plan is made once, from the config, and does not change. Only this module maps epochs to steps.
 """
 
 from bisect import bisect_right
@@ -12,30 +12,30 @@ from cifar_jax.data import pipeline
 
 
 class StepVariant(NamedTuple):
-    """What may differ between epochs. Each variant of a plan is compiled once."""
+    """Settings of a train step that may differ between epochs. Each variant is compiled once."""
 
     image_size: int
     """Side of the images, in pixels."""
     batch_size: int
     augmentation: Augmentation
     frozen_groups: tuple[int, ...] = ()
-    """Numbers, from 1, of the parameter groups that are frozen."""
+    """Numbers of the parameter groups that are frozen, counted from 1."""
 
 
 class Epoch(NamedTuple):
     """One pass over the training images."""
 
     number: int
-    """From 0."""
+    """Number of the epoch, counted from 0."""
     variant: StepVariant
     begin: int
-    """Steps before the epoch."""
+    """Number of steps before the epoch."""
     steps: int
-    """Steps in the epoch."""
+    """Number of steps in the epoch."""
 
     @property
     def end(self) -> int:
-        """Steps up to the end of the epoch."""
+        """Number of steps from the start of the run to the end of the epoch."""
         return self.begin + self.steps
 
 
@@ -46,22 +46,22 @@ class Plan(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Steps in the whole run."""
+        """Number of steps in the whole run."""
         return self.epochs[-1].end
 
     @property
     def variants(self) -> tuple[StepVariant, ...]:
-        """Each variant once, in order of first use."""
+        """The different variants in the plan, in order of first use."""
         return tuple(dict.fromkeys(epoch.variant for epoch in self.epochs))
 
     def remaining(self, epoch: int) -> Iterator[Epoch]:
-        """Yield the epochs from index `epoch` on."""
+        """Yield the epochs whose number is `epoch` or higher."""
         yield from self.epochs[epoch:]
 
 
 def make(config: Config, images: int, image_size: int) -> Plan:
-    """Return the plan for a number of training images of a size in pixels."""
-    # Every phase end and every `until` of a group starts a new variant.
+    """Return the plan for training on `images` images of `image_size` pixels per side."""
+    # A new variant starts whenever a phase ends or a parameter group is frozen.
     ends = {phase.until for phase in config.phases}
     frozen = {group.until for group in config.param_groups if group.until is not None}
     starts = sorted({0.0} | ends | frozen)
@@ -75,7 +75,7 @@ def make(config: Config, images: int, image_size: int) -> Plan:
 
 
 def _variant(config: Config, image_size: int, progress: float) -> StepVariant:
-    """Return the variant of an epoch; `progress` is the fraction of epochs before it."""
+    """Return the variant of an epoch. `progress` is the fraction of all epochs before it."""
     default = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
     groups = enumerate(config.param_groups, start=1)
     frozen = tuple(i for i, group in groups if group.until is not None and progress >= group.until)

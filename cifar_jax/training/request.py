@@ -1,4 +1,4 @@
-"""What a training run is asked to do."""
+"""The request for a training run: its experiment, settings, seed and folder."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,18 +18,22 @@ class RunRequest(NamedTuple):
     seed: int
     workdir: Path
     custom: CustomParts = CustomParts()
-    """Parts that the experiment file defines."""
+    """Custom parts that the experiment file defines."""
     overrides: Mapping[str, Any] = {}
-    """Settings that differ from the experiment file's, by dotted name."""
+    """Settings that differ from the experiment file, by dotted name."""
     load_weights: Callable[[], Mapping[str, Any]] | None = None
-    """Returns the variables that `train.init_from` names."""
+    """Function that loads the variables named by the setting `train.init_from`. None: random
+    weights."""
     fresh: bool = False
-    """Delete the run that is in the folder first."""
+    """Whether to delete an existing run in the folder first."""
     extend: bool = False
-    """Let the run in the folder continue to more epochs than it was started with."""
+    """Whether the run in the folder may continue to more epochs than it was started with."""
 
     def identity(self) -> RunIdentity:
-        """Return what `config.json` holds. A folder with another identity is refused."""
+        """Return the identity of the run, which is stored in `config.json`.
+
+        Training refuses a folder that holds a run with another identity.
+        """
         return RunIdentity(
             experiment=self.experiment,
             seed=self.seed,

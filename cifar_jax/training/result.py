@@ -1,4 +1,4 @@
-"""Evaluates a finished run on the test images, and writes result.json and outputs.npz."""
+"""Evaluate a finished run on the test images, and write result.json and outputs.npz."""
 
 import hashlib
 import math
@@ -25,9 +25,9 @@ def write_result(
     evaluate_validation: LogitsFn | None,
     compile_seconds: float,
 ) -> tuple[Result, list[str]]:
-    """Measure a finished run on the test images, and write its result.
+    """Evaluate a finished run on the test images, and write its result.
 
-    Nothing is decided by the test images: they are used here for the first time.
+    The test images are used here for the first time, so no decision of the run depends on them.
 
     Returns:
       The result, and messages about damaged checkpoints.
@@ -57,7 +57,7 @@ def write_result(
 
     sessions = context.folder.sessions() if distributed.is_main_process() else []
     last = rows[-1] if rows else None
-    # An epoch that a signal stopped after its last step has no speed.
+    # The speed is 0 if a run was resumed after the last step of an epoch.
     speeds = [row.images_per_second for row in rows if row.images_per_second]
     identity = context.identity
     parts: dict[str, Any] = {
@@ -107,10 +107,10 @@ def write_result(
 
 
 def params_sha256(params: Any) -> str:
-    """Return the SHA-256 of parameters: for each path in sorted order, the path and the bytes.
+    """Return the SHA-256 of a tree of parameters.
 
-    Paths are like `stage1_block1/conv1/kernel`, in UTF-8 and followed by a zero byte. Arrays are
-    little-endian.
+    Parameters are hashed in order of their paths. Each contributes its path in UTF-8, a zero byte,
+    and the little-endian bytes of its array. An example of a path is `stage1_block1/conv1/kernel`.
     """
     leaves = {
         "/".join(str(key.key) for key in path): leaf

@@ -1,4 +1,4 @@
-"""The random keys of a run: one stream for each use, all derived from the seed."""
+"""The random keys of a run. Each use has its own key, and all keys follow from the seed."""
 
 from typing import NamedTuple
 
@@ -6,24 +6,24 @@ import jax
 
 
 class Streams(NamedTuple):
-    """Keys of the independent streams of random numbers.
+    """Keys of independent streams of random numbers.
 
-    Every draw folds the epoch or the step into its stream, so the keys follow from the seed and
-    the step, and a checkpoint stores none.
+    Each use folds the number of the epoch or step into the key. All random numbers therefore follow
+    from the seed and the step, and a checkpoint stores no keys.
     """
 
     init: jax.Array
-    """Initial weights."""
+    """Key for the initial weights."""
     order: jax.Array
-    """Order of the images; fold in the epoch."""
+    """Key for the order of the images. Fold in the number of the epoch."""
     augment: jax.Array
-    """Augmentation; fold in the step."""
+    """Key for augmentation. Fold in the number of the step."""
     dropout: jax.Array
-    """Dropout; fold in the step."""
+    """Key for dropout. Fold in the number of the step."""
 
 
 def make_streams(seed: int) -> Streams:
-    """Return the streams of a seed. The generator does not depend on JAX's configuration."""
+    """Return the random streams of a seed. They do not depend on the configuration of JAX."""
     init, order, step = jax.random.split(jax.random.key(seed, impl="threefry2x32"), 3)
     augment, dropout = jax.random.split(step)
     return Streams(init, order, augment, dropout)

@@ -1,7 +1,7 @@
-"""Learning rate schedules: functions from a step to a factor of the highest learning rate.
+"""Learning rate schedules: functions from a step to a factor of the base learning rate.
 
-The numbers in a `StepInfo` may be traced, so neither another learning rate nor another length of
-the run compiles anything again.
+The numbers in a `StepInfo` may be traced arrays. A change of the learning rate or of the length of
+the run therefore does not recompile.
 """
 
 from collections.abc import Callable
@@ -15,31 +15,32 @@ from cifar_jax.config import Schedule
 
 
 class StepInfo(NamedTuple):
-    """The place of a step in the run; int32 scalars."""
+    """The position of a step in the run. All fields are int32 scalars."""
 
     step: Any
-    """Steps before this one."""
+    """Number of steps before this step."""
     epoch: Any
-    """Epochs completed before this one."""
+    """Number of epochs completed before this step."""
     total_steps: Any
-    """Steps in the whole run."""
+    """Number of steps in the whole run."""
 
 
 ScheduleFn = Callable[[StepInfo], jax.Array]
-"""Returns a float32 factor of the highest learning rate."""
+"""Function from a step to a float32 factor of the base learning rate."""
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
-"""First and last factor of `one-cycle`: PyTorch's `div_factor` and `final_div_factor`."""
+"""First and last factor of the schedule `one-cycle`. They follow from PyTorch's default values of
+`div_factor` and `final_div_factor`."""
 
 
 def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> ScheduleFn:
-    """Return the schedule that the settings name.
+    """Return the schedule function for the settings.
 
-    `plateau` is constant here: its reductions are in the train state.
+    The function for `plateau` is constant, because its reductions are stored in the train state.
 
     Args:
-      schedule: the settings.
-      custom: the experiment file's `SCHEDULE`, called with a `StepInfo` and
+      schedule: settings of the schedule.
+      custom: the experiment file's `SCHEDULE`. It is called with a `StepInfo` and with
         `schedule.arguments`.
     """
     match schedule.name:
@@ -50,7 +51,7 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
         case "constant" | "plateau":
             return lambda info: jnp.float32(1)
         case "step":
-            # Whole epochs: a quotient in floating point could be one step late at the boundary.
+            # Divide integers: rounding of floats could delay a reduction by one step.
             period, factor = schedule.step_epochs, schedule.factor
             return lambda info: factor ** jnp.floor_divide(info.epoch, period).astype(float)
         case "cosine":
@@ -64,18 +65,18 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
 
 
 class PlateauState(NamedTuple):
-    """State of the plateau rule. The values are arrays, so a reduction never recompiles."""
+    """State of the `plateau` schedule. Its values are arrays, so a reduction never recompiles."""
 
     scale: jax.Array
-    """float32: factor of the learning rate."""
+    """float32: current factor of the learning rate."""
     best: jax.Array
-    """float32: lowest loss so far."""
+    """float32: loss of the last epoch that was an improvement."""
     bad_epochs: jax.Array
-    """int32: epochs since the lowest loss or the last reduction."""
+    """int32: number of epochs since the last improvement or the last reduction."""
 
 
 def plateau_init() -> PlateauState:
-    """Return the state before the first epoch."""
+    """Return the state of the `plateau` schedule before the first epoch."""
     return PlateauState(jnp.float32(1), jnp.float32(jnp.inf), jnp.int32(0))
 
 
@@ -89,12 +90,12 @@ def plateau_update(
     threshold: float,
     eps: float = 1e-8,
 ) -> PlateauState:
-    """Return the state after an epoch, as PyTorch's `ReduceLROnPlateau(mode="min")` does.
+    """Return the state after an epoch, as in PyTorch's `ReduceLROnPlateau(mode="min")`.
 
-    A loss below `best * (1 - threshold)` is an improvement. After more than `patience` epochs
-    without one, the scale is multiplied by `factor`, unless that changes the learning rate
-    `lr * scale` by no more than `eps`. NaN is never an improvement. optax's `reduce_on_plateau`
-    reduces one epoch earlier.
+    A loss below `best * (1 - threshold)` is an improvement. NaN is never an improvement. After more
+    than `patience` epochs without improvement, the scale is multiplied by `factor`. The scale is
+    kept if the change of the learning rate `lr * scale` would be `eps` or less. optax's
+    `reduce_on_plateau` reduces one epoch earlier.
     """
     improved = loss < state.best * (1 - threshold)
     bad_epochs = jnp.where(improved, 0, state.bad_epochs + 1)
@@ -123,13 +124,13 @@ def _triangular(schedule: Schedule, info: StepInfo) -> jax.Array:
 
 
 def _top(warmup: float, info: StepInfo) -> jax.Array:
-    """Return the step with the highest rate."""
-    # The small addend keeps products such as 0.7 * 10 from rounding to below 7.
+    """Return the step with the highest learning rate."""
+    # Add 1e-3, because a product such as 0.7 * 10 may round to just below 7.
     return jnp.floor(jnp.float32(warmup) * info.total_steps + 1e-3)
 
 
 def _progress(begin: Any, step: Any, end: Any) -> jax.Array:
-    """Return how far the step is from `begin` to `end`, in 0..1."""
+    """Return the position of `step` between `begin` and `end`, from 0 to 1."""
     length = jnp.maximum(jnp.asarray(end - begin, jnp.float32), 1)
     return jnp.clip((step - begin) / length, 0, 1)
 
@@ -139,5 +140,5 @@ def _line(start: float, end: float, progress: jax.Array) -> jax.Array:
 
 
 def _cosine(start: float, end: float, progress: jax.Array) -> jax.Array:
-    """Return the value of a half cosine wave from `start` to `end`."""
+    """Return the value at `progress` of half a cosine wave from `start` to `end`."""
     return end + (start - end) * (1 + jnp.cos(jnp.pi * progress)) / 2

@@ -1,4 +1,4 @@
-"""The setup of a run: data, network, optimizer, schedule, plan and devices, made from a config."""
+"""Build the setup of a run from its config, such as the data, the network and the optimizer."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,18 +24,18 @@ from cifar_jax.training.plan import Plan
 from cifar_jax.training.step import StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
-"""Training images from which whitening filters are computed, as in airbench."""
+"""Number of training images from which the whitening filters are computed, as in airbench."""
 
 
 class Setup(NamedTuple):
-    """All parts of a run. Nothing in it changes."""
+    """All parts of a run, such as data and network. They do not change during training."""
 
     config: Config
     custom: CustomParts
     dataset: Dataset
     train: Split
     validation: Split
-    """Empty if nothing is held out."""
+    """Images and labels held out for validation. Empty if none are held out."""
     plan: Plan
     spec: StepSpec
     mesh: Mesh
@@ -52,16 +52,17 @@ def build_setup(
 
     Args:
       config: the settings.
-      custom: parts that the experiment file defines.
-      dataset: the images; None: load those that the config names.
-      available: devices to choose from; None: all.
+      custom: custom parts that the experiment file defines.
+      dataset: the images and labels. None: load the data set that the config names.
+      available: devices that the run may use. None: all devices.
 
     Raises:
-      UserError: an unknown model or data set, missing data, a batch larger than the data, devices
-        that do not divide the batch, or settings that do not fit the network.
+      UserError: the model or data set is unknown, data is missing, a batch is larger than the
+        training set, the number of devices does not divide the batch size, or a setting does not
+        fit the network.
     """
     custom = custom or CustomParts()
-    # Check everything that needs no data first: loading may download.
+    # First check everything that needs no data, because loading may start a download.
     _check_custom(config, custom)
     _check_network(config, make_model(config, custom))
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
@@ -101,7 +102,7 @@ def build_setup(
 
 
 def make_model(config: Config, custom: CustomParts, **options: Any) -> nn.Module:
-    """Return the network of a run."""
+    """Return the network that the config describes."""
     settings = config.model
     options |= {"dropout": settings.dropout, "pooling": settings.pooling, **settings.arguments}
     return models.create(
@@ -113,7 +114,7 @@ def make_model(config: Config, custom: CustomParts, **options: Any) -> nn.Module
 
 
 def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | None:
-    """Return the experiment file's network, if the config names none of the package's."""
+    """Return the experiment file's network, or None if the run uses a network of the package."""
     if custom.model is None or config.model.name in models.MODELS:
         return None
     return models.CustomModel(custom.model, config.model.name, custom.file, custom.source)
@@ -135,7 +136,7 @@ def _check_custom(config: Config, custom: CustomParts) -> None:
 
 
 def _check_network(config: Config, model: nn.Module) -> None:
-    """Raise if the network lacks parameters that settings name, or cannot take an image size."""
+    """Raise if the parameter groups, whitening or the image sizes do not fit the network."""
     params = models.variable_shapes(model)["params"]
     optimizers.validate_groups(params, config.optimizer, config.param_groups)
     channels = models.IMAGE_SHAPE[2]
@@ -145,14 +146,14 @@ def _check_network(config: Config, model: nn.Module) -> None:
         if inputs != channels:
             raise UserError(
                 f"init.whitening needs a first convolution with {channels} input channels, and "
-                f"{layer} has {inputs}: turn it off or choose another model"
+                f"{layer} has {inputs}: turn off init.whitening or choose another model"
             )
     for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
         if not models.accepts_size(model, size):
             raise UserError(
                 f"{config.model.name} only accepts images of {models.IMAGE_SHAPE[0]} pixels, and a "
-                f"phase has image_size {size}: remove it, or choose a network with global average "
-                "pooling"
+                f"phase has image_size {size}: remove image_size, or choose a network with global "
+                "average pooling"
             )
 
 
@@ -189,8 +190,8 @@ def initial_state(
     Args:
       setup: the setup of the run.
       seed: seed of the initial weights.
-      variables: pretrained variables to start from. A last layer with other classes is
-        reinitialized.
+      variables: pretrained variables to start from. None: random weights. If the number of classes
+        differs, the last layer is reinitialized.
 
     Raises:
       UserError: `variables` belong to another network.
@@ -208,7 +209,7 @@ def initial_state(
         if settings.whitening:
             images = batches.normalize(setup.train.images[:WHITENING_IMAGES], setup.dataset)
             changed = initialization.whitened(changed, images)
-        # Processors of different processes may round differently.
+        # Rounding may differ between processes, so all of them use the values of process 0.
         changed = distributed.broadcast_arrays(changed)
     else:
         return state
@@ -218,12 +219,18 @@ def initial_state(
 
 
 def learning_rates(config: Config) -> np.ndarray:
-    """Return the highest learning rate of each parameter group, float32 `[1 + groups]`."""
+    """Return the base learning rates of the default optimizer and of each group.
+
+    The result is float32 `[1 + groups]`.
+    """
     groups = [group.optimizer.lr for group in config.param_groups]
     return np.array([config.optimizer.lr, *groups], np.float32)
 
 
 def random_state(setup: Setup, key: jax.Array, rates: jax.Array | np.ndarray) -> TrainState:
-    """Return the state with random weights, before whitening and the like. Use inside jit."""
+    """Return the initial state with random weights. Call this inside `jax.jit`.
+
+    Whitening, Dirac filters and pretrained weights are not applied yet.
+    """
     variables = models.init_variables(setup.spec.model, key)
     return steps.init_state(variables, setup.spec, rates)

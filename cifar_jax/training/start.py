@@ -1,4 +1,4 @@
-"""The start of a session: opens the run folder, checks it against the setup, restores the state."""
+"""Start a session of a run: open the run folder, check it, and restore the newest checkpoint."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,16 +23,16 @@ from cifar_jax.training.step import TrainState
 
 
 class Restored(NamedTuple):
-    """A run that is ready to start or to resume."""
+    """The state and the context of a run that is ready to start or resume."""
 
     state: TrainState
     context: RunContext
     lines: list[str]
-    """What the log says about the start of this session."""
+    """Lines for the log about the start of this session."""
 
 
 def finished_result(request: RunRequest) -> Result | None:
-    """Return the result of a run that is already finished, else None."""
+    """Return the result of the run if it is already finished, else None."""
     if request.fresh:
         return None
 
@@ -70,7 +70,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
       UserError: the folder belongs to another run, is in use, or is not shared by all processes.
     """
     keep = setup.config.train.keep_checkpoints
-    # Made first: it refuses folders that orbax cannot use, before there is one.
+    # `Checkpoints` raises if orbax cannot use the path, so create it before the folder.
     checkpoints = Checkpoints(RunFolder(request.workdir).checkpoints, keep)
     with ExitStack() as stack:
 
@@ -94,7 +94,10 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
 
 
 def load_initial(request: RunRequest) -> Mapping[str, Any] | None:
-    """Return the pretrained variables of a new run; None without any, or for a run to resume."""
+    """Return the pretrained variables that a new run starts from.
+
+    Return None if there are none, or if the run resumes from a checkpoint.
+    """
     if request.load_weights is None:
         return None
     folder = RunFolder(request.workdir)
@@ -117,14 +120,14 @@ def restore_or_init(
 
     Args:
       request: the run.
-      setup: its setup.
-      folder: its folder; the model card and the session are written to it.
-      checkpoints: its checkpoints.
+      setup: the setup of the run.
+      folder: the run folder. The model card and the session are written to it.
+      checkpoints: the checkpoints of the run.
       beginning: the state before the first step.
       initial: pretrained variables in `beginning`, if any.
 
     Raises:
-      UserError: the run was started with other images, other weights or another network.
+      UserError: the run was started with other images, other pretrained weights or another network.
     """
     card = model_card.make_card(request, setup, initial)
     lines = distributed.run_on_main(
@@ -137,7 +140,7 @@ def restore_or_init(
     epoch = int(state.epoch)
 
     def rewind() -> list[dict[str, Any]]:
-        # A killed process may have written an epoch without its checkpoint.
+        # A killed process may have written the metrics of an epoch, but not its checkpoint.
         return [schemas.dump(row) for row in folder.rewind(epoch)]
 
     rows = [MetricsRow(**row) for row in distributed.run_on_main(rewind)]
@@ -162,7 +165,11 @@ def _device(setup: Setup) -> Device:
 
 
 def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
-    """Write down this session; return lines about what makes it differ from the last one."""
+    """Add this session to the run folder.
+
+    Returns:
+      Lines for the log about what changed since the previous session.
+    """
     commit, reason = environment.git_commit()
     settings = configs.runtime_settings(setup.config)
     session = environment.session(_device(setup), commit, settings)
@@ -198,7 +205,7 @@ def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> st
 
 
 def _phase_lines(setup: Setup) -> list[str]:
-    """Return a line with the image size of each phase, if the sizes differ."""
+    """Return a log line with the image size of each phase, if the sizes differ."""
     if not any(phase.image_size for phase in setup.config.phases):
         return []
     sizes: dict[int, list[int]] = {}

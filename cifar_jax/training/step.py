@@ -1,4 +1,7 @@
-"""The train step: pure functions of arrays. No config, no devices, no files."""
+"""The train step, as pure functions of arrays.
+
+The functions do not use a config, devices or files.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,67 +20,68 @@ BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
 
 
 class StepSpec(NamedTuple):
-    """The parts of a train step."""
+    """The parts of a train step, such as the network and the optimizer."""
 
     model: nn.Module
     optimizer: optax.GradientTransformationExtraArgs
-    """Its `update` takes the learning rates as `rates`."""
+    """Optimizer whose `update` takes the learning rates as the keyword argument `rates`."""
     schedule: ScheduleFn = lambda info: jnp.float32(1)
     loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy
-    """From logits `[N, K]` and labels to the loss of each image, `[N]`."""
+    """Function from logits `[N, K]` and labels to the loss of each image, `[N]`."""
     averaging: Ema | Lookahead | None = None
-    """Average of the weights to evaluate; None: the trained weights."""
+    """Average of the weights that is evaluated. None: the trained weights are evaluated."""
     frozen: frozenset[str] = frozenset()
-    """Paths of parameters, such as `conv1/bias`, that do not change."""
+    """Paths of the parameters that do not change, such as `conv1/bias`."""
 
 
 class Metrics(NamedTuple):
-    """Sums over images. They are divided by `images` only when they are reported."""
+    """Training metrics as sums over images. Reports divide them by `images`."""
 
     loss: jax.Array
     """float32: sum of the losses, in nats."""
     correct: jax.Array
-    """int32: correctly classified images."""
+    """int32: number of correctly classified images."""
     images: jax.Array
     """int32: number of images."""
 
     @classmethod
     def zero(cls) -> "Metrics":
-        """Return the sums over no images."""
+        """Return the metrics of zero images."""
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
     def plus(self, other: "Metrics") -> "Metrics":
-        """Return the sums over the images of both."""
+        """Return the sum of these metrics and the `other` metrics."""
         return jax.tree.map(jnp.add, self, other)
 
 
 class TrainState(NamedTuple):
-    """Everything that an exact resume needs and that does not follow from the seed and the step."""
+    """The state of training. With the seed, it is all that an exact resume needs."""
 
     step: jax.Array
-    """int32: steps so far."""
+    """int32: number of completed steps."""
     epoch: jax.Array
-    """int32: completed epochs. An epoch is complete once it has been validated."""
+    """int32: number of completed epochs. An epoch is complete after its validation."""
     params: Any
     batch_stats: Any
-    """Running means and variances of BatchNorm; empty for models without it."""
+    """Running means and variances of BatchNorm. Empty for models without BatchNorm."""
     opt_state: optax.OptState
     plateau: PlateauState
     metrics: Metrics
     """Training metrics of the current epoch so far."""
     lr: jax.Array
-    """float32 `[1 + groups]`: the highest learning rate of each parameter group."""
+    """float32 `[1 + groups]`: the base learning rates of the default optimizer and of each
+    group."""
     averaged: Any
-    """Average of `variables`; empty if none is kept."""
+    """Average of `variables`. An empty dictionary if no average is kept."""
 
     @property
     def variables(self) -> dict[str, Any]:
-        """The trained variables."""
+        """The trained parameters and BatchNorm statistics."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def evaluated(self) -> dict[str, Any]:
-        """The variables to evaluate: the average, or the trained ones."""
+        """The variables to evaluate: the average if one is kept, else the trained variables."""
         return self.averaged or self.variables
 
 
@@ -86,8 +90,8 @@ def init_state(variables: Mapping[str, Any], spec: StepSpec, lr: Any) -> TrainSt
 
     Args:
       variables: initial `params`, and `batch_stats` if the model has any.
-      spec: the parts of the step.
-      lr: learning rates, float32 `[1 + groups]`.
+      spec: the parts of the train step.
+      lr: base learning rates, float32 `[1 + groups]`.
     """
     params = variables["params"]
     batch_stats = variables.get("batch_stats", {})
@@ -119,11 +123,11 @@ def train_step(
 
     Args:
       state: the state before the update.
-      images: normalized, float `[N, H, W, C]`.
-      labels: int32 `[N]`, or class probabilities, float32 `[N, K]`.
+      images: normalized images, float `[N, H, W, C]`.
+      labels: classes, int32 `[N]`, or class probabilities, float32 `[N, K]`.
       key: random key of this step, for dropout.
-      info: the place of the step in the run.
-      spec: the parts of the step.
+      info: number of the step, its epoch, and the number of steps in the run.
+      spec: the parts of the train step.
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
@@ -152,7 +156,7 @@ def train_step(
             step=step,
             progress=step / jnp.float32(info.total_steps),
         )
-        # Lookahead resets the weights to the slow ones, also those that are frozen by now.
+        # Lookahead replaces all weights by slow weights, but frozen weights must not change.
         params = keep_frozen(spec.frozen, state.params, variables["params"])
         batch_stats = variables["batch_stats"]
     count = len(images)
@@ -168,7 +172,10 @@ def train_step(
 
 
 def keep_frozen(frozen: frozenset[str], old: Any, new: Any) -> Any:
-    """Return the parameters `new`, with those at the paths `frozen` taken from `old`."""
+    """Return the parameters `new`, except that parameters in `frozen` are taken from `old`.
+
+    `frozen` contains parameter paths, such as `conv1/bias`.
+    """
 
     def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
         return old if parameter_path(path) in frozen else new
@@ -185,15 +192,17 @@ def train_steps(
     *,
     spec: StepSpec,
 ) -> TrainState:
-    """Return the state after `count` updates, bit for bit the same as that many single calls.
+    """Return the state after `count` updates.
+
+    The result does not depend on how the updates are divided into calls, bit for bit.
 
     Args:
       state: the state before the updates.
-      count: int32; another value does not recompile.
-      key: the run's dropout stream; the number of each step is folded in.
-      batch: returns the images and labels of a step, given its number.
-      info: returns the place of a step in the run, given its number.
-      spec: the parts of the step.
+      count: number of updates, int32. Another number does not recompile.
+      key: random key for dropout. The number of each step is folded in.
+      batch: function from a step's number to its images and labels.
+      info: function from a step's number to its `StepInfo`.
+      spec: the parts of the train step.
     """
 
     def one(state: TrainState) -> TrainState:

@@ -1,4 +1,4 @@
-"""Trains a run, from its config to its result: restore, iterate, evaluate, save."""
+"""Train a run: restore the state, loop over the epochs, evaluate, and save the result."""
 
 import math
 import time
@@ -30,17 +30,20 @@ from cifar_jax.training.step import TrainState
 def train(
     request: RunRequest, callbacks: Sequence[Callback] = (), progress: Progress | None = None
 ) -> Result:
-    """Train a run, resume it, or return the result if it is finished.
+    """Train a run and return its result.
 
-    In a multi-process run all processes call this with the same request.
+    An unfinished run is resumed. A finished run is not trained again. In a multi-process run, all
+    processes must call this with the same request.
 
     Args:
       request: the run.
-      callbacks: called after the epoch's metrics are written and before its checkpoint.
-      progress: writes to the console and the log.
+      callbacks: further callbacks. At the end of an epoch they run after the metrics are written
+        and before the checkpoint is saved.
+      progress: writes to the console and the log. None: a new `Progress`.
 
     Raises:
-      UserError: settings do not fit each other, the data or the folder, or the loss diverged.
+      UserError: the settings contradict each other, the data or the folder, or the loss is not
+        finite.
       Stopped: a signal arrived. The run is saved.
     """
     progress = progress or Progress()
@@ -52,7 +55,7 @@ def train(
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
             start.check_processes(request, setup)
-            # Weights that do not fit must not change the folder.
+            # Make the initial state first: if this fails, the folder must not change.
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
@@ -102,19 +105,19 @@ def train(
 def train_epoch(
     context: RunContext, steps: CompiledSteps, state: TrainState, hooks: Callback
 ) -> tuple[TrainState, float]:
-    """Train to the end of the current epoch; return the state and the images per second."""
+    """Train to the end of the current epoch. Return the state and the images per second."""
     epoch, log_every = context.epoch, context.setup.config.train.log_every
     order = steps.epoch_order(epoch)
     first = step = int(state.step)
     speed, began = 0.0, time.perf_counter()
     while step < epoch.end:
-        # A call ends where a loss line is due in the log, and at the end of the epoch.
+        # A call must not run past the next loss line in the log or the end of the epoch.
         next_line = log_every - (step - epoch.begin) % log_every
         count = min(steps.tuner.steps, epoch.end - step, next_line)
         called = time.perf_counter()
         state = steps.run(state, epoch, order, count)
         step += count
-        sums = jax.device_get(state.metrics)  # This waits for the devices.
+        sums = jax.device_get(state.metrics)  # `device_get` waits for the devices.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
             place = f"in epoch {epoch.number + 1}, by step {step}"
@@ -130,7 +133,7 @@ def train_epoch(
 def epoch_metrics(
     context: RunContext, state: TrainState, speed: float, validate: LogitsFn | None
 ) -> MetricsRow:
-    """Return the metrics of the epoch that just ended, after evaluating the validation images."""
+    """Evaluate the validation images, and return the metrics of the epoch that just ended."""
     setup, epoch = context.setup, context.epoch
     sums = jax.device_get(state.metrics)
     validation_loss = validation_accuracy = None
