@@ -40,11 +40,11 @@ _COMMANDS = {
     "env": "Print versions, devices and settings for a bug report.",
 }
 _MODULES = {"summary": "models"}
-"""Modules of the commands whose module has another name than the command."""
+"""Maps a command to its module, if the names of the command and the module differ."""
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module when the command is called, so that `--help` is fast."""
+    """Imports the module of a command only when the command is called. So `--help` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -89,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code.
 
     Raises:
-      Exception: a bug.
+      Exception: the program has a bug.
     """
     try:
         cli.main(list(arguments), prog_name="cifar-jax", standalone_mode=False)

@@ -22,7 +22,9 @@ from cifar_jax.cli.code import CODE, load_code
     "[N, 32, 32, 3], for any N.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="The file.  [default: EXPERIMENT-seedN.TO]"
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: EXPERIMENT-seedN.TO]",
 )
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
 @CODE

@@ -108,13 +108,13 @@ def train(
 
 
 class _Folders:
-    """Chooses the folder of each run."""
+    """Chooses the run folder for each experiment and seed."""
 
     def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
         self.workdir, self.single, self.seeds = workdir, single, seeds
 
     def folder(self, name: str, seed: int) -> Path:
-        """Return the folder of an experiment's run."""
+        """Return the run folder for an experiment and a seed."""
         if self.workdir and self.single:
             return self.workdir / f"seed{seed}" if self.seeds else self.workdir
         return (self.workdir or Path("runs")) / name / f"seed{seed}"

@@ -15,7 +15,7 @@ import numpy as np
 from cifar_jax.ops import platform
 
 Fill = Literal["zeros", "reflect"]
-"""Content of the padding: zeros, or a reflection of the image that does not repeat its edge."""
+"""How images are padded: with zeros, or with a reflection that does not repeat the edge pixels."""
 
 
 def augment(

@@ -48,7 +48,7 @@ class Source(NamedTuple):
 def load(source: Source) -> Dataset:
     """Load a data set from the cache, or decode it and add it to the cache.
 
-    If the cache cannot be written, a message on standard error reports it.
+    If the cache cannot be written, a warning is printed on standard error.
     """
     path = _path(source)
     with lock(source.entry):
@@ -90,7 +90,7 @@ def lock(name: str) -> Iterator[None]:
 def path_digest(path: Path) -> str:
     """Return 12 hexadecimal digits that identify a folder by its path.
 
-    They distinguish the cache entries of data sets with the same name.
+    The digits distinguish the cache entries of data sets with the same name.
     """
     return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
 

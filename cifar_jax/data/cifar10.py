@@ -54,7 +54,7 @@ def folder(data_dir: Path) -> Path:
 
 
 def source(data_dir: Path) -> cache.Source:
-    """Return CIFAR-10 as a `cache.Source`. If it is missing, download and prepare it first."""
+    """Return CIFAR-10 as a `cache.Source`. Download and prepare the images if they are missing."""
     path = folder(data_dir)
     if not path.exists():
         # If several processes start at the same time, only one of them downloads CIFAR-10.
@@ -128,7 +128,7 @@ def _read_folder(path: Path) -> Arrays:
 
 
 def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
-    """Decode the batch files. Raise UserError if one is not an official file."""
+    """Decode the batch files. Raise UserError if a file is not an official file of CIFAR-10."""
     splits = {}
     for name, content in batches.items():
         # Unpickling can run code, so only official files are unpickled.
@@ -147,8 +147,8 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
 def _not_official(path: Path, problem: str) -> UserError:
     return UserError(
         f"{path} is not the official CIFAR-10 ({problem}): give cifar-10-python.tar.gz from "
-        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or its unpacked folder {BATCHES_FOLDER}; "
-        "train on other images with `--set data.dataset=folder:PATH`"
+        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or the unpacked folder {BATCHES_FOLDER}; "
+        "to train on other images, use `--set data.dataset=folder:PATH`"
     )
 
 
@@ -161,7 +161,7 @@ def _first_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _new_folder(data_dir: Path | None) -> Iterator[Path]:
-    """Yield a temporary folder in `data_dir`. It is deleted at the end, even after an error.
+    """Yield a temporary folder in `data_dir`, which is deleted at the end, even after an error.
 
     Raises:
       UserError: CIFAR-10 is already prepared. An existing folder is never overwritten.
@@ -199,7 +199,7 @@ def _write(arrays: Arrays, scratch: Path) -> Path:
 def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> None:
     """Write CIFAR-10 with the builder class of stock tfds, but without TensorFlow.
 
-    Records have the same order and ids as in stock tfds, which sorts them by a hash of their index.
+    Records have the same order and ids as in stock tfds. A hash of the index determines the order.
     """
     import tensorflow_datasets as tfds
     from PIL import Image

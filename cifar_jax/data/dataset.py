@@ -34,7 +34,7 @@ class Dataset(NamedTuple):
       train: the training images, including the images that `split_validation` holds out.
       test: the test images.
       mean: mean of each color channel over the training images, for pixel values in 0..1.
-      std: standard deviation of each color channel over the training images, in the same scale.
+      std: standard deviation of each color channel over the training images, for values in 0..1.
       fingerprint: SHA-256 of all images and labels in their order; see the function `fingerprint`.
       content: SHA-256 that does not depend on the order of the images; see `content_digest`.
       official: whether images, labels and splits are identical to the published CIFAR-10.
@@ -70,7 +70,7 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     count = round(validation * total) if 0 <= validation < 1 else validation
     if not 0 <= count < total or count != int(count) or (validation and not count):
         raise UserError(
-            f"validation={validation:g} does not fit {total:,} training images: give a fraction "
+            f"data.validation={validation:g} does not fit {total} training images: give a fraction "
             f"such as --set data.validation=0.1, or a whole number below {total}"
         )
     end = total - int(count)

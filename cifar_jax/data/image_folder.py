@@ -90,7 +90,7 @@ def find(path: Path) -> Listing:
         raise UserError(f"{path} {problem}: data.dataset=folder:PATH takes a folder of images")
     names = {folder.name for folder in _folders(path)}
     if "test" in names and "train" not in names:
-        raise UserError(f"{path} has a folder test but no folder train: give {layouts}")
+        raise UserError(f"{path} has a folder test but no folder train: use {layouts}")
     root = path / "train" if "train" in names else path
     classes = tuple(folder.name for folder in _folders(root))
     if len(classes) < 2:

@@ -14,7 +14,7 @@ _MISSING = (
 def status(data_dir: Path | None = None) -> str:
     """Return a report about the data folder, its data sets and the cache.
 
-    Only metadata are read. The report mentions damaged data; they raise no error.
+    Only metadata are read. Damaged data are reported; they do not raise an error.
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
     path = cifar10.folder(data_dir)

@@ -14,7 +14,7 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.training.evaluation import Outputs, compile_logits, loss_and_accuracy
 
 BATCH_SIZE = 500
-"""Number of images per batch; the default of `train.eval_batch_size`."""
+"""Number of images per batch. It equals the default of the setting `train.eval_batch_size`."""
 
 
 class Evaluation(NamedTuple):
@@ -119,7 +119,7 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
 
 
 def _compute(model: Classifier, images: np.ndarray) -> Outputs:
-    """Return the logits. They are computed on one device, even if there are several devices."""
+    """Compute the logits of images on one device, even if there are several devices."""
     if not isinstance(model, TrainedNetwork):
         return model.outputs(images, model.tta)
     logits_of = compile_logits(

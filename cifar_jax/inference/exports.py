@@ -1,4 +1,4 @@
-"""Write a trained network to one file, and read the file. A file needs no run folder.
+"""Write a trained network to one file that needs no run folder, and read the file.
 
     safetensors   the weights, named `params/conv1/kernel`, with the model card in the metadata
     stablehlo     a program of `jax.export` for cpu, cuda and tpu, followed by a zip archive with
@@ -36,7 +36,7 @@ from cifar_jax.runs.schemas import ModelCard, dump, parse
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-"""Largest allowed difference between the logits of an export and of the network, by precision.
+"""For each precision, the largest allowed difference between logits of the export and the network.
 
 The difference is relative to the largest logit. Small differences occur, because an export computes
 sums in another order. In bfloat16 they are larger, because numbers have only 8 significant bits.
@@ -123,7 +123,7 @@ def weights(path: Path) -> dict[str, Any]:
 
 
 def _is_stablehlo(path: Path) -> bool:
-    """Return True for a StableHLO file, and False for a safetensors file. Otherwise raise."""
+    """Return True for StableHLO and False for safetensors. Raise UserError for other files."""
     if path.suffix == ".onnx":
         raise UserError(f"{path} is an ONNX file: run it with onnxruntime, or export to stablehlo")
     with path.open("rb") as file:

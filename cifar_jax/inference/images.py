@@ -16,7 +16,7 @@ class Image(NamedTuple):
     """An image, or the reason why it could not be read."""
 
     name: str
-    """Path of the file, `-` for standard input, or empty if no file was found."""
+    """Path of the image, `-` for standard input, or empty if no file was found."""
     pixels: np.ndarray | None
     """uint8 `[32, 32, 3]`; None if the image could not be read."""
     error: str = ""

@@ -80,8 +80,8 @@ class Classifier:
     def logits(self, images: Images, tta: TTA | None = None) -> np.ndarray:
         """Return the logits of images, float32 `[N, classes]`.
 
-        Arguments and exceptions are the same as for `predict`, with one exception:
-        `tta.least_confident` is used, as in the test of a training run.
+        Arguments and exceptions are the same as for `predict`, with one difference:
+        `tta.least_confident` is not ignored. It is used as in the test of a training run.
         """
         return self.outputs(images, tta).logits
 

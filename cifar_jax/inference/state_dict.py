@@ -83,7 +83,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     plain_types = [
         argparse.Namespace,
         scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # NumPy 1 uses this name.
+        (scalar, "numpy.core.multiarray.scalar"),  # The name of this function in NumPy 1.
         np.dtype,
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]

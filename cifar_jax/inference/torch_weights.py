@@ -130,7 +130,7 @@ def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> di
     if missing or extra:
         what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
         raise UserError(
-            f"{file} {what}: it is of another network; it holds {summarize_keys(tensors)}"
+            f"{file} {what}: it is of another network; the file holds {summarize_keys(tensors)}"
         )
     return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
 

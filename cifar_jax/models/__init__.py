@@ -113,8 +113,8 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     The package's networks and their subclasses use PyTorch's default initialization. Kernels, and
     biases of layers with a kernel, are uniform between -1/√fan_in and 1/√fan_in
     (`kaiming_uniform_(a=√5)` in PyTorch). BatchNorm starts as the identity, with running means of
-    zero and running variances of one. If a subclass adds parameters with other names, they use
-    their own initializers. Other modules use their own initializers for all parameters.
+    zero and running variances of one. If a subclass adds parameters with other names, these
+    parameters use the initializers of the subclass. All other modules use their own initializers.
 
     The random numbers of all layers are drawn at once, in the order of the layer names.
     `model.init` would compile one generator for each parameter, which takes minutes for ResNet18 on

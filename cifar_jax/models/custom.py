@@ -28,7 +28,7 @@ class CustomModel:
     """
 
     module: nn.Module | type[nn.Module]
-    """The module's class, or an instance. The fields `num_classes` and `dtype` are replaced."""
+    """The Linen class, or an instance. Its fields `num_classes` and `dtype` are replaced."""
     name: str | None = None
     """Value of the experiment's setting `model.name`. None: every name is accepted."""
     file: Path | None = None

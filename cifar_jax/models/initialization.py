@@ -46,7 +46,7 @@ def whitened(variables: Mapping[str, Any], images: Images, eps: float = 5e-4) ->
     Args:
       variables: variables of a network with a convolution `conv1`.
       images: normalized training images, float `[N, height, width, C]`.
-      eps: see `whitening_filters`.
+      eps: a small constant that limits the scale of filters with small eigenvalues.
 
     Raises:
       UserError: there is no convolution `conv1`, or it has another number of input channels than
@@ -83,8 +83,8 @@ def whitening_filters(
     height, width, channels, outputs = kernel_shape
     if images.shape[-1] != channels:
         raise UserError(
-            f"whitening: the images have {images.shape[-1]} channels, and the first convolution "
-            f"takes {channels}: turn init.whitening off, or choose another model"
+            f"whitening: the images have {images.shape[-1]} channels, but the first convolution "
+            f"needs {channels}: turn init.whitening off, or choose another model"
         )
     size = height * width * channels
     moments, chunk = np.zeros((size, size)), 256

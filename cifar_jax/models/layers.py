@@ -27,7 +27,7 @@ class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
 
     The batch is normalized by its biased variance. The running variance averages unbiased
-    variances; in Linen, it averages biased variances. Statistics are float32. They cover the whole
+    variances; in Linen, it averages biased variances. Statistics are float32 and cover the whole
     batch, even if the batch is sharded over devices.
     """
 
@@ -84,7 +84,7 @@ class GlobalAveragePool(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the positions of a feature map `[N, H, W, C]`, added to its input.
+    """Self-attention over the positions of a feature map `[N, H, W, C]`, plus the feature map.
 
     Three 1×1 convolutions with bias compute query and key, with C/8 channels, and value, with C
     channels. Scores are not scaled. This is the block of SAGAN (arXiv:1805.08318) without the

@@ -82,7 +82,7 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     """Number of residual blocks in each stage."""
     separable: bool = False
-    """Whether the 3×3 convolutions of the blocks are separable. Others are always standard."""
+    """Whether the residual blocks use `SeparableConv` instead of standard 3×3 convolutions."""
     num_classes: int = 10
     dropout: float = 0.5
     """Rate of the dropout before the last layer."""

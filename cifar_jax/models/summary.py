@@ -46,7 +46,7 @@ def summarize(model: nn.Module) -> list[Layer]:
     tabulated: set[Path] = set()
 
     def row_of(path: Path) -> Path:
-        """Return the path of the outermost layer around `path`, or else of the nearest module."""
+        """Return the path of the outermost layer that contains `path`, or of the nearest module."""
         prefixes = [path[:end] for end in range(len(path) + 1)]
         return next((p for p in prefixes if p in tabulated), [p for p in prefixes if p in rows][-1])
 
@@ -121,7 +121,7 @@ def _conv(conv: nn.Conv) -> str:
 
 
 def _size(before: Any, after: Any) -> str:
-    """Return the output size as text: as in the paper, `1x1` for global pooling, then `-`."""
+    """Return the output size as text: `32x32`, `1x1` for global pooling, or `-` for a vector."""
     match getattr(after, "shape", ()):
         case (_, height, width, _):
             return f"{height}x{width}"

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from cifar_jax.ops.platform import dispatch, forced_platform
 
 LARGE = 2**18
-"""Number of scores per image from which a CPU processes one image at a time: 1 MB in float32."""
+"""Number of attention scores per image (1 MB in float32) from which a CPU processes one image at a
+time."""
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -125,7 +126,7 @@ def _sum_over_queries(weights: jax.Array, x: jax.Array, transposed: bool) -> jax
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return `query keyᵀ`, rounded to the type of the inputs, as float32 or wider."""
+    """Return `query keyᵀ`, rounded to the type of the inputs, as an array of float32 or wider."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=wide)
     return scores.astype(query.dtype).astype(wide)

@@ -1,8 +1,8 @@
 """Batch normalization of a training batch, with a gradient that passes twice over memory.
 
-The statistics take two passes over the batch on CPU, and one pass on accelerators. There, memory
-bandwidth limits the speed. With one pass, several devices also exchange data once per layer instead
-of twice.
+The statistics take two passes over the batch on CPU, and one pass on accelerators. On accelerators,
+memory bandwidth limits the speed. With one pass, several devices also exchange data once per layer
+instead of twice.
 """
 
 from functools import partial
@@ -90,7 +90,7 @@ def _backward(
     dbias = dy.sum(axes)
     dscale = (dy * (wide - mean)).sum(axes) * inverse
     # dx is gain·(dy - mean(dy) - x̂·mean(dy·x̂)), plus the gradient through the mean and variance
-    # outputs. It is computed as gain·dy + slope·x + offset, with one coefficient per channel.
+    # outputs. The code computes gain·dy + slope·x + offset, with one coefficient per channel.
     gain = scale * inverse
     slope = (2 * dvar - gain * inverse * dscale) / count
     offset = (dmean - gain * dbias) / count - slope * mean

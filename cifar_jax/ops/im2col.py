@@ -102,7 +102,7 @@ def scatter_taps(
     contributions of one kernel element after another would be several times slower.
 
     Args:
-      dy: gradient of the output or a function of it, `[N, H', W', ...]`.
+      dy: values of each output pixel, such as the gradient, `[N, H', W', ...]`.
       tap: a function. `tap(part, i, j)` returns the contribution of kernel element (i, j),
         `[N, rows, columns, C]`, from a slice `part` of `dy`.
       kernel_size: (h, w).
@@ -116,7 +116,7 @@ def scatter_taps(
     extents = [-(-image_size[axis] // strides[axis]) for axis in range(2)]
 
     def taps(phase: int, axis: int) -> list[tuple[int, int]]:
-        """Return pairs of a kernel index of the phase and its offset from input to output."""
+        """Return the kernel indices of a phase, each with its offset from input to output."""
         steps = [
             divmod(phase + padding[axis][0] - t, strides[axis]) for t in range(kernel_size[axis])
         ]

@@ -1,9 +1,10 @@
 """3×3 convolution of stride 1 by Winograd's F(4×4, 3×3), with 4 times fewer multiplications.
 
-Each 4×4 tile of the output depends on a 6×6 tile of the input. After a linear transform of both,
-the convolution is 36 matrix products over the channels: Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A for a kernel g
-and an input tile d (Lavin and Gray, arXiv:1509.09308). The relative error in float32 is about 1e-5,
-compared with 1e-6 for a direct convolution. Reference: `jax.lax.conv_general_dilated`.
+Each 4×4 tile of the output depends on a 6×6 tile of the input. With linear transforms of kernels,
+input tiles and output tiles, the convolution becomes 36 matrix products over the channels:
+Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A for a kernel g and an input tile d (Lavin and Gray, arXiv:1509.09308).
+The relative error in float32 is about 1e-5, compared with 1e-6 for a direct convolution.
+Reference: `jax.lax.conv_general_dilated`.
 """
 
 from collections.abc import Sequence
@@ -64,7 +65,7 @@ def kernel_gradient(
 
 
 def _transform_kernel(kernel: jax.Array) -> jax.Array:
-    """Return G g Gᵀ: `[3, 3, C, K]` to `[36, C, K]`."""
+    """Return G g Gᵀ for all kernels g: `[3, 3, C, K]` to `[36, C, K]`."""
     transformed = jnp.asarray(_G2, kernel.dtype) @ kernel.reshape(9, -1)
     return transformed.reshape(36, *kernel.shape[2:])
 

@@ -1,7 +1,7 @@
 """Report the results of run folders and records as tables and a figure. JAX is not imported.
 
 groups.py      runs that differ only in their seeds
-recipes.py     better recipes next to the paper's, and other people's results
+recipes.py     pairs of better recipes and the paper's experiments, and other people's results
 table.py       the text of a table's cells
 terminal.py    the tables on a terminal
 markdown.py    the tables in report.md and in the README

@@ -36,7 +36,7 @@ class SeedGroup:
 
     @property
     def is_better_recipe(self) -> bool:
-        """Whether this is an unchanged experiment of the package that is not from the paper."""
+        """Whether the runs are of an unchanged experiment of the package, but not of the paper."""
         return self.config is not None and self.config.paper is None and not self.changes
 
     @property

@@ -12,7 +12,7 @@ from cifar_jax.report.table import Row, row
 
 T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
-"""For each column, a function that returns the cell of a row. The keys are the headings. A heading
+"""The columns of a table. Maps each heading to a function that returns the cell of a row. A heading
 that ends with `:` marks a right-aligned column."""
 
 _RESULTS: Columns[Row] = {
@@ -56,7 +56,7 @@ _RECIPES: Columns[tuple[Row | None, Row]] = {
 
 
 def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
-    """Return the text of report.md. It shows the image file `figure`, if that is not None."""
+    """Return the text of report.md. If `figure` is not None, the text includes this image file."""
     paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
     better = [row(group) for group in groups if group.is_better_recipe]
     changed = [row(group) for group in groups if group.changes]

@@ -44,7 +44,7 @@ class Row(NamedTuple):
     """Progress of each unfinished run."""
     epochs: str
     seconds: float | None
-    """Wall time of one run: mean over seeds."""
+    """Wall time of one run in seconds: mean over the seeds."""
     device: str
     commit: str
 

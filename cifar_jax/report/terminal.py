@@ -84,7 +84,7 @@ def _cells(r: Row, compared: bool) -> list[str]:
         experiment, parameters = f"[dim]{experiment}[/]", f"[dim]{parameters}[/]"
     if r.changes:
         experiment = f"{escape(r.experiment)}\n[dim]{escape(' '.join(r.changes))}[/]"
-    # "epoch 12/135" on one line and "validation 78.4 %" below fit the narrow column.
+    # Put "epoch 12/135" and "validation 78.4 %" on two lines, to fit the narrow column.
     progress = [text.replace(" of ", "/").replace(": ", "\n") for text in r.unfinished]
     details = [f"[dim]{text}[/]" for text in (r.seeds, *progress) if text]
     measured = [f"[bold]{r.measured}[/]"] if r.measured else []
