@@ -29,7 +29,7 @@ from cifar_jax.files import write_json
 from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
-# The paper's seven networks with their batch sizes. ResNet18 has two.
+# The paper's seven networks, each with its batch size. ResNet18 has two batch sizes.
 ROWS = (
     "basic",
     "net",
@@ -203,7 +203,7 @@ def time_row(
         "experiment": experiment,
         "model": network.name,
         "batch_size": settings.batch_size,
-        # For each product of the forward pass, the backward pass computes two.
+        # For each product in the forward pass, the backward pass computes two products.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
     contenders = take_turns(experiment, names, options)

@@ -220,7 +220,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
 
 
 def random_images() -> Dataset:
-    """Return random images with the shapes of CIFAR-10. A train step takes the same time."""
+    """Return random images with the shapes of CIFAR-10. They do not change the time of a step."""
     import numpy as np
 
     from cifar_jax.data import Dataset, Split

@@ -33,7 +33,7 @@ _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Array(NamedTuple):
-    """An array of a program."""
+    """An array in a compiled program."""
 
     bytes: int
     """Size in bytes, including the padding of tiles."""
@@ -42,7 +42,7 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """One instruction of an HLO computation."""
 
     opcode: str
     shape: str

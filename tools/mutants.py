@@ -105,10 +105,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="make mutants", description="Count the small faults that the tests notice."
     )
-    parser.add_argument("modules", nargs="*", help="files; all that have tests here by default")
-    parser.add_argument("--sample", type=int, help="faults per module, chosen at random; else all")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choice")
-    parser.add_argument("--tests", help="test files instead of those of the module")
+    parser.add_argument("modules", nargs="*", help="files to change [default: all known modules]")
+    parser.add_argument("--sample", type=int, help="random faults per module [default: all faults]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --sample")
+    parser.add_argument("--tests", help="test files to run instead of the module's test files")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per fault")
     options = parser.parse_args()
     modules = [name.removeprefix("cifar_jax/") for name in options.modules] or list(TESTS)
@@ -131,7 +131,7 @@ def try_faults(
 ) -> None:
     """Run the tests with each fault of a module.
 
-    The faults that no test notices are printed, and the number of faults that tests notice.
+    Print the faults that no test notices, and the number of faults that tests notice.
     """
     code = module.read_text()
     chosen = possible = faults(code)

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}",
             default=",".join(choices),
-            help="separated by commas [default: %(default)s]",
+            help=f"{name}, separated by commas [default: %(default)s]",
         )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)

@@ -3,7 +3,8 @@
     make exp-fast-resnet18
 
 Parameters: 11,173,962.
-Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared. Compilation takes 3.8 minutes.
+Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared, including 3.8 minutes of
+compilation.
 Test accuracy: 95.00 % with seed 0; in the paper 91.27 %.
 
 The recipe is that of `fast-resnet10`, with 16 epochs instead of 12.

@@ -3,7 +3,7 @@
     make exp-speedrun-94
 
 Parameters: 1,971,640.
-Cost: 27 and 29 minutes on two CPU cores with AVX2 (AMD EPYC), 10 minutes on two CPU cores with
+Cost: 27 to 29 minutes on two CPU cores with AVX2 (AMD EPYC), or 10 minutes on two CPU cores with
 AVX-512.
 Test accuracy: 93.88 ± 0.07 % over 3 seeds (0 to 2).
 
