@@ -164,8 +164,8 @@ def match_variables(
         array = actual[path]
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise UserError(
-                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, but the "
-                f"network needs {leaf.dtype} {list(leaf.shape)}: it is of another network"
+                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network "
+                f"as {leaf.dtype} {list(leaf.shape)}: it is of another network"
             )
     return {collection: variables[collection] for collection in shapes}
 

@@ -84,7 +84,7 @@ def whitening_filters(
     if images.shape[-1] != channels:
         raise UserError(
             f"whitening: the images have {images.shape[-1]} channels, but the first convolution "
-            f"needs {channels}: turn init.whitening off, or choose another model"
+            f"takes {channels}: turn init.whitening off, or choose another model"
         )
     size = height * width * channels
     moments, chunk = np.zeros((size, size)), 256
