@@ -1,10 +1,10 @@
 """Compare the speed of train steps in JAX and PyTorch on this machine: `make bench`.
 
-Each contender is a process that may use every core. The contenders take turns, so that only one
-works at a time. The table shows medians over the rounds. PyTorch runs eagerly, in the faster of two
-memory layouts; `--compile` also times torch.compile. JAX's steps are those of a training run, which
-also gather and normalize images. PyTorch's batches are ready in memory. The images are random,
-because their values do not affect the time of a step.
+Each contender, JAX or a variant of PyTorch, is a process that may use every core. The contenders
+take turns, so that only one works at a time. The table shows medians over the rounds. PyTorch runs
+eagerly, in the faster of two memory layouts. With `--compile`, torch.compile is timed too. JAX's
+steps are the steps of a training run, which also gather and normalize images. PyTorch's batches are
+ready in memory. The images are random, because their values do not affect the time of a step.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from cifar_jax.files import write_json
 from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
-# The paper's seven networks with their batch sizes. ResNet18 has two.
+# The paper's seven networks, each with its batch size. ResNet18 has two batch sizes.
 ROWS = (
     "basic",
     "net",
@@ -78,7 +78,10 @@ class Contender:
         return json.loads(line)
 
     def run(self, steps: int) -> float:
-        """Run some steps. Return the seconds per step, or the share that `jax-outside` measures."""
+        """Run `steps` train steps, and return the seconds per step.
+
+        For `jax-outside`, return the fraction of the time that is spent outside the train step.
+        """
         assert self._process.stdin
         print(steps, file=self._process.stdin, flush=True)
         answer = self._read()
@@ -159,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """Return an experiment's config after the changes in `settings`, and the changed values."""
+    """Return an experiment's config with changed settings, and the values of these settings."""
     original = catalog.load(experiment).config
     overridden = config.override(original, settings)
     changes = config.differences(config.flatten(original), config.flatten(overridden))
@@ -200,7 +203,7 @@ def time_row(
         "experiment": experiment,
         "model": network.name,
         "batch_size": settings.batch_size,
-        # For each product of the forward pass, the backward pass computes two.
+        # For each product in the forward pass, the backward pass computes two products.
         "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
     contenders = take_turns(experiment, names, options)
@@ -235,7 +238,7 @@ def require_same_platform(platforms: Mapping[str, str]) -> None:
 def take_turns(
     experiment: str, names: list[str], options: argparse.Namespace
 ) -> dict[str, Contender]:
-    """Run all rounds. Return the contenders with their measurements, after ending the processes."""
+    """Run all rounds, end the processes, and return the contenders with their measurements."""
     contenders: dict[str, Contender] = {}
     try:
         for name in names:
@@ -305,8 +308,8 @@ def _figure(value: float) -> str:
 def matrix_peak(tries: int = 8) -> tuple[str, int, float]:
     """Measure the speed of a large matrix product in JAX.
 
-    Return the device, the side of the matrices, and the FLOP/s of the fastest of several tries. The
-    product is float32 in JAX's default precision, which is TF32 on a GPU.
+    Return the name of the device, the number of rows of the matrices, and the FLOP/s of the fastest
+    try. The matrices are float32, in JAX's default precision, which is TF32 on a GPU.
     """
     import jax
 

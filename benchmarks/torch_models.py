@@ -1,8 +1,9 @@
 """The networks of `cifar_jax.models`, as a PyTorch user would write them.
 
-They are the reference for results (`tests/fixtures/`) and speed. Training with JAX does not need
-them. Layers have the same names as in `cifar_jax.models`. Images are NCHW.
-`python benchmarks/torch_models.py` checks every parameter count.
+The tests compare JAX's results with the results of these networks (`tests/fixtures/`), and
+`make bench` compares the speed. Training with JAX does not need this module. Layers have the same
+names as in `cifar_jax.models`. Images are NCHW. The command `python benchmarks/torch_models.py`
+checks the number of parameters of every network.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
 
-# Trainable parameters that the paper states: Tables 3, 6, 9, 12, 14, 20 and 25.
+# Number of trainable parameters that the paper states in Tables 3, 6, 9, 12, 14, 20 and 25.
 PAPER_PARAMETERS = {
     "basic": 62_006,
     "net": 2_348_030,
@@ -47,7 +48,7 @@ class Basic(nn.Module):
 
 
 class Net(nn.Module):
-    """Three 3x3 convolutions (Table 4)."""
+    """Network with three 3x3 convolutions (Table 4)."""
 
     def __init__(self, *, num_classes: int = 10, pooling: str = "max"):
         super().__init__()
@@ -70,7 +71,7 @@ class Net(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over all positions, added to its input. Scores are not scaled (Table 10)."""
+    """Self-attention over all positions, added to the input. Scores are not scaled (Table 10)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -125,7 +126,7 @@ class NetBNGAP(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """GoogLeNet's module with BatchNorm. Each of the four branches has a quarter of the outputs."""
+    """GoogLeNet's inception block with BatchNorm. Each branch has a quarter of the outputs."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -191,7 +192,7 @@ def _pool(pooling: str, channels: int) -> nn.Module:
 
 
 class SeparableConv(nn.Module):
-    """A depthwise 3x3 and a pointwise 1x1 convolution without bias (Table 23)."""
+    """A depthwise 3x3 convolution, then a pointwise 1x1 convolution, without bias (Table 23)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int):
         super().__init__()

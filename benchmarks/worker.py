@@ -3,10 +3,10 @@
     python -m benchmarks.worker CONTENDER EXPERIMENT [SETTINGS...] [--keep-memory]
 
 CONTENDER is jax, jax-outside, torch, torch-channels-last or torch-compile. The process prints a
-JSON line when it is ready. Then it reads numbers from standard input, one per line. For each
-number it runs that many train steps and prints a JSON line with the seconds per step. `jax-outside`
-instead prints the fraction of the time that is spent on batches and loops, outside the train step.
-A contender that waits for a line uses no processor.
+JSON line when it is ready. Then it reads numbers from standard input, one per line. For each number
+N it runs N train steps and prints a JSON line with the seconds per step. `jax-outside` instead
+prints the fraction of the time that is spent on batches and loops, outside the train step. A
+process uses no processor time while it waits for a line.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
     facts["step_seconds"] = (time.perf_counter() - began) / 2
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        # Warm up, because the other contenders have replaced the contents of the caches.
+        # Warm up, because other contenders have replaced the contents of the processor's caches.
         began = time.perf_counter()
         while time.perf_counter() - began < WARM_SECONDS:
             turn(1)
@@ -74,18 +74,20 @@ def _timed(steps: Steps, count: int) -> float:
 def _share_outside(whole: Steps, outside: Steps, call: int, count: int) -> float:
     """Return the time of `outside` as a fraction of the time of `whole`.
 
-    The two run in turns of one call of `call` steps, as training does. In calls of a single step,
-    the overhead of the call would distort the result: for `basic` it is 20 % of the step.
+    The two functions take turns. In each turn, a function runs `call` steps in one call, as in
+    training. With a single step per call, the overhead of the call would distort the result: for
+    `basic` it is 20 % of the step.
     """
     pairs = [(_timed(whole, call), _timed(outside, call)) for _ in range(0, count, call)]
     return statistics.median(o for _, o in pairs) / statistics.median(w for w, _ in pairs)
 
 
 def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
-    """Return two functions that run steps, and facts about them for the table.
+    """Return two functions that run steps, and values for the table.
 
-    The first runs the steps of a training run. The second runs the same loop over the same batches,
-    but adds up their values instead of training. It measures the time outside the train step.
+    The first function runs the steps of a training run. The second function runs the same loop over
+    the same batches, but adds up the images and labels instead of training. It measures the time
+    outside the train step.
     """
     import jax
     import jax.numpy as jnp
@@ -151,9 +153,10 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
-    """Return a function that runs steps as a PyTorch user would write them, and facts about them.
+    """Return a function that runs train steps in PyTorch, and values for the table.
 
-    The batches are ready in memory, without a data loader and augmentation.
+    The steps are written as a PyTorch user would write them. The batches are ready in memory. There
+    is no data loader and no augmentation.
     """
     import numpy as np
     import torch  # pyright: ignore[reportMissingImports]
@@ -162,7 +165,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
     from benchmarks import torch_models
 
     torch.manual_seed(0)
-    # Use the same device and the same precision of products as JAX.
+    # Use the same device as JAX, and the same precision of matrix products.
     gpu = torch.cuda.is_available() and os.environ.get("JAX_PLATFORMS") != "cpu"
     device = "cuda" if gpu else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
@@ -217,7 +220,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
 
 
 def random_images() -> Dataset:
-    """Return random images with the shapes of CIFAR-10, with which a step takes equally long."""
+    """Return random images with the shapes of CIFAR-10. They do not change the time of a step."""
     import numpy as np
 
     from cifar_jax.data import Dataset, Split

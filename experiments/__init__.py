@@ -1,1 +1,1 @@
-"""One file per experiment: file name = make target = run folder = report row."""
+"""One file per experiment. The make target, run folder and report row have the file's name."""

@@ -1,7 +1,7 @@
 """Read the memory traffic, collectives and host transfers of compiled programs from their HLO.
 
-XLA's own cost analysis counts the body of a loop only once, includes copies made once per call, and
-does not separate HBM from on-chip memory.
+XLA's own cost analysis is not suitable. It counts the body of a loop only once, includes copies
+that are made once per call, and does not separate HBM from on-chip memory.
 """
 
 import math
@@ -20,19 +20,20 @@ _MOVES_NOTHING = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier"),
 }
-# Operations that read only the part of their first operand that they return.
+# Operations that read only a part of their first operand: the part that they return.
 _SLICES = {"slice", "slice-start", "dynamic-slice", "gather"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?)\s([a-z][a-z0-9-]*)\((.*)$", re.M)
-# Groups: type, axes, order of the axes (minor first), and tiles, such as `T(8,128)(2,1)S(1)`.
+# The groups are the kind of number, the bits, the axes, the order of the axes (minor first), and
+# the tiles and memory space, such as `T(8,128)(2,1)S(1)`.
 _ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
 class Array(NamedTuple):
-    """An array of a program."""
+    """An array in a compiled program."""
 
     bytes: int
     """Size in bytes, including the padding of tiles."""
@@ -41,7 +42,7 @@ class Array(NamedTuple):
 
 
 class Instruction(NamedTuple):
-    """One line of a computation."""
+    """One instruction of an HLO computation."""
 
     opcode: str
     shape: str
@@ -61,12 +62,12 @@ class Module(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """Bytes read and written."""
+    """Number of bytes that operations read and write."""
 
     hbm: float
     """Bytes between HBM and the chip."""
     total: float
-    """Bytes of all operations in any memory."""
+    """Bytes that operations read and write in any memory."""
 
 
 def parse(text: str) -> Module:
@@ -84,7 +85,7 @@ def parse(text: str) -> Module:
 
 
 def steps_body(module: Module) -> Computation:
-    """Return the body of the loop over the steps of a call: the program's largest loop.
+    """Return the body of the loop over train steps, which is the program's largest loop.
 
     Raises:
       ValueError: the program has no loop.
@@ -96,10 +97,10 @@ def steps_body(module: Module) -> Computation:
 
 
 def traffic(module: Module, computation: Computation) -> Traffic:
-    """Return the traffic of one run of a computation.
+    """Return the memory traffic of one execution of a computation.
 
-    A fusion counts as one operation. The body of a loop counts once per iteration, or only once if
-    XLA does not know their number. See `unknown_loops`.
+    A fusion counts as one operation. The body of a loop counts once per iteration. If XLA does not
+    know the number of iterations, the body counts once; see `unknown_loops`.
     """
     hbm = total = 0.0
     for name, op in computation.items():
@@ -126,10 +127,10 @@ def unknown_loops(computation: Computation) -> list[str]:
 
 
 def collectives(module: Module) -> tuple[Counter[str], list[int]]:
-    """Return the number of collectives of each kind, and the bytes of each, largest first.
+    """Return the number of collectives of each kind, and the bytes of each collective.
 
-    The start and the end of an asynchronous operation count as one. Bytes include padding, and also
-    the operands if the start returns them.
+    The bytes are sorted, largest first. The start and the end of an asynchronous operation count as
+    one collective. Bytes include padding. They include the operands if the start returns them.
     """
     kinds: Counter[str] = Counter()
     sizes = []
@@ -142,7 +143,7 @@ def collectives(module: Module) -> tuple[Counter[str], list[int]]:
 
 
 def host_transfers(module: Module) -> list[str]:
-    """Return the operations that involve the host."""
+    """Return the opcodes of operations that exchange data with the host."""
     return [
         op.opcode
         for op in _instructions(module)
@@ -193,7 +194,7 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
 
 
 def _sliced_parameters(computation: Computation) -> dict[int, int]:
-    """Return the bytes read from each parameter of which a fusion reads only a part."""
+    """Return the bytes that a fusion reads, for each parameter that it reads only in part."""
     sliced = {}
     for name, op in computation.items():
         if op.opcode != "parameter":

@@ -2,8 +2,8 @@
 
     make mutants ARGS="cifar_jax/runs/folder.py --sample 40"
 
-Cosmic Ray makes the faults, in a copy of the tree in `build/mutants`. The tests of each fault run
-in a fork of this process, which has imported all libraries but not the package. See
+Cosmic Ray makes the faults in a copy of the repository, in `build/mutants`. The tests of each fault
+run in a fork of this process. This process has imported all libraries, but not the package. See
 docs/testing.md.
 """
 
@@ -71,14 +71,14 @@ TESTS = {
     "training/train.py": "training/test_train.py training/test_whole_runs.py "
     "training/test_resume.py training/test_signals.py",
 }
-"""The tests of each module, fast ones first."""
+"""Test files of each module. Fast test files come first."""
 
 LIBRARIES = (
     *("jax", "flax.linen", "optax", "orbax.checkpoint", "pydantic", "PIL.Image", "rich.console"),
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("tensorboardX", "filelock", "click", "tensorflow_datasets"),
 )
-"""Imported before the forks, so that no test has to import them."""
+"""Libraries to import before the forks, so that the tests need not import them."""
 
 _LAYOUT = re.compile(
     r"\b(\w*size|x|y|lw|ms|\w*pad|zorder|alpha|\w*width\w*|\w*anchor|rect|left|top|xytext)="
@@ -87,7 +87,7 @@ _NUMBERS = re.compile("NumberReplacer|BinaryOperator|UnaryOperator")
 
 
 class Fault(NamedTuple):
-    """A Cosmic Ray operator, applied at one place."""
+    """A fault: a Cosmic Ray operator, and the place in the code to apply it."""
 
     operator: Any
     occurrence: int
@@ -101,14 +101,14 @@ class Fault(NamedTuple):
 
 
 def main() -> None:
-    """Test the modules that the command line names."""
+    """Try faults in the modules that the command line names."""
     parser = argparse.ArgumentParser(
         prog="make mutants", description="Count the small faults that the tests notice."
     )
-    parser.add_argument("modules", nargs="*", help="files; all that have tests here by default")
-    parser.add_argument("--sample", type=int, help="faults per module, chosen at random; else all")
-    parser.add_argument("--seed", type=int, default=0, help="of the random choice")
-    parser.add_argument("--tests", help="test files instead of those of the module")
+    parser.add_argument("modules", nargs="*", help="files to change [default: all known modules]")
+    parser.add_argument("--sample", type=int, help="random faults per module [default: all faults]")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of --sample")
+    parser.add_argument("--tests", help="test files to run instead of the module's test files")
     parser.add_argument("--timeout", type=float, default=300, help="seconds per fault")
     options = parser.parse_args()
     modules = [name.removeprefix("cifar_jax/") for name in options.modules] or list(TESTS)
@@ -129,7 +129,10 @@ def main() -> None:
 def try_faults(
     module: Path, tests: list[str], sample: int | None, seed: int, timeout: float
 ) -> None:
-    """Test each fault of a module. Print the unnoticed faults and the number of noticed ones."""
+    """Run the tests with each fault of a module.
+
+    Print the faults that no test notices, and the number of faults that tests notice.
+    """
     code = module.read_text()
     chosen = possible = faults(code)
     if sample and sample < len(possible):
@@ -159,8 +162,9 @@ def try_faults(
 def faults(code: str) -> list[Fault]:
     """Return the faults that Cosmic Ray can put into `code`.
 
-    Left out: faults in `X | Y`, most of which are type annotations; in exceptions `a.b`, which
-    Cosmic Ray cannot handle; and in sizes and positions of figures.
+    Three kinds of faults are left out: faults in `X | Y`, because most are in type annotations;
+    faults in exceptions `a.b`, because Cosmic Ray cannot handle them; and faults in the sizes and
+    positions of figures.
     """
     # Imported here, because only `make mutants` installs Cosmic Ray.
     from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
@@ -200,7 +204,8 @@ def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> 
         log = os.open(TREE.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(log, 1)
         os.dup2(log, 2)
-        # Python reuses bytecode if a source has the same size and time, as the next fault may.
+        # Python reuses the bytecode of a source file if size and time are the same. The next faulty
+        # file may have the same size and time.
         sys.dont_write_bytecode = not keep_bytecode
         import pytest  # pyright: ignore[reportMissingImports]
 
@@ -234,8 +239,8 @@ def _copy_tree() -> None:
 
 
 def _import_libraries() -> None:
-    """Import all libraries. Importing the package here would hide faults in compiled functions."""
-    # All faults can share a cache of compiled programs, because its keys are hashes of the code.
+    """Import all libraries, but not the package: tests must import the faulty code."""
+    # All faults share a cache of compiled programs. The keys of the cache are hashes of the code.
     os.environ["CIFAR_JAX_TESTS_SCRATCH"] = str(TREE.parent / "scratch")
     os.environ["PYTHONPATH"] = str(TREE)
     os.chdir(TREE)

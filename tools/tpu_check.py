@@ -3,12 +3,15 @@
     python -m tools.tpu_check [--experiments basic,resnet10] [--targets v5e-1,v6e-4]
                               [--precisions float32,bfloat16] [--json FILE]
 
-libtpu (the extra `tpu`) compiles for chips that are not present. The compiled program is the one
-that `cifar-jax train` runs on such chips: all steps of a call in one loop, the data set in the
-chips' memory, the batch divided over the chips.
+libtpu (the extra `tpu`) compiles for chips that are not present. The compiled program is the same
+as in `cifar-jax train` on these chips. One loop runs all steps of a call. The data set is in the
+memory of the chips. The batch is divided over the chips.
 
-Exit codes: 0 every step compiles, fits into memory, needs no host and has no loop of unknown
-length; 1 a step does not; 2 libtpu is missing or an argument is wrong.
+Exit codes:
+
+    0   every step compiles, fits into memory, needs no host and has no loop of unknown length
+    1   at least one step fails this check
+    2   libtpu is missing, or an argument is wrong
 """
 
 import argparse
@@ -27,7 +30,7 @@ from tools import hlo
 
 
 class Chip(NamedTuple):
-    """The published figures of one chip."""
+    """Published performance figures of one TPU chip."""
 
     flops: float
     """Operations per second in bfloat16. By default XLA uses bfloat16 for float32 products too."""
@@ -38,7 +41,7 @@ class Chip(NamedTuple):
 
 
 class Target(NamedTuple):
-    """Chips to compile for."""
+    """TPU chips to compile for."""
 
     chip: Chip
     topology: str
@@ -52,7 +55,7 @@ TARGETS = {
     "v5e-4": Target(V5E, "v5e:2x2", 4),
     "v6e-4": Target(V6E, "v6e:2x2", 4),
 }
-# One for each network and optimizer of the paper.
+# One experiment for each combination of network and optimizer in the paper.
 EXPERIMENTS = (
     *("basic", "net", "net-bn-gap", "net-attention", "resnet18-sgd", "resnet18-adam-lr1e-4"),
     *("resnet10", "resnet10-separable"),
@@ -87,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(
             f"--{name}",
             default=",".join(choices),
-            help="separated by commas [default: %(default)s]",
+            help=f"{name}, separated by commas [default: %(default)s]",
         )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
@@ -129,12 +132,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check(settings: config.Config, target: str, precision: str) -> dict[str, Any]:
     """Compile the train step of an experiment and return figures per chip and step.
 
-    `hbm_mb` is the traffic between HBM and the chip, `moved_mb` everything that operations read and
-    write, including memory on the chip. Both include the padding of tiles. The roofline is a lower
-    bound of the time: the longer of arithmetic and HBM traffic. `problem` is empty if the step
-    compiles, fits into memory, needs no host and has no loop of unknown length.
+    `hbm_mb` is the traffic between HBM and the chip. `moved_mb` is everything that operations read
+    and write, including memory on the chip. Both include the padding of tiles. `roofline_us` is a
+    lower bound of the time: the time of the arithmetic or of the HBM traffic, whichever is longer.
+    `problem` is empty if the step compiles, fits into memory, needs no host and has no loop of
+    unknown length.
     """
-    os.environ |= _ENVIRONMENT  # libtpu reads it when it is loaded.
+    os.environ |= _ENVIRONMENT  # libtpu reads these variables when it is loaded.
     from jax.errors import JaxRuntimeError
     from jax.experimental import topologies
 
@@ -153,14 +157,14 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     try:
         arguments = compilation.train_arguments(setup, variant)
         compiled = compilation.train_function(setup, variant).lower(*arguments).compile()
-    except JaxRuntimeError as error:  # Also raised if the program does not fit into memory.
+    except JaxRuntimeError as error:  # For example, the program does not fit into memory.
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}
     costs: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()
     used = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes  # The state is donated.
+        - memory.alias_size_in_bytes  # The donated state is both an argument and an output.
         + memory.temp_size_in_bytes
         + memory.generated_code_size_in_bytes
     )
@@ -209,7 +213,7 @@ def no_images() -> Any:
     return Dataset("cifar10", classes, blank(50_000), blank(10_000), half, half, fingerprint="")
 
 
-# Without these variables libtpu waits for Google's metadata server, and serves one process only.
+# Without these variables, libtpu waits for Google's metadata server and allows only one process.
 _ENVIRONMENT = {
     "JAX_PLATFORMS": "cpu",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

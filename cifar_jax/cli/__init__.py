@@ -1,7 +1,11 @@
-"""The command line. Each command is a file of this folder, imported when it is called.
+"""The command line `cifar-jax`. The module of a command is imported when the command is called.
 
-Exit codes: 0 done; 2 the user's error, with one line on standard error; 1 a bug, with a traceback;
-128 + signal when stopped by a signal.
+Exit codes:
+
+    0              success
+    1              a bug, with a traceback
+    2              an error of the user, with one line on standard error
+    128 + signal   stopped by a signal
 """
 
 from __future__ import annotations
@@ -36,11 +40,11 @@ _COMMANDS = {
     "env": "Print versions, devices and settings for a bug report.",
 }
 _MODULES = {"summary": "models"}
-"""Module of a command, if it is not named like the command."""
+"""Maps a command to its module, if the names of the command and the module differ."""
 
 
 class _LazyGroup(click.Group):
-    """Imports a command's module when the command is called, so that `--help` is fast."""
+    """Imports the module of a command only when the command is called. So `--help` is fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -67,7 +71,7 @@ def main() -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # This hides start-up messages of XLA.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # Some terminals are not UTF-8.
+            stream.reconfigure(errors="replace")  # Some terminals do not use UTF-8.
     hide_background_errors()
     try:
         code = run(sys.argv[1:])
@@ -85,7 +89,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line and return its exit code.
 
     Raises:
-      Exception: a bug.
+      Exception: the program has a bug.
     """
     try:
         cli.main(list(arguments), prog_name="cifar-jax", standalone_mode=False)
@@ -119,16 +123,16 @@ def _fail(message: str, code: int) -> int:
 
 
 def hide_background_errors() -> None:
-    """Hide tracebacks of background threads if the main thread reports the failure."""
+    """Hide tracebacks of background threads for failures that the main thread reports."""
 
     def in_thread(failure: threading.ExceptHookArgs) -> None:
-        # tensorboardX writes in a thread, which ends if the disk is full.
+        # tensorboardX writes in a background thread, which fails if the disk is full.
         is_tensorboard = type(failure.thread).__module__.startswith("tensorboardX")
         if not (is_tensorboard and isinstance(failure.exc_value, OSError)):
             threading.__excepthook__(failure)
 
     def unraisable(failure: sys.UnraisableHookArgs) -> None:
-        # A damaged checkpoint or a signal leaves event loops of orbax unfinished.
+        # After a signal or a damaged checkpoint, event loops of orbax remain unfinished.
         error, place = failure.exc_value, getattr(failure.object, "__module__", None)
         in_loop = "loop is closed" in str(error) or str(place).startswith("asyncio")
         if not isinstance(error, Stopped) and not in_loop:

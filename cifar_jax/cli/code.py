@@ -17,16 +17,17 @@ CODE = click.option(
     "--code",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Experiment file that defines RUN's custom model. Its Python is executed: name only a "
-    "file that you trust.",
+    help="Experiment file that defines RUN's custom model. The file is executed: name only a file "
+    "that you trust.",
 )
 
 
 def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
-    """Return the network that an experiment file defines; None if it uses one of the package's.
+    """Return the custom model that an experiment file defines, or None if it defines none.
 
     Raises:
-      UserError: its `MODEL` cannot be trained, or has the name of one of the package's networks.
+      UserError: the custom model cannot be trained, or has the name of one of the package's
+        networks.
     """
     parts = experiment.custom
     if parts is None or parts.model is None:
@@ -43,7 +44,9 @@ def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
 
 
 def load_code(code: Path | None, run: Path) -> CustomModel | None:
-    """Return the model that the file `code` defines. Warn if `run` was trained with other code.
+    """Return the custom model that the file `code` defines, or None if `code` is None.
+
+    A warning is printed if `run` was trained with other code.
 
     Raises:
       UserError: the file defines no `MODEL`.

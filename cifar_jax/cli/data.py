@@ -1,4 +1,4 @@
-"""`cifar-jax data`."""
+"""The command `cifar-jax data`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def data() -> None:
 
 @data.command()
 def status() -> None:
-    """Show where data are looked for, and what is there."""
+    """Show the data folder, its data sets and the cache."""
     from cifar_jax.data import status
 
     click.echo(status())
@@ -31,7 +31,7 @@ def prepare() -> None:
 @data.command("import", short_help="Prepare CIFAR-10 from a downloaded archive.")
 @click.argument("path", type=click.Path(path_type=Path))
 def import_(path: Path) -> None:
-    """Prepare CIFAR-10 from PATH, without a network.
+    """Prepare CIFAR-10 from PATH, without access to the internet.
 
     PATH is the official archive, cifar-10-python.tar.gz, or its unpacked folder,
     cifar-10-batches-py.

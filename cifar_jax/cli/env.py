@@ -1,4 +1,4 @@
-"""`cifar-jax env`."""
+"""The command `cifar-jax env`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _report() -> dict[str, Any]:
 
 
 def _devices() -> list[str]:
-    """Return a line for each device, or the reason why JAX has none."""
+    """Return one line for each device. If JAX finds no device, return the error message."""
     try:
         runtime.set_up()
         runtime.require()

@@ -1,4 +1,4 @@
-"""`cifar-jax evaluate`."""
+"""The command `cifar-jax evaluate`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cifar_jax.cli.code import CODE, load_code
 from cifar_jax.cli.output import AS_JSON, DEVICE
 
 
-@click.command(short_help="Loss and accuracy of a trained model.")
+@click.command(short_help="Print loss and accuracy of a trained model.")
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--split",
@@ -28,7 +28,7 @@ from cifar_jax.cli.output import AS_JSON, DEVICE
 def evaluate(
     run: Path, split: str, best: bool, code: Path | None, device: str | None, as_json: bool
 ) -> None:
-    """Print the loss and accuracy of RUN on a split of its own data set.
+    """Print the loss and accuracy of RUN on a split of the data set that it was trained on.
 
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
     packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy with

@@ -1,4 +1,4 @@
-"""`cifar-jax experiments`."""
+"""The command `cifar-jax experiments`."""
 
 from __future__ import annotations
 

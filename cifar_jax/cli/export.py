@@ -1,4 +1,4 @@
-"""`cifar-jax export`."""
+"""The command `cifar-jax export`."""
 
 from __future__ import annotations
 
@@ -17,12 +17,14 @@ from cifar_jax.cli.code import CODE, load_code
     "kind",
     required=True,
     type=click.Choice(["safetensors", "stablehlo", "onnx"]),
-    help="safetensors holds the weights and the model card. The others are programs from uint8 "
-    "images [N, 32, 32, 3], for any N, to logits: stablehlo for JAX on cpu, cuda and tpu, onnx for "
-    "ONNX runtimes.",
+    help="safetensors: the weights and the model card. stablehlo: a program for JAX on cpu, cuda "
+    "and tpu. onnx: a program for ONNX runtimes. A program computes logits from uint8 images "
+    "[N, 32, 32, 3], for any N.",
 )
 @click.option(
-    "--output", type=click.Path(path_type=Path), help="The file.  [default: EXPERIMENT-seedN.TO]"
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File to write.  [default: EXPERIMENT-seedN.TO]",
 )
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
 @CODE
@@ -32,8 +34,8 @@ def export(
 ) -> None:
     """Write the model of RUN to one file.
 
-    RUN is a run folder, a safetensors file, or the name of a packaged network. The file is written
-    after its logits are compared with the model's.
+    RUN is a run folder, a safetensors file, or the name of a packaged network. Before the file is
+    written, its logits are compared with the logits of the model.
     """
     runtime.set_up()
     runtime.require()
@@ -47,5 +49,5 @@ def export(
     difference = exports.export(model, kind, output, force=force)
     click.echo(
         f"written to {output} ({output.stat().st_size / 1e6:.1f} MB); its logits differ from the "
-        f"run's by at most {difference:.1e} of the largest"
+        f"run's by at most {difference:.1e} of the largest logit"
     )

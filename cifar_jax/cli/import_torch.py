@@ -1,4 +1,4 @@
-"""`cifar-jax import-torch`."""
+"""The command `cifar-jax import-torch`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _THREE = (float, float, float)
 @click.option(
     "--mean",
     type=_THREE,
-    help="Channel means that its images were normalized with.  [default: CIFAR-10's]",
+    help="Channel means that normalized the training images.  [default: CIFAR-10's]",
 )
 @click.option("--std", type=_THREE, help="Channel standard deviations.  [default: CIFAR-10's]")
 def import_torch(
@@ -37,9 +37,10 @@ def import_torch(
 ) -> None:
     """Write the PyTorch weights in FILE as a run folder.
 
-    FILE is a state dict, as safetensors or written by torch.save; the latter takes PyTorch: pip
-    install 'cifar-jax[torch]'. Its layers are named as in pytorch-cifar or torchvision. Nothing in
-    FILE is executed. The scripts of pytorch-cifar normalize with --std 0.2023 0.1994 0.2010.
+    FILE contains a state dict. It is a safetensors file or a file of torch.save. Reading a file of
+    torch.save needs PyTorch: pip install 'cifar-jax[torch]'. Layers must have the names of
+    pytorch-cifar or torchvision. No code in FILE is executed. For a network that a script of
+    pytorch-cifar trained, add --std 0.2023 0.1994 0.2010.
     """
     runtime.set_up()
     runtime.require("cpu")  # There is nothing to compute on an accelerator.

@@ -1,4 +1,4 @@
-"""`cifar-jax models` and `cifar-jax summary`."""
+"""The commands `cifar-jax models` and `cifar-jax summary`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cifar_jax.cli.output import AS_JSON, count, print_table
 @click.command()
 @AS_JSON
 def models(as_json: bool) -> None:
-    """List the networks with their parameters and the paper's count."""
+    """List the networks with their number of parameters, and the number in the paper."""
     runtime.set_up()
     runtime.require("cpu")  # Only shapes are computed.
 
@@ -42,7 +42,7 @@ def models(as_json: bool) -> None:
 def summary(model: str, as_json: bool) -> None:
     """Print the layers of MODEL in the columns of the paper's tables.
 
-    MODEL is a name from `cifar-jax models`, or a config file (FILE.py), whose model is shown.
+    MODEL is a name from `cifar-jax models`, or a config file (FILE.py) that contains the model.
     """
     runtime.set_up()
     runtime.require("cpu")  # Only shapes are computed.

@@ -16,7 +16,7 @@ DEVICE = click.option(
 
 
 def count(value: int | None) -> str:
-    """Return `value` with a thousands separator; `-` if it is None or 0."""
+    """Return `value` as text with thousands separators, or `-` if it is None or 0."""
     return f"{value:,}" if value else "-"
 
 
@@ -26,9 +26,9 @@ def print_table(
     """Print a table. Text wraps at the width of the terminal; numbers are never cut.
 
     Args:
-      columns: headings.
-      rows: cells.
-      right: indices of the columns of numbers, which are aligned to the right.
+      columns: headings of the columns.
+      rows: cells of each row.
+      right: indices of columns with numbers, which are aligned to the right.
     """
     from rich import box
     from rich.console import Console
@@ -43,7 +43,7 @@ def print_table(
         table.add_row(*row)
     console = Console(highlight=False)
     needed = Measurement.get(console, console.options.update(max_width=10_000), table)
-    # On a terminal, text wraps, but a table may be wider than the terminal if its numbers need it.
-    # In a pipe or file, nothing wraps.
+    # On a terminal, text wraps. The table is wider than the terminal only if numbers need the
+    # width. In a pipe or file, nothing wraps.
     width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
     Console(highlight=False, width=width).print(table)

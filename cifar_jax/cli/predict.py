@@ -1,4 +1,4 @@
-"""`cifar-jax predict`."""
+"""The command `cifar-jax predict`."""
 
 from __future__ import annotations
 
@@ -51,9 +51,9 @@ def predict(
     """Print the most probable classes of each IMAGE.
 
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
-    packaged network, such as net-bn-gap. An IMAGE is a file of any size and common format, a folder
-    of them, a pattern such as '*.jpg', or - for standard input. The largest square in the middle of
-    each image is resized to 32×32.
+    packaged network, such as net-bn-gap. An IMAGE is an image file, a folder of image files, a
+    pattern such as '*.jpg', or - for standard input. Images may have any size and any common
+    format. The largest square in the middle of each image is resized to 32×32.
     """
     if as_json and as_csv:
         raise UserError("--json and --csv cannot be combined: choose one")

@@ -1,4 +1,4 @@
-"""`cifar-jax report`."""
+"""The command `cifar-jax report`."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ def report(
 ) -> None:
     """Print a table of runs next to the paper's results, and write it to report.md with curves.
 
-    RUNS are run folders, records, or folders that contain some. By default: runs/. The report is
-    written to FOLDER or, without --output, to the folder of several runs that RUNS names.
+    RUNS are run folders, records, or folders that contain run folders or records. The default is
+    runs/. The report is written to the folder that --output names. Without --output, it is written
+    to RUNS, if RUNS is a single folder with several runs.
     """
     if sum(map(bool, (output, results, readme))) > 1 or (readme and runs):
         raise UserError("give one of --output, --record and --readme; --readme takes no RUNS")

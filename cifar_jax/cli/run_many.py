@@ -1,4 +1,4 @@
-"""Trains several runs, one after another. If one fails, the others are still trained."""
+"""Train several runs, one after another. If a run fails, the next runs are still trained."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ def train_each(
     train: Callable[[RunRequest], str],
     say: Callable[[str], object],
 ) -> None:
-    """Train runs, and summarize which are finished.
+    """Train runs one after another, and print a line about each run.
 
     Args:
       requests: the runs, in order.
-      train: trains one run and returns the line that reports it.
-      say: prints a line.
+      train: a function that trains one run and returns a line about its result.
+      say: a function that prints a line.
 
     Raises:
       Stopped: a signal arrived. The run in progress is saved; later runs are not started.
-      UserError: some runs failed. If a run failed with another exception, that is raised instead.
+      UserError: some runs failed.
+      Exception: a run failed because of a bug. This exception is raised instead of UserError.
     """
     lines = []
     finished, stopped, bug = 0, None, None

@@ -1,4 +1,4 @@
-"""`cifar-jax settings`."""
+"""The command `cifar-jax settings`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`cifar-jax train`."""
+"""The command `cifar-jax train`."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def train(
 ) -> None:
     """Train each EXPERIMENT, a name or a config file. An unfinished run is resumed.
 
-    If one experiment fails, the others are still trained. A signal stops them all.
+    If one experiment fails, the others are still trained. A signal stops all experiments.
 
     --set changes any setting by its dotted name, such as --set optimizer.lr=3e-4
-    --set data.dataset=digits --set epochs=2. `cifar-jax settings` lists them.
+    --set data.dataset=digits --set epochs=2. `cifar-jax settings` lists all settings.
     """
     from cifar_jax import catalog, config
 
@@ -108,13 +108,13 @@ def train(
 
 
 class _Folders:
-    """Chooses the folder of each run."""
+    """Chooses the run folder for each experiment and seed."""
 
     def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
         self.workdir, self.single, self.seeds = workdir, single, seeds
 
     def folder(self, name: str, seed: int) -> Path:
-        """Return the folder of an experiment's run."""
+        """Return the run folder for an experiment and a seed."""
         if self.workdir and self.single:
             return self.workdir / f"seed{seed}" if self.seeds else self.workdir
         return (self.workdir or Path("runs")) / name / f"seed{seed}"
@@ -134,7 +134,7 @@ def _request(experiment: Experiment, config: Config, seed: int, folders: _Folder
             f"{experiment.path} defines a MODEL, but its CONFIG names the package's "
             f"{experiment.config.model.name!r}: use another name, such as Model(name='mine')"
         )
-    # Settings that only affect how a run is carried out do not make it another run.
+    # Settings that do not affect the result of a run do not change the folder of the run.
     differing = differences(identity(experiment.config), identity(config))
     overrides = {name: value for name, (_, value) in differing.items()}
     load_weights = weights_loader(config)

@@ -1,6 +1,7 @@
-"""Data sets as NumPy arrays, and augmentation on the device.
+"""Load data sets as NumPy arrays, and augment batches of images on the device.
 
-Heavy packages (tfds, Pillow, pooch, rich) are imported inside the functions that use them.
+The packages tfds, Pillow, pooch and rich are slow to import. Only the functions that use them
+import them.
 """
 
 import difflib
@@ -26,7 +27,8 @@ __all__ = [
     "status",
 ]
 
-# To add a data set, add a function that takes the folder of prepared data sets.
+# To add a data set, add its name and a function. The function takes the folder of prepared data
+# sets and returns a `cache.Source`.
 DATASETS: dict[str, Callable[[Path], cache.Source]] = {
     "cifar10": cifar10.source,
     "digits": lambda data_dir: digits.source(),
@@ -34,15 +36,19 @@ DATASETS: dict[str, Callable[[Path], cache.Source]] = {
 
 
 def load(name: str, *, data_dir: Path | None = None) -> Dataset:
-    """Load a data set. Images are decoded the first time and cached.
+    """Load a data set by name.
+
+    The first call decodes the images and stores them in a cache on disk. Later calls read the
+    cache.
 
     Args:
       name: one of `DATASETS`, or `folder:PATH` for a folder of images (see `image_folder`).
-      data_dir: the folder of prepared tfds data sets; by default `$TFDS_DATA_DIR` or
-        `~/tensorflow_datasets`.
+      data_dir: the folder in which tfds stores prepared data sets. The default is
+        `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
 
     Raises:
-      UserError: the name is unknown, or the data are missing, damaged or cannot be normalized.
+      UserError: the name is unknown, images are missing or damaged, or a color channel has the same
+        value in all training images.
     """
     dataset = cache.load(_source(name, data_dir or default_data_dir()))
     return dataset._replace(official=dataset.content == cifar10.CONTENT)

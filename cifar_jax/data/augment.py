@@ -1,8 +1,8 @@
-"""Augmentation of batches on the device, inside jit.
+"""Augment batches of images on the device, inside `jax.jit`.
 
-Images are `[N, H, W, C]` and labels int32 `[N]`. `augment`, `crop` and `alternating_flip` take
-uint8 images. The functions that change values take normalized float images. All randomness follows
-from `key`, a random key of the batch except where noted.
+Images have the shape `[N, H, W, C]`. Labels are int32 `[N]`. `augment`, `crop` and
+`alternating_flip` take uint8 images. The other functions take normalized float images. The argument
+`key` determines all random choices. Each batch has a new key, except in `alternating_flip`.
 """
 
 from functools import partial
@@ -15,20 +15,20 @@ import numpy as np
 from cifar_jax.ops import platform
 
 Fill = Literal["zeros", "reflect"]
-"""How images are padded: with zeros, or with their mirror image without the edge pixel."""
+"""How images are padded: with zeros, or with a reflection that does not repeat the edge pixels."""
 
 
 def augment(
     key: jax.Array, images: jax.Array, crop_padding: int, flip: bool, fill: Fill = "zeros"
 ) -> jax.Array:
-    """Return random crops of the padded images, half of them mirrored.
+    """Pad each image, crop it at a random position, and mirror it at random.
 
     Args:
       key: random key of the batch.
       images: uint8 `[N, H, W, C]`.
-      crop_padding: number of pixels added on each side; crops have the original size.
+      crop_padding: number of pixels to add on each side. Crops have the original size.
       flip: whether to mirror each image with probability 1/2.
-      fill: how images are padded.
+      fill: content of the padding.
     """
     side = 2 * crop_padding + 1
     choice = jax.random.randint(key, (len(images),), 0, side * side * (1 + flip))
@@ -42,15 +42,16 @@ def augment(
 def alternating_flip(
     key: jax.Array, images: jax.Array, indices: jax.Array, epoch: jax.Array | int
 ) -> jax.Array:
-    """Mirror a random half of the images in the first epoch, and the other half in the next.
+    """Mirror each image in every second epoch.
 
-    Two consecutive epochs show both sides of each image (K. Jordan, arXiv:2404.00498).
+    A random half of the images is mirrored in even epochs, the rest in odd epochs. So two
+    consecutive epochs show both versions of each image (K. Jordan, arXiv:2404.00498).
 
     Args:
-      key: random key of the run, the same in all steps and used for nothing else.
+      key: a random key that is the same in all steps of a run. No other random choice uses it.
       images: uint8 or float `[N, H, W, C]`.
       indices: int32 `[N]`, positions of the images in the training set.
-      epoch: int32, counted from 0.
+      epoch: int32, number of the epoch, counted from 0.
     """
 
     def in_first_epoch(index: jax.Array) -> jax.Array:
@@ -66,14 +67,15 @@ def _mirror(images: jax.Array, mirrored: jax.Array) -> jax.Array:
 def crop(
     images: jax.Array, down: jax.Array, across: jax.Array, largest: int, fill: Fill = "zeros"
 ) -> jax.Array:
-    """Return windows of the padded images, of the same size.
+    """Pad the images, and cut a window of the original size from each.
 
     Args:
       images: uint8 `[N, H, W, C]`.
-      down: int32 `[N]`, first row of each window, in -largest..largest.
-      across: int32 `[N]`, first column of each window, likewise.
-      largest: the largest shift.
-      fill: how images are padded; `reflect` is that of `numpy.pad`.
+      down: int32 `[N]`, first row of each window, from -largest to largest. The first row of the
+        image is 0.
+      across: int32 `[N]`, first column of each window, from -largest to largest.
+      largest: the largest shift in pixels.
+      fill: content of the padding. `reflect` is the mode of `numpy.pad`.
     """
     forms = {"tpu": crop_by_products, "default": crop_by_slices}
     given = {name: partial(form, largest=largest, fill=fill) for name, form in forms.items()}
@@ -83,7 +85,7 @@ def crop(
 def crop_by_slices(
     images: jax.Array, down: jax.Array, across: jax.Array, largest: int, fill: Fill = "zeros"
 ) -> jax.Array:
-    """Do what `crop` does with one slice per image."""
+    """Implement `crop` with one slice per image."""
     sides = ((0, 0), (largest, largest), (largest, largest), (0, 0))
     padded = jnp.pad(images, sides, mode="reflect" if fill == "reflect" else "constant")
 
@@ -96,10 +98,10 @@ def crop_by_slices(
 def crop_by_products(
     images: jax.Array, down: jax.Array, across: jax.Array, largest: int, fill: Fill = "zeros"
 ) -> jax.Array:
-    """Do what `crop` does with matrix products, since a TPU would slice image by image.
+    """Implement `crop` with matrix products, because a TPU would slice one image at a time.
 
-    Products with matrices of zeros and ones select rows and columns without padding. They are exact
-    for bytes, even in bfloat16.
+    Products with matrices of zeros and ones select the rows and columns. The images need no
+    padding. The products are exact for uint8 values, even in bfloat16.
     """
     del largest
 
@@ -109,7 +111,7 @@ def crop_by_products(
             period = max(2 * (side - 1), 1)
             places %= period
             places = jnp.minimum(places, period - places)
-        return jax.nn.one_hot(places, side)  # Places outside the image give zeros.
+        return jax.nn.one_hot(places, side)  # A position outside the image gives a row of zeros.
 
     _, height, width, _ = images.shape
     rows = jnp.einsum("nyh,nhwc->nywc", selection(down, height), images.astype(jnp.float32))
@@ -117,10 +119,10 @@ def crop_by_products(
 
 
 def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
-    """Set a square of each image to zero, the mean of normalized images.
+    """Set a random square of each image to zero, which is the mean of normalized images.
 
-    The center is any pixel, so part of the square may lie outside the image (T. DeVries and
-    G. Taylor, arXiv:1708.04552). `size` is the side of the square in pixels.
+    `size` is the side of the square in pixels. The center is a random pixel of the image, so part
+    of the square may lie outside the image (T. DeVries and G. Taylor, arXiv:1708.04552).
     """
     count, height, width, _ = images.shape
     down, across = jax.random.randint(key, (2, count), 0, jnp.array([[height], [width]]))
@@ -130,14 +132,14 @@ def cutout(key: jax.Array, images: jax.Array, size: int) -> jax.Array:
 def mixup(
     key: jax.Array, images: jax.Array, labels: jax.Array, alpha: float, classes: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Mix each image and its label with the previous ones of the batch.
+    """Mix each image with the previous image of the batch, and mix their labels.
 
-    Batches are shuffled, so partners are random. One mixing weight per batch is drawn from
-    Beta(alpha, alpha), as in the authors' code (H. Zhang et al., arXiv:1710.09412). Larger `alpha`
-    give more even mixtures.
+    Batches are shuffled, so the pairs are random. All pairs of a batch have the same mixing weight.
+    The weight is drawn from Beta(alpha, alpha), as in the authors' code (H. Zhang et al.,
+    arXiv:1710.09412). A larger `alpha` makes a weight near 1/2 more likely.
 
     Returns:
-      Images, and class probabilities float32 `[N, classes]`.
+      The mixed images, and class probabilities float32 `[N, classes]`.
     """
     weight = _beta(key, alpha)
     mixed = _mix(weight.astype(images.dtype), images)
@@ -150,17 +152,17 @@ def cutmix(
     """Paste a box of the previous image into each image, and mix the labels by the area of the box.
 
     All images of a batch share the box, as in the authors' code (S. Yun et al., arXiv:1905.04899).
-    Its area is a fraction 1 - lambda of the image, with lambda from Beta(alpha, alpha). Parts
-    outside the image are cut off, and the labels are mixed by the remaining area. With `alpha` 1
-    all areas are equally likely.
+    The area of the box is a fraction 1 - lambda of the image, with lambda drawn from
+    Beta(alpha, alpha). If `alpha` is 1, all fractions are equally likely. The part of the box
+    outside the image is cut off. The remaining area determines how the labels are mixed.
 
     Returns:
-      Images, and class probabilities float32 `[N, classes]`.
+      The mixed images, and class probabilities float32 `[N, classes]`.
     """
     _, height, width, _ = images.shape
     area_key, center_key = jax.random.split(key)
     side = jnp.sqrt(1 - _beta(area_key, alpha))
-    # The authors round half the side to whole pixels.
+    # Half the side is rounded down to whole pixels, as in the authors' code.
     rows, columns = (2 * (side * extent / 2).astype(jnp.int32) for extent in (height, width))
     down, across = jax.random.randint(center_key, (2, 1), 0, jnp.array([[height], [width]]))
     box = _box(images, down, across, rows, columns)
@@ -170,7 +172,10 @@ def cutmix(
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    """Draw from 4,096 quantiles of Beta(alpha, alpha): `jax.random.beta` is slow to compile."""
+    """Draw a quantile of Beta(alpha, alpha) from a table of 4,096.
+
+    `jax.random.beta` would be slow to compile.
+    """
     from scipy import special  # This import is slow, and few runs need it.
 
     quantiles = special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
@@ -178,7 +183,7 @@ def _beta(key: jax.Array, alpha: float) -> jax.Array:
 
 
 def _mix(weight: jax.Array, rows: jax.Array) -> jax.Array:
-    """Return the weighted mean of each row and the previous one."""
+    """Return `weight` times each row plus `1 - weight` times the previous row."""
     return weight * rows + (1 - weight) * jnp.roll(rows, 1, axis=0)
 
 
@@ -189,7 +194,11 @@ def _box(
     rows: jax.Array | int,
     columns: jax.Array | int,
 ) -> jax.Array:
-    """Return a mask of the boxes centered at (down, across), int32 `[n]`: bool `[n, H, W, 1]`."""
+    """Return a mask bool `[n, H, W, 1]` that is true inside n boxes.
+
+    `down` and `across`, int32 `[n]`, are the row and the column of each box's center. `rows` and
+    `columns` are the height and width of all boxes in pixels.
+    """
 
     def within(center: jax.Array, length: jax.Array | int, side: int) -> jax.Array:
         first = (center - length // 2)[:, None]
@@ -201,16 +210,18 @@ def _box(
 
 
 def jitter(key: jax.Array, images: jax.Array, brightness: float, contrast: float) -> jax.Array:
-    """Change the brightness and the contrast of each image.
+    """Change the brightness and the contrast of each image at random.
 
-    A pixel becomes `mean + factor * (pixel - mean) + offset`, where `mean` is over all values of
-    the image. The factor is uniform in 1 ± contrast, and the offset in ± brightness, in standard
-    deviations of the data set. In hiverge/cifar10-speedrun the factor also scales the offset, and
-    applies about the mean of the data set.
+    A pixel becomes `mean + factor * (pixel - mean) + offset`. `mean` is the mean of all values of
+    the image. The factor is uniform between 1 - contrast and 1 + contrast. The offset is uniform
+    between -brightness and brightness, in standard deviations of the data set.
+
+    The code of hiverge/cifar10-speedrun differs: it also multiplies the offset by the factor, and
+    it uses the mean of the data set instead of the mean of the image.
     """
     ranges = jnp.array([[brightness], [contrast]], jnp.float32)
     offset, change = ranges * jax.random.uniform(key, (2, len(images)), minval=-1, maxval=1)
-    # One row per image, since arithmetic on vectors of three does not vectorize.
+    # Flatten each image, because XLA does not vectorize arithmetic over three channels.
     rows = images.reshape(len(images), -1).astype(jnp.float32)
     offset -= change * rows.mean(1)
     rows = (1 + change[:, None]) * rows + offset[:, None]
@@ -220,7 +231,7 @@ def jitter(key: jax.Array, images: jax.Array, brightness: float, contrast: float
 def resize(images: jax.Array, size: int) -> jax.Array:
     """Resize float images to `[N, size, size, C]`.
 
-    Interpolates linearly, with antialiasing, like Pillow's `BILINEAR` and
+    The interpolation is bilinear with antialiasing, as in Pillow's `BILINEAR` and
     `torch.nn.functional.interpolate(antialias=True)`.
     """
     count, _, _, channels = images.shape

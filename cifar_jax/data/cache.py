@@ -1,8 +1,8 @@
-"""A cache of decoded data sets, so that images are decoded only once.
+"""A cache on disk of decoded data sets, so that images are decoded only once.
 
-An entry is an uncompressed `.npz` file. It holds the arrays, and everything else as a JSON string.
-The file's own checksums detect damage, and the signature of the source detects changed files. In
-both cases the entry is rebuilt.
+Each data set has one entry, an uncompressed `.npz` file. It holds the images and labels as arrays,
+and the metadata as a JSON string. Checksums inside the file detect damage. The metadata contain a
+signature of the source files, which detects changes. A damaged or outdated entry is rebuilt.
 """
 
 import contextlib
@@ -22,21 +22,21 @@ from cifar_jax.data.progress import notice
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this when the layout of an entry or the meaning of its arrays changes. Entries of other
-# versions are not used.
+# Increase this number when the layout of an entry or the meaning of its arrays changes. Entries
+# with another number are ignored.
 _VERSION = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile)
 
 
 class Source(NamedTuple):
-    """Where a data set comes from.
+    """A data set that is not loaded yet, and the function that decodes it.
 
     Attributes:
-      name: the name of the data set.
-      entry: the name of its cache entry.
-      signature: a text that changes whenever `decode` would return something else.
-      decode: reads the images; may take long.
+      name: name of the data set.
+      entry: name of the cache entry, without `.npz`.
+      signature: a string that changes whenever the result of `decode` changes.
+      decode: reads and decodes the images, which may take minutes.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Source(NamedTuple):
 def load(source: Source) -> Dataset:
     """Load a data set from the cache, or decode it and add it to the cache.
 
-    If the cache cannot be written, a line on standard error says so.
+    If the cache cannot be written, a warning is printed on standard error.
     """
     path = _path(source)
     with lock(source.entry):
@@ -63,7 +63,7 @@ def load(source: Source) -> Dataset:
 
 
 def is_fresh(source: Source) -> bool:
-    """Return whether the cache holds this source. Reads no images."""
+    """Return whether the cache has an up-to-date entry for a source. No images are read."""
     try:
         with np.load(_path(source), allow_pickle=False) as entry:
             return _metadata(entry, source) is not None
@@ -73,9 +73,10 @@ def is_fresh(source: Source) -> bool:
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold a lock in the cache folder, so that processes that start together do work only once.
+    """Hold a lock file in the cache folder.
 
-    A folder that cannot be written has no lock.
+    If several processes start at the same time, the lock lets only one of them download and decode.
+    If the folder cannot be written, there is no lock.
     """
     from filelock import FileLock
 
@@ -87,7 +88,10 @@ def lock(name: str) -> Iterator[None]:
 
 
 def path_digest(path: Path) -> str:
-    """Return a short name for a folder, to tell apart data sets of the same name."""
+    """Return 12 hexadecimal digits that identify a folder by its path.
+
+    The digits distinguish the cache entries of data sets with the same name.
+    """
     return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
 
 
@@ -96,14 +100,14 @@ def _path(source: Source) -> Path:
 
 
 def _metadata(entry: Any, source: Source) -> dict[str, Any] | None:
-    """Return the JSON part of an entry, or None if the entry is not of this source."""
+    """Return the decoded JSON of a cache entry, or None if the entry is outdated."""
     metadata = json.loads(entry["metadata"].item())
     matches = (metadata["version"], metadata["signature"]) == (_VERSION, source.signature)
     return metadata if matches else None
 
 
 def _read(path: Path, source: Source) -> Dataset | None:
-    """Return the data set of an entry, or None if it is missing, outdated or damaged."""
+    """Return a cached data set, or None if the entry is missing, outdated or damaged."""
     try:
         with np.load(path, allow_pickle=False) as entry:
             if (metadata := _metadata(entry, source)) is None:

@@ -1,7 +1,8 @@
-"""CIFAR-10: what it is, and how it is downloaded, imported and prepared.
+"""Download, import and prepare CIFAR-10.
 
-A run reads CIFAR-10 from a prepared tfds folder. The folder is written from the official archive,
-https://www.cs.toronto.edu/~kriz/cifar.html, exactly as stock tfds would write it.
+Training reads CIFAR-10 from a folder in the format of TensorFlow Datasets (tfds). This module
+writes the folder from the official archive (https://www.cs.toronto.edu/~kriz/cifar.html). The
+content is the same as if stock tfds had written it.
 """
 
 import contextlib
@@ -27,16 +28,16 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-VERSION = "3.0.2"  # TensorFlow Datasets reads this version as "cifar10".
+VERSION = "3.0.2"  # The version that `tfds.load("cifar10")` reads.
 
-# The `content_digest` of the official images, labels and splits.
+# `content_digest` of the official CIFAR-10.
 CONTENT = "a08b14bdab921f8e4cd76ae47fa3c7aca4085e2262da5609ac764dd6ad9b422d"
 
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_BYTES = 170_498_071
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 BATCHES_FOLDER = "cifar-10-batches-py"
-# The MD5 of each batch file, as torchvision publishes them (torchvision/datasets/cifar.py).
+# MD5 of each batch file, from torchvision/datasets/cifar.py.
 BATCHES = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -48,15 +49,15 @@ BATCHES = {
 
 
 def folder(data_dir: Path) -> Path:
-    """Return the folder in which tfds keeps CIFAR-10."""
+    """Return the folder of CIFAR-10 in `data_dir`, the folder of all tfds data sets."""
     return data_dir / "cifar10" / VERSION
 
 
 def source(data_dir: Path) -> cache.Source:
-    """Return the prepared folder as a source. CIFAR-10 is downloaded first if it is missing."""
+    """Return CIFAR-10 as a `cache.Source`. Download and prepare the images if they are missing."""
     path = folder(data_dir)
     if not path.exists():
-        # Processes that start together download it once.
+        # If several processes start at the same time, only one of them downloads CIFAR-10.
         with cache.lock(f"prepare-{cache.path_digest(path)}"):
             if not path.exists():
                 notice(f"CIFAR-10 is not in {data_dir} yet: downloading it from {ARCHIVE_URL}")
@@ -68,7 +69,7 @@ def prepare(data_dir: Path | None = None) -> Path:
     """Download the official archive, prepare CIFAR-10 in `data_dir`, and return the new folder.
 
     Raises:
-      UserError: CIFAR-10 is prepared already, or the archive cannot be downloaded.
+      UserError: CIFAR-10 is already prepared, or the archive cannot be downloaded.
     """
     import pooch
 
@@ -97,12 +98,13 @@ def prepare(data_dir: Path | None = None) -> Path:
 def import_path(path: Path, data_dir: Path | None = None) -> Path:
     """Prepare CIFAR-10 in `data_dir` from a downloaded archive, and return the new folder.
 
-    `path` is the official archive, its unpacked folder, or the folder that contains the latter.
+    `path` is the official archive, the unpacked folder `cifar-10-batches-py`, or the parent of the
+    unpacked folder.
 
     Raises:
-      UserError: `path` is something else, or CIFAR-10 is prepared already.
+      UserError: `path` is not the official CIFAR-10, or CIFAR-10 is already prepared.
     """
-    path.stat()  # Raise before anything is created if the file is missing.
+    path.stat()  # If `path` is missing, raise before anything is created.
     with _new_folder(data_dir) as scratch:
         arrays = _read_folder(path) if path.is_dir() else _read_archive(path)
         return _write(arrays, scratch)
@@ -126,10 +128,10 @@ def _read_folder(path: Path) -> Arrays:
 
 
 def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
-    """Decode the contents of the batch files, after checking that they are the official ones."""
+    """Decode the batch files. Raise UserError if a file is not an official file of CIFAR-10."""
     splits = {}
     for name, content in batches.items():
-        # A file with the checksum of an official file is that file, so unpickling it is safe.
+        # Unpickling can run code, so only official files are unpickled.
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != BATCHES[name]:
             raise _not_official(path, f"the MD5 of {name} differs")
         with warnings.catch_warnings():
@@ -145,13 +147,13 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
 def _not_official(path: Path, problem: str) -> UserError:
     return UserError(
         f"{path} is not the official CIFAR-10 ({problem}): give cifar-10-python.tar.gz from "
-        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or its unpacked folder {BATCHES_FOLDER}; "
-        "train on other images with `--set data.dataset=folder:PATH`"
+        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or the unpacked folder {BATCHES_FOLDER}; "
+        "to train on other images, use `--set data.dataset=folder:PATH`"
     )
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the message of the error that caused the others, which is the most specific one."""
+    """Return the message of the first error in a chain of causes: the most specific message."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return reason(error)
@@ -159,10 +161,10 @@ def _first_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _new_folder(data_dir: Path | None) -> Iterator[Path]:
-    """Yield a temporary folder in `data_dir`, so that a failure leaves nothing behind.
+    """Yield a temporary folder in `data_dir`, which is deleted at the end, even after an error.
 
     Raises:
-      UserError: CIFAR-10 is prepared already; it is never overwritten.
+      UserError: CIFAR-10 is already prepared. An existing folder is never overwritten.
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
     path = folder(data_dir)
@@ -177,7 +179,7 @@ def _new_folder(data_dir: Path | None) -> Iterator[Path]:
 
 
 def _write(arrays: Arrays, scratch: Path) -> Path:
-    """Write a tfds folder in `scratch`, move it to the parent of `scratch`, and return it."""
+    """Write a tfds folder in `scratch`, move it to the parent of `scratch`, and return its path."""
     path = folder(scratch.parent)
     with progress(f"Writing {path}", len(arrays.train.labels) + len(arrays.test.labels)) as advance:
         try:
@@ -189,15 +191,15 @@ def _write(arrays: Arrays, scratch: Path) -> Path:
     try:
         folder(scratch).rename(path)
     except OSError:
-        if not path.exists():  # Another machine may have prepared it meanwhile.
+        if not path.exists():  # Another machine may have created the folder in the meantime.
             raise
     return path
 
 
 def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> None:
-    """Write CIFAR-10 with the builder of stock tfds, but without TensorFlow.
+    """Write CIFAR-10 with the builder class of stock tfds, but without TensorFlow.
 
-    Records have the order and the ids of stock tfds, which shuffles them by a hash of their index.
+    Records have the same order and ids as in stock tfds. A hash of the index determines the order.
     """
     import tensorflow_datasets as tfds
     from PIL import Image
@@ -207,13 +209,13 @@ def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> No
     with registered.skip_registration():
 
         class Builder(cifar.Cifar10):
-            """The builder of stock tfds, for images in memory.
+            """The CIFAR-10 builder of stock tfds, for images in memory.
 
-            It yields PNG files, because tfds encodes arrays with TensorFlow.
+            It yields PNG files, because tfds would encode arrays with TensorFlow.
             """
 
             name = "cifar10"
-            __module__ = cifar.Cifar10.__module__  # tfds stores the name of the module.
+            __module__ = cifar.Cifar10.__module__  # tfds writes the module's name to the folder.
             url_infos: Any = {}  # noqa: RUF012 - Nothing is downloaded, so there are no checksums.
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -234,6 +236,6 @@ def _build(arrays: Arrays, data_dir: Path, advance: Callable[[int], None]) -> No
 
     tfds.disable_progress_bar()
     builder: Any = Builder(data_dir=data_dir, file_format="array_record")
-    # tfds prints to standard output, which is for results.
+    # tfds prints to standard output, which is reserved for results.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=data_dir / "downloads")

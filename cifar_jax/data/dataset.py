@@ -18,7 +18,7 @@ class Split(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """The classes and images of a data set, without its statistics."""
+    """The class names, the training images and the test images of a data set."""
 
     classes: tuple[str, ...]
     train: Split
@@ -29,15 +29,15 @@ class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
-      name: the name that `cifar_jax.data.load` takes, without the path of an image folder.
-      classes: the name of each label.
-      train: the training images, including those that `split_validation` holds out.
+      name: `cifar10`, `digits`, or `folder:NAME` for a folder of images called NAME.
+      classes: names of the classes, in the order of the labels.
+      train: the training images, including the images that `split_validation` holds out.
       test: the test images.
-      mean: mean of each channel over the training images, for pixel values in 0..1.
-      std: standard deviation of each channel, likewise.
-      fingerprint: a digest of all images and labels in their order; see `fingerprint`.
-      content: a digest that does not depend on the order of images; see `content_digest`.
-      official: whether the images, labels and splits are those of the published CIFAR-10.
+      mean: mean of each color channel over the training images, for pixel values in 0..1.
+      std: standard deviation of each color channel over the training images, for values in 0..1.
+      fingerprint: SHA-256 of all images and labels in their order; see the function `fingerprint`.
+      content: SHA-256 that does not depend on the order of the images; see `content_digest`.
+      official: whether images, labels and splits are identical to the published CIFAR-10.
     """
 
     name: str
@@ -52,24 +52,25 @@ class Dataset(NamedTuple):
 
 
 def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
-    """Hold out the last images of a training split.
+    """Hold out the last images of a training split for validation.
 
     Args:
-      train: the split.
-      validation: a fraction of the images if below 1, otherwise a number of images. Zero holds out
-        none.
+      train: the training split.
+      validation: if below 1, the fraction of images to hold out; otherwise the number of images.
+        Zero holds out no images.
 
     Returns:
-      The remaining training images and the validation images, as views.
+      The remaining training images and the validation images. Both are views of `train`.
 
     Raises:
-      UserError: `validation` is not a fraction or a whole number, or leaves a part empty.
+      UserError: `validation` is neither a fraction nor a whole number, is a fraction of less than
+        one image, or leaves no training images.
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
     if not 0 <= count < total or count != int(count) or (validation and not count):
         raise UserError(
-            f"validation={validation:g} does not fit {total:,} training images: give a fraction "
+            f"data.validation={validation:g} does not fit {total} training images: give a fraction "
             f"such as --set data.validation=0.1, or a whole number below {total}"
         )
     end = total - int(count)
@@ -82,9 +83,10 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
 def channel_statistics(
     images: np.ndarray,
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the mean and standard deviation of each channel of uint8 images, scaled to 0..1.
+    """Return the mean and the standard deviation of each color channel of uint8 images.
 
-    They are computed from integer histograms, so they are the same on every machine.
+    Pixel values are scaled to 0..1. The computation uses integer histograms, so the result is the
+    same on every machine.
     """
     counts = np.zeros((3, 256), np.int64)
     for start in range(0, len(images), 1000):
@@ -105,7 +107,7 @@ def channel_statistics(
 def fingerprint(train: Split, test: Split) -> str:
     """Return the SHA-256 of train images, train labels, test images and test labels, in this order.
 
-    Images are C-ordered uint8 `[N, 32, 32, 3]`, labels little-endian int32.
+    Images are hashed as C-ordered uint8 `[N, 32, 32, 3]`, labels as little-endian int32.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -117,9 +119,9 @@ def fingerprint(train: Split, test: Split) -> str:
 def content_digest(train: Split, test: Split) -> str:
     """Return a SHA-256 that does not depend on the order of images within a split.
 
-    Each image is hashed together with its label: its uint8 `[32, 32, 3]` bytes in C order, then
-    the little-endian int32. The digest of a split is the hash of these digests, sorted. The result
-    is the hash of the digests of both splits.
+    Each image is hashed together with its label: first the C-ordered uint8 `[32, 32, 3]`, then the
+    label as little-endian int32. The hashes of a split are sorted and then hashed together. The
+    result is the hash of the two split hashes.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -134,10 +136,11 @@ def content_digest(train: Split, test: Split) -> str:
 
 
 def describe(name: str, arrays: Arrays) -> Dataset:
-    """Return the data set of these arrays, with their statistics and digests.
+    """Return `arrays` as a `Dataset`, with statistics and digests.
 
     Raises:
-      UserError: a channel has the same value in all training images, so it cannot be normalized.
+      UserError: a color channel has the same value in all training images, so that the images
+        cannot be normalized.
     """
     mean, std = channel_statistics(arrays.train.images)
     if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:

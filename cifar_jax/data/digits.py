@@ -1,11 +1,13 @@
 """The `digits` data set: 1,797 handwritten digits, which ship with the package.
 
-`digits.npz` holds the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
+The digits are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
 C. Kaynak, 1998, UCI Machine Learning Repository, https://doi.org/10.24432/C50P49; license CC BY
-4.0) as scikit-learn distributes it: images uint8 `[1797, 8, 8]` in 0..16, and labels.
+4.0), in the version that scikit-learn distributes. `digits.npz` holds the images, uint8
+`[1797, 8, 8]` in 0..16, and the labels.
 
-Images are scaled to 0..255, resized to 32×32 (bilinear) and repeated over three channels. After a
-stable sort by class every fifth image is a test image: 360, which leaves 1,437 to train on.
+The images are scaled to 0..255, resized to 32×32 by bilinear interpolation, and repeated over three
+channels. Then they are sorted by class with a stable sort. Every fifth image is a test image. This
+gives 360 test images and 1,437 training images.
 """
 
 from pathlib import Path
@@ -19,12 +21,12 @@ CLASSES = tuple("0123456789")
 
 
 def source() -> Source:
-    """Return the digits as a source."""
+    """Return the digits as a `cache.Source`."""
     return Source(name="digits", entry="digits", signature="digits-1", decode=decode)
 
 
 def decode() -> Arrays:
-    """Return the digits in the shape of CIFAR-10, with a fixed split."""
+    """Return the digits as 32×32 RGB images, split into training and test images."""
     from PIL import Image
 
     with np.load(Path(__file__).with_name("digits.npz")) as file:
@@ -36,7 +38,8 @@ def decode() -> Arrays:
     images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
 
     test = np.sort(np.argsort(labels, kind="stable")[::5])
-    # The images are ordered by writer. Shuffling spreads the writers over the validation images,
-    # which are the last training images. RandomState never changes its streams.
+    # The images are ordered by writer, and the last training images serve for validation. After
+    # shuffling, the validation images include many writers. `RandomState` gives the same numbers in
+    # every version of NumPy.
     train = np.random.RandomState(0).permutation(np.setdiff1d(np.arange(len(labels)), test))
     return Arrays(CLASSES, Split(images[train], labels[train]), Split(images[test], labels[test]))

@@ -1,8 +1,10 @@
-"""Data sets from the user's own images: `train/CLASS/*` and `test/CLASS/*`, or `CLASS/*`.
+"""Read a data set from a folder of the user's own images.
 
-Without a `test` folder a fifth of each class is held out for the test. The split and the order of
-images depend only on the SHA-256 of the decoded images. So the order is a shuffle that file names
-and dates do not change, and copies of an image are never in both splits.
+The images are `train/CLASS/*` and `test/CLASS/*`, or only `CLASS/*`. They are sorted by the SHA-256
+of the decoded image. This order looks random and does not depend on file names or dates.
+
+Without a `test` folder, a fifth of each class becomes the test images. If an image occurs several
+times, all copies are in the same split.
 """
 
 import difflib
@@ -23,18 +25,18 @@ from cifar_jax.data.images import SUFFIXES, decode, ignore_warnings, walk
 from cifar_jax.data.progress import notice, progress
 from cifar_jax.errors import UserError
 
-# Increase this when a change to this module decodes the same files to different arrays. Cached
-# arrays of other versions are not used.
+# Increase this number when a change to this module decodes the same files to different arrays.
+# Cache entries with another number are ignored.
 _VERSION = 2
 _TEST_FRACTION = 0.2
-# At most this many unreadable files are named.
+# Largest number of unreadable files to name on standard error.
 _MAX_MESSAGES = 10
-# HEIC files cannot be read. They count as images so that they are reported, not skipped.
+# HEIC files cannot be read. They are listed here, so that they are reported instead of skipped.
 _SUFFIXES = {*SUFFIXES, ".heic", ".heif"}
 
 
 class File(NamedTuple):
-    """An image file, with its size in bytes and its modification time in nanoseconds."""
+    """An image file: path, label, size in bytes, and modification time in nanoseconds."""
 
     path: str
     label: int
@@ -43,9 +45,10 @@ class File(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """The classes and image files of a folder, and the number of files without an image suffix.
+    """The classes and image files of a folder.
 
-    `test` is None if the test images are to be held out of `train`.
+    `test` is None if the folder has no subfolder `test`. `skipped` is the number of files without
+    an image suffix.
     """
 
     classes: tuple[str, ...]
@@ -55,15 +58,15 @@ class Listing(NamedTuple):
 
 
 def source(path: Path) -> Source:
-    """Return a folder as a source.
+    """Return a folder of images as a `cache.Source`.
 
-    The signature changes if an image is added, removed, renamed or modified.
+    The signature of the source changes if an image is added, removed, renamed or modified.
 
     Raises:
-      UserError: the folder is missing or has another layout, there are fewer than two classes, or
-        a class has no images.
+      UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
+        class has no images.
     """
-    path = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - keeps an unknown ~user
+    path = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - accepts an unknown ~user
     listing = find(path)
     start = len(str(path))
     files = [
@@ -87,7 +90,7 @@ def find(path: Path) -> Listing:
         raise UserError(f"{path} {problem}: data.dataset=folder:PATH takes a folder of images")
     names = {folder.name for folder in _folders(path)}
     if "test" in names and "train" not in names:
-        raise UserError(f"{path} has a folder test but no folder train: give {layouts}")
+        raise UserError(f"{path} has a folder test but no folder train: use {layouts}")
     root = path / "train" if "train" in names else path
     classes = tuple(folder.name for folder in _folders(root))
     if len(classes) < 2:
@@ -119,10 +122,12 @@ def read(path: Path, listing: Listing) -> Arrays:
     """Read the images of a folder.
 
     Raises:
-      UserError: some images cannot be read. The first of them are named on standard error.
+      UserError: images cannot be read, or are too few to hold out a test set. The first unreadable
+        images are named on standard error.
     """
     if listing.skipped:
-        notice(f"{path}: skipped {listing.skipped:,} files that have no image suffix")
+        files = "file" if listing.skipped == 1 else "files"
+        notice(f"{path}: skipped {listing.skipped:,} {files} without an image suffix")
     errors: list[str] = []
     total = len(listing.train) + len(listing.test or [])
     with progress(f"Reading {path} (once)", total) as advance:
@@ -148,7 +153,7 @@ def read(path: Path, listing: Listing) -> Arrays:
 
 
 def _folders(path: Path) -> list[Path]:
-    """Return the folders in a folder, sorted by name, except hidden ones."""
+    """Return the visible subfolders of a folder, sorted by name."""
     visible = (p for p in path.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX")
     return sorted((p for p in visible if p.is_dir()), key=lambda p: p.name)
 
@@ -169,7 +174,7 @@ def _list_images(root: Path, classes: tuple[str, ...]) -> tuple[list[File], int]
 
 
 def _read_split(files: list[File], errors: list[str], advance: Callable[[int], None]) -> Split:
-    """Read images and sort them by their digests. Append messages to `errors`."""
+    """Read images and sort them by SHA-256. Append one message per unreadable file to `errors`."""
 
     def attempt(file: File) -> np.ndarray | UserError:
         try:
@@ -189,24 +194,24 @@ def _read_split(files: list[File], errors: list[str], advance: Callable[[int], N
                     images[i] = image
                 advance(1)
     finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for all images.
+        pool.shutdown(cancel_futures=True)  # After Ctrl-C, do not wait for the remaining images.
     digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
     order = sorted(range(len(files)), key=lambda i: (digests[i], labels[i]))
     return Split(images[order], labels[order])
 
 
 def _hold_out(split: Split, classes: int) -> tuple[Split, Split]:
-    """Return the training and test images of a sorted split.
+    """Divide images that are sorted by SHA-256 into training and test images.
 
-    The test images are the first fifth of each class, at least one if the class has two.
+    The first fifth of each class becomes test images. A class with two or more images has at least
+    one test image. If copies of an image would be in both splits, all become training images.
     """
     is_test = np.zeros(len(split.labels), bool)
     for label in range(classes):
         members = np.flatnonzero(split.labels == label)
         count = max(round(_TEST_FRACTION * len(members)), 1 if len(members) > 1 else 0)
         is_test[members[:count]] = True
-    # Copies of an image are neighbors, even in different classes. If one of them is a training
-    # image, all are.
+    # Copies of an image are neighbors, even if they have different classes.
     is_copy = [(a == b).all() for a, b in itertools.pairwise(split.images)]
     group = np.concatenate([[0], np.cumsum(~np.array(is_copy, bool))])
     in_train = np.zeros(len(is_test), bool)

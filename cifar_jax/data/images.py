@@ -1,8 +1,8 @@
-"""Reads an image file of any size and mode as uint8 `[32, 32, 3]`.
+"""Read an image file of any size and mode as uint8 `[32, 32, 3]`.
 
-Only the first frame is read. It is rotated as its EXIF data say, laid on white where it is
-transparent, and converted to 8-bit RGB; color profiles are ignored. The largest centered square is
-resized with Pillow's antialiased bicubic filter. A 32×32 image keeps the value of every pixel.
+Only the first frame is read. The image is rotated according to its EXIF data and converted to 8-bit
+RGB. Transparent pixels become white. Color profiles are ignored. The largest centered square is
+resized with Pillow's antialiased bicubic filter. An image of 32×32 pixels is not resized.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from cifar_jax.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Some other formats of Pillow run programs; for EPS it runs Ghostscript on the file.
+# Other formats are not safe: to read an EPS file, for example, Pillow runs Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm"),
@@ -33,9 +33,10 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
-    """Yield the files in a folder at any depth, sorted by path, except hidden ones.
+    """Yield the files in a folder and its subfolders, sorted by path.
 
-    Links to folders are not followed. Files that macOS adds to archives are skipped.
+    Hidden files and folders are skipped, and so are files that macOS adds to archives. Links to
+    folders are not followed.
     """
     with os.scandir(folder) as entries:
         visible = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
@@ -50,8 +51,8 @@ def read_image(source: Path | bytes, name: str | None = None) -> np.ndarray:
     """Read an image as uint8 `[32, 32, 3]`.
 
     Args:
-      source: a file, or the content of a file.
-      name: what error messages call the image; by default its path.
+      source: path of a file, or the content of a file.
+      name: name of the image in error messages. The default is the path.
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
@@ -63,14 +64,17 @@ def read_image(source: Path | bytes, name: str | None = None) -> np.ndarray:
 
 @contextlib.contextmanager
 def ignore_warnings() -> Iterator[None]:
-    """Ignore Pillow's warnings about unusual metadata. Not safe to enter in several threads."""
+    """Ignore Pillow's warnings about unusual metadata. Only one thread may enter this context."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
-    """Do what `read_image` does, for threads that share one `ignore_warnings` context."""
+    """Read an image as `read_image` does, but inside the `ignore_warnings` context of the caller.
+
+    Several threads may share that context.
+    """
     from PIL import Image, ImageOps
 
     name = name or (str(source) if isinstance(source, Path) else "the image")
@@ -90,7 +94,8 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
         with Image.open(io.BytesIO(content), formats=formats) as image:
             if image.width * image.height > _MAX_PIXELS:
                 raise too_large
-            # A JPEG decoder halves sizes at no cost. Four times the final size keeps the quality.
+            # To save time, let the JPEG decoder shrink a large image to about four times the final
+            # size. The quality stays the same.
             image.draft(None, (4 * width, 4 * height))
             image.load()
             rgb = _to_rgb(_rotate(image), image.format or "", name)
@@ -105,13 +110,13 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
         raise UserError(
             f"{name} is not a readable image: supported formats are {', '.join(FORMATS)}"
         ) from error
-    # Damage raises OSError, SyntaxError, ValueError, struct.error and others without a common base.
+    # For damaged files, Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
     except Exception as error:
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error
 
 
 def _rotate(image: "Image.Image") -> "Image.Image":
-    """Rotate an image as its EXIF data say, unless they are damaged."""
+    """Rotate an image according to its EXIF data. Damaged EXIF data are ignored."""
     from PIL import ImageOps
 
     try:
@@ -124,7 +129,7 @@ def _to_rgb(image: "Image.Image", format: str, name: str) -> "Image.Image":
     """Convert an image to 8-bit RGB."""
     from PIL import Image
 
-    # Pillow uses mode "I" for 16-bit values of these two formats.
+    # In PNG and PPM files, Pillow's mode "I" means 16-bit values.
     if image.mode.startswith("I;16") or (image.mode == "I" and format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.uint32)
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))

@@ -1,4 +1,4 @@
-"""The order, selection and normalization of batches on the device, inside jit."""
+"""Order, select and normalize images on the device, inside `jax.jit`."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -11,16 +11,17 @@ from cifar_jax.ops import platform
 
 
 def steps_per_epoch(images: int, batch_size: int, last_batch: Literal["drop", "wrap"]) -> int:
-    """Return the number of updates in an epoch."""
+    """Return the number of training steps in an epoch."""
     return images // batch_size if last_batch == "drop" else -(-images // batch_size)
 
 
 def epoch_order(
     key: jax.Array, images: int, batch_size: int, last_batch: Literal["drop", "wrap"]
 ) -> jax.Array:
-    """Return a random order of the images, int32 `[steps, batch_size]`.
+    """Return the indices of the images in random order, int32 `[steps, batch_size]`.
 
-    Each image occurs once. With `wrap` the last batch is filled with the first images of the order.
+    With `drop`, the images after the last full batch are left out. With `wrap`, the last batch is
+    filled up with the first images of the order.
     """
     steps = steps_per_epoch(images, batch_size, last_batch)
     order = jax.random.permutation(key, images).astype(jnp.int32)
@@ -28,10 +29,11 @@ def epoch_order(
 
 
 def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
-    """Return `rows[indices]`, for `rows` `[N, D]` and `indices` int32 `[n]`.
+    """Return `rows[indices]`. `rows` is `[N, D]`, and `indices` is int32 `[n]`.
 
-    On a CPU this is a loop, which XLA does not fuse. It would fuse an indexing operation into the
-    convolution that follows, and index the images again for each copy that the convolution makes.
+    On a CPU, a loop copies the rows one by one. XLA would fuse a single indexing operation into the
+    following convolution. The convolution copies its input several times, and XLA would repeat the
+    indexing for each copy. XLA does not fuse the loop.
     """
 
     def one_by_one(rows: jax.Array, indices: jax.Array) -> jax.Array:
@@ -50,8 +52,8 @@ def normalize(
 ) -> jax.Array:
     """Normalize uint8 images `[..., H, W, C]` to zero mean and unit variance per channel.
 
-    `mean` and `std` are for values in 0..1. They are repeated over a row of pixels, since
-    arithmetic on vectors of three does not vectorize.
+    `mean` and `std` refer to pixel values in 0..1. The code repeats them over a row of pixels,
+    because XLA does not vectorize arithmetic over three channels.
     """
     width = images.shape[-2]
     mean32, std32 = (np.tile(np.asarray(channels, np.float32), width) for channels in (mean, std))

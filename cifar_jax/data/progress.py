@@ -11,7 +11,7 @@ def notice(text: str) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Return the first line of an error's message."""
+    """Return the first line of an error's message, or the error's class if there is no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -19,10 +19,12 @@ def reason(error: BaseException) -> str:
 def progress(
     description: str, total: int | None, *, is_bytes: bool = False
 ) -> Iterator[Callable[[int], None]]:
-    """Show a progress bar on a terminal, otherwise print one line.
+    """Show a progress bar if standard error is a terminal; otherwise print one line.
+
+    The bar disappears at the end.
 
     Yields:
-      A function that advances the bar by a count. The bar disappears at the end.
+      A function that takes a count and advances the bar by this count.
     """
     if not sys.stderr.isatty():
         notice(f"{description} …")

@@ -12,9 +12,9 @@ _MISSING = (
 
 
 def status(data_dir: Path | None = None) -> str:
-    """Return lines that say where data are looked for, what is there, and what is cached.
+    """Return a report about the data folder, its data sets and the cache.
 
-    Reads only metadata. Damaged data are part of the report.
+    Only metadata are read. Damaged data are reported; they do not raise an error.
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
     path = cifar10.folder(data_dir)

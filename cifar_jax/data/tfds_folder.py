@@ -1,7 +1,8 @@
-"""Reads a prepared tensorflow-datasets folder, `DATA_DIR/NAME/VERSION`, without TensorFlow.
+"""Read a data set in the format of TensorFlow Datasets (tfds), without TensorFlow.
 
-Stock tfds writes and reads the same folder. Its shards are ArrayRecord or TFRecord files of
-serialized `tf.train.Example` messages, each with a PNG image and a label.
+The data set is a folder `DATA_DIR/NAME/VERSION`. Stock tfds writes and reads the same folders. The
+images are in ArrayRecord or TFRecord files, called shards. Each record is a serialized
+`tf.train.Example` message with a PNG image and a label.
 """
 
 import hashlib
@@ -20,18 +21,18 @@ from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
 from cifar_jax.data.progress import progress, reason
 from cifar_jax.errors import UserError
 
-_BATCH = 1000  # This many records are read at a time.
+_BATCH = 1000  # Number of records that are read at a time.
 
 
 class Shard(NamedTuple):
-    """A file of records."""
+    """A file of a tfds folder, and the number of images in it."""
 
     path: Path
     images: int
 
 
 class TfdsFolder(NamedTuple):
-    """A prepared folder, as its metadata describe it; `shards` are those of each split."""
+    """The metadata of a tfds folder. `shards` maps the name of each split to its files."""
 
     path: Path
     format: str
@@ -50,14 +51,14 @@ class TfdsFolder(NamedTuple):
 
 
 def default_data_dir() -> Path:
-    """Return `$TFDS_DATA_DIR` or `~/tensorflow_datasets`, the default of tfds."""
+    """Return the folder of all tfds data sets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def inspect(path: Path) -> TfdsFolder:
-    """Read the metadata of a prepared folder and check that all shards exist.
+    """Read the metadata of a tfds folder, and check that all shards exist.
 
-    ArrayRecord is preferred if the folder has shards of both formats.
+    If the folder has shards in both formats, the ArrayRecord shards are used.
 
     Raises:
       UserError: the folder is damaged or incomplete.
@@ -90,7 +91,10 @@ def inspect(path: Path) -> TfdsFolder:
 
 
 def source(path: Path) -> Source:
-    """Return a prepared folder as a source, with a signature of file names, sizes and times."""
+    """Return a tfds folder as a `cache.Source`.
+
+    The signature of the source covers the names, sizes and modification times of all files.
+    """
     folder = inspect(path)
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.iterdir())]
     return Source(
@@ -102,7 +106,7 @@ def source(path: Path) -> Source:
 
 
 def decode(folder: TfdsFolder) -> Arrays:
-    """Decode the images of a prepared folder, in the order of its records.
+    """Decode the images of a tfds folder, in the order of the records.
 
     Raises:
       UserError: a shard is damaged.
@@ -129,8 +133,8 @@ def _decode_split(folder: TfdsFolder, split: str, advance: Callable[[int], None]
                 advance(1)
             if (count := len(labels) - start) != shard.images:
                 raise ValueError(f"{count:,} images instead of {shard.images:,}")
-        # Damage raises RuntimeError (array_record), DecodeError (protobuf), OSError or SyntaxError
-        # (Pillow), which have no common base.
+        # A damaged shard raises RuntimeError in array_record, DecodeError in protobuf, and OSError
+        # or SyntaxError in Pillow.
         except Exception as error:
             problem = f"{shard.path.name} is damaged ({reason(error)})"
             raise _unusable(folder.path, problem) from error
@@ -145,7 +149,7 @@ def _parse(record: bytes) -> tuple[np.ndarray, int]:
     example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
     feature = example.features.feature
     file = io.BytesIO(feature["image"].bytes_list.value[0])
-    # Some other formats of Pillow run programs.
+    # Other formats are not allowed, because Pillow runs programs to read some of them.
     with Image.open(file, formats=("PNG", "JPEG")) as image:
         if (*image.size[::-1], len(image.getbands())) != IMAGE_SHAPE or image.mode != "RGB":
             width, height = image.size
@@ -168,8 +172,8 @@ def _read_array_record(path: Path) -> Iterator[bytes]:
 def read_tfrecord(path: Path) -> Iterator[bytes]:
     """Yield the records of a TFRecord file.
 
-    A record is its length as 8 little-endian bytes, the masked CRC-32C of the length, the content,
-    and the masked CRC-32C of the content:
+    A record consists of the length of the content as 8 little-endian bytes, the masked CRC-32C of
+    the length, the content, and the masked CRC-32C of the content:
     https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
 
     Raises:
@@ -180,13 +184,13 @@ def read_tfrecord(path: Path) -> Iterator[bytes]:
         while header := file.read(12):
             length = struct.unpack("<Q", _verified(header, 8))[0]
             remaining -= 12 + length + 4
-            if remaining < 0:  # Reading allocates this length, so it is checked first.
+            if remaining < 0:  # Check before `read` allocates memory for a wrong length.
                 raise ValueError("it ends within a record")
             yield _verified(file.read(length + 4), length)
 
 
 def _verified(content: bytes, length: int) -> bytes:
-    """Return the first `length` bytes, after comparing them with the checksum that follows."""
+    """Return the first `length` bytes. Raise ValueError if the checksum after them is wrong."""
     import google_crc32c
 
     if len(content) != length + 4:

@@ -1,1 +1,1 @@
-"""Use of a trained model: load, predict, evaluate, export, and import from PyTorch."""
+"""Use trained models: load, predict, evaluate, export, and import from PyTorch."""

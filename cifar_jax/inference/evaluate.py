@@ -1,4 +1,4 @@
-"""Measures a trained model over a whole split of its data set."""
+"""Measure the loss and accuracy of a trained model over a whole split of its data set."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -14,41 +14,44 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.training.evaluation import Outputs, compile_logits, loss_and_accuracy
 
 BATCH_SIZE = 500
-"""The default of `train.eval_batch_size`."""
+"""Number of images per batch. It equals the default of the setting `train.eval_batch_size`."""
 
 
 class Evaluation(NamedTuple):
-    """Loss in nats and accuracy in percent over a split."""
+    """Loss in nats and accuracy in percent of a trained model over a split."""
 
     experiment: str
     seed: int
     split: str
     images: int
     epoch: int | None
-    """Of the weights; None if it is unknown."""
+    """Epoch of the weights; None if it is unknown."""
     step: int | None
+    """Training step of the weights; None if it is unknown."""
     loss: float
-    """With the run's test-time augmentation."""
+    """Loss with the run's test-time augmentation."""
     accuracy: float
+    """Accuracy with the run's test-time augmentation."""
     loss_plain: float
-    """With one view of each image."""
+    """Loss with one view of each image."""
     accuracy_plain: float
+    """Accuracy with one view of each image."""
 
 
 def evaluate(
     path: Path, split: str = "test", best: bool = False, custom: models.CustomModel | None = None
 ) -> Evaluation:
-    """Measure a trained model on the images of its own data set.
+    """Measure the loss and accuracy of a trained model on the data set that it was trained on.
 
     Args:
-      path: what `load` takes.
+      path: a run folder, an export, or the name of a packaged network.
       split: `train`, `validation` or `test`.
       best: use the checkpoint with the best validation accuracy instead of the last.
-      custom: the model, if it is none of the package's.
+      custom: the custom model, if the network is not part of the package.
 
     Raises:
-      UserError: the model cannot be loaded, its data set is not the one on this machine, or the
-        split is empty.
+      UserError: the model cannot be loaded, the images on this machine are not the images that the
+        model was trained on, or the split is empty.
     """
     model = load(path, best=best, custom=custom)
     dataset = data.load(_dataset_name(path, model))
@@ -74,7 +77,8 @@ def evaluate(
 def _dataset_name(path: Path, model: Classifier) -> str:
     """Return the name of the data set to load.
 
-    For a folder of images this needs the run folder: an export does not store the folder's path.
+    If the data set is a folder of images, `path` must be a run folder. An export does not store the
+    path of the images.
     """
     if path.is_dir():
         return RunFolder(path).identity().settings["data.dataset"]
@@ -85,9 +89,9 @@ def _dataset_name(path: Path, model: Classifier) -> str:
 
 
 def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -> None:
-    """Raise if the model was trained on other images.
+    """Raise UserError if the model was trained on other images.
 
-    For the test images, another order is accepted.
+    The order of the images matters too, except for the split `test`.
     """
     if model.classes != tuple(dataset.classes):
         raise UserError(f"the classes of {path} differ from those of the data set {dataset.name}")
@@ -97,12 +101,12 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     if split != "test" or card.content != dataset.content:
         raise UserError(
             f"{path} was trained on other images of {card.name}, or on these in another order: set "
-            "TFDS_DATA_DIR to the folder that it read"
+            "TFDS_DATA_DIR to the data folder that the training used"
         )
 
 
 def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Split:
-    """Return a split as the run used it."""
+    """Return the images and labels of a split, as the training run used them."""
     if split == "test":
         return dataset.test
     card = model.card.data
@@ -115,7 +119,7 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
 
 
 def _compute(model: Classifier, images: np.ndarray) -> Outputs:
-    """Return the logits, computed on one device whatever the number of devices."""
+    """Compute the logits of images on one device, even if there are several devices."""
     if not isinstance(model, TrainedNetwork):
         return model.outputs(images, model.tta)
     logits_of = compile_logits(

@@ -1,12 +1,13 @@
-"""A trained network as one file that works without its run, or even without this package.
+"""Write a trained network to one file that needs no run folder, and read the file.
 
     safetensors   the weights, named `params/conv1/kernel`, with the model card in the metadata
     stablehlo     a program of `jax.export` for cpu, cuda and tpu, followed by a zip archive with
-                  the card. `jax.export.deserialize` and `unzip` both read the file.
-    onnx          a program with input `images` and output `logits`, with the card in the metadata
+                  the model card. `jax.export.deserialize` and `unzip` both read the file.
+    onnx          a program with input `images` and output `logits`, with the model card in the
+                  metadata
 
-The programs take uint8 images [N, 32, 32, 3], for any N, and return float32 logits [N, classes].
-Normalization is part of them.
+The programs of stablehlo and onnx work without this package. They normalize uint8 images
+[N, 32, 32, 3], for any N, and return float32 logits [N, classes].
 """
 
 import hashlib
@@ -35,28 +36,32 @@ from cifar_jax.runs.schemas import ModelCard, dump, parse
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-"""Largest difference of an export's logits from the network's, relative to the largest logit, by
-precision. Sums are computed in another order; numbers in bfloat16 have 8 significant bits."""
+"""For each precision, the largest allowed difference between logits of the export and the network.
+
+The difference is relative to the largest logit. Small differences occur, because an export computes
+sums in another order. In bfloat16 they are larger, because numbers have only 8 significant bits.
+"""
 
 _CARD = "card.json"
 _ONNX_OPSET = 18
 
 
 def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
-    """Write a network to a file, after comparing the export's logits with the network's.
+    """Write a network to a file, after comparing the logits of the export and of the network.
 
     Args:
       network: a `TrainedNetwork`.
-      kind: `safetensors`, `stablehlo` or `onnx`.
-      output: the file. It is written completely or not at all.
+      kind: format of the file: `safetensors`, `stablehlo` or `onnx`.
+      output: path of the file. The file is written completely or not at all.
       force: replace an existing file.
 
     Returns:
-      The largest difference of a logit, relative to the largest logit.
+      The largest difference between the logits of the export and of the network, relative to the
+      largest logit.
 
     Raises:
-      UserError: the format is unknown, the file exists or its folder does not, a package is
-        missing, or the export's logits differ.
+      UserError: `kind` is unknown, `network` has no weights, the file already exists, the folder of
+        the file is missing, a package is missing, or the logits differ by more than the tolerance.
     """
     converters = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}
     if kind not in converters:
@@ -84,7 +89,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
     if not difference <= tolerance:
         raise UserError(
             f"the logits of the {kind} export differ from the network's by {difference:.1e} of the "
-            f"largest, more than {tolerance:.0e}: nothing was written"
+            f"largest logit, but at most {tolerance:.0e} is allowed: nothing was written"
         )
     write_bytes(output, content)
     return difference
@@ -94,11 +99,12 @@ def load(path: Path, custom: models.CustomModel | None = None) -> Classifier:
     """Return the model in a safetensors or StableHLO file.
 
     Args:
-      path: the file.
-      custom: the model of a safetensors file, if it is none of the package's.
+      path: path of the file.
+      custom: the custom model of a safetensors file, if its network is not part of the package.
 
     Raises:
-      UserError: the file is of another kind or damaged, or `custom` is missing or another model.
+      UserError: the file has another format or is damaged, or `custom` is missing or is not the
+        model that was exported.
     """
     if _is_stablehlo(path):
         return _load_stablehlo(path)
@@ -106,10 +112,10 @@ def load(path: Path, custom: models.CustomModel | None = None) -> Classifier:
 
 
 def weights(path: Path) -> dict[str, Any]:
-    """Return the variables in a safetensors file, whatever the network.
+    """Return the variables in a safetensors file of any network.
 
     Raises:
-      UserError: the file is of another kind or damaged.
+      UserError: the file has another format or is damaged.
     """
     if _is_stablehlo(path):
         raise UserError(f"{path} is a StableHLO file, which has no weights to start from")
@@ -117,14 +123,14 @@ def weights(path: Path) -> dict[str, Any]:
 
 
 def _is_stablehlo(path: Path) -> bool:
-    """Return whether a file is StableHLO; if not, it is safetensors."""
+    """Return True for StableHLO and False for safetensors. Raise UserError for other files."""
     if path.suffix == ".onnx":
         raise UserError(f"{path} is an ONNX file: run it with onnxruntime, or export to stablehlo")
     with path.open("rb") as file:
         start = file.read(9)
     if zipfile.is_zipfile(path):
         return True
-    if start[8:] != b"{":  # A safetensors file begins with 8 bytes of size and a JSON object.
+    if start[8:] != b"{":  # A safetensors file begins with an 8-byte size and a JSON object.
         raise UserError(f"{path} is neither a safetensors nor a StableHLO export, or it is damaged")
     return False
 
@@ -135,7 +141,7 @@ def _to_safetensors(network: TrainedNetwork) -> bytes:
 
 
 def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
-    """Return the card and the variables."""
+    """Return the model card and the variables in a safetensors file."""
     try:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get("card")
@@ -174,7 +180,7 @@ def _load_stablehlo(path: Path) -> Classifier:
         raise UserError(f"{path} is damaged: its program does not match its digest")
     try:
         exported = jax_export.deserialize(bytearray(program))
-    except Exception as error:  # Versions of JAX raise different exceptions.
+    except Exception as error:  # The exception depends on the version of JAX.
         raise UserError(f"this version of JAX cannot read {path}: {error}") from None
     return Classifier(card, exported.call, path)
 
@@ -188,7 +194,7 @@ def _to_onnx(network: TrainedNetwork) -> bytes:
         raise UserError(
             f"the package {error.name} is missing: pip install 'cifar-jax[export]'"
         ) from None
-    # This logger warns of each shape that is not known at export, which is harmless.
+    # This logger warns about each shape that is unknown at export. The warnings are harmless.
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -203,10 +209,11 @@ def _to_onnx(network: TrainedNetwork) -> bytes:
                 output_names=["logits"],
             )
         onnx.helper.set_model_props(model, {"card": _card_json(network, digest(_flatten(network)))})
-        # Shapes of intermediate values are optional, and the converter gives some of them wrongly.
+        # Remove the shapes of intermediate values. They are optional, and the converter stores some
+        # wrong shapes.
         del model.graph.value_info[:]
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # The converter's exceptions have no common base.
+    except Exception as error:  # The converter raises many classes of exceptions.
         raise UserError(
             f"jax2onnx cannot convert the network ({error}): use --to stablehlo"
         ) from error
@@ -249,7 +256,11 @@ def _parse_card(text: str | bytes, path: Path) -> ModelCard:
 def _largest_difference(
     expected: Callable[[np.ndarray], np.ndarray], actual: Callable[[np.ndarray], Any]
 ) -> float:
-    """Compare two functions on 5 random images, then on one; infinite if the shapes differ."""
+    """Return the largest difference between two functions, relative to the largest logit.
+
+    The functions are compared on a batch of five random images, and on a single image. The result
+    is infinite if the shapes or types of their outputs differ.
+    """
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     largest = 0.0
     for batch in (images, images[:1]):

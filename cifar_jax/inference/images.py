@@ -1,4 +1,4 @@
-"""Image files that a user names: files, folders, patterns and standard input."""
+"""Find and read the images that a user names: files, folders, patterns and standard input."""
 
 import glob
 import sys
@@ -16,18 +16,19 @@ class Image(NamedTuple):
     """An image, or the reason why it could not be read."""
 
     name: str
-    """The file, or `-` for standard input."""
+    """Path of the image, `-` for standard input, or empty if no file was found."""
     pixels: np.ndarray | None
-    """uint8 `[32, 32, 3]`; None if it could not be read."""
+    """uint8 `[32, 32, 3]`; None if the image could not be read."""
     error: str = ""
+    """Why the image could not be read; otherwise empty."""
 
 
 def find(words: Sequence[str]) -> list[str | UserError]:
-    """Return the image files that words on a command line stand for.
+    """Return the image files that the words of a command line name.
 
-    A folder stands for all its images at any depth, except hidden ones. A pattern such as `*.png`
-    stands for the files that match it; `**` matches folders at any depth. `-` is standard input.
-    A word that stands for nothing is returned as an error in its place.
+    A word is a file, a folder, a pattern or `-`. A folder names all visible images in it and in its
+    subfolders. A pattern such as `*.png` names the files that match; `**` matches folders at any
+    depth. `-` is standard input. If a word names no image, the list contains an error in its place.
     """
     files: list[str | UserError] = []
     for word in words:
@@ -49,7 +50,7 @@ def find(words: Sequence[str]) -> list[str | UserError]:
 
 
 def read(files: Sequence[str | UserError]) -> Iterator[Image]:
-    """Yield the images in order. One that cannot be read does not stop the others."""
+    """Yield the images in order. For a file that cannot be read, yield an `Image` with an error."""
     for file in files:
         if isinstance(file, UserError):
             yield Image("", None, str(file))

@@ -1,4 +1,4 @@
-"""Loads a trained model from a run folder, an export, or the package."""
+"""Load a trained model from a run folder, an export, or the package."""
 
 from pathlib import Path
 from typing import Any
@@ -12,22 +12,24 @@ from cifar_jax.runs.folder import existing_run_folder
 from cifar_jax.runs.schemas import ModelCard, Result, SavedState
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
+"""Folder of small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
 
 
 def load(
     path: str | Path, *, best: bool = False, custom: models.CustomModel | None = None
 ) -> Classifier:
-    """Return a trained model; of a run or a safetensors file, a `TrainedNetwork`.
+    """Return a trained model. It is a `TrainedNetwork`, except if `path` is a StableHLO file.
 
     Args:
-      path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. Of a
-        run, only the weights of one checkpoint are read.
+      path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. From a
+        run folder, only the weights of one checkpoint are read.
       best: use the checkpoint with the best validation accuracy instead of the last.
-      custom: the model, if it is none of the package's. Code in a run folder is never executed.
+      custom: the custom model, if the network is not part of the package. Code in a run folder is
+        never executed.
 
     Raises:
-      UserError: there is no such model, it is damaged, or `custom` is missing or another model.
+      UserError: the model does not exist or is damaged, or `custom` is missing or is not the model
+        that was trained.
     """
     path = Path(path)
     if path.is_dir():
@@ -41,23 +43,24 @@ def load(
 
 
 def weights(path: str | Path) -> dict[str, Any]:
-    """Return the variables of a trained model, whatever its network.
+    """Return the variables of a trained model with any network.
 
     Args:
-      path: as for `load`.
+      path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
 
     Raises:
-      UserError: as for `load`, or the file is a StableHLO export, which has no variables.
+      UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
+        variables.
     """
     path = Path(path)
     return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:
-    """Return the variables of a run's last or best checkpoint, and the card that describes them.
+    """Return the model card and the variables of a run's last or best checkpoint.
 
     Raises:
-      UserError: the folder is not a run's, has no such checkpoint, or is damaged.
+      UserError: the folder is not a run folder, the checkpoint is missing, or a file is damaged.
     """
     folder = existing_run_folder(path)
     with Checkpoints(folder.checkpoints) as checkpoints:
@@ -83,7 +86,7 @@ def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, An
 
 
 def describe(card: ModelCard, saved: SavedState, result: Result | None) -> ModelCard:
-    """Return the run's card with what is known about the weights of one checkpoint."""
+    """Return a run's model card with the step, epoch and accuracy of one checkpoint."""
     known: dict[str, Any] = {"step": saved.step, "epoch": saved.epoch}
     if result:
         known["git_commit"] = result.git_commit
@@ -96,7 +99,7 @@ def describe(card: ModelCard, saved: SavedState, result: Result | None) -> Model
 
 
 def _find_file(path: Path) -> Path:
-    """Return the export or the packaged file that `path` names."""
+    """Return the path of the export or packaged network that `path` names."""
     packaged = WEIGHTS / f"{path}.safetensors"
     if path.exists() or not packaged.is_file():
         packaged = path

@@ -1,4 +1,4 @@
-"""A trained model: images in, logits or probabilities out."""
+"""Trained models, which compute logits or class probabilities from images."""
 
 from __future__ import annotations
 
@@ -25,28 +25,30 @@ Images = np.ndarray | Sequence[str | Path]
 
 
 class Classifier:
-    """A function from images to logits, with its model card. `cifar_jax.load` returns one.
+    """A trained model: a function from images to logits, with its model card.
+
+    `cifar_jax.load` returns an instance.
 
     Args:
-      card: describes the model.
-      function: from uint8 images `[N, 32, 32, 3]` to float32 logits `[N, classes]`; JAX can trace
-        it.
-      source: what error messages call the model.
+      card: the model card, which describes the network, its classes and its normalization.
+      function: computes float32 logits `[N, classes]` from uint8 images `[N, 32, 32, 3]`. JAX can
+        trace it.
+      source: name of the model in error messages.
 
     Raises:
       UserError: the model does not take images of 32x32 pixels.
     """
 
     batch_size = 256
-    """Largest number of images computed at once."""
+    """Largest number of images in one call of the function."""
 
     def __init__(
         self, card: ModelCard, function: Callable[[jax.Array], Any], source: Path | str
     ) -> None:
         if tuple(card.input_shape) != models.IMAGE_SHAPE:
             raise UserError(
-                f"{source} takes images of shape {card.input_shape}, not "
-                f"{list(models.IMAGE_SHAPE)}, which is what this package reads"
+                f"{source} takes images of shape {card.input_shape}, but this package reads images "
+                f"of shape {list(models.IMAGE_SHAPE)}"
             )
         self.card = card
         self.function = function
@@ -58,16 +60,16 @@ class Classifier:
 
     @property
     def tta(self) -> TTA:
-        """The test-time augmentation that the run was tested with."""
+        """The test-time augmentation that the training run used for its test."""
         return TTA(**self.card.tta.model_dump())
 
     def predict(self, images: Images, tta: TTA | None = None) -> np.ndarray:
-        """Return the probabilities `[N, classes]` as float32.
+        """Return the class probabilities of images, float32 `[N, classes]`.
 
         Args:
           images: uint8 `[N, 32, 32, 3]`, or image files of any size and common format.
-          tta: test-time augmentation, of every image: `least_confident` is ignored, because with
-            it an answer would depend on the other images. None uses one view.
+          tta: test-time augmentation. None: one view of each image is used. `least_confident` is
+            ignored, because the result for an image would depend on the other images.
 
         Raises:
           UserError: the array has another shape or type, or a file is not an image.
@@ -76,15 +78,18 @@ class Classifier:
         return softmax(logits).astype(np.float32)
 
     def logits(self, images: Images, tta: TTA | None = None) -> np.ndarray:
-        """Return the logits `[N, classes]` as float32.
+        """Return the logits of images, float32 `[N, classes]`.
 
-        Arguments and errors are those of `predict`, except that `tta.least_confident` applies, as
-        in a run's test.
+        Arguments and exceptions are the same as for `predict`, with one difference:
+        `tta.least_confident` is not ignored. It is used as in the test of a training run.
         """
         return self.outputs(images, tta).logits
 
     def outputs(self, images: Images, tta: TTA | None = None) -> Outputs:
-        """Return the logits with test-time augmentation, and those of one view; see `logits`."""
+        """Return logits with test-time augmentation, and logits of one view of each image.
+
+        Arguments and exceptions are the same as for `logits`.
+        """
         if not hasattr(images, "dtype"):
             files = [read_image(Path(file)) for file in images]
             images = np.stack(files) if files else np.zeros((0, *models.IMAGE_SHAPE), np.uint8)
@@ -102,7 +107,8 @@ class Classifier:
         logits = []
         for start in range(0, len(images), self.batch_size):
             batch = images[start : start + self.batch_size]
-            # JAX compiles for each batch size, so sizes are rounded up to powers of two.
+            # JAX compiles one program per batch size. Rounding sizes up to powers of two limits the
+            # number of programs.
             size = 1 << (len(batch) - 1).bit_length()
             padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
             logits.append(np.asarray(self._compiled(padded))[: len(batch)])
@@ -114,13 +120,13 @@ class Classifier:
 
 
 class TrainedNetwork(Classifier):
-    """A Linen module with its weights.
+    """A trained Linen module, with its weights and its model card.
 
     Args:
-      card: describes the model.
-      variables: `params` and `batch_stats`, as arrays.
-      source: what error messages call the model.
-      custom: the module, if the card names none of the package's.
+      card: the model card, which describes the network, its classes and its normalization.
+      variables: arrays of the collections `params` and `batch_stats`.
+      source: name of the model in error messages.
+      custom: the custom model, if the network is not part of the package.
 
     Raises:
       UserError: the weights do not belong to the network that the card names, or `custom` is
@@ -147,19 +153,19 @@ class TrainedNetwork(Classifier):
         )
 
     def normalize(self, images: jax.Array) -> jax.Array:
-        """Return what the network takes, from uint8 images."""
+        """Convert uint8 images to the normalized input of the network."""
         card = self.card
         return pipeline.normalize(
             images, tuple(card.mean), tuple(card.std), jnp.dtype(card.precision)
         )
 
     def apply(self, images: jax.Array) -> Any:
-        """Return the logits of uint8 images; JAX can trace this."""
+        """Return the logits of uint8 images. JAX can trace this method."""
         return self.module.apply(self.variables, self.normalize(images), train=False)
 
 
 def _missing_code(card: ModelCard, source: Path | str) -> str:
-    """Return what to do about a custom model, whose code is never run unless a user names it."""
+    """Return the error message for a custom model if the user has not named its code."""
     assert card.code
     copy = RunFolder(Path(source)).code
     alternative = f", or --code {copy} after you have read it" if copy.is_file() else ""

@@ -1,4 +1,4 @@
-"""Reads the state dict of a PyTorch network as NumPy arrays."""
+"""Read the state dict of a PyTorch network as NumPy arrays."""
 
 import argparse
 import pickle
@@ -18,22 +18,23 @@ _SAVE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net")
 """Keys under which training scripts store the state dict of the model."""
 _PREFIXES = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
-"""Added by DataParallel, torch.compile, Lightning and similar wrappers."""
+"""Prefixes of names that DataParallel, torch.compile, Lightning and similar wrappers add."""
 _COUNTERS = re.compile(r"(.*\.)?num_batches_tracked|n_averaged")
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
     """Return the tensors in a safetensors file or in a file of `torch.save`, by name.
 
-    The file may also hold an optimizer, a scheduler or arguments. Nothing in it is executed.
-    Prefixes such as `module.` are removed, counters left out, and floats converted to float32.
+    The file may also contain an optimizer, a scheduler or arguments, which are ignored. No code in
+    the file is executed. Prefixes such as `module.` are removed from the names. Counters such as
+    `num_batches_tracked` are left out. Floating-point tensors are converted to float32.
 
     Raises:
-      UserError: the file is damaged or holds no state dict, a weight is NaN or infinite, or the
-        file needs PyTorch and PyTorch 2.6 or newer is not installed.
+      UserError: the file is damaged or contains no state dict, a weight is NaN or infinite, or
+        reading the file needs PyTorch 2.6 or newer, which is not installed.
     """
     with path.open("rb") as file:
-        # A safetensors file begins with 8 bytes of size and a JSON object.
+        # A safetensors file begins with an 8-byte size and a JSON object.
         is_safetensors = file.read(9)[8:] == b"{"
     tensors = _read_safetensors(path) if is_safetensors else _read_torch(path)
     arrays = {}
@@ -52,7 +53,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 def summarize_keys(mapping: Mapping[Any, Any]) -> str:
-    """Return the first keys of a mapping in one line, and how many more there are."""
+    """Return one line with the first five keys of a mapping and the number of remaining keys."""
     first = ", ".join(map(str, list(mapping)[:5]))
     return f"{first} and {len(mapping) - 5} more" if len(mapping) > 5 else first
 
@@ -73,27 +74,27 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             "as safetensors"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        # In older versions a crafted file can run code although weights_only is set.
+        # In older versions, a malicious file can run code even if weights_only is set.
         raise UserError(
-            f"reading {path} takes PyTorch 2.6 or newer, and this is {torch.__version__}: "
+            f"reading {path} takes PyTorch 2.6 or newer, but {torch.__version__} is installed: "
             "pip install -U 'cifar-jax[torch]'"
         )
     scalar: Any = np.float32(0).__reduce__()[0]  # This function unpickles NumPy scalars.
     plain_types = [
         argparse.Namespace,
         scalar,
-        (scalar, "numpy.core.multiarray.scalar"),  # NumPy 1 uses this name.
+        (scalar, "numpy.core.multiarray.scalar"),  # The name of this function in NumPy 1.
         np.dtype,
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]
     try:
         with torch.serialization.safe_globals(plain_types):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # Damaged files raise exceptions that have no common base.
+    except Exception as error:  # Damaged files raise many classes of exceptions.
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
             raise UserError(
-                f"{path} holds a {unsafe[1]}, and loading one could run code. {_SAVE}"
+                f"{path} holds a {unsafe[1]}, and loading it could run code. {_SAVE}"
             ) from None
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program. {_SAVE}") from None
@@ -108,7 +109,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 def _find_state_dict(content: Any, tensor: type, path: Path) -> Mapping[str, Any]:
-    """Return `content`, or its only value that is a state dict."""
+    """Return `content` if it is a state dict; otherwise the state dict that it contains."""
 
     def is_state_dict(value: Any) -> bool:
         return (

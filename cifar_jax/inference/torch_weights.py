@@ -1,4 +1,4 @@
-"""Imports a PyTorch ResNet for CIFAR as a run folder."""
+"""Import a PyTorch ResNet for CIFAR as a run folder."""
 
 import re
 import tempfile
@@ -23,18 +23,19 @@ from cifar_jax.runs.folder import open_run_folder
 from cifar_jax.runs.schemas import LayerRow, ModelCard, RunIdentity, parse
 
 MODELS = ("resnet18", "resnet10")
-# Over the 50,000 training images, as `data.load("cifar10")` computes them.
+# Mean and standard deviation of each channel over the 50,000 training images, as
+# `data.load("cifar10")` computes them.
 CIFAR10_MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {"mean": "running_mean", "var": "running_var"}
-# Names that differ between pytorch-cifar (github.com/kuangliu/pytorch-cifar) and torchvision.
+# Layer names in pytorch-cifar (github.com/kuangliu/pytorch-cifar), and in torchvision.
 _SPELLINGS = ({"shortcut": "shortcut", "fc": "linear"}, {"shortcut": "downsample", "fc": "fc"})
 
 
 class _State(NamedTuple):
-    """The part of a training state that a checkpoint of weights holds."""
+    """A training state with weights only, as a checkpoint stores it."""
 
     step: jax.Array
     epoch: jax.Array
@@ -51,19 +52,20 @@ def import_torch(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
 ) -> TrainedNetwork:
-    """Write a state dict as a run folder, and return the network.
+    """Convert a PyTorch state dict to a run folder, and return the network.
 
     Args:
-      file: a state dict, written by `torch.save` or as safetensors. Its layers are named as in
-        pytorch-cifar or torchvision.
-      name: one of `MODELS`.
+      file: a file of `torch.save` or a safetensors file with the state dict. Layers must have the
+        names of pytorch-cifar or torchvision.
+      name: name of the network, one of `MODELS`.
       folder: the run folder, which must not exist. It is written completely or not at all.
-      classes: names in the order of the logits; CIFAR-10's by default.
-      mean, std: of each channel, on a scale of 0 to 1, with which its images were normalized.
+      classes: names of the classes in the order of the logits. The default is CIFAR-10's classes.
+      mean, std: mean and standard deviation of each channel that normalized the training images,
+        for pixel values in 0..1.
 
     Raises:
-      UserError: the file holds no state dict or that of another network, the number of classes is
-        wrong, or the folder exists.
+      UserError: the file contains no state dict or another network, the number of classes is wrong,
+        or the folder already exists.
     """
     if name not in MODELS:
         raise UserError(f"{name!r} cannot be imported: choose {' or '.join(MODELS)}")
@@ -118,25 +120,25 @@ def import_torch(
 
 
 def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> dict[str, Any]:
-    """Return PyTorch's tensors in the names and layouts of Flax."""
+    """Convert the names and layouts of PyTorch tensors to those of Flax variables."""
     paths = list(flatten_dict(shapes))
     spellings = [{path: _torch_name(path, spelling) for path in paths} for spelling in _SPELLINGS]
-    # Use the spelling that matches the most names, also in error messages.
+    # Use the spelling with the most matching names. Error messages use the same spelling.
     names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - set(names.values()))
     if missing or extra:
         what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
         raise UserError(
-            f"{file} {what}: it is of another network; it holds {summarize_keys(tensors)}"
+            f"{file} {what}: it is of another network; the file holds {summarize_keys(tensors)}"
         )
     return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
 
 
 def _torch_name(path: tuple[str, ...], spelling: Mapping[str, str]) -> str:
-    """Return PyTorch's name of a variable.
+    """Return the PyTorch name of a Flax variable.
 
-    `("params", "stage2_block1", "conv1", "kernel")` is `layer2.0.conv1.weight`.
+    For example, `("params", "stage2_block1", "conv1", "kernel")` is `layer2.0.conv1.weight`.
     """
     names = []
     for part in path[1:-1]:
@@ -150,5 +152,5 @@ def _torch_name(path: tuple[str, ...], spelling: Mapping[str, str]) -> str:
 
 
 def _layout(array: np.ndarray) -> np.ndarray:
-    """Transpose OIHW to HWIO, and [out, in] to [in, out]."""
+    """Transpose a convolution kernel from OIHW to HWIO, or a matrix from [out, in] to [in, out]."""
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)

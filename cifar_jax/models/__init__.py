@@ -1,4 +1,4 @@
-"""The networks by name, and what all of them need: variables, shapes and weight transfer."""
+"""Create networks by name, initialize their variables, and transfer pretrained weights."""
 
 import itertools
 import math
@@ -54,17 +54,17 @@ PAPER_PARAMETERS: dict[str, int] = {
     "resnet10": 4_903_242,  # Table 20
     "resnet10-separable": 722_186,  # Table 25
 }
-"""Trainable parameters that the paper states, by network."""
+"""Number of trainable parameters that the paper states for each network."""
 
 
 def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> nn.Module:
-    """Return the network of a name.
+    """Create a network by name.
 
     Args:
       name: a key of `MODELS`, or the name of the custom model.
-      custom: the model to use if the name is not in `MODELS`.
-      **options: fields of the module, such as `num_classes`, `dropout`, `pooling` or `dtype`. None
-        keeps the module's default.
+      custom: a model that an experiment file defines. If given, `name` must not be in `MODELS`.
+      **options: fields of the module, such as `num_classes`, `dropout`, `pooling` or `dtype`. If a
+        value is None, the module's default is used.
 
     Raises:
       UserError: the name is unknown, the network lacks an option, or the custom model cannot be
@@ -73,7 +73,10 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
     options = {key: value for key, value in options.items() if value is not None}
     if custom:
         if name in MODELS:
-            raise UserError(f"{name!r} is one of the package's networks and does not use {custom}")
+            raise UserError(
+                f"{name!r} is one of the package's networks: leave out {custom}, or choose another "
+                "name"
+            )
         return custom.build(name, **options)
     if name not in MODELS:
         hint = nearest(name, MODELS) or f"; choose from {', '.join(MODELS)}"
@@ -84,37 +87,38 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
 
 
 def variable_shapes(model: nn.Module) -> Any:
-    """Return the shapes and types of the model's variables, without computing any of them."""
+    """Return the shapes and types of the model's variables, without computing the variables."""
     images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
     return nn.unbox(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
 
 
 def accepts_size(model: nn.Module, image_size: int) -> bool:
-    """Return whether the model, with its variables for 32×32 images, also accepts another size.
+    """Return whether a model with variables for 32×32 images also accepts another image size.
 
     Args:
       model: the network.
-      image_size: height and width in pixels.
+      image_size: height and width of the images in pixels.
     """
     images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
     try:
         jax.eval_shape(partial(model.apply, train=False), variable_shapes(model), images)
-    except Exception:  # A custom model may raise anything.
+    except Exception:  # A custom model may raise any exception.
         return False
     return True
 
 
 def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """Return initial variables.
+    """Return the initial variables of a network.
 
     The package's networks and their subclasses use PyTorch's default initialization. Kernels, and
-    biases in the same layer, are uniform in ±1/√fan_in (`kaiming_uniform_(a=√5)` in PyTorch).
-    BatchNorm starts as the identity, with running means of zero and running variances of one.
-    Parameters of other names, which a subclass may add, and all other modules use the initializers
-    that the module defines.
+    biases of layers with a kernel, are uniform between -1/√fan_in and 1/√fan_in
+    (`kaiming_uniform_(a=√5)` in PyTorch). BatchNorm starts as the identity, with running means of
+    zero and running variances of one. If a subclass adds parameters with other names, these
+    parameters use the initializers of the subclass. All other modules use their own initializers.
 
-    One random draw is cut into pieces in the order of the layer names. `model.init` would compile
-    a generator for each parameter, which takes minutes for a ResNet18 on a laptop.
+    The random numbers of all layers are drawn at once, in the order of the layer names.
+    `model.init` would compile one generator for each parameter, which takes minutes for ResNet18 on
+    a laptop.
     """
     package = tuple(_module_class(build) for build in MODELS.values())
     if not isinstance(model, package):
@@ -140,12 +144,12 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
 def match_variables(
     variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
-    """Return `variables` if their names, shapes and types are those of `shapes`.
+    """Check that variables have the expected names, shapes and types, and return them.
 
     Args:
-      variables: arrays by collection.
-      shapes: the result of `variable_shapes`.
-      name: what holds the variables, for the error message.
+      variables: the arrays of each collection, `params` and `batch_stats`.
+      shapes: the expected shapes and types, as `variable_shapes` returns them.
+      name: name of the file or folder with the variables, for the error message.
 
     Raises:
       UserError: the variables belong to another network.
@@ -167,7 +171,9 @@ def match_variables(
 
 
 def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pretrained variables, with the initial last layer if the classes differ.
+    """Return the pretrained variables for a network to train.
+
+    If the numbers of classes differ, the last layer keeps its initial variables.
 
     Args:
       initial: variables of the network to train.
@@ -202,7 +208,7 @@ def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[
 
 
 def count_parameters(params: Any) -> int:
-    """Return the number of scalars in a tree of arrays or shapes."""
+    """Return the total number of elements in a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 

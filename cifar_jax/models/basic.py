@@ -1,4 +1,4 @@
-"""The basic network of section 3.1: LeNet-5 with 62,006 parameters."""
+"""The paper's basic network (section 3.1): LeNet-5 with 62,006 parameters."""
 
 from typing import Any
 
@@ -10,19 +10,19 @@ from cifar_jax.models.layers import Conv, Pool
 
 
 class Basic(nn.Module):
-    """LeNet-5 (Table 1): images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`.
+    """LeNet-5 (Table 1). It maps images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`.
 
-    Table 1 states 3×3 kernels, but its output sizes (28, 14, 10, 5) and its parameter count are
-    those of 5×5 kernels.
+    Table 1 of the paper states 3×3 kernels. But the output sizes in Table 1 (28, 14, 10, 5) and the
+    parameter count require 5×5 kernels.
     """
 
     num_classes: int = 10
     dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
+    """Data type of the computation. None: inferred from the input and the parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # Training and evaluation are the same.
+        del train  # The network computes the same in training and evaluation.
         x = ops.relu(Conv(6, (5, 5), dtype=self.dtype, name="conv1")(x))
         x = Pool(name="pool1")(x)
         x = ops.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))

@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict
 from cifar_jax.errors import UserError
 
 IMAGE_SHAPE = (32, 32, 3)
-"""Height, width and channels."""
+"""Height, width and number of channels of an image."""
 
 
 @dataclass(frozen=True)
 class CustomModel:
-    """The `MODEL` of an experiment file.
+    """A model that an experiment file defines as `MODEL`.
 
     Raises:
       UserError: `module` is not a Linen module, has no field `num_classes`, or its `__call__` does
@@ -28,13 +28,13 @@ class CustomModel:
     """
 
     module: nn.Module | type[nn.Module]
-    """The class, or an instance with its fields set. `num_classes` and `dtype` are overwritten."""
+    """The Linen class, or an instance. Its fields `num_classes` and `dtype` are replaced."""
     name: str | None = None
-    """`model.name` of the experiment. None matches every name."""
+    """Value of the experiment's setting `model.name`. None: every name is accepted."""
     file: Path | None = None
-    """The experiment file."""
+    """Path of the experiment file, or None if there is no file."""
     source: bytes = b""
-    """Content of the experiment file."""
+    """Content of the experiment file. Empty if there is no file."""
 
     def __post_init__(self) -> None:
         if not issubclass(self._module_class, nn.Module):
@@ -56,11 +56,14 @@ class CustomModel:
         return self.module if isinstance(self.module, type) else type(self.module)
 
     def build(self, name: str, **options: Any) -> nn.Module:
-        """Return the module with `options` set, after calling it on shapes alone.
+        """Set fields of the module, check that it can be trained, and return it.
+
+        The check traces the module with abstract arrays, which have a shape but no values.
 
         Args:
-          name: `model.name` of the run.
-          **options: fields of the module. A module without the field `dtype` is float32.
+          name: value of the run's setting `model.name`.
+          **options: values of the module's fields. A module without the field `dtype` must use
+            float32.
 
         Raises:
           UserError: the model has another name or lacks a field; it fails in training or
@@ -73,11 +76,11 @@ class CustomModel:
         if not has_dtype and options.get("dtype") == jnp.float32:
             del options["dtype"]
         validate_options(str(self), self._module_class, options)
-        options.setdefault("num_classes", 10)  # The data set may not be known yet.
+        options.setdefault("num_classes", 10)  # The data set may not be loaded yet.
         try:
             construct = self.module if isinstance(self.module, type) else self.module.clone
             model = construct(**options)
-        except TypeError as error:  # A field has no default.
+        except TypeError as error:  # A field of the module has no default.
             raise UserError(
                 f"{self} cannot be constructed ({error}): give its fields defaults, or set MODEL "
                 "to an instance"
@@ -86,7 +89,7 @@ class CustomModel:
         return model
 
     def _validate(self, model: nn.Module, classes: int, dtype: Any) -> None:
-        """Raise unless the model can be trained and evaluated."""
+        """Raise UserError if the model cannot be trained or evaluated."""
         key = jax.random.key(0)
         images = jax.ShapeDtypeStruct((2, *IMAGE_SHAPE), dtype)
 
@@ -124,10 +127,10 @@ class CustomModel:
                 )
 
     def _trace(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return `jax.eval_shape(function, *arguments)`, with any exception as a UserError."""
+        """Return `jax.eval_shape(function, *arguments)`. Turn any exception into a UserError."""
         try:
             return jax.eval_shape(function, *arguments)
-        except Exception as error:  # The module may raise anything.
+        except Exception as error:  # The module may raise any exception.
             message = next(iter(str(error).strip().splitlines()), "").rstrip(".")
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == str(self.file)]
@@ -138,7 +141,10 @@ class CustomModel:
 
 
 def validate_options(owner: str, module_class: Any, options: Mapping[str, Any]) -> None:
-    """Raise UserError if an option is not a field of the module; `owner` names the module."""
+    """Raise UserError if an option is not a field of the module.
+
+    The message calls the module `owner`.
+    """
     fields = [name for name in module_class.__dataclass_fields__ if name not in ("name", "parent")]
     for option in options:
         if option in fields:

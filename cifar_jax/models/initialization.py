@@ -1,7 +1,7 @@
-"""Initial convolution filters other than the random ones: identity and whitening filters.
+"""Initialize convolutions with identity filters or whitening filters.
 
-Both come from airbench (K. Jordan, arXiv:2404.00498). Each function returns a changed copy of a
-network's variables.
+Both kinds come from airbench (K. Jordan, arXiv:2404.00498). `dirac` and `whitened` return a changed
+copy of a network's variables.
 """
 
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ Images = jax.Array | np.ndarray
 
 
 def dirac(variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the variables with identity filters in the convolutions, as PyTorch's `dirac_`.
+    """Return the variables with identity filters in the convolutions, like PyTorch's `dirac_`.
 
-    In a kernel `[H, W, I, O]`, each filter i < min(I, O) becomes one at the center of channel i and
-    zero elsewhere. The other filters, 1×1 kernels, kernels of even size, depthwise kernels and
-    biases keep their values.
+    In a kernel `[H, W, I, O]`, the first min(I, O) filters change: filter i becomes one at the
+    center of channel i and zero elsewhere. The remaining filters keep their values, and so do
+    biases, 1×1 kernels, kernels of even size and depthwise kernels.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
     for path, kernel in flat.items():
@@ -40,15 +40,17 @@ def dirac(variables: Mapping[str, Any]) -> dict[str, Any]:
 def whitened(variables: Mapping[str, Any], images: Images, eps: float = 5e-4) -> dict[str, Any]:
     """Return the variables with `whitening_filters` in the first convolution.
 
-    If it has more than 2·H·W·C filters, the others keep their values.
+    A kernel of height H, width W and C input channels has at most 2·H·W·C whitening filters. If the
+    convolution has more filters, the remaining filters keep their values.
 
     Args:
       variables: variables of a network with a convolution `conv1`.
       images: normalized training images, float `[N, height, width, C]`.
-      eps: see `whitening_filters`.
+      eps: a small constant that limits the scale of filters with small eigenvalues.
 
     Raises:
-      UserError: there is no convolution `conv1`, or it takes another number of channels.
+      UserError: there is no convolution `conv1`, or it has another number of input channels than
+        the images.
     """
     path = ("params", *first_convolution(variables))
     flat: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
@@ -61,15 +63,16 @@ def whitening_filters(
 ) -> np.ndarray:
     """Return filters whose outputs over the images are uncorrelated and have variance one.
 
-    The filters are the eigenvectors of the second moments of the image patches (nearly their
-    covariance, since the images are normalized), each divided by √(eigenvalue + eps). They are
-    sorted by falling eigenvalue, and each is followed by its negative. The sign of an eigenvector
-    is arbitrary; here its first element (top left pixel, first channel) is positive.
+    Each filter is an eigenvector of the second-moment matrix of the image patches, divided by
+    √(eigenvalue + eps). The images are normalized, so this matrix is nearly the covariance matrix.
+    The filters are sorted by decreasing eigenvalue, and each filter is followed by its negative.
+    The sign of an eigenvector is arbitrary. Here, the first element (top left pixel, first channel)
+    is positive.
 
     Args:
-      images: normalized images, float `[N, height, width, C]`; airbench uses 5,000.
-      kernel_shape: `[H, W, C, O]`.
-      eps: limits the amplification of directions with hardly any variance.
+      images: normalized images, float `[N, height, width, C]`. airbench uses 5,000 images.
+      kernel_shape: `(H, W, C, O)`.
+      eps: a small constant that limits the scale of filters with small eigenvalues.
 
     Returns:
       float32 `[H, W, C, min(O, 2·H·W·C)]`.
@@ -80,14 +83,14 @@ def whitening_filters(
     height, width, channels, outputs = kernel_shape
     if images.shape[-1] != channels:
         raise UserError(
-            f"whitening: the images have {images.shape[-1]} channels, and the first convolution "
+            f"whitening: the images have {images.shape[-1]} channels, but the first convolution "
             f"takes {channels}: turn init.whitening off, or choose another model"
         )
     size = height * width * channels
     moments, chunk = np.zeros((size, size)), 256
     for start in range(0, len(images), chunk):
         part = np.asarray(images[start : start + chunk], np.float32)
-        # Images of zeros add nothing, and every chunk has one shape and needs one program.
+        # Pad the last chunk with zeros, which add nothing, so that JAX compiles a single program.
         part = np.pad(part, [(0, chunk - len(part)), (0, 0), (0, 0), (0, 0)])
         moments += np.asarray(_second_moments(part, height, width))
     patches = len(images) * (images.shape[1] + 1 - height) * (images.shape[2] + 1 - width)
@@ -100,7 +103,7 @@ def whitening_filters(
 
 
 def first_convolution(variables: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the path in `params` of the kernel of the first convolution, `conv1`.
+    """Return the path of the kernel of `conv1`, the first convolution, in `params`.
 
     Raises:
       UserError: the network has no convolution of that name.
@@ -113,9 +116,9 @@ def first_convolution(variables: Mapping[str, Any]) -> tuple[str, str]:
 
 @partial(jax.jit, static_argnums=(1, 2))
 def _second_moments(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Return the sum over all patches of their outer products, `[H·W·C, H·W·C]`.
+    """Return the sum of p pᵀ over all image patches p, `[H·W·C, H·W·C]`.
 
-    JAX computes it because NumPy's threads take a minute when the cores are busy.
+    JAX computes the sum, because NumPy's threads take a minute when other processes use the cores.
     """
     rows, columns = images.shape[1] + 1 - height, images.shape[2] + 1 - width
     shifted = [

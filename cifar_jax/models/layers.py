@@ -1,6 +1,7 @@
-"""Linen's layers with PyTorch's defaults, which the paper's networks use.
+"""Layers with PyTorch's defaults, which the paper's networks use.
 
-`models.init_variables` initializes the parameters. Dense layers and dropout are Linen's own.
+`models.init_variables` initializes the parameters. For dense layers and dropout, the networks use
+Linen's classes.
 """
 
 from typing import Any, Literal
@@ -18,24 +19,25 @@ class Conv(nn.Conv):
     """2-D convolution: `[N, H, W, C]` to `[N, H', W', features]`."""
 
     padding: Any = 0
-    """Pixels on each side."""
+    """Number of zero pixels to add on each side of the image."""
     conv_general_dilated: Any = ops.conv_general_dilated
 
 
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
 
-    The batch is normalized by its biased variance; the running variance is unbiased (Linen's is
-    biased). Statistics are float32 and of the global batch, also if it is sharded over devices.
+    The batch is normalized by its biased variance. The running variance averages unbiased
+    variances; in Linen, it averages biased variances. Statistics are float32 and cover the whole
+    batch, even if the batch is sharded over devices.
     """
 
     momentum: float = 0.9
-    """Weight of the old running statistics; PyTorch's `momentum` is one minus this."""
+    """Weight of the old running statistics in an update. PyTorch's `momentum` is 1 - `momentum`."""
     epsilon: float = 1e-5
     use_scale: bool = True
     """Whether to multiply by a learned scale."""
     dtype: Any = None
-    """Type of the output; None is the type of the input."""
+    """Data type of the output. None: the type of the input."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -60,11 +62,11 @@ class BatchNorm(nn.Module):
 
 
 class Pool(nn.Module):
-    """2×2 pooling of stride 2: `[N, H, W, C]` to `[N, H/2, W/2, C]`."""
+    """2×2 pooling with stride 2: `[N, H, W, C]` to `[N, H/2, W/2, C]`."""
 
     kind: Pooling = "max"
     dtype: Any = None
-    """Type of the computation of `strided-conv`."""
+    """Data type of the computation of `strided-conv`. Other kinds keep the input's type."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -82,15 +84,15 @@ class GlobalAveragePool(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """`x` plus self-attention over the positions of a feature map `[N, H, W, C]`.
+    """Self-attention over the positions of a feature map `[N, H, W, C]`, plus the feature map.
 
-    Query and key are 1×1 convolutions to C/8 channels, the value is one to C channels, all with
-    bias. Scores are not scaled, and there is no learned gain. The parameter count of Table 12
-    implies this block: SAGAN's (arXiv:1805.08318) without its γ.
+    Three 1×1 convolutions with bias compute query and key, with C/8 channels, and value, with C
+    channels. Scores are not scaled. This is the block of SAGAN (arXiv:1805.08318) without the
+    learned gain γ, as the parameter count in Table 12 of the paper implies.
     """
 
     dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
+    """Data type of the computation. None: inferred from the input and the parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Networks of three convolutions (sections 3.2 to 3.4), and one with inception blocks."""
+"""The paper's networks with three convolutions (sections 3.2 to 3.4), and an inception variant."""
 
 from functools import partial
 from typing import Any
@@ -19,16 +19,16 @@ from cifar_jax.models.layers import (
 
 
 class Net(nn.Module):
-    """Network of Table 4: images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`."""
+    """Network of Table 4. It maps images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`."""
 
     num_classes: int = 10
     pooling: Pooling = "max"
     dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
+    """Data type of the computation. None: inferred from the input and the parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # Training and evaluation are the same.
+        del train  # The network computes the same in training and evaluation.
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
         x = ops.relu(conv(64, name="conv1")(x))
@@ -41,10 +41,16 @@ class Net(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """GoogLeNet's module (arXiv:1409.4842): `[N, H, W, C]` to `[N, H, W, features]`.
+    """GoogLeNet's inception block (arXiv:1409.4842): `[N, H, W, C]` to `[N, H, W, features]`.
 
-    Four branches give a quarter of the features each: 1×1; 1×1, then 3×3; 1×1, then 5×5; 3×3
-    max-pooling, then 1×1. BatchNorm and ReLU follow every convolution.
+    Each of four branches computes a quarter of the features:
+
+    - a 1×1 convolution
+    - a 1×1 convolution, then a 3×3 convolution
+    - a 1×1 convolution, then a 5×5 convolution
+    - 3×3 max-pooling, then a 1×1 convolution
+
+    BatchNorm and ReLU follow every convolution.
     """
 
     features: int
@@ -66,7 +72,8 @@ class InceptionBlock(nn.Module):
             norm = BatchNorm(dtype=self.dtype, name=f"{name}_bn")
             return ops.relu(norm(conv(x), train=train))
 
-        # SAME is ((1, 1), (1, 1)) at stride 1. The ONNX converter ignores padding given as numbers.
+        # At stride 1, "SAME" is a padding of one pixel on each side. The ONNX converter would
+        # ignore a padding in pixels.
         pooled = nn.max_pool(x, window_shape=(3, 3), padding="SAME")
         branches = [
             branch(x, 1, "branch1x1"),
@@ -80,14 +87,14 @@ class InceptionBlock(nn.Module):
 class NetBNGAP(nn.Module):
     """`Net` with BatchNorm, global average pooling and dropout (Table 7).
 
-    Images `[N, H, W, 3]` to float32 logits `[N, num_classes]`. "fc1, 256 Neurons" in the table is
-    the pooled vector: the parameter count has no room for another layer. The layer of 120 neurons
-    is therefore called `fc1`, as in Tables 1 and 4.
+    The network maps images `[N, H, W, 3]` to float32 logits `[N, num_classes]`. The row "fc1, 256
+    Neurons" of Table 7 is the pooled vector, because the paper's parameter count does not allow
+    another layer. So the layer with 120 neurons is called `fc1`, as in Tables 1 and 4.
     """
 
     num_classes: int = 10
     attention: bool = False
-    """Whether self-attention follows each BatchNorm and ReLU (Table 10)."""
+    """Whether self-attention follows each convolution, after BatchNorm and ReLU (Table 10)."""
     inception: bool = False
     """Whether inception blocks replace the second and third convolution.
 
@@ -97,7 +104,7 @@ class NetBNGAP(nn.Module):
     """Rate of the dropout before `fc1`."""
     pooling: Pooling = "max"
     dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
+    """Data type of the computation. None: inferred from the input and the parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
@@ -121,7 +128,7 @@ class NetBNGAP(nn.Module):
 
 
 def _head(x: jax.Array, num_classes: int, dtype: Any) -> jax.Array:
-    """Apply the three dense layers that end these networks. Call it in a compact method."""
+    """Apply the network's three dense layers. The caller must be a compact method."""
     x = ops.relu(nn.Dense(120, dtype=dtype, name="fc1")(x))
     x = ops.relu(nn.Dense(84, dtype=dtype, name="fc2")(x))
     return nn.Dense(num_classes, dtype=dtype, name="fc3")(x).astype(jnp.float32)

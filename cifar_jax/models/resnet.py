@@ -1,4 +1,7 @@
-"""ResNet18 and ResNet10 for 32×32 images (section 3.5), also with separable convolutions."""
+"""ResNet18 and ResNet10 for 32×32 images (section 3.5 of the paper).
+
+The convolutions are standard or depthwise separable.
+"""
 
 from collections.abc import Sequence
 from functools import partial
@@ -15,10 +18,10 @@ ModuleDef = Any
 
 
 class SeparableConv(nn.Module):
-    """Depthwise 3×3 and pointwise 1×1 convolution without bias (Table 23).
+    """A depthwise 3×3 convolution, then a pointwise 1×1 convolution, both without bias (Table 23).
 
-    `[N, H, W, C]` to `[N, H/stride, W/stride, features]`. Table 23 shows one BatchNorm, after the
-    pointwise convolution; `ResidualBlock` applies it.
+    The layer maps `[N, H, W, C]` to `[N, H/stride, W/stride, features]`. Table 23 shows a single
+    BatchNorm, after the pointwise convolution. `ResidualBlock` applies this BatchNorm.
     """
 
     features: int
@@ -69,22 +72,22 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """ResNet: images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
+    """Residual network. It maps images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
 
-    The stem is a 3×3 convolution of stride 1 without max-pooling. The stages have 64, 128, 256 and
-    512 channels, and each stage after the first halves the image. Dropout precedes the last layer
-    (section 3.5(1)).
+    The first layer is a 3×3 convolution with stride 1, without max-pooling. The stages have 64,
+    128, 256 and 512 channels. Each stage after the first halves height and width. Dropout precedes
+    the last layer (section 3.5(1) of the paper).
     """
 
     stage_sizes: Sequence[int]
     """Number of residual blocks in each stage."""
     separable: bool = False
-    """Whether the blocks use `SeparableConv`; stem and shortcuts never do."""
+    """Whether the residual blocks use `SeparableConv` instead of standard 3×3 convolutions."""
     num_classes: int = 10
     dropout: float = 0.5
     """Rate of the dropout before the last layer."""
     dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
+    """Data type of the computation. None: inferred from the input and the parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:

@@ -13,31 +13,31 @@ from cifar_jax.models.layers import BatchNorm, Conv, Pool
 
 
 class SpeedNet(nn.Module):
-    """Convolutions for a CPU: images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
+    """Fast network for a CPU. It maps images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
 
-    H and W are at least 8. The first convolution is 2×2 and meant to be whitened and frozen
-    (`init.whitening`): its 24 filters are the 12 directions of such a patch and their negatives.
-    Each stage has two 3×3 convolutions with BatchNorm and GELU, and pooling between them. The
-    maximum of each channel goes to the last layer.
+    H and W are at least 8. The first convolution is 2×2. With the setting `init.whitening`, it has
+    whitening filters, which are not trained. A 2×2 patch of RGB pixels has 12 values, so there are
+    12 filters and their negatives, 24 in all. Each stage has two 3×3 convolutions with BatchNorm
+    and GELU, and pooling between them. The last layer takes the maximum of each channel.
 
-    The network follows airbench (K. Jordan, arXiv:2404.00498), with two changes for the Winograd
-    convolutions in `ops`, which do nearly all of the arithmetic on a CPU: the first convolution
-    keeps the image size, so that 4×4 tiles fill the image, and pooling follows the activation, not
-    the convolution, so that the convolution's last step is computed once.
+    The network follows airbench (K. Jordan, arXiv:2404.00498), with two changes. Both suit the
+    Winograd convolutions in `ops`, which do nearly all of the arithmetic on a CPU. First, the 2×2
+    convolution keeps the image size, so that 4×4 tiles fill the image. Second, pooling follows the
+    activation instead of the convolution, so that the last step of the convolution runs only once.
     """
 
     num_classes: int = 10
     filters: int = 24
-    """Channels of the first convolution."""
+    """Number of channels of the first convolution."""
     widths: Sequence[int] = (64, 256, 256)
-    """Channels of each stage."""
+    """Number of channels of each stage."""
     dtype: Any = None
-    """Type of the computation; None: inferred from input and parameters."""
+    """Data type of the computation. None: inferred from the input and the parameters."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
-        # In a short run the statistics must follow the weights quickly.
+        # In a short run, the running statistics must adapt quickly to the changing weights.
         norm = partial(BatchNorm, momentum=0.6, use_scale=False, dtype=self.dtype)
         whitening = Conv(
             self.filters, (2, 2), padding=((0, 1), (0, 1)), dtype=self.dtype, name="conv1"

@@ -1,4 +1,4 @@
-"""The layer table of a network, in the columns of the paper's tables."""
+"""List the layers of a network in a table with the columns of the paper's tables."""
 
 import math
 import re
@@ -17,35 +17,36 @@ from cifar_jax.models import layers
 Path = tuple[str, ...]
 
 _SCOPE = "summary-row-"
-"""The operations of module number N are traced in a scope with this name, followed by N."""
+"""Prefix of the JAX name scope of a module. The index of the module follows the prefix."""
 
 
 @dataclass
 class Layer:
-    """One row of the table."""
+    """One row of the layer table."""
 
     name: str
     """Path of the module, such as `stage1_block1/conv1/depthwise`."""
     output_size: str
-    """`32x32`; the length of a sequence; `-` for vectors, as in the paper."""
+    """Height and width (`32x32`), length of a sequence, or `-` for a vector, as in the paper."""
     configuration: str
     parameters: int = 0
     multiply_adds: int = 0
-    """Multiply-adds of convolutions and matrix products, for the forward pass of one image."""
+    """Number of multiply-adds in convolutions and matrix products, in the forward pass of one
+    image."""
 
 
 def summarize(model: nn.Module) -> list[Layer]:
     """Return the layers of a model in the order of the forward pass. Only shapes are computed.
 
-    A layer is a module of `models.layers` or one of Linen's layers. Modules inside a layer are
-    counted in its row. Any other module gets a row only if it has parameters or products that are
-    in none of its layers.
+    A layer is a module of `models.layers` or one of Linen's layers. The row of a layer includes the
+    modules inside the layer. Any other module gets a row only if it has parameters or matrix
+    products outside of its layers.
     """
     rows: dict[Path, Layer] = {}
     tabulated: set[Path] = set()
 
     def row_of(path: Path) -> Path:
-        """Return the path of the outermost layer that contains a path, else the nearest module."""
+        """Return the path of the outermost layer that contains `path`, or of the nearest module."""
         prefixes = [path[:end] for end in range(len(path) + 1)]
         return next((p for p in prefixes if p in tabulated), [p for p in prefixes if p in rows][-1])
 
@@ -81,7 +82,7 @@ def summarize(model: nn.Module) -> list[Layer]:
 
 
 def _configuration(module: nn.Module, in_dim: Any) -> str | None:
-    """Return a layer in the words of the paper's tables, or None if the module is not a layer."""
+    """Return the text of the column "Layer Configuration", or None if the module is not a layer."""
     match module:
         case nn.Conv():
             return _conv(module)
@@ -120,7 +121,7 @@ def _conv(conv: nn.Conv) -> str:
 
 
 def _size(before: Any, after: Any) -> str:
-    """Return the output size. As in the paper, it is 1x1 for a global pooling and - afterwards."""
+    """Return the output size as text: `32x32`, `1x1` for global pooling, or `-` for a vector."""
     match getattr(after, "shape", ()):
         case (_, height, width, _):
             return f"{height}x{width}"
@@ -130,9 +131,9 @@ def _size(before: Any, after: Any) -> str:
 
 
 def _products(jaxpr: Any, index: int = 0) -> Iterator[tuple[int, int]]:
-    """Yield the module index and the multiply-adds of each product in a jaxpr.
+    """Yield the module index and the multiply-adds of each convolution and matrix product.
 
-    `index` is the module that the jaxpr itself belongs to.
+    `index` is the index of the module that contains `jaxpr`.
     """
     for equation in jaxpr.eqns:
         scopes = re.findall(f"{_SCOPE}(\\d+)", str(equation.source_info.name_stack))

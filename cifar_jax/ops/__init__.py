@@ -1,4 +1,4 @@
-"""Operations that the networks call: fast on CPU, and XLA's own on every other platform."""
+"""Operations of the networks: fast implementations for CPU, XLA's own on other platforms."""
 
 from cifar_jax.ops.activation import relu
 from cifar_jax.ops.attention import attention

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 def relu(x: jax.Array) -> jax.Array:
     """Return `max(x, 0)` elementwise; NaN stays NaN. Reference: `jax.nn.relu`.
 
-    The gradient takes its mask from the output, which the next layer stores anyway. The output is
-    a `where` and not a `maximum`: XLA fuses an elementwise function of one array into every
-    operation that reads it, and would recompute it there from the convolution's output.
+    The gradient computes its mask from the output, which the next layer stores anyway. The output
+    is computed with `where` instead of `maximum`. XLA would fuse `maximum` into every operation
+    that reads the output, and compute it again in each of these operations.
     """
     return jnp.where(x <= 0, jnp.zeros_like(x), x)
 

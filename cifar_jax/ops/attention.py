@@ -1,4 +1,4 @@
-"""Attention that moves little memory, with matrix products in the form that is fast on CPU."""
+"""Attention with little memory traffic, and with matrix products that are fast on CPU."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from cifar_jax.ops.platform import dispatch, forced_platform
 
 LARGE = 2**18
-"""Scores per image (1 MB in float32) from which a CPU processes one image at a time."""
+"""Number of attention scores per image (1 MB in float32) from which a CPU processes one image at a
+time."""
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -18,9 +19,9 @@ Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Return the softmax-weighted mean of the values for each query. Scores are not scaled.
 
-    The gradient recomputes the weights from the scores and the logarithm of each query's sum of
-    exponentials, as FlashAttention-2 does (arXiv:2307.08691), but for all positions at once.
-    Scores and weights are stored in the type of the inputs and computed in float32 or wider.
+    The gradient computes the weights again, from the scores and the stored log-sum-exp of each
+    query's scores. FlashAttention-2 (arXiv:2307.08691) does the same, but not for all positions at
+    once. Scores and weights are computed in float32 or wider, and stored in the type of the inputs.
     Reference: `jax.nn.softmax(query @ key.swapaxes(1, 2)) @ value`.
 
     Args:
@@ -59,17 +60,18 @@ def _backward(
 
 
 def _map_images(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others: jax.Array) -> Any:
-    """Apply `f` to all images at once, or to one image at a time if their scores are large.
+    """Apply `f` to all images at once, or to one image at a time if the scores are large.
 
-    The scores of one image stay in the caches, and XLA has a fast kernel for products of matrices
-    but not for products of stacks of matrices.
+    Large scores are faster one image at a time, for two reasons. The scores of one image stay in
+    the processor's caches. And XLA has a fast kernel for the product of two matrices, but not for
+    batched matrix products.
     """
     arrays = (query, key, *others)
     if query.shape[-2] * key.shape[-2] < LARGE:
         return f(*arrays)
     # Each iteration computes one image per device of the mesh. With a single image per iteration,
-    # XLA would copy that image to every device. The number of devices is the largest that divides
-    # the batch, as in `devices.make_mesh`.
+    # XLA would copy the image to every device. `devices.make_mesh` uses the largest number of
+    # devices that divides the batch size, and so does this code.
     count = jax.device_count()
     devices = max((n for n in range(1, count + 1) if len(query) % n == 0), default=1)
     if devices == 1:
@@ -80,7 +82,7 @@ def _map_images(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others
 
 
 def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the output and the logarithm of each query's sum of exponentials, `[..., Q, 1]`."""
+    """Return the output, and the log-sum-exp of each query's scores, `[..., Q, 1]`."""
     scores = _scores(query, key)
     largest = scores.max(-1, keepdims=True)
     exponentials = jnp.exp(scores - largest)
@@ -113,18 +115,18 @@ def _gradients(
 def _sum_over_queries(weights: jax.Array, x: jax.Array, transposed: bool) -> jax.Array:
     """Return `weightsᵀ x`: `[..., Q, K]` and `[..., Q, C]` to `[..., K, C]`.
 
-    `transposed` computes `(xᵀ weights)ᵀ` instead: a CPU takes two to five times as long if the
-    larger operand, the weights, has to be transposed.
+    If `transposed` is true, the code computes `(xᵀ weights)ᵀ`, which is equal. This is two to five
+    times as fast on a CPU, because the larger operand, `weights`, is not transposed.
     """
     if not transposed:
         return jnp.einsum("...qk,...qc->...kc", weights, x)
     product = jnp.einsum("...qc,...qk->...ck", x, weights)
-    # Without the barrier, XLA merges the transpose into the product and so undoes it.
+    # Without the barrier, XLA merges the transpose into the product and computes `weightsᵀ x`.
     return jax.lax.optimization_barrier(product).swapaxes(-1, -2)
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return `query keyᵀ` in float32 or wider, rounded to the inputs' type."""
+    """Return `query keyᵀ`, rounded to the type of the inputs, as an array of float32 or wider."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=wide)
     return scores.astype(query.dtype).astype(wide)

@@ -1,8 +1,8 @@
-"""Batch normalization of a training batch, with a gradient that reads memory twice.
+"""Batch normalization of a training batch, with a gradient that passes twice over memory.
 
-The statistics take two passes over the batch on CPU and one pass elsewhere. On accelerators memory
-bandwidth limits a step, and with one pass several devices exchange data once per layer instead of
-twice.
+The statistics take two passes over the batch on CPU, and one pass on accelerators. On accelerators,
+memory bandwidth limits the speed. With one pass, several devices also exchange data once per layer
+instead of twice.
 """
 
 from functools import partial
@@ -19,25 +19,25 @@ Outputs = tuple[jax.Array, jax.Array, jax.Array]
 
 
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Outputs:
-    """Normalize over all axes but the last. Reference: `flax.linen.BatchNorm`.
+    """Normalize a batch over all axes but the last. Reference: `flax.linen.BatchNorm`.
 
-    Only the input is stored for the gradient. Differentiating the formula would store and read
-    several arrays of the input's size.
+    The gradient needs only one array of the input's size: the input. Automatic differentiation
+    would store and read several arrays of this size.
 
     Args:
-      x: `[..., C]`.
-      scale: `[C]`.
-      bias: `[C]`.
-      epsilon: added to the variance.
+      x: the batch, `[..., C]`.
+      scale: factor of each channel, `[C]`.
+      bias: offset of each channel, `[C]`.
+      epsilon: a small constant that is added to the variance.
 
     Returns:
-      The normalized batch in the type of `x`; its mean and its biased variance, `[C]`, in float32
-      or wider.
+      The normalized batch in the type of `x`, and the mean and biased variance of `x`, `[C]`, in
+      float32 or wider.
     """
     return _batch_norm(x, scale, bias, epsilon, forced_platform())
 
 
-# Under an inlined jit so that equal shapes are traced once; see `ops/conv.py`.
+# The inlined jit lets JAX trace equal shapes only once; see `ops/conv.py`.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 @partial(jax.jit, static_argnums=(3, 4), inline=True)
 def _batch_norm(
@@ -51,17 +51,17 @@ def _batch_norm(
 
 
 def two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return mean and biased variance `[C]` of `[..., C]`, the variance as E[(x - mean)²]."""
+    """Return the mean and the biased variance E[(x - mean)²] of each channel, both `[C]`."""
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
     return mean, jnp.square(x - mean).mean(axes)
 
 
 def one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return mean and biased variance `[C]` of `[..., C]`, the variance as E[x²] - E[x]².
+    """Return the mean and the biased variance E[x²] - E[x]² of each channel, both `[C]`.
 
-    Linen uses the same formula. Its relative error grows with the square of mean / deviation: if
-    the mean is ten deviations, two decimal digits are lost.
+    Linen uses the same formula. The relative error of the variance grows with the square of mean /
+    standard deviation. If the mean is ten standard deviations, two decimal digits are lost.
     """
     axes = tuple(range(x.ndim - 1))
     mean = x.mean(axes)
@@ -89,8 +89,8 @@ def _backward(
     inverse = lax.rsqrt(var + epsilon)
     dbias = dy.sum(axes)
     dscale = (dy * (wide - mean)).sum(axes) * inverse
-    # dx = gain·(dy - mean(dy) - x̂·mean(dy·x̂)) + the gradient through mean and variance, written
-    # as a linear combination of dy and x with one coefficient per channel.
+    # dx is gain·(dy - mean(dy) - x̂·mean(dy·x̂)), plus the gradient through the mean and variance
+    # outputs. The code computes gain·dy + slope·x + offset, with one coefficient per channel.
     gain = scale * inverse
     slope = (2 * dvar - gain * inverse * dscale) / count
     offset = (dmean - gain * dbias) / count - slope * mean

@@ -10,7 +10,7 @@ from cifar_jax.ops.im2col import Padding, Pair, gather_taps, output_size, scatte
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Convolve `[N, H, W, C]` with `[h, w, 1, C]`, each channel on its own."""
+    """Convolve each channel of images `[N, H, W, C]` with its own kernel in `[h, w, 1, C]`."""
     size = kernel.shape[0], kernel.shape[1]
     taps = gather_taps(x, size, strides, padding, output_size(x, size, strides, padding))
     total = taps[0][0] * kernel[0, 0, 0]
@@ -24,7 +24,7 @@ def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> ja
 def input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Return the gradient `[N, H, W, C]` of the input of `conv`; `image_size` is (H, W)."""
+    """Return the gradient of the input of `conv`, `[N, H, W, C]`. `image_size` is (H, W)."""
 
     def tap(dy: jax.Array, i: int, j: int) -> jax.Array:
         return dy * kernel[i, j, 0]
@@ -35,10 +35,11 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
 ) -> jax.Array:
-    """Return the gradient `[h, w, 1, C]` of the kernel, given that of the output.
+    """Return the gradient of the kernel, `[h, w, 1, C]`. `dy` is the gradient of the output.
 
-    Groups of image rows are added by explicit sums, which XLA vectorizes over channels (it does
-    not vectorize a fused reduction). A matrix product with ones adds up the rest.
+    First, groups of up to eight image rows are added in explicit sums, which XLA vectorizes over
+    channels. XLA would not vectorize a fused reduction. Then a matrix product with ones adds up the
+    results.
     """
     n, height, width, channels = dy.shape
     group = next(g for g in (8, 7, 6, 5, 4, 3, 2, 1) if height % g == 0)

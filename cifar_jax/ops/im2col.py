@@ -10,20 +10,20 @@ import jax
 import jax.numpy as jnp
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
-"""((top, bottom), (left, right)), in pixels."""
+"""Padding of an image in pixels: ((top, bottom), (left, right))."""
 Pair = tuple[int, int]
-"""A number for rows and one for columns."""
+"""Two integers: the first for rows (height), the second for columns (width)."""
 
 FEW_CHANNELS = 8
-"""Number of channels below which im2col copies rows of pixels of one channel (planes).
+"""Number of channels from which im2col copies all channels of a pixel at a time.
 
-From this number on it copies all channels of a pixel at a time (patches). With few channels such
-copies are short, and therefore slow.
+With fewer channels, these copies would be short and therefore slow. So im2col then copies rows of
+pixels, one channel at a time.
 """
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Convolve `[N, H, W, C]` with `[h, w, C, K]`."""
+    """Convolve images `[N, H, W, C]` with a kernel `[h, w, C, K]`."""
     h, w, c, k = kernel.shape
     output = output_size(x, (h, w), strides, padding)
     if max(c, k) < FEW_CHANNELS:
@@ -36,7 +36,7 @@ def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> ja
 def input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Return the gradient `[N, H, W, C]` of the input of `conv`; `image_size` is (H, W)."""
+    """Return the gradient of the input of `conv`, `[N, H, W, C]`. `image_size` is (H, W)."""
     h, w, c, k = kernel.shape
     products = (_matrix(dy) @ kernel.reshape(-1, k).T).reshape(*dy.shape[:3], -1)
     if (h, w) == strides == (1, 1) and padding == ((0, 0), (0, 0)):
@@ -51,7 +51,7 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
 ) -> jax.Array:
-    """Return the gradient `[h, w, C, K]` of the kernel, given that of the output."""
+    """Return the gradient of the kernel, `[h, w, C, K]`. `dy` is the gradient of the output."""
     (h, w), c, k = kernel_size, x.shape[3], dy.shape[3]
     output = dy.shape[1], dy.shape[2]
     if c < FEW_CHANNELS and kernel_size != (1, 1):
@@ -62,7 +62,7 @@ def kernel_gradient(
 
 
 def output_size(x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding) -> Pair:
-    """Return height and width of the convolution's output."""
+    """Return the height and width of the convolution's output."""
     height, width = (
         (x.shape[1 + axis] + sum(padding[axis]) - kernel_size[axis]) // strides[axis] + 1
         for axis in range(2)
@@ -73,7 +73,10 @@ def output_size(x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
 def gather_taps(
     x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output: Pair
 ) -> list[list[jax.Array]]:
-    """Return the input pixels under each tap: `taps[i][j]` is `[N, H', W', C]`."""
+    """Return the input pixels that each kernel element multiplies.
+
+    The result `taps[i][j]` for kernel element (i, j) is `[N, H', W', C]`.
+    """
     x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
     down, across = strides
 
@@ -91,28 +94,29 @@ def scatter_taps(
     padding: Padding,
     image_size: Pair,
 ) -> jax.Array:
-    """Add what every tap contributes to each input pixel: the transpose of `gather_taps`.
+    """Sum the contributions of all kernel elements to each input pixel.
 
-    Input pixels whose row and column have the same remainders modulo the strides (a phase) see
-    the same taps, so there is one sum of slices of `dy` for each phase. Updating or padding tap by
-    tap is several times slower.
+    This is the transpose of `gather_taps`. A phase is the set of input pixels whose rows and
+    columns have the same remainders modulo the strides. The same kernel elements contribute to all
+    pixels of a phase. So each phase is one sum of slices of `dy`. Adding or padding the
+    contributions of one kernel element after another would be several times slower.
 
     Args:
-      dy: `[N, H', W', ...]`, one value or vector per output pixel.
-      tap: `tap(part, i, j)` returns the contribution `[N, h, w, C]` of tap (i, j), given the slice
-        of `dy` that it comes from.
+      dy: values of each output pixel, such as the gradient, `[N, H', W', ...]`.
+      tap: a function. `tap(part, i, j)` returns the contribution of kernel element (i, j),
+        `[N, rows, columns, C]`, from a slice `part` of `dy`.
       kernel_size: (h, w).
-      strides: of the convolution.
-      padding: of the convolution.
-      image_size: (H, W).
+      strides: strides of the convolution.
+      padding: padding of the convolution.
+      image_size: (H, W), the size of the input.
 
     Returns:
-      `[N, H, W, C]`.
+      The gradient of the input, `[N, H, W, C]`.
     """
     extents = [-(-image_size[axis] // strides[axis]) for axis in range(2)]
 
     def taps(phase: int, axis: int) -> list[tuple[int, int]]:
-        """Return the taps of a phase, and the offset from input pixel to output pixel of each."""
+        """Return the kernel indices of a phase, each with its offset from input to output."""
         steps = [
             divmod(phase + padding[axis][0] - t, strides[axis]) for t in range(kernel_size[axis])
         ]
@@ -155,7 +159,7 @@ def scatter_taps(
 def _patches(
     x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output: Pair
 ) -> jax.Array:
-    """Return the patch under each output pixel, `[N, H, W, C]` to `[N, H', W', h·w·C]`."""
+    """Return the input patch of each output pixel: `[N, H, W, C]` to `[N, H', W', h·w·C]`."""
     if kernel_size == (1, 1) and strides == (1, 1) and padding == ((0, 0), (0, 0)):
         return x
     taps = gather_taps(x, kernel_size, strides, padding, output)
@@ -165,9 +169,10 @@ def _patches(
 def _planes(
     x: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding, output: Pair
 ) -> jax.Array:
-    """Return the patches channel by channel, `[N, H, W, C]` to `[w·h·C, N·H'·W']`.
+    """Return the input patches channel by channel: `[N, H, W, C]` to `[w·h·C, N·H'·W']`.
 
-    Rows are taken first and then columns of the result, which makes fewer and longer copies.
+    The code first selects rows and then selects columns from the result. So there are fewer and
+    longer copies.
     """
     x = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))
     down, across = strides
@@ -177,12 +182,12 @@ def _planes(
 
 
 def _plane_kernel(kernel: jax.Array) -> jax.Array:
-    """Return `[h, w, C, K]` as `[w·h·C, K]`, with the rows in the order of `_planes`."""
+    """Reshape a kernel from `[h, w, C, K]` to `[w·h·C, K]`, with rows in the order of `_planes`."""
     return kernel.swapaxes(0, 1).reshape(-1, kernel.shape[3])
 
 
 def _matrix(x: jax.Array) -> jax.Array:
-    """Return `[N, H, W, C]` as `[N·H·W, C]`.
+    """Reshape `[N, H, W, C]` to `[N·H·W, C]`, so that matrix products contract over one axis.
 
     XLA would transpose the operands of a product that contracts over several axes.
     """

@@ -1,4 +1,4 @@
-"""Selects the implementation of an operation for the platform that the program runs on."""
+"""Select the implementation of an operation for the platform that the program runs on."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,17 +12,17 @@ _forced: ContextVar[str | None] = ContextVar("forced_platform", default=None)
 
 @contextmanager
 def force_platform(platform: str = "default") -> Iterator[None]:
-    """Trace operations in their implementation for `platform`, whatever the machine is.
+    """Trace operations with the implementation for `platform`, on any machine.
 
     The default implementation uses XLA's own operations. It runs on every platform and accepts a
-    symbolic batch size (`jax.export.symbolic_shape`), so networks are exported with it.
+    symbolic batch size (`jax.export.symbolic_shape`), so exports use it.
 
-    The context affects the current thread only, and only what is traced inside it: a `jax.jit`
-    function that was traced before keeps its program.
+    The context affects only the current thread and the functions that are traced inside the
+    context. A `jax.jit` function that was traced earlier keeps its program.
 
     Args:
-      platform: `cpu`, `cuda`, `tpu` or `default`. A platform for which an operation has no
-        implementation of its own gets the default one.
+      platform: `cpu`, `cuda`, `tpu` or `default`. An operation without an implementation for the
+        platform uses the default implementation.
     """
     token = _forced.set(platform)
     try:
@@ -32,11 +32,11 @@ def force_platform(platform: str = "default") -> Iterator[None]:
 
 
 def forced_platform() -> str | None:
-    """Return the platform that `force_platform` has set, or None outside of that context.
+    """Return the platform that `force_platform` has set, or None outside of its context.
 
-    An operation calls this once, on entry, and passes the result on as a static argument. Its
-    inner `jax.jit` then traces each platform separately, and its gradient uses the same platform
-    even if it is traced after the context has ended.
+    An operation calls this function once, on entry, and passes the result on as a static argument.
+    Then its inner `jax.jit` is traced separately for each platform. Its gradient uses the same
+    platform, even if the gradient is traced after the context has ended.
     """
     return _forced.get()
 
@@ -45,10 +45,10 @@ def dispatch(platform: str | None, *operands: Any, **implementations: Callable[.
     """Apply the implementation for `platform` to the operands.
 
     Args:
-      platform: the result of `forced_platform`. None leaves the choice to the moment when the
-        program is lowered (`jax.lax.platform_dependent`).
+      platform: the result of `forced_platform`. If None, JAX chooses the implementation when it
+        lowers the program (`jax.lax.platform_dependent`).
       *operands: arrays or trees of arrays.
-      **implementations: functions of the operands by platform. `default` is required.
+      **implementations: for each platform, a function of the operands. `default` is required.
     """
     if platform is None:
         return jax.lax.platform_dependent(*operands, **implementations)

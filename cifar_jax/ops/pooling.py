@@ -1,7 +1,7 @@
 """Pooling over windows of NHWC images, without padding.
 
-Windows that tile the image are pooled on CPU as the maximum or sum of strided slices, because
-XLA's window reductions, and even more the scatter in their gradient, are slow there.
+On CPU, windows that do not overlap are pooled as the maximum or the sum of strided slices. XLA's
+window reductions are slow on CPU, and the scatter in their gradient is even slower.
 References: `flax.linen.max_pool` and `flax.linen.avg_pool`.
 """
 
@@ -20,7 +20,8 @@ from cifar_jax.ops.platform import dispatch, forced_platform
 def max_pool(x: jax.Array, window_shape: Pair, strides: Pair) -> jax.Array:
     """Return the maximum of each window: `[N, H, W, C]` to `[N, H', W', C]`.
 
-    If several pixels are equal, the first one in row order gets the gradient, as in PyTorch.
+    If several pixels of a window share the maximum, the first one in row order gets the gradient,
+    as in PyTorch.
     """
     if not _has_cpu_path(x, window_shape, strides):
         return nn.max_pool(x, window_shape, strides)
@@ -67,13 +68,14 @@ def _backward(
 ) -> tuple[jax.Array]:
     def cpu(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
         # Find the position of the maximum in each window, then compare it with the position of each
-        # pixel. A stack of pixels would be slower: XLA compiles it to a branch for each pixel.
+        # pixel. A stack of pixels would be slower, because XLA compiles it to a branch per pixel.
         pixels = _window_pixels(x, window)
         argmax = jnp.full(y.shape, len(pixels) - 1)
         for index in reversed(range(len(pixels) - 1)):
             argmax = jnp.where(pixels[index] == y, index, argmax)
         n, rows, columns, c = y.shape
-        # NumPy makes this a constant. XLA would keep computed indices in an array of the size of x.
+        # Indices from NumPy are a constant. XLA would store computed indices in an array as large
+        # as x.
         indices = np.arange(len(pixels), dtype=np.int32).reshape(1, 1, window[0], 1, window[1], 1)
         is_max = argmax[:, :, None, :, None] == indices
         dx = jnp.where(is_max, dy[:, :, None, :, None], jnp.zeros((), dy.dtype))
@@ -102,7 +104,7 @@ def _has_cpu_path(x: jax.Array, window: Pair, strides: Pair) -> bool:
 
 
 def _window_pixels(x: jax.Array, window: Pair) -> list[jax.Array]:
-    """Return the pixels of all windows in row order: h·w arrays `[N, H', W', C]`."""
+    """Return an array `[N, H', W', C]` for each of the h·w pixels of a window, in row order."""
     n, height, width, c = x.shape
     rows, columns = height // window[0], width // window[1]
     x = x[:, : rows * window[0], : columns * window[1]]

@@ -1,9 +1,10 @@
 """3×3 convolution of stride 1 by Winograd's F(4×4, 3×3), with 4 times fewer multiplications.
 
-Each 4×4 tile of the output depends on a 6×6 tile of the input. After a linear transform of both,
-the convolution is 36 matrix products over the channels: Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A for a kernel g
-and an input tile d (Lavin and Gray, arXiv:1509.09308). In float32 the relative error is about 1e-5;
-that of a direct convolution is 1e-6. Reference: `jax.lax.conv_general_dilated`.
+Each 4×4 tile of the output depends on a 6×6 tile of the input. With linear transforms of kernels,
+input tiles and output tiles, the convolution becomes 36 matrix products over the channels:
+Y = Aᵀ[(G g Gᵀ) ⊙ (Bᵀ d B)]A for a kernel g and an input tile d (Lavin and Gray, arXiv:1509.09308).
+The relative error in float32 is about 1e-5, compared with 1e-6 for a direct convolution.
+Reference: `jax.lax.conv_general_dilated`.
 """
 
 from collections.abc import Sequence
@@ -15,14 +16,15 @@ from jax import lax
 
 from cifar_jax.ops.im2col import Padding, Pair
 
-# The interpolation points are 0, ±1, ±2 and infinity. `_input_rows` applies Bᵀ and
-# `_overlapping_rows` B; `_output_rows` and `_output_pixels` apply Aᵀ and `_gradient_rows` A.
+# The interpolation points are 0, ±1, ±2 and infinity. `_G` is the matrix G. Functions apply the
+# other matrices: `_input_rows` applies Bᵀ, `_overlapping_rows` applies B, `_output_rows` and
+# `_output_pixels` apply Aᵀ, and `_gradient_rows` applies A.
 _G = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
 _G2 = np.einsum("ia,jb->jiab", _G, _G).reshape(36, 9)
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Convolve `[N, H, W, C]` with `[3, 3, C, K]`; `strides` is (1, 1)."""
+    """Convolve images `[N, H, W, C]` with a kernel `[3, 3, C, K]`. `strides` must be (1, 1)."""
     del strides
     height, width = _output_size(x, padding)
     tiles = _transform_input(x, padding)
@@ -33,10 +35,10 @@ def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> ja
 def input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Return the gradient `[N, H, W, C]` of the input of `conv`; `image_size` is (H, W).
+    """Return the gradient of the input of `conv`, `[N, H, W, C]`. `image_size` is (H, W).
 
-    This is the transpose of `conv`, step by step. It begins with the same transform of `dy` as
-    `kernel_gradient`, so that XLA computes that transform once for both.
+    The function transposes each step of `conv`. It begins with the same transform of `dy` as
+    `kernel_gradient`, so that XLA computes the transform only once for both gradients.
     """
     del strides
     (top, _), (left, _) = padding
@@ -49,7 +51,7 @@ def input_gradient(
 def kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
 ) -> jax.Array:
-    """Return the gradient `[3, 3, C, K]` of the kernel, given that of the output."""
+    """Return the gradient of the kernel, `[3, 3, C, K]`. `dy` is the gradient of the output."""
     del kernel_size, strides
     tiles = _matrices(_transform_input(x, padding))
     transformed = _transform_gradient(dy)
@@ -63,21 +65,22 @@ def kernel_gradient(
 
 
 def _transform_kernel(kernel: jax.Array) -> jax.Array:
-    """Return G g Gᵀ: `[3, 3, C, K]` to `[36, C, K]`."""
+    """Return G g Gᵀ for all kernels g: `[3, 3, C, K]` to `[36, C, K]`."""
     transformed = jnp.asarray(_G2, kernel.dtype) @ kernel.reshape(9, -1)
     return transformed.reshape(36, *kernel.shape[2:])
 
 
 def _matrices(tiles: jax.Array) -> jax.Array:
-    """Return `[6, 6, N, rows, columns, C]`, tiles in rows and columns, as `[36, tiles, C]`.
+    """Reshape tiles from `[6, 6, N, rows, columns, C]` to `[36, tiles, C]`.
 
-    XLA would transpose the operands of a product that contracts over several axes.
+    Then matrix products contract over one axis. XLA would transpose the operands of a product that
+    contracts over several axes.
     """
     return tiles.reshape(36, -1, tiles.shape[-1])
 
 
 def _transform_input(x: jax.Array, padding: Padding) -> jax.Array:
-    """Return Bᵀ d B of all 6×6 tiles: `[N, H, W, C]` to `[6, 6, N, rows, columns, C]`."""
+    """Return Bᵀ d B for all 6×6 tiles d: `[N, H, W, C]` to `[6, 6, N, rows, columns, C]`."""
     height, width = _output_size(x, padding)
     rows, columns = -(-height // 4), -(-width // 4)
     n, image_height, image_width, c = x.shape
@@ -86,9 +89,8 @@ def _transform_input(x: jax.Array, padding: Padding) -> jax.Array:
     bottom, right = 4 * (rows + 1) - image_height - top, 4 * (columns + 1) - image_width - left
     x = lax.pad(x, zero, ((0, 0, 0), (top, bottom, 0), (left, right, 0), (0, 0, 0)))
 
-    # Columns and channels stay separate axes. If they are merged, XLA fuses the preceding
-    # operations with a test for padding on every element, does not vectorize them, and the whole
-    # convolution takes twice as long.
+    # Columns and channels stay separate axes. If they are merged, XLA tests every element for
+    # padding and does not vectorize the code. Then the whole convolution takes twice as long.
     x = x.reshape(n, rows + 1, 4, 4 * (columns + 1), c)
     parts = [x[:, :-1, i] for i in range(4)] + [x[:, 1:, i] for i in range(2)]
     x = _input_rows(parts).reshape(6, n, rows, columns + 1, 4, c)
@@ -97,14 +99,14 @@ def _transform_input(x: jax.Array, padding: Padding) -> jax.Array:
 
 
 def _overlap_add(tiles: jax.Array, counts: tuple[int, int, int]) -> jax.Array:
-    """Return the sum of the overlapping tiles B d Bᵀ: the transpose of `_transform_input`.
+    """Add up the overlapping tiles B d Bᵀ. This is the transpose of `_transform_input`.
 
     Args:
-      tiles: `[36, tiles, C]`.
-      counts: (N, rows, columns) of the tiles.
+      tiles: the tiles d, `[36, tiles, C]`.
+      counts: number of images, tiles per column and tiles per row: (N, rows, columns).
 
     Returns:
-      `[N, 4·rows + 4, 4·columns + 4, C]`, padding included.
+      Images with padding, `[N, 4·rows + 4, 4·columns + 4, C]`.
     """
     n, rows, columns = counts
     zero, around = jnp.zeros((), tiles.dtype), (1, 1, 0)
@@ -119,9 +121,9 @@ def _overlap_add(tiles: jax.Array, counts: tuple[int, int, int]) -> jax.Array:
 
 
 def _transform_output(products: jax.Array, counts: tuple[int, ...]) -> jax.Array:
-    """Return the image of all tiles Aᵀ m A: `[36, tiles, K]` to `[N, 4·rows, 4·columns, K]`.
+    """Join the tiles Aᵀ m A to images: `[36, tiles, K]` to `[N, 4·rows, 4·columns, K]`.
 
-    `counts` is (N, rows, columns) of the tiles.
+    `counts` is (N, rows, columns): the number of images, tiles per column and tiles per row.
     """
     n, rows, columns = counts
     strips = _output_rows(list(products.reshape(6, 6, *products.shape[1:])))
@@ -131,7 +133,10 @@ def _transform_output(products: jax.Array, counts: tuple[int, ...]) -> jax.Array
 
 
 def _transform_gradient(dy: jax.Array) -> jax.Array:
-    """Return A dy Aᵀ: `[N, H, W, K]` to `[36, tiles, K]`, the transpose of `_transform_output`."""
+    """Return A dy Aᵀ for all 4×4 tiles: `[N, H, W, K]` to `[36, tiles, K]`.
+
+    This is the transpose of `_transform_output`.
+    """
     n, height, width, k = dy.shape
     rows, columns = -(-height // 4), -(-width // 4)
     dy = jnp.pad(dy, ((0, 0), (0, 4 * rows - height), (0, 4 * columns - width), (0, 0)))
@@ -141,9 +146,9 @@ def _transform_gradient(dy: jax.Array) -> jax.Array:
 
 
 def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
-    """Return Bᵀ d along one axis, for 6 rows d: 6 rows, stacked.
+    """Multiply Bᵀ by 6 rows d, and return the 6 resulting rows in one array.
 
-    The rows for the points 1 and -1 share terms, as do those for 2 and -2.
+    The rows for the interpolation points 1 and -1 share terms. So do the rows for 2 and -2.
     """
     even1, odd1 = d[4] - 4 * d[2], d[3] - 4 * d[1]
     even2, odd2 = d[4] - d[2], 2 * (d[3] - d[1])
@@ -152,10 +157,11 @@ def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
 
 
 def _overlapping_rows(o: jax.Array, before: jax.Array) -> jax.Array:
-    """Return the sum of the overlapping B o along one axis: the transpose of `_input_rows`.
+    """Multiply B by tiles, and add up the overlaps along one axis: the transpose of `_input_rows`.
 
-    B o has 6 pixels for each tile, and tiles are 4 pixels apart. The result is the first 4 pixels
-    of the tile `o`, stacked, plus the last 2 pixels of the preceding tile, `before`.
+    Each product B o has 6 pixels, but tiles are only 4 pixels apart. So the last 2 pixels of the
+    preceding tile, `before`, overlap with tile `o`. The result holds the first 4 pixels of tile
+    `o`, plus these 2 pixels.
     """
     sum1, difference1 = o[1] + o[2], o[1] - o[2]
     sum2, difference2 = o[3] + o[4], 2 * (o[3] - o[4])
@@ -170,7 +176,7 @@ def _overlapping_rows(o: jax.Array, before: jax.Array) -> jax.Array:
 
 
 def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
-    """Return Aᵀ m along one axis, for 6 rows m: 4 rows, stacked."""
+    """Multiply Aᵀ by 6 rows m, and return the 4 resulting rows in one array."""
     sum1, difference1 = m[1] + m[2], m[1] - m[2]
     sum2, difference2 = m[3] + m[4], m[3] - m[4]
     return jnp.stack(
@@ -184,10 +190,11 @@ def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
 
 
 def _output_pixels(m: Sequence[jax.Array]) -> jax.Array:
-    """Return the same as `_output_rows`, computed as a sum of multiples instead of a stack.
+    """Return the same as `_output_rows`, computed as a sum of products instead of a stack of rows.
 
-    The sum takes more operations. But XLA fuses this last step into the operations that read the
-    output; there, a stack becomes a select for each pixel and takes twice as long to compile.
+    XLA fuses this last step into the operations that read the output. A fused stack would become a
+    select operation per pixel, which takes twice as long to compile. The sum takes more operations,
+    but compiles faster.
     """
     powers = np.arange(4).reshape(4, *(1,) * m[0].ndim)
 
@@ -201,7 +208,10 @@ def _output_pixels(m: Sequence[jax.Array]) -> jax.Array:
 
 
 def _gradient_rows(y: Sequence[jax.Array]) -> jax.Array:
-    """Return A y along one axis, for 4 rows y: 6 rows, stacked. The transpose of `_output_rows`."""
+    """Multiply A by 4 rows y, and return the 6 resulting rows in one array.
+
+    This is the transpose of `_output_rows`.
+    """
     even1, odd1 = y[0] + y[2], y[1] + y[3]
     even2, odd2 = y[0] + 4 * y[2], 2 * y[1] + 8 * y[3]
     return jnp.stack([y[0], even1 + odd1, even1 - odd1, even2 + odd2, even2 - odd2, y[3]])

@@ -1,7 +1,7 @@
-"""Run folders and records in, tables and a figure out. Imports no JAX.
+"""Report the results of run folders and records as tables and a figure. JAX is not imported.
 
 groups.py      runs that differ only in their seeds
-recipes.py     better recipes next to the paper's, and other people's results
+recipes.py     pairs of better recipes and the paper's experiments, and other people's results
 table.py       the text of a table's cells
 terminal.py    the tables on a terminal
 markdown.py    the tables in report.md and in the README
@@ -30,20 +30,20 @@ __all__ = ["SeedGroup", "collect", "read_runs", "readme_is_current", "report", "
 def report(
     paths: Sequence[Path] = (), *, folder: Path | None = None, console: Console | None = None
 ) -> Path | None:
-    """Print the table of runs, and write report.md and its figure.
+    """Print the tables of runs, and write report.md and its figure.
 
     Args:
-      paths: run folders, folders that contain some at any depth, records (`*.json`), or folders of
-        records. By default `runs`.
-      folder: where to write. By default the folder in `paths`, if that is the only path and not a
-        run folder; otherwise nothing is written.
-      console: where to print.
+      paths: run folders, folders that contain run folders at any depth, records (`*.json`), or
+        folders of records. The default is the folder `runs`.
+      folder: folder for report.md and its figure. None: the only path in `paths`, if it is a folder
+        but not a run folder; otherwise nothing is written.
+      console: rich console to print to. None: standard output.
 
     Returns:
       The path of report.md, or None if it was not written.
 
     Raises:
-      UserError: there is no run in a path, a run cannot be read, or `folder` is a file.
+      UserError: a path contains no run, a run cannot be read, or `folder` is a file.
     """
     from cifar_jax.report import terminal
 
@@ -70,7 +70,7 @@ def _write(groups: Sequence[SeedGroup], folder: Path) -> Path:
 
 
 def _searched_folder(paths: Sequence[Path]) -> Path | None:
-    """Return the folder if `paths` is one folder of runs or records, and not a run folder."""
+    """Return the only path in `paths` if it is a folder but not a run folder; otherwise None."""
     if len(paths) > 1:
         return None
     path = paths[0] if paths else RUNS

@@ -1,4 +1,4 @@
-"""Groups the runs that differ only in their seeds."""
+"""Group the runs that differ only in their seeds."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class SeedGroup:
 
     experiment: str
     changes: Mapping[str, Any]
-    """What differs from the experiment: settings, and `data_sha256` if the images are not the
-    official ones. A group with changes is not compared with the paper."""
+    """Values of the settings that differ from the experiment, by name. `data_sha256` is added if
+    the images are not the official ones. A group with changes is not compared with the paper."""
     runs: Sequence[RunRecord]
-    """Sorted by seed; empty if the experiment was not run."""
+    """The runs, sorted by seed. Empty if the experiment was not run."""
 
     @property
     def config(self) -> Config | None:
@@ -31,18 +31,21 @@ class SeedGroup:
 
     @property
     def paper(self) -> Paper | None:
-        """What the paper reports for these settings."""
+        """The paper's result. None if settings differ or the experiment is not from the paper."""
         return self.config.paper if self.config and not self.changes else None
 
     @property
     def is_better_recipe(self) -> bool:
-        """Whether this is an unchanged experiment of the package that is not from the paper."""
+        """Whether the runs are of an unchanged experiment of the package, but not of the paper."""
         return self.config is not None and self.config.paper is None and not self.changes
 
     @property
     def reference(self) -> Paper | None:
-        """What the group is compared with: the paper's result for the experiment or, for a better
-        recipe, the paper's best result with the same network."""
+        """The paper's result for comparison with this group.
+
+        For an experiment of the paper, this is the result of the experiment. For a better recipe,
+        it is the paper's best result with the same network.
+        """
         if self.config is None or not self.is_better_recipe:
             return self.paper
         best = best_paper_experiment(self.config.model.name)
@@ -57,7 +60,7 @@ class SeedGroup:
 
     @property
     def finished(self) -> list[RunRecord]:
-        """Runs with a result. A run folder and its record count once."""
+        """Runs with a result. A run folder and a record of the same run count as one run."""
         distinct: dict[Any, RunRecord] = {}
         for run in self.runs:
             if run.result:
@@ -75,7 +78,10 @@ class SeedGroup:
         return [run for run in self.runs if not run.result]
 
     def measured(self, name: str = "test_accuracy") -> list[float]:
-        """Return a field of the results, one value per seed: the mean over the seed's runs."""
+        """Return the values of a result field, one per seed.
+
+        If a seed was run several times, the value is the mean over its runs.
+        """
         seeds: dict[int, list[float]] = {}
         for result in self.results:
             if (value := getattr(result, name)) is not None:
@@ -84,10 +90,10 @@ class SeedGroup:
 
 
 def collect(runs: Iterable[RunRecord]) -> list[SeedGroup]:
-    """Return the groups of `runs`.
+    """Group the runs that differ only in their seeds.
 
-    The paper's experiments come first, in its order and whether they were run or not, then other
-    experiments, then runs with changed settings or images.
+    The paper's experiments come first, in the order of the paper. They are included even if they
+    were not run. Other experiments come next. Runs with changed settings or images come last.
     """
     runs = list(runs)
     by_settings: dict[tuple[str, str], dict[str | None, list[RunRecord]]] = {
@@ -117,7 +123,7 @@ def collect(runs: Iterable[RunRecord]) -> list[SeedGroup]:
 
 
 def best_paper_experiment(network: str) -> str | None:
-    """Return the paper's experiment with the best accuracy for a network, if there is one."""
+    """Return the name of the paper's best experiment with a network, or None if there is none."""
     accuracies = {
         name: config.paper.test_accuracy
         for name, config in experiments().items()
@@ -127,12 +133,12 @@ def best_paper_experiment(network: str) -> str | None:
 
 
 def settings_text(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return each setting as `--set` takes it."""
+    """Return each setting as `name=value`, the form that `--set` accepts."""
     return tuple(f"{name}={value}" for name, value in settings.items())
 
 
 def _images(run: RunRecord) -> str | None:
-    """Return the digest of the images; None for the official CIFAR-10 or unknown images."""
+    """Return the SHA-256 of a run's images, or None for the official CIFAR-10 or unknown images."""
     return None if run.data_official else run.data_sha256
 
 

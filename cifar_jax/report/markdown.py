@@ -12,7 +12,8 @@ from cifar_jax.report.table import Row, row
 
 T = TypeVar("T")
 Columns = Mapping[str, Callable[[T], str]]
-"""Heading to cell. A heading that ends with `:` is right-aligned."""
+"""The columns of a table. Maps each heading to a function that returns the cell of a row. A heading
+that ends with `:` marks a right-aligned column."""
 
 _RESULTS: Columns[Row] = {
     "experiment": lambda r: r.experiment,
@@ -55,7 +56,7 @@ _RECIPES: Columns[tuple[Row | None, Row]] = {
 
 
 def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
-    """Return report.md: the tables, and the curves in the file `figure` if there is one."""
+    """Return the text of report.md. If `figure` is not None, the text includes this image file."""
     paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
     better = [row(group) for group in groups if group.is_better_recipe]
     changed = [row(group) for group in groups if group.changes]
@@ -139,5 +140,5 @@ def _commits(commits: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Return `text` without the characters that end a cell or a table."""
+    """Return `text` for a table cell: `|` is escaped, and line breaks become spaces."""
     return text.replace("|", "\\|").replace("\n", " ")

@@ -1,4 +1,4 @@
-"""The figure of accuracy by epoch. Drawn without pyplot, which keeps global state."""
+"""Draw the figure of accuracy by epoch. pyplot is not used, because it keeps global state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.report.table import mean_std, progress
 
-# From Okabe and Ito's palette, which color-blind people can tell apart.
+# Two colors of Okabe and Ito's palette, which color-blind people can distinguish.
 TRAIN, VALIDATION = "#0072B2", "#D55E00"
 INK, GREY = "#222222", "#767676"
 DASHED = (0, (4, 3))
@@ -38,7 +38,7 @@ _STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "legend.frameon": False,
-    # A fixed salt makes the file the same each time the same figure is drawn.
+    # With a fixed salt, the same figure always gives the same file.
     "svg.hashsalt": "cifar_jax",
 }
 _FEW_EPOCHS = 10
@@ -107,11 +107,11 @@ def _caption(group: SeedGroup) -> str:
 
 
 Curve = dict[int, float]
-"""Value by epoch."""
+"""The value of a metric at each epoch."""
 
 
 def _curves(group: SeedGroup, name: str) -> list[Curve]:
-    """Return one curve for each run that measured `name`."""
+    """Return the curve of a metric for each run that has measured the metric."""
     curves = [
         {row.epoch: value for row in run.rows if (value := getattr(row, name)) is not None}
         for run in group.runs
@@ -122,7 +122,7 @@ def _curves(group: SeedGroup, name: str) -> list[Curve]:
 def _mean_curve(curves: Sequence[Curve]) -> Curve:
     """Return the mean of the longest curves.
 
-    Shorter curves are left out: the mean would jump where they end.
+    Shorter curves are left out, because the mean would jump at their last epoch.
     """
     last = max(max(curve) for curve in curves)
     longest = [curve for curve in curves if max(curve) == last]

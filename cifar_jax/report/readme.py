@@ -1,4 +1,4 @@
-"""Generates the README's tables and their figure from the records in `results/`."""
+"""Generate the README's tables and their figure from the records in `results/`."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ from cifar_jax.runs.schemas import dump
 
 class _Readme(NamedTuple):
     text: str
-    """The file's current text."""
+    """Current text of the README."""
     updated: str
-    """The text it should have."""
+    """Text of the README with tables from the current records."""
     figure: Path
+    """Path of the figure."""
     description: str
-    """Digest of what the figure shows; a figure with another description is out of date."""
+    """Text with a digest of the results in the figure. A figure without this text is outdated."""
     groups: list[SeedGroup]
-    """Groups in the figure."""
+    """Groups of runs that the figure shows."""
     left_out: list[str]
     """One line for each record that is not in the tables."""
 
     def figure_is_current(self) -> bool:
-        """Whether the figure shows these records.
+        """Return whether the figure shows the current records.
 
-        The drawing itself is not compared, since it depends on the version of matplotlib.
+        The drawing itself is not compared, because it depends on the version of matplotlib.
         """
         figure = self.figure
         return figure.exists() and self.description in figure.read_text(encoding="utf-8")
@@ -43,8 +44,9 @@ class _Readme(NamedTuple):
 def update_readme(readme: Path, records: Path) -> tuple[bool, list[str]]:
     """Update the README's tables and their figure.
 
-    The paper's experiments go between `<!-- results -->` and `<!-- /results -->`, better recipes
-    between `<!-- recipes -->` and `<!-- /recipes -->`.
+    The table of the paper's experiments replaces the text between `<!-- results -->` and
+    `<!-- /results -->`. The table of better recipes replaces the text between `<!-- recipes -->`
+    and `<!-- /recipes -->`.
 
     Returns:
       Whether anything changed, and one line for each record that is not in the tables.
@@ -67,7 +69,7 @@ def readme_is_current(readme: Path, records: Path) -> bool:
     """Return whether `update_readme` would change nothing.
 
     Raises:
-      UserError: as `update_readme`.
+      UserError: a marker is missing, or a record cannot be read.
     """
     new = _generate(readme, records)
     return new.updated == new.text and new.figure_is_current()
@@ -94,7 +96,7 @@ def _generate(readme: Path, records: Path) -> _Readme:
 
 
 def _replace(readme: Path, text: str, name: str, blocks: Sequence[str]) -> str:
-    """Return `text` with `blocks` between the markers of that name."""
+    """Return `text` with `blocks` between the markers `<!-- name -->` and `<!-- /name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = re.compile(f"{begin}.*?{end}", re.DOTALL)
     if len(section.findall(text)) != 1:

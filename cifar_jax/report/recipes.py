@@ -1,4 +1,4 @@
-"""Better recipes next to the paper's best for the same network, and other people's results."""
+"""Pair better recipes with the paper's experiments, and read the results of other people's code."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from cifar_jax.runs.schemas import Stored, read_list
 
 
 class Pair(NamedTuple):
-    """A better recipe, and the paper's best for the same network."""
+    """A better recipe, and the paper's best experiment with the same network."""
 
     better: SeedGroup
+    """The better recipe."""
     faithful: SeedGroup | None
-    """None if the network is not from the paper."""
+    """The paper's best experiment; None if the network is not from the paper."""
 
 
 class Peer(Stored):
@@ -24,17 +25,20 @@ class Peer(Stored):
 
     name: str
     accuracy: float
-    """On the test images, in percent."""
+    """Accuracy on the test images in percent."""
     minutes: float
-    """Wall time of the whole command."""
+    """Wall time of the whole command in minutes."""
     machine: str
     source: str
-    """What was run, and how, in full sentences."""
+    """Full sentences that state which code was run, and how."""
     command: str
 
 
 def pairs(groups: Sequence[SeedGroup]) -> list[Pair]:
-    """Return the better recipes in the order of the paper's networks, other networks last."""
+    """Return a pair for each better recipe, in the order of the paper's networks.
+
+    Recipes for networks that are not from the paper come last.
+    """
     faithful = {group.experiment: group for group in groups if group.paper}
     order = list(experiments())
     found = []
@@ -47,7 +51,7 @@ def pairs(groups: Sequence[SeedGroup]) -> list[Pair]:
 
 
 def read_peers(path: Path) -> list[Peer]:
-    """Return the entries of a `peers.json`; none if the file is missing.
+    """Return the entries of a `peers.json`, or an empty list if the file is missing.
 
     Raises:
       UserError: the file cannot be read, or an entry is incomplete.

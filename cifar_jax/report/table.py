@@ -1,4 +1,4 @@
-"""The text of a table's cells."""
+"""Format the cells of the report's tables as text."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.runs.run import RunRecord
 from cifar_jax.runs.schemas import Session
 
-# The name of a processor is not enough: on virtual machines, processors with the same name can
-# differ threefold in speed.
+# The tables state the vector unit of a processor as well as the name. On virtual machines,
+# processors with the same name can differ threefold in speed.
 _VECTOR_UNITS = (("avx512_bf16", "AVX-512 BF16"), ("avx512f", "AVX-512"), ("avx2", "AVX2"))
 
 
 class Row(NamedTuple):
-    """Cells for one group of runs; empty if there is nothing to report."""
+    """The cells of a table row for one group of runs. A cell without a value is empty."""
 
     experiment: str
     changes: tuple[str, ...]
@@ -27,8 +27,8 @@ class Row(NamedTuple):
     parameters: str
     """Number of parameters. If the paper's number differs, it follows after `≠`."""
     paper: str
-    """Test accuracy in the paper, in percent. For a better recipe: the best that the paper reports
-    for the same network."""
+    """Test accuracy in the paper, in percent. For a better recipe, the paper's best test accuracy
+    with the same network."""
     measured: str
     """Test accuracy after the last epoch, in percent: mean ± sample standard deviation over the
     seeds."""
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     """Progress of each unfinished run."""
     epochs: str
     seconds: float | None
-    """Wall time of one run: mean over seeds."""
+    """Wall time of one run in seconds: mean over the seeds."""
     device: str
     commit: str
 
@@ -95,7 +95,7 @@ def mean_std(values: Sequence[float]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that suits its length.
+    """Return a time as text in seconds, minutes, hours or days.
 
     >>> [duration(s) for s in (0.4, 99, 101, 6001, 200_000)]
     ['0 s', '99 s', '2 min', '1.7 h', '2.3 d']
@@ -121,7 +121,7 @@ def device(session: Session) -> str:
 
 
 def progress(run: RunRecord) -> str:
-    """Return how far an unfinished run is, with its last validation or training accuracy."""
+    """Return the last epoch of an unfinished run, with its validation or training accuracy."""
     if not run.rows:
         return f"epoch 0 of {run.epochs}"
     last = run.rows[-1]

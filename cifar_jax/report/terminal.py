@@ -1,4 +1,4 @@
-"""The table on a terminal, as wide as that is; plain text if the output is not a terminal."""
+"""Print the tables in the width of the terminal, or as plain text if there is no terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHANGED = "With changed settings or images"
 
 
 def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
-    """Print the tables, or how to make a run if there is none."""
+    """Print the tables. If there are no runs, also print how to start one."""
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
@@ -84,7 +84,7 @@ def _cells(r: Row, compared: bool) -> list[str]:
         experiment, parameters = f"[dim]{experiment}[/]", f"[dim]{parameters}[/]"
     if r.changes:
         experiment = f"{escape(r.experiment)}\n[dim]{escape(' '.join(r.changes))}[/]"
-    # "epoch 12/135" on one line and "validation 78.4 %" below fit the narrow column.
+    # Put "epoch 12/135" and "validation 78.4 %" on two lines, to fit the narrow column.
     progress = [text.replace(" of ", "/").replace(": ", "\n") for text in r.unfinished]
     details = [f"[dim]{text}[/]" for text in (r.seeds, *progress) if text]
     measured = [f"[bold]{r.measured}[/]"] if r.measured else []

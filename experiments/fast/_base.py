@@ -1,4 +1,4 @@
-"""Settings that the better recipes share. docs/recipes.md explains each of them."""
+"""Settings that the better recipes share. docs/recipes.md explains each setting."""
 
 from cifar_jax.config import Data, Loss, Optimizer, ParamGroup, Schedule, TTAConfig
 
@@ -10,10 +10,10 @@ TTA_LEAST_CONFIDENT = TTAConfig(flip=True, shift=1, least_confident=0.3)
 
 
 def muon(lr: float) -> Optimizer:
-    """Return the optimizer of the kernels."""
+    """Return the Muon optimizer, which trains the kernels."""
     return Optimizer(name="muon", lr=lr, momentum=0.6, nesterov=True)
 
 
 def adamw(parameters: str, lr: float = 5e-3) -> ParamGroup:
-    """Return a group of the parameters that Muon cannot train."""
+    """Return a group of parameters that AdamW trains instead of Muon."""
     return ParamGroup(parameters=parameters, optimizer=Optimizer(name="adamw", lr=lr))

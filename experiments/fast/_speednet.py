@@ -1,4 +1,4 @@
-"""Settings that the two speedruns share."""
+"""Settings that the experiments speedrun-92 and speedrun-94 share."""
 
 from _base import DATA, TTA_LEAST_CONFIDENT, muon
 
@@ -14,8 +14,8 @@ from cifar_jax.config import (
 )
 
 KERNELS = muon(lr=0.14)
-# The logits are small, because the last layer's input is divided by the square root of its width.
-# So the biases and the last layer have large learning rates.
+# The network divides the input of the last layer by the square root of the number of channels. This
+# makes the logits small, so the biases and the last layer have large learning rates.
 BIASES = Optimizer(name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6)
 LAST_LAYER = Optimizer(name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4)
 
@@ -23,13 +23,13 @@ LAST_LAYER = Optimizer(name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_
 def speednet(
     *, epochs: int, batch_size: int, conv1_bias_until: float, phases: tuple[Phase, ...]
 ) -> Config:
-    """Return the config of a speedrun.
+    """Return the config of a speedrun experiment.
 
     Args:
       epochs: number of epochs.
-      batch_size: images per step.
-      conv1_bias_until: fraction of the epochs after which the bias of `conv1` is frozen. Its
-        gradient is the only one that needs the gradient of the first stage's input.
+      batch_size: number of images per step.
+      conv1_bias_until: fraction of the epochs after which the bias of `conv1` is frozen. Freezing
+        it saves time, because only this bias needs the gradient of the first stage's input.
       phases: the epochs with smaller images.
     """
     return Config(
@@ -39,7 +39,7 @@ def speednet(
         optimizer=KERNELS,
         param_groups=(
             ParamGroup(parameters="conv1/bias", optimizer=BIASES, until=conv1_bias_until),
-            # The gradients of the first stage take a fifth of a step.
+            # The first stage is frozen early, because its gradients take a fifth of a step's time.
             ParamGroup(parameters="stage1_*/kernel", optimizer=KERNELS, until=0.8),
             ParamGroup(parameters="stage1_*/bias", optimizer=BIASES, until=0.8),
             ParamGroup(parameters="fc/kernel", optimizer=LAST_LAYER),

@@ -3,10 +3,11 @@
     make exp-fast-resnet18
 
 Parameters: 11,173,962.
-Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared, of which compilation takes 3.8.
+Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared, including 3.8 minutes of
+compilation.
 Test accuracy: 95.00 % with seed 0; in the paper 91.27 %.
 
-The recipe of `fast-resnet10` with four more epochs.
+The recipe is that of `fast-resnet10`, with 16 epochs instead of 12.
 """
 
 from _base import DATA, SMOOTHED_LOSS, TRIANGULAR, TTA_LEAST_CONFIDENT, adamw, muon
