@@ -6,9 +6,10 @@ This module does not import JAX, so commands that only read settings are fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cifar_jax.errors import UserError
 from cifar_jax.settings import dotted
@@ -44,6 +45,14 @@ Count = Annotated[int, Field(ge=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
 Arguments = dict[str, bool | int | float | str]
+
+
+def _tidy_path(dataset: str) -> str:
+    """Return one spelling of a folder of images: `folder:./pets/` becomes `folder:pets`."""
+    kind, _, path = dataset.partition(":")
+    if kind != "folder" or not path or "://" in path:
+        return dataset
+    return f"folder:{PurePath(path)}"
 
 
 class Model(Settings):
@@ -241,7 +250,7 @@ class Phase(Settings):
 class Data(Augmentation):
     """The data set, its validation split, and the augmentation."""
 
-    dataset: str = "cifar10"
+    dataset: Annotated[str, AfterValidator(_tidy_path)] = "cifar10"
     """The data set: `cifar10`; `digits`, which is included in the package; or `folder:PATH` for
     your own images."""
     validation: Annotated[float, Field(ge=0)] = 0.1
@@ -252,6 +261,8 @@ class Data(Augmentation):
     last_batch: Literal["drop", "wrap"] = "drop"
     """How to treat an incomplete last batch of an epoch: `drop` leaves it out, `wrap` fills it with
     the epoch's first images."""
+    skip_bad_images: Annotated[bool, RuntimeOnly()] = False
+    """`folder:PATH`: leave out images that cannot be read. False: they are an error."""
     arguments: Arguments = Field(default={})
     """Keyword arguments of the experiment file's `AUGMENTATION`."""
 
@@ -366,7 +377,12 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
       config: a config, or its settings by dotted name.
     """
     config = config if isinstance(config, Config) else from_flat(config)
-    return dotted.part(config, runtime_only=False)
+    settings = dotted.part(config, runtime_only=False)
+    # A folder of images may be moved: the digest of its images is part of the model card.
+    kind, _, path = settings["data.dataset"].partition(":")
+    if kind == "folder" and path:
+        settings["data.dataset"] = f"folder:{Path(path).absolute().name}"
+    return settings
 
 
 def runtime_settings(config: Config) -> dict[str, Any]:

@@ -70,10 +70,10 @@ def predict(
         raise UserError(f"{run} has no test-time augmentation: leave --views out")
     files = find(images)
     if len(files) <= _BATCH:
-        rows = list(_rows(model, read(files), top, tta))
+        rows = list(_rows(model, read(files, model.card.white), top, tta))
     else:
         with progress("Predicting", len(files)) as advance:
-            rows = list(_rows(model, read(files), top, tta, advance))
+            rows = list(_rows(model, read(files, model.card.white), top, tta, advance))
     errors = [row["error"] for row in rows if "error" in row]
     for error in errors:
         click.echo(f"cifar-jax: {' '.join(error.split())}", err=True)

@@ -18,11 +18,14 @@ class Split(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """The class names, the training images and the test images of a data set."""
+    """The content of a data set. `Dataset` describes the fields."""
 
     classes: tuple[str, ...]
     train: Split
     test: Split
+    validation_images: int | None = None
+    white: int | None = None
+    skipped: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):
@@ -38,6 +41,11 @@ class Dataset(NamedTuple):
       fingerprint: SHA-256 of all images and labels in their order; see the function `fingerprint`.
       content: SHA-256 that does not depend on the order of the images; see `content_digest`.
       official: whether images, labels and splits are identical to the published CIFAR-10.
+      validation_images: number of images at the end of `train` that the data set reserves for
+        validation. None: the data set reserves none.
+      white: the 16-bit value that became 255. None: there are no 16-bit images.
+      skipped: one message for each unreadable image that was left out.
+      notes: lines for the log about the images.
     """
 
     name: str
@@ -49,6 +57,10 @@ class Dataset(NamedTuple):
     fingerprint: str
     content: str = ""
     official: bool = False
+    validation_images: int | None = None
+    white: int | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
@@ -149,4 +161,11 @@ def describe(name: str, arrays: Arrays) -> Dataset:
             f"{' and '.join(constant)}; check the images"
         )
     splits = arrays.train, arrays.test
-    return Dataset(name, *arrays, mean, std, fingerprint(*splits), content_digest(*splits))
+    return Dataset(
+        name=name,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(*splits),
+        content=content_digest(*splits),
+        **arrays._asdict(),
+    )

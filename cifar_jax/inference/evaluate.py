@@ -39,7 +39,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    path: Path, split: str = "test", best: bool = False, custom: models.CustomModel | None = None
+    path: Path,
+    split: str = "test",
+    best: bool = False,
+    custom: models.CustomModel | None = None,
+    dataset_name: str | None = None,
 ) -> Evaluation:
     """Measure the loss and accuracy of a trained model on the data set that it was trained on.
 
@@ -48,13 +52,17 @@ def evaluate(
       split: `train`, `validation` or `test`.
       best: use the checkpoint with the best validation accuracy instead of the last.
       custom: the custom model, if the network is not part of the package.
+      dataset_name: name of the data set, if the folder of the images was moved. None: as in the
+        training.
 
     Raises:
       UserError: the model cannot be loaded, the images on this machine are not the images that the
         model was trained on, or the split is empty.
     """
     model = load(path, best=best, custom=custom)
-    dataset = data.load(_dataset_name(path, model))
+    skipped = model.card.data.skipped_images if model.card.data else 0
+    name = dataset_name or _dataset_name(path, model)
+    dataset = data.load(name, skip_bad_images=skipped > 0)
     _check_images(path, model, dataset, split)
     images, labels = _select(path, model, dataset, split)
     outputs = _compute(model, images)
@@ -84,7 +92,10 @@ def _dataset_name(path: Path, model: Classifier) -> str:
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
     if name.startswith("folder:"):
-        raise UserError(f"{path} does not say where its images are: evaluate its run folder")
+        raise UserError(
+            f"{path} does not say where its images are: evaluate its run folder, or add "
+            "--set data.dataset=folder:PATH"
+        )
     return name
 
 
@@ -99,9 +110,12 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     if card is None or card.sha256 == dataset.fingerprint:
         return
     if split != "test" or card.content != dataset.content:
+        remedy = "set TFDS_DATA_DIR to the data folder that the training used"
+        if dataset.name.startswith("folder:"):
+            remedy = "name the folder that the training used with --set data.dataset=folder:PATH"
         raise UserError(
-            f"{path} was trained on other images of {card.name}, or on these in another order: set "
-            "TFDS_DATA_DIR to the data folder that the training used"
+            f"{path} was trained on other images of {card.name}, or on these in another order: "
+            f"{remedy}"
         )
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.images import SUFFIXES, read_image, walk
+from cifar_jax.data.images import is_image, read_image, walk
 from cifar_jax.errors import UserError
 
 
@@ -36,7 +36,7 @@ def find(words: Sequence[str]) -> list[str | UserError]:
         if word == "-" or path.is_file():
             files.append(word)
         elif path.is_dir():
-            images = [entry.path for entry in walk(path) if entry.name.lower().endswith(SUFFIXES)]
+            images = [entry.path for entry in walk(path) if is_image(entry.path)]
             files += images or [
                 UserError(f"{word} contains no images: name a folder with image files")
             ]
@@ -49,14 +49,18 @@ def find(words: Sequence[str]) -> list[str | UserError]:
     return files
 
 
-def read(files: Sequence[str | UserError]) -> Iterator[Image]:
-    """Yield the images in order. For a file that cannot be read, yield an `Image` with an error."""
+def read(files: Sequence[str | UserError], white: int | None = None) -> Iterator[Image]:
+    """Yield the images in order. For a file that cannot be read, yield an `Image` with an error.
+
+    `white` is the 16-bit value that becomes 255; see `cifar_jax.data.images.read_image`.
+    """
     for file in files:
         if isinstance(file, UserError):
             yield Image("", None, str(file))
             continue
         try:
             source = sys.stdin.buffer.read() if file == "-" else Path(file)
-            yield Image(file, read_image(source, "standard input" if file == "-" else file))
+            name = "standard input" if file == "-" else file
+            yield Image(file, read_image(source, name, white))
         except UserError as error:
             yield Image(file, None, str(error))

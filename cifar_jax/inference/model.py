@@ -91,7 +91,7 @@ class Classifier:
         Arguments and exceptions are the same as for `logits`.
         """
         if not hasattr(images, "dtype"):
-            files = [read_image(Path(file)) for file in images]
+            files = [read_image(Path(file), white=self.card.white) for file in images]
             images = np.stack(files) if files else np.zeros((0, *models.IMAGE_SHAPE), np.uint8)
         images = np.asarray(images)
         if images.shape[1:] != models.IMAGE_SHAPE or images.dtype != np.uint8:

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,7 @@ class RunFolder:
         """Path of the copy of the experiment file. It exists if the file defines custom parts."""
         self.outputs = path / "outputs.npz"
         """Path of the logits and labels of a finished run."""
+        self._skipped = path / "skipped_images.txt"
         self._config = path / "config.json"
         self._card = path / "model.json"
         self._sessions = path / "env.json"
@@ -87,6 +88,20 @@ class RunFolder:
         """Write a copy of the experiment file."""
         write_bytes(self.code, source)
 
+    def write_skipped(self, messages: Sequence[str]) -> None:
+        """Write why images were left out, one line for each, to `skipped_images.txt`."""
+        text = "".join(f"{message}\n" for message in messages)
+        write_bytes(self._skipped, text.encode(errors="replace"))
+
+    def move_data(self, dataset: str) -> None:
+        """Store where the images of the run are now, if they were moved."""
+        identity = self.identity()
+        if identity.settings["data.dataset"] != dataset:
+            settings = identity.settings | {"data.dataset": dataset}
+            write_json(
+                self._config, schemas.dump(identity.model_copy(update={"settings": settings}))
+            )
+
     def add_session(self, session: Session) -> None:
         """Add a session to `env.json`."""
         sessions = [*self.sessions(), session]
@@ -117,7 +132,8 @@ class RunFolder:
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
                 hide(path)
-        for path in (self._card, self._sessions, self._metrics, self.log, self.code, self.outputs):
+        written = (self._card, self._sessions, self._metrics, self._skipped)
+        for path in (*written, self.log, self.code, self.outputs):
             path.unlink(missing_ok=True)
         for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
             for path in sorted(self.checkpoints.glob(pattern)):
@@ -251,6 +267,9 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
         {"experiment": stored.experiment, "seed": stored.seed, **stored_settings},
         {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
     )
+    if all(str(name).startswith("folder:") for name in changes.get("data.dataset", ())):
+        # A folder of images may be moved and renamed. Training compares the images.
+        changes.pop("data.dataset", None)
     if not changes:
         return False
     advice = "Choose another --workdir, or start over with --fresh."

@@ -118,6 +118,8 @@ class DataCard(Stored):
     """Whether these are exactly the images of the official CIFAR-10."""
     train_images: int
     validation_images: int
+    skipped_images: int = 0
+    """Number of images that were left out because they cannot be read."""
 
 
 class CodeCard(Stored):
@@ -180,6 +182,8 @@ class ModelCard(Stored):
     """Mean of each channel, on a scale of 0 to 1. The network takes `(x / 255 - mean) / std`."""
     std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
     """Standard deviation of each channel, on a scale of 0 to 1."""
+    white: Annotated[int | None, Field(ge=1)] = None
+    """The value of a 16-bit image that becomes 255. None if no training image had 16-bit values."""
     tta: TTACard = TTACard()
     """Test-time augmentation that was used to measure `test_accuracy`."""
     layers: list[LayerRow] = []

@@ -67,8 +67,12 @@ def build_setup(
     _check_network(config, make_model(config, custom))
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
-    dataset = load(config.data.dataset) if dataset is None else dataset
-    train, validation = split_validation(dataset.train, config.data.validation)
+    if dataset is None:
+        dataset = load(config.data.dataset, skip_bad_images=config.data.skip_bad_images)
+    held_out = dataset.validation_images
+    if held_out is None:
+        held_out = config.data.validation
+    train, validation = split_validation(dataset.train, held_out)
     if (count := config.data.train_images) is not None:
         if count > len(train.labels):
             raise UserError(

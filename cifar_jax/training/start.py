@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from cifar_jax import config as configs
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
+from cifar_jax.data import load
 from cifar_jax.errors import UserError
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
@@ -39,10 +41,27 @@ def finished_result(request: RunRequest) -> Result | None:
     def read() -> dict[str, Any] | None:
         identity = request.identity()
         result = folders.finished_result(request.workdir, identity, extend=request.extend)
+        if result:
+            _check_folder_of_images(request)
         return schemas.dump(result) if result else None
 
     result = distributed.run_on_main(read)
     return Result(**result) if result else None
+
+
+def _check_folder_of_images(request: RunRequest) -> None:
+    """Raise if a finished run was trained on other images than those in the folder of images.
+
+    Nothing is checked if the folder is the one that the run used and does not exist any more.
+    """
+    folder, settings = RunFolder(request.workdir), request.config.data
+    kind, _, path = settings.dataset.partition(":")
+    is_known = folder.identity().settings["data.dataset"] == settings.dataset
+    if kind != "folder" or (is_known and not Path(path).expanduser().is_dir()):
+        return
+    if card := folder.card():
+        images = load(settings.dataset, skip_bad_images=settings.skip_bad_images)
+        model_card.check_images(request.workdir, card, images)
 
 
 def check_processes(request: RunRequest, setup: Setup) -> None:
@@ -155,7 +174,10 @@ def restore_or_init(
         elapsed_before=extra.get("elapsed_seconds", 0.0),
         logged=tuple(extra.get("logged", (0.0, 0))),
     )
-    first = [_headline(request, setup, saved), *_phase_lines(setup)]
+    names = ", ".join(setup.dataset.classes[:20])
+    more = ", …" if len(setup.dataset.classes) > 20 else ""
+    first = [_headline(request, setup, saved), f"classes: {names}{more}", *setup.dataset.notes]
+    first += _phase_lines(setup)
     return Restored(state, context, [*first, *lines, *damaged])
 
 
