@@ -53,7 +53,7 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     dataset = cache.load(_source(name, data_dir or default_data_dir(), skip_bad_images))
     notes = list(dataset.notes)
     if dataset.white:
-        notes.append(f"16-bit images: the value {dataset.white} became 255, the value of white")
+        notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
     if dataset.skipped:
         notes.append(f"skipped {len(dataset.skipped):,} images that cannot be read")
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
