@@ -39,10 +39,15 @@ def report(
     RUNS are run folders, records, or folders that contain some. By default: runs/. The report is
     written to FOLDER or, without --output, to the folder of several runs that RUNS names.
     """
-    if sum(map(bool, (output, results, readme))) > 1 or (readme and runs):
-        raise UserError("give one of --output, --record and --readme; --readme takes no RUNS")
+    if sum(map(bool, (output, results, readme))) > 1:
+        raise UserError("--output, --record and --readme cannot be combined: choose one")
+    if readme and runs:
+        raise UserError(
+            "--readme reads the records in the folder results next to the file: leave out the run "
+            "folders"
+        )
     if results and not runs:
-        raise UserError("--record needs RUNS: the run folders to record")
+        raise UserError("no run folder is given: name the run folders to record")
     from cifar_jax import report
     from cifar_jax.runs import records
 

@@ -1,5 +1,6 @@
 """Measures a trained model over a whole split of its data set."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from cifar_jax import data, devices, models
 from cifar_jax.data import Dataset, Split, split_validation
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.folder import RunFolder
@@ -80,7 +81,10 @@ def _dataset_name(path: Path, model: Classifier) -> str:
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
     if name.startswith("folder:"):
-        raise UserError(f"{path} does not say where its images are: evaluate its run folder")
+        raise UserError(
+            f"{path} was trained on a folder of images, and an export does not say where that "
+            "folder is: evaluate the run folder instead"
+        )
     return name
 
 
@@ -90,15 +94,24 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     For the test images, another order is accepted.
     """
     if model.classes != tuple(dataset.classes):
-        raise UserError(f"the classes of {path} differ from those of the data set {dataset.name}")
+        raise UserError(
+            f"{path} cannot be evaluated on {dataset.name}, because their classes differ: it has "
+            f"{_few(model.classes)}, and the data set has {_few(dataset.classes)}"
+        )
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return
     if split != "test" or card.content != dataset.content:
         raise UserError(
-            f"{path} was trained on other images of {card.name}, or on these in another order: set "
-            "TFDS_DATA_DIR to the folder that it read"
+            f"{path} was trained on other images of {card.name}, or on the same images in another "
+            "order. Set TFDS_DATA_DIR to the data folder that was used in training."
         )
+
+
+def _few(classes: Sequence[str]) -> str:
+    """Return the number of classes and the first names."""
+    rest = ", ..." if len(classes) > 3 else ""
+    return f"{counted(len(classes), 'class', 'classes')} ({', '.join(classes[:3])}{rest})"
 
 
 def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Split:
@@ -110,7 +123,10 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
     if split == "train":
         return Split(*(array[: card and card.train_images] for array in train))
     if not len(validation.labels):
-        raise UserError(f"{path} has no validation images: data.validation is 0")
+        raise UserError(
+            f"{path} was trained without validation images (data.validation is 0): choose another "
+            "--split"
+        )
     return validation
 
 
