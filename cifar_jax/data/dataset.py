@@ -67,17 +67,18 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
+    number = f"{validation:,.0f}" if float(validation).is_integer() else f"{validation:g}"
     problem = ""
-    if count != int(count):
-        problem = f"is {validation:,}, which is neither a fraction below 1 nor a whole number"
-    elif not 0 <= count < total:
-        problem = f"is {count:,.0f}, but there are only {counted(total, 'training image')}"
+    if not 0 <= count < total:
+        problem = f"which leaves nothing to train on: there are {counted(total, 'training image')}"
+    elif count != int(count):
+        problem = "which is neither a fraction below 1 nor a whole number"
     elif validation and not count:
-        problem = f"is {validation}, which is less than one of {total:,} training images"
+        problem = f"which is less than one of {counted(total, 'training image')}"
     if problem:
         raise UserError(
-            f"data.validation {problem}. Set it to a fraction such as 0.1, or to a whole number "
-            f"below {total:,}."
+            f"data.validation is {number}, {problem}. Set it to a fraction such as 0.1, or "
+            f"to a whole number below {total:,}."
         )
     end = total - int(count)
     return (

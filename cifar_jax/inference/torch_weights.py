@@ -90,8 +90,8 @@ def import_torch(
         if len(values) != 3 or not allowed:
             sign = ">=" if option == "--mean" else ">"
             raise UserError(
-                f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, not "
-                f"{', '.join(f'{value:g}' for value in values)}"
+                f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, "
+                f"not {', '.join(f'{value:g}' for value in values)}"
             )
     module = models.create(name, num_classes=len(classes))
     experiment = f"{name}-imported"
