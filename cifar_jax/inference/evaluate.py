@@ -1,6 +1,5 @@
 """Measures a trained model over a whole split of its data set."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from cifar_jax import data, devices, models
 from cifar_jax.data import Dataset, Split, split_validation
-from cifar_jax.errors import UserError, counted
+from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.folder import RunFolder
@@ -95,8 +94,8 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     """
     if model.classes != tuple(dataset.classes):
         raise UserError(
-            f"{path} cannot be evaluated on {dataset.name}, because their classes differ: it has "
-            f"{_few(model.classes)}, and the data set has {_few(dataset.classes)}"
+            f"{path} cannot be evaluated on {dataset.name}, because the classes differ: the model "
+            f"has {', '.join(model.classes)}, and the data set has {', '.join(dataset.classes)}"
         )
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
@@ -106,12 +105,6 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
             f"{path} was trained on other images of {card.name}, or on the same images in another "
             "order. Set TFDS_DATA_DIR to the data folder that was used in training."
         )
-
-
-def _few(classes: Sequence[str]) -> str:
-    """Return the number of classes and the first names."""
-    rest = ", ..." if len(classes) > 3 else ""
-    return f"{counted(len(classes), 'class', 'classes')} ({', '.join(classes[:3])}{rest})"
 
 
 def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Split:

@@ -86,7 +86,7 @@ def update_card(
                 "--fresh"
             )
         if changed := _changed_files(old.code, card.code):
-            message = f"code that changed since this run was last trained: {', '.join(changed)}"
+            message = f"these files changed since this run was last trained: {', '.join(changed)}"
             _check_weights(setup, checkpoints, message)
             lines.append(f"{message}; the copy in the run folder is updated")
             folder.write_card(old.model_copy(update={"code": card.code, "layers": card.layers}))
@@ -132,5 +132,5 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
         models.match_variables(weights, shapes, "the last checkpoint")
     except UserError as error:
         raise UserError(
-            f"{message}. {error}; choose another --workdir, or start over with --fresh"
+            f"{message}. Now {error}; choose another --workdir, or start over with --fresh"
         ) from None

@@ -7,7 +7,15 @@ import pytest
 from lab import Average, Lab, Lookahead, Muon, Phase, Sgd
 
 from cifar_jax.errors import UserError, nearest
-from cifar_jax.settings.dotted import describe, differences, flatten, override, part, restore
+from cifar_jax.settings.dotted import (
+    as_text,
+    describe,
+    differences,
+    flatten,
+    override,
+    part,
+    restore,
+)
 
 ARGUMENTS = {"beta1": 0.9, "steps": 3, "nesterov": True, "mode": "fast"}
 FULL = Lab(
@@ -173,3 +181,11 @@ def test_nearest_suggests_only_similar_names() -> None:
         assert nearest(name, names) == "; did you mean optimizer.lr?"
     assert nearest("resnet18-sdg", names) == "; did you mean resnet18-sgd?"
     assert nearest("car", names) == nearest("optimizer.zz", names) == nearest("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(64.0, "64"), (0.1, "0.1"), (3, "3"), (True, "true"), (None, "none"), ("sgd", "sgd")],
+)
+def test_values_are_shown_as_set_takes_them(value: Any, text: str) -> None:
+    assert as_text(value) == text
