@@ -316,7 +316,7 @@ def test_weights_of_another_network_are_refused() -> None:
     with pytest.raises(UserError, match="from another network: params/conv3/bias is missing"):
         models.match_variables(shapes, other, "the file")
     more = models.variable_shapes(models.create("basic", num_classes=3))
-    with pytest.raises(UserError, match=r"fc3/bias as float32 \[3\], the network as float32 \[10"):
+    with pytest.raises(UserError, match=r"fc3/bias is float32 \[3\], .* float32 \[10"):
         models.match_variables(more, shapes, "the file")
     assert models.match_variables(shapes, shapes, "the file") == shapes
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 Images = jax.Array | np.ndarray
 
@@ -80,8 +80,8 @@ def whitening_filters(
     height, width, channels, outputs = kernel_shape
     if images.shape[-1] != channels:
         raise UserError(
-            f"init.whitening needs a first convolution with {images.shape[-1]} input channels, and "
-            f"this one has {channels}: turn init.whitening off, or choose another model"
+            f"init.whitening: the images have {counted(images.shape[-1], 'channel')}, but the "
+            f"first convolution needs {channels}. Turn init.whitening off, or choose another model."
         )
     size = height * width * channels
     moments, chunk = np.zeros((size, size)), 256

@@ -133,8 +133,8 @@ def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: P
     for name, message in (
         ("nowhere", "nowhere does not exist. Name a run folder"),
         ("empty", "is .* a run folder"),
-        ("notes.txt", "neither a safetensors nor a StableHLO export"),
-        ("bare", "no checkpoint yet: train it first"),
+        ("notes.txt", "neither a safetensors nor a stablehlo file"),
+        ("bare", "no checkpoint yet: train the run first"),
         ("damaged", r"is damaged: .*Restore it from a backup, or train again with --fresh\."),
     ):
         with pytest.raises(UserError, match=message) as error:
