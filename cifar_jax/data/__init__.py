@@ -67,6 +67,6 @@ def _source(name: str, data_dir: Path, skip_bad_images: bool) -> cache.Source:
         return image_folder.source(Path(path), skip_bad_images=skip_bad_images)
     hint = f"; did you mean folder:{path or name}?" if "/" in name else nearest(name, DATASETS)
     raise UserError(
-        f"unknown data set {name!r}: choose {', '.join(DATASETS)}, or folder:PATH for your own "
-        f"images{hint}"
+        f"there is no data set {name!r}{hint or '.'} Choose {', '.join(DATASETS)}, or folder:PATH "
+        "for your own images."
     )

@@ -22,7 +22,7 @@ from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
 from cifar_jax.data.images import SixteenBitError, decode, ignore_warnings
 from cifar_jax.data.layout import Listing, find
 from cifar_jax.data.progress import notice, progress
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
@@ -74,8 +74,10 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
         few to hold out a test set. The first unreadable images are named on standard error.
     """
     if listing.skipped:
-        files = "file" if listing.skipped == 1 else "files"
-        notice(f"{path}: skipped {listing.skipped:,} {files} without an image suffix")
+        notice(
+            f"{path}: skipped {counted(listing.skipped, 'file')} without an image suffix such as "
+            ".png"
+        )
     splits = (listing.train, listing.validation or [], listing.test or [])
     files = [file for split in splits for file in split]
     paths = [Path(file.path) for file in files]
@@ -109,8 +111,8 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
         train, test = _hold_out(train, len(listing.classes))
         if not len(test.labels):
             raise UserError(
-                f"{path} has too few images to hold out a test set: add images, or give "
-                f"{path}/train/CLASS/* and {path}/test/CLASS/*"
+                f"{path} has too few images to hold out some for the test. Add images, or arrange "
+                f"them as {path}/train/CLASS/* and {path}/test/CLASS/*."
             )
     reserved = None
     if listing.validation is not None:
@@ -176,8 +178,8 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
     except OSError:
         place = "see above"
     raise UserError(
-        f"{len(errors):,} of the {total:,} images in {path} cannot be read ({place}): repair or "
-        "remove them, or add --set data.skip_bad_images=true"
+        f"{len(errors):,} of {counted(total, 'image')} in {path} cannot be read ({place}): repair "
+        "or remove the files, or add --set data.skip_bad_images=true"
     )
 
 

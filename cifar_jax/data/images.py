@@ -144,7 +144,7 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
     if not content:
         raise UserError(f"{name} is empty")
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
-        raise UserError(f"{name} is a HEIC image, which is unsupported: convert it to JPEG or PNG")
+        raise UserError(f"{name} is a HEIC image, which cannot be read: convert it to JPEG or PNG")
     Image.init()
     too_large = UserError(f"{name} has more than 89 million pixels: make it smaller")
     height, width, _ = IMAGE_SHAPE
@@ -172,7 +172,7 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
                 f"{name} is a TIFF of a kind that cannot be read: save it as PNG"
             ) from error
         raise UserError(
-            f"{name} is not a readable image: supported formats are {', '.join(FORMATS)}"
+            f"{name} is not an image in a supported format: {', '.join(FORMATS)}"
         ) from error
     # For damaged files, Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
     except Exception as error:
@@ -227,7 +227,7 @@ def _to_rgb(image: "Image.Image", encoding: str, name: str, white: int | None) -
         image = Image.fromarray(scaled.astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise UserError(
-            f"{name} has 32-bit values, whose range is unknown: save it with 8 bits per channel"
+            f"{name} has 32-bit pixel values of unknown range: save it with 8 bits per channel"
         )
     elif ";16" in encoding:
         # Pillow reads the high byte of 16-bit colors.

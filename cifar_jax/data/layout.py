@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.data.images import is_image, is_junk, walk
-from cifar_jax.errors import UserError, nearest
+from cifar_jax.errors import UserError, counted, nearest
 from cifar_jax.runtime import cache_dir
 
 # Words that name a split, in any case and next to other letters and words such as `seg` or `set`.
@@ -64,15 +64,15 @@ def find(path: Path) -> Listing:
     """
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: data.dataset=folder:PATH takes a folder of images")
+        raise UserError(f"{path} {problem}: data.dataset=folder:PATH needs a folder of images")
     splits, notes = _find_splits(path)
     root = splits.get("train", path)
     train = _find_classes(root, notes)
     classes = tuple(train)
     if len(classes) < 2:
         raise UserError(
-            f"{root} has {len(classes)} class folders, but at least two are needed: give "
-            f"{_layouts(path)}"
+            f"{root} has {counted(len(classes), 'class folder')}, but at least 2 are needed. "
+            f"Arrange the images as {_layouts(path)}."
         )
     files: dict[str, list[File]] = {"train": _labeled(train, classes)}
     skipped = [found.others.total() for found in train.values()]
@@ -147,7 +147,10 @@ def _find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
         # A class may be called `valid`.
         if "test" in splits or ("validation" in splits and _folders(splits["validation"])):
             name = splits.get("test", splits.get("validation", path)).name
-            raise UserError(f"{path} has a folder {name} but no folder train: use {_layouts(path)}")
+            raise UserError(
+                f"{path} has a folder `{name}` but no folder `train`. Arrange the images as "
+                f"{_layouts(path)}."
+            )
         return {}, []
     if len(splits) == 1 and others and not _folders(splits["train"]):
         return {}, []  # A class may be called `train`.
@@ -181,7 +184,10 @@ def _find_classes(
     found: dict[str, _Class] = {}
     for name, folder in _folders(root).items():
         if not name.isprintable():
-            raise UserError(f"the folder name {name!a} in {root} is unprintable: rename it")
+            raise UserError(
+                f"the folder {name!a} in {root} has characters in its name that cannot be printed: "
+                "rename it"
+            )
         inside = {_split_of(inner) for inner in _folders(folder)}
         if "train" in inside and len(inside - {None}) > 1:
             raise UserError(
@@ -198,8 +204,9 @@ def _find_classes(
             notes.append(f"not a class, because it is output of cifar-jax: {folder}")
         elif classes and name not in classes:
             raise UserError(
-                f"{folder} is not a class of the training images, {', '.join(classes[:20])}"
-                f"{nearest(name, classes)}"
+                f"{folder} has no class of the same name in the training images"
+                f"{nearest(name, classes) or '.'} The classes there are "
+                f"{', '.join(classes[:20])}."
             )
         elif not content.files and not classes:
             raise UserError(_no_images(folder, content.others))
@@ -210,11 +217,12 @@ def _find_classes(
     strays = sum(is_image(entry.path) for entry in visible)
     if strays and not found:
         raise UserError(
-            f"{root} has {strays:,} images but no class folders: move them to {root}/CLASS, or "
-            f"move {root} away"
+            f"{root} has {counted(strays, 'image')} but no class folders: move them to "
+            f"{root}/CLASS, or move {root} away"
         )
     if strays:
-        notes.append(f"not used, because they are in no class folder: {strays:,} images in {root}")
+        text = counted(strays, "image")
+        notes.append(f"not used, because not in a class folder: {text} in {root}")
     return found
 
 

@@ -93,8 +93,8 @@ def _dataset_name(path: Path, model: Classifier) -> str:
     name = model.card.data.name if model.card.data else "cifar10"
     if name.startswith("folder:"):
         raise UserError(
-            f"{path} does not say where its images are: evaluate its run folder, or add "
-            "--set data.dataset=folder:PATH"
+            f"{path} was trained on a folder of images, and an export does not say where that "
+            "folder is: add --set data.dataset=folder:PATH"
         )
     return name
 
@@ -105,17 +105,20 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     The order of the images matters too, except for the split `test`.
     """
     if model.classes != tuple(dataset.classes):
-        raise UserError(f"the classes of {path} differ from those of the data set {dataset.name}")
+        raise UserError(
+            f"{path} cannot be evaluated on {dataset.name}, because the classes differ: the model "
+            f"has {', '.join(model.classes)}, and the data set has {', '.join(dataset.classes)}"
+        )
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return
     if split != "test" or card.content != dataset.content:
-        remedy = "set TFDS_DATA_DIR to the data folder that the training used"
+        remedy = "Set TFDS_DATA_DIR to the data folder that was used in training."
         if dataset.name.startswith("folder:"):
-            remedy = "name the folder that the training used with --set data.dataset=folder:PATH"
+            remedy = "Name the folder of the training images with --set data.dataset=folder:PATH."
         raise UserError(
-            f"{path} was trained on other images of {card.name}, or on these in another order: "
-            f"{remedy}"
+            f"{path} was trained on other images of {card.name}, or on the same images in another "
+            f"order. {remedy}"
         )
 
 
@@ -128,7 +131,10 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
     if split == "train":
         return Split(*(array[: card and card.train_images] for array in train))
     if not len(validation.labels):
-        raise UserError(f"{path} has no validation images: data.validation is 0")
+        raise UserError(
+            f"{path} was trained without validation images (data.validation is 0): choose another "
+            "--split"
+        )
     return validation
 
 

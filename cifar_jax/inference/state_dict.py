@@ -3,6 +3,7 @@
 import argparse
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(
-                f"{path} has NaN or infinite values in {key}: import the weights from before the "
-                "training diverged"
+                f"{path} has NaN or infinite values in {key}, so its training diverged: import an "
+                "earlier checkpoint"
             )
         arrays[_PREFIXES.sub("", key)] = array
     return arrays
@@ -61,8 +62,10 @@ def summarize_keys(mapping: Mapping[Any, Any]) -> str:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is a damaged safetensors file: {error}") from None
+    except (SafetensorError, ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is a damaged safetensors file: save or download it again"
+        ) from None
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -70,13 +73,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
-            f"reading {path} takes PyTorch: pip install 'cifar-jax[torch]', or save the weights "
-            "as safetensors"
+            f"reading {path} needs PyTorch: pip install 'cifar-jax[torch]', or save the weights as "
+            "safetensors"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         # In older versions, a malicious file can run code even if weights_only is set.
         raise UserError(
-            f"reading {path} takes PyTorch 2.6 or newer, but {torch.__version__} is installed: "
+            f"reading {path} needs PyTorch 2.6 or newer, and this is {torch.__version__}: "
             "pip install -U 'cifar-jax[torch]'"
         )
     scalar: Any = np.float32(0).__reduce__()[0]  # This function unpickles NumPy scalars.
@@ -88,13 +91,15 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
     ]
     try:
-        with torch.serialization.safe_globals(plain_types):
+        with torch.serialization.safe_globals(plain_types), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns about TorchScript before it fails.
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # Damaged files raise many classes of exceptions.
         unsafe = re.search(r"GLOBAL ([\w.]+)", str(error))
         if isinstance(error, pickle.UnpicklingError) and unsafe:
             raise UserError(
-                f"{path} holds a {unsafe[1]}, and loading it could run code. {_SAVE}"
+                f"{path} holds an object of type {unsafe[1]}, which could run code when it is "
+                f"loaded. {_SAVE}"
             ) from None
         if "TorchScript" in str(error):
             raise UserError(f"{path} is a TorchScript program. {_SAVE}") from None
@@ -121,7 +126,9 @@ def _find_state_dict(content: Any, tensor: type, path: Path) -> Mapping[str, Any
     if is_state_dict(content):
         return content
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict. {_SAVE}")
+        raise UserError(
+            f"{path} holds an object of type {type(content).__name__}, not a state dict. {_SAVE}"
+        )
     candidates = [key for key, value in content.items() if is_state_dict(value)]
     names = [key for key in candidates if key in _USUAL_KEYS] or candidates
     if len(names) != 1:

@@ -88,11 +88,12 @@ def update_card(
         initial = card.initial_params_sha256
         if initial and old.initial_params_sha256 not in (None, initial):
             raise UserError(
-                f"the weights in {request.config.train.init_from} are not those that {folder.path} "
-                "was started with: choose another --workdir, or use --fresh"
+                f"the weights in {request.config.train.init_from} have changed since the run in "
+                f"{folder.path} started from them: choose another --workdir, or start over with "
+                "--fresh"
             )
         if changed := _changed_files(old.code, card.code):
-            message = f"changed since the run's last session: {', '.join(changed)}"
+            message = f"these files changed since this run was last trained: {', '.join(changed)}"
             _check_weights(setup, checkpoints, message)
             lines.append(f"{message}; the copy in the run folder is updated")
             folder.write_card(old.model_copy(update={"code": card.code, "layers": card.layers}))
@@ -112,15 +113,15 @@ def check_images(path: Path, card: ModelCard, dataset: Dataset) -> None:
         same = card.data.content == dataset.content
         difference = "the same images in another order" if same else "other images"
     elif card.classes != list(dataset.classes):
-        difference = f"the class names {', '.join(card.classes[:20])}"
+        difference = f"the classes {', '.join(card.classes[:20])}"
     else:
         return
-    remedy = "set TFDS_DATA_DIR to the folder of those images"
+    remedy = "Set TFDS_DATA_DIR to the data folder that the run was started with"
     if dataset.name.startswith("folder:"):
-        remedy = "name the folder of those images with --set data.dataset=folder:PATH"
+        remedy = "Name the folder of those images with --set data.dataset=folder:PATH"
     raise UserError(
-        f"{path} was started with {difference} for the data set {card.data.name}: {remedy}, or "
-        "choose another --workdir"
+        f"the run in {path} was started with {difference} of {card.data.name}. {remedy}, or choose "
+        "another --workdir."
     )
 
 
@@ -145,6 +146,8 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
         return  # The damage is reported when the checkpoint is restored.
     shapes = models.variable_shapes(setup.spec.model)
     try:
-        models.match_variables(weights, shapes, "The newest checkpoint")
+        models.match_variables(weights, shapes, "the last checkpoint")
     except UserError as error:
-        raise UserError(f"{message}. {error}; choose another --workdir, or use --fresh") from None
+        raise UserError(
+            f"{message}. Now {error}; choose another --workdir, or start over with --fresh"
+        ) from None
