@@ -14,9 +14,12 @@ import hashlib
 import io
 import json
 import logging
+import os
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from cifar_jax import models, ops
 from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.inference.state_dict import is_torch_file
 from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 
@@ -126,6 +130,8 @@ def _is_stablehlo(path: Path) -> bool:
     """Return True for StableHLO and False for safetensors. Raise UserError for other files."""
     if path.suffix == ".onnx":
         raise UserError(f"{path} is an ONNX file: run it with onnxruntime, or export to stablehlo")
+    if is_torch_file(path):
+        raise UserError(f"{path} is a PyTorch file: convert it with `cifar-jax import-torch`")
     with path.open("rb") as file:
         start = file.read(9)
     if zipfile.is_zipfile(path):
@@ -149,7 +155,10 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     except (SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is a damaged safetensors file: {error}") from None
     if text is None:
-        raise UserError(f"{path} has no model card: only files of cifar-jax export can be loaded")
+        raise UserError(
+            f"{path} has no model card: only files of cifar-jax export can be loaded. Convert "
+            "weights from PyTorch with `cifar-jax import-torch`."
+        )
     card = _parse_card(text, path)
     if card.weights_sha256 != digest(tensors):
         raise UserError(f"{path} is damaged: its weights do not match their digest")
@@ -180,9 +189,28 @@ def _load_stablehlo(path: Path) -> Classifier:
         raise UserError(f"{path} is damaged: its program does not match its digest")
     try:
         exported = jax_export.deserialize(bytearray(program))
+        with _hidden_stderr():  # XLA prints several lines about a program that it cannot read.
+            exported.mlir_module()  # Otherwise the program is only read at the first call.
     except Exception as error:  # The exception depends on the version of JAX.
-        raise UserError(f"this version of JAX cannot read {path}: {error}") from None
+        raise UserError(
+            f"JAX {jax.__version__} cannot read the program in {path} ({error}): upgrade JAX, or "
+            "export the model with this version"
+        ) from None
     return Classifier(card, exported.call, path)
+
+
+@contextmanager
+def _hidden_stderr() -> Iterator[None]:
+    """Discard what this process writes to standard error, including the output of C++ code."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def _to_onnx(network: TrainedNetwork) -> bytes:
