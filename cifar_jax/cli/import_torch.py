@@ -97,8 +97,8 @@ def import_torch(
     if accuracy < _LOW:
         click.echo(
             f"cifar-jax: {accuracy:.1f} % is far below the accuracy of trained weights: the "
-            "network that was trained is probably another one. Import the file into another --workdir with "
-            f"{'' if stem_pool else '--stem-pool, or with '}another --normalization, or compare "
-            "the logits with PyTorch's.",
+            "network that was trained is probably another one. Import the file into another "
+            f"--workdir with {'' if stem_pool else '--stem-pool or '}another --normalization, or "
+            "compare the logits with PyTorch's.",
             err=True,
         )

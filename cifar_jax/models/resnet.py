@@ -104,7 +104,10 @@ class ResNet(nn.Module):
         )
         x = ops.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
         if self.stem_pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
+            # After ReLU, zeros at the border do not change the maximum.
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            # The ONNX converter takes keyword arguments only.
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for stage, blocks in enumerate(self.stage_sizes, start=1):
             for number in range(1, blocks + 1):
                 x = block(
