@@ -137,6 +137,16 @@ def test_an_export_in_bfloat16_gives_float32_logits(basic: Path, tmp_path: Path)
     assert 0 < difference < 0.1 * np.abs(exact.logits(IMAGES)).max()
 
 
+def test_the_command_says_which_accuracy_the_file_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.safetensors"
+    words = ["export", "fast-net-bn-gap", "--to", "safetensors", "--output", str(file)]
+    assert cli.run(words) == 0
+    out = capsys.readouterr().out
+    assert "89.18 % with one view of each image, which is what the file computes; 90.39 %" in out
+
+
 def test_an_existing_file_is_replaced_only_with_force(basic: Path, tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     file.write_text("precious")
