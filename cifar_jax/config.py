@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from cifar_jax.errors import UserError
 from cifar_jax.settings import dotted
-from cifar_jax.settings.dotted import differences, flatten, override
+from cifar_jax.settings.dotted import as_text, differences, flatten, override
 from cifar_jax.settings.fields import RuntimeOnly, Settings
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Schedule",
     "TTAConfig",
     "Train",
+    "as_text",
     "describe",
     "differences",
     "flatten",
@@ -220,7 +221,9 @@ class Augmentation(Settings):
     @model_validator(mode="after")
     def _mixes_once(self) -> Self:
         if self.mixup and self.cutmix:
-            raise UserError("mixup and cutmix cannot be combined: set one of them to 0")
+            raise UserError(
+                "the augmentations mixup and cutmix cannot be combined: set one of them to 0"
+            )
         return self
 
 
@@ -236,6 +239,15 @@ class Phase(Settings):
     """Number of images per step. None: the run's `batch_size`."""
     augmentation: Augmentation | None = None
     """Augmentation of the phase. None: the augmentation in `data`."""
+
+    @model_validator(mode="after")
+    def _changes_training(self) -> Self:
+        if self.image_size is self.batch_size is self.augmentation is None:
+            raise UserError(
+                f"the phase that ends at until={self.until} changes nothing: give it image_size, "
+                "batch_size or augmentation"
+            )
+        return self
 
 
 class Data(Augmentation):
@@ -334,13 +346,13 @@ class Config(Settings):
         ends = [phase.until for phase in self.phases]
         if ends != sorted(set(ends)):
             raise UserError(
-                f"phases end at {ends}: the values of `until` must increase from one phase to the "
-                "next"
+                f"the phases end at until={', '.join(map(str, ends))}, but each phase must end "
+                "later than the one before: give them in order"
             )
         if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
             raise UserError(
-                "tta.least_confident selects images for extra views, but there are none: "
-                "set tta.flip or tta.shift as well"
+                "tta.least_confident chooses which images get extra views, but no extra views are "
+                "set: set tta.flip or tta.shift as well"
             )
         if self.train.init_from and (self.init.whitening or self.init.dirac):
             name = "whitening" if self.init.whitening else "dirac"

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cifar_jax import runtime
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 
 def make_mesh(
@@ -33,17 +33,21 @@ def make_mesh(
     if len({device.process_index for device in available}) > 1:
         if devices not in (None, len(available)):
             raise UserError(
-                f"train.devices is {devices}, but the processes have {len(available)} devices and "
-                "use all of them. Leave train.devices out."
+                f"train.devices is {devices}, but the processes of this run have "
+                f"{counted(len(available), 'device')} and must use all. Leave out train.devices."
             )
         devices = len(available)
     elif devices is None:
         devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
     if devices > len(available):
-        raise UserError(f"train.devices is {devices}, but JAX has {len(available)} devices")
+        raise UserError(
+            f"train.devices is {devices}, but JAX finds only {counted(len(available), 'device')}. "
+            "Lower train.devices or leave it out."
+        )
     if batch_size % devices:
         raise UserError(
-            f"batch_size {batch_size} cannot be divided over {devices} devices. Choose a multiple."
+            f"a batch cannot be divided over {devices} devices. Choose a multiple of {devices} for "
+            "batch_size, also in the phases."
         )
     return jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:devices]

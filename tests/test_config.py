@@ -114,7 +114,7 @@ def test_override_reads_every_type_of_a_union(value: bool | str) -> None:
         ("epochs=true", "expected a whole number"),
         ("optimizer.lr=true", "expected a number > 0"),
         ("optimizer.name=Adam", "expected one of sgd, adam, adamw"),
-        ("data.flip=perhaps", "expected true or false or one of alternating"),
+        ("data.flip=perhaps", "expected true or false or alternating"),
         ("model.dropout=1", "model.dropout must be a number >= 0 and < 1, or none, not 1"),
     ],
 )

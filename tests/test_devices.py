@@ -28,9 +28,9 @@ def test_a_mesh_has_as_many_devices_as_divide_the_batch(
 
 
 def test_impossible_numbers_of_devices_are_refused() -> None:
-    with pytest.raises(UserError, match=r"train\.devices is 9, but JAX has 8"):
+    with pytest.raises(UserError, match=r"train\.devices is 9, but JAX finds only 8 devices"):
         devices.make_mesh(9, 9)
-    with pytest.raises(UserError, match="batch_size 8 cannot be divided over 3 devices"):
+    with pytest.raises(UserError, match="a batch cannot be divided over 3 devices"):
         devices.make_mesh(8, 3)
 
 

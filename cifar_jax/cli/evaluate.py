@@ -45,7 +45,7 @@ def evaluate(
     epoch = "" if result.epoch is None else f", epoch {result.epoch}"
     text = (
         f"{result.experiment} seed {result.seed}{epoch}: {split} accuracy {result.accuracy:.2f} %, "
-        f"loss {result.loss:.4f}, over {result.images} images"
+        f"loss {result.loss:.4f}, over {result.images:,} images"
     )
     if result.loss_plain != result.loss:
         text += (

@@ -63,8 +63,8 @@ def _source(name: str, data_dir: Path) -> cache.Source:
     near = difflib.get_close_matches(name, DATASETS, n=1)
     if "/" in name:
         near = [f"folder:{path or name}"]
-    hint = f"did you mean {near[0]}? " if near else ""
+    hint = f"; did you mean {near[0]}?" if near else "."
     raise UserError(
-        f"unknown data set {name!r}: {hint}choose {', '.join(DATASETS)}, or folder:PATH for your "
-        "own images"
+        f"there is no data set {name!r}{hint} Choose {', '.join(DATASETS)}, or folder:PATH for "
+        "your own images."
     )

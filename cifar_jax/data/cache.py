@@ -58,7 +58,10 @@ def load(source: Source) -> Dataset:
         try:
             _write(path, source, dataset)
         except OSError as error:
-            notice(f"{source.name} could not be cached in {path}: {error.strerror or error}")
+            notice(
+                f"the images of {source.name} cannot be stored in {path}, so the next command "
+                f"decodes them again: {error.strerror or error}"
+            )
         return dataset
 
 

@@ -88,9 +88,10 @@ def prepare(data_dir: Path | None = None) -> Path:
         # requests raises OSError; pooch raises ValueError if the hash is wrong.
         except (OSError, ValueError) as error:
             raise UserError(
-                f"CIFAR-10 could not be downloaded ({_first_cause(error)}): try again with "
-                "`cifar-jax data prepare`, download the archive by other means and run "
-                "`cifar-jax data import PATH`, or train on `--set data.dataset=digits`"
+                f"CIFAR-10 cannot be downloaded from {ARCHIVE_URL} ({_first_cause(error)}). Try "
+                "again with `cifar-jax data prepare`, or download that file yourself and run "
+                "`cifar-jax data import PATH`. To train without CIFAR-10, add "
+                "`--set data.dataset=digits`."
             ) from error
         return _write(_read_archive(Path(archive)), scratch)
 
@@ -146,9 +147,9 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
 
 def _not_official(path: Path, problem: str) -> UserError:
     return UserError(
-        f"{path} is not the official CIFAR-10 ({problem}): give cifar-10-python.tar.gz from "
-        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or the unpacked folder {BATCHES_FOLDER}; "
-        "to train on other images, use `--set data.dataset=folder:PATH`"
+        f"{path} is not the official CIFAR-10 ({problem}). Give the archive {ARCHIVE_URL}, or "
+        f"its unpacked folder {BATCHES_FOLDER}. To train on your own images, use "
+        "`--set data.dataset=folder:PATH`."
     )
 
 

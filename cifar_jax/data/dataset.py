@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 IMAGE_SHAPE = (32, 32, 3)
 
@@ -68,10 +68,18 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
-    if not 0 <= count < total or count != int(count) or (validation and not count):
+    number = f"{validation:,.0f}" if float(validation).is_integer() else f"{validation:g}"
+    problem = ""
+    if not 0 <= count < total:
+        problem = f"which leaves nothing to train on: there are {counted(total, 'training image')}"
+    elif count != int(count):
+        problem = "which is neither a fraction below 1 nor a whole number"
+    elif validation and not count:
+        problem = f"which is less than one of {counted(total, 'training image')}"
+    if problem:
         raise UserError(
-            f"data.validation={validation:g} does not fit {total} training images: give a fraction "
-            f"such as --set data.validation=0.1, or a whole number below {total}"
+            f"data.validation is {number}, {problem}. Set it to a fraction such as 0.1, or "
+            f"to a whole number below {total:,}."
         )
     end = total - int(count)
     return (
@@ -145,8 +153,8 @@ def describe(name: str, arrays: Arrays) -> Dataset:
     mean, std = channel_statistics(arrays.train.images)
     if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:
         raise UserError(
-            f"the training images of {name} cannot be normalized: every pixel has the same "
-            f"{' and '.join(constant)}; check the images"
+            f"the training images of {name} cannot be normalized, because all pixels have the "
+            f"same {' and '.join(constant)} value: check the images"
         )
     splits = arrays.train, arrays.test
     return Dataset(name, *arrays, mean, std, fingerprint(*splits), content_digest(*splits))

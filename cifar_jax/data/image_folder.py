@@ -23,7 +23,7 @@ from cifar_jax.data.cache import Source, path_digest
 from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
 from cifar_jax.data.images import SUFFIXES, decode, ignore_warnings, walk
 from cifar_jax.data.progress import notice, progress
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 # Increase this number when a change to this module decodes the same files to different arrays.
 # Cache entries with another number are ignored.
@@ -87,18 +87,24 @@ def find(path: Path) -> Listing:
     layouts = f"{path}/train/CLASS/* and {path}/test/CLASS/*, or {path}/CLASS/*"
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: data.dataset=folder:PATH takes a folder of images")
+        raise UserError(f"{path} {problem}: data.dataset=folder:PATH needs a folder of images")
     names = {folder.name for folder in _folders(path)}
     if "test" in names and "train" not in names:
-        raise UserError(f"{path} has a folder test but no folder train: use {layouts}")
+        raise UserError(
+            f"{path} has a folder `test` but no folder `train`. Arrange the images as {layouts}."
+        )
     root = path / "train" if "train" in names else path
     classes = tuple(folder.name for folder in _folders(root))
     if len(classes) < 2:
         raise UserError(
-            f"{root} has {len(classes)} class folders, but at least two are needed: give {layouts}"
+            f"{root} has {counted(len(classes), 'class folder')}, but at least 2 are needed. "
+            f"Arrange the images as {layouts}."
         )
     if unprintable := [name for name in classes if not name.isprintable()]:
-        raise UserError(f"the folder name {unprintable[0]!a} in {root} is unprintable: rename it")
+        raise UserError(
+            f"the folder {unprintable[0]!a} in {root} has characters in its name that cannot be "
+            "printed: rename it"
+        )
     train, skipped = _list_images(root, classes)
     labels = {file.label for file in train}
     if empty := [name for label, name in enumerate(classes) if label not in labels]:
@@ -108,9 +114,10 @@ def find(path: Path) -> Listing:
     for folder in _folders(path / "test"):
         if folder.name not in classes:
             near = difflib.get_close_matches(folder.name, classes, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise UserError(
-                f"{folder} is not a class of {root}: {hint}the classes are {', '.join(classes)}"
+                f"{folder} has no class of the same name in {root}{hint} The classes there are "
+                f"{', '.join(classes)}."
             )
     test, skipped_test = _list_images(path / "test", classes)
     if not test:
@@ -126,8 +133,10 @@ def read(path: Path, listing: Listing) -> Arrays:
         images are named on standard error.
     """
     if listing.skipped:
-        files = "file" if listing.skipped == 1 else "files"
-        notice(f"{path}: skipped {listing.skipped:,} {files} without an image suffix")
+        notice(
+            f"{path}: skipped {counted(listing.skipped, 'file')} without an image suffix such as "
+            ".png"
+        )
     errors: list[str] = []
     total = len(listing.train) + len(listing.test or [])
     with progress(f"Reading {path} (once)", total) as advance:
@@ -139,15 +148,15 @@ def read(path: Path, listing: Listing) -> Arrays:
         if len(errors) > _MAX_MESSAGES:
             notice(f"… and {len(errors) - _MAX_MESSAGES:,} more")
         raise UserError(
-            f"{len(errors):,} of the {total:,} images in {path} cannot be read (see above): "
-            "repair or remove them"
+            f"{len(errors):,} of {counted(total, 'image')} in {path} cannot be read (see above): "
+            "repair or remove the files"
         )
     if listing.test is None:
         train, test = _hold_out(train, len(listing.classes))
         if not len(test.labels):
             raise UserError(
-                f"{path} has too few images to hold out a test set: add images, or give "
-                f"{path}/train/CLASS/* and {path}/test/CLASS/*"
+                f"{path} has too few images to hold out some for the test. Add images, or arrange "
+                f"them as {path}/train/CLASS/* and {path}/test/CLASS/*."
             )
     return Arrays(listing.classes, train, test)
 

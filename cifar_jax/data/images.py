@@ -85,7 +85,7 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
     if not content:
         raise UserError(f"{name} is empty")
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
-        raise UserError(f"{name} is a HEIC image, which is unsupported: convert it to JPEG or PNG")
+        raise UserError(f"{name} is a HEIC image, which cannot be read: convert it to JPEG or PNG")
     Image.init()
     too_large = UserError(f"{name} has more than 89 million pixels: make it smaller")
     height, width, _ = IMAGE_SHAPE
@@ -108,7 +108,7 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
         raise too_large from error
     except Image.UnidentifiedImageError as error:
         raise UserError(
-            f"{name} is not a readable image: supported formats are {', '.join(FORMATS)}"
+            f"{name} is not an image in a supported format: {', '.join(FORMATS)}"
         ) from error
     # For damaged files, Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
     except Exception as error:
@@ -135,7 +135,7 @@ def _to_rgb(image: "Image.Image", format: str, name: str) -> "Image.Image":
         image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise UserError(
-            f"{name} has 32-bit values, whose range is unknown: save it with 8 bits per channel"
+            f"{name} has 32-bit pixel values of unknown range: save it with 8 bits per channel"
         )
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")

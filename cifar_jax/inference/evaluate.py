@@ -96,7 +96,10 @@ def _dataset_name(path: Path, model: Classifier) -> str:
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
     if name.startswith("folder:"):
-        raise UserError(f"{path} does not say where its images are: evaluate its run folder")
+        raise UserError(
+            f"{path} was trained on a folder of images, and an export does not say where that "
+            "folder is: evaluate the run folder instead"
+        )
     return name
 
 
@@ -106,14 +109,17 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     The order of the images matters too, except for the split `test`.
     """
     if model.classes != tuple(dataset.classes):
-        raise UserError(f"the classes of {path} differ from those of the data set {dataset.name}")
+        raise UserError(
+            f"{path} cannot be evaluated on {dataset.name}, because the classes differ: the model "
+            f"has {', '.join(model.classes)}, and the data set has {', '.join(dataset.classes)}"
+        )
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return
     if split != "test" or card.content != dataset.content:
         raise UserError(
-            f"{path} was trained on other images of {card.name}, or on these in another order: set "
-            "TFDS_DATA_DIR to the data folder that the training used"
+            f"{path} was trained on other images of {card.name}, or on the same images in another "
+            "order. Set TFDS_DATA_DIR to the data folder that was used in training."
         )
 
 
@@ -126,7 +132,10 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
     if split == "train":
         return Split(*(array[: card and card.train_images] for array in train))
     if not len(validation.labels):
-        raise UserError(f"{path} has no validation images: data.validation is 0")
+        raise UserError(
+            f"{path} was trained without validation images (data.validation is 0): choose another "
+            "--split"
+        )
     return validation
 
 

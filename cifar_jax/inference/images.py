@@ -37,15 +37,16 @@ def find(words: Sequence[str]) -> list[str | UserError]:
             files.append(word)
         elif path.is_dir():
             images = [entry.path for entry in walk(path) if entry.name.lower().endswith(SUFFIXES)]
-            files += images or [
-                UserError(f"{word} contains no images: name a folder with image files")
-            ]
+            files += images or [UserError(f"the folder {word} contains no image files")]
         elif "://" in word:
-            files.append(UserError(f"{word} is an address: download the image first"))
+            files.append(UserError(f"{word} is a web address: download the image first"))
         else:
             matches = glob.glob(word, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns.
             images = [match for match in sorted(matches) if Path(match).is_file()]
-            files += images or [UserError(f"{word} does not exist")]
+            missing = (
+                f"no file matches {word}" if glob.has_magic(word) else f"{word} does not exist"
+            )
+            files += images or [UserError(missing)]
     return files
 
 

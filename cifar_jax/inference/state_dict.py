@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -58,8 +59,8 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             array = array.astype(np.float32)
         if not np.isfinite(array).all():
             raise UserError(
-                f"{path} has NaN or infinite values in {key}: import the weights from before the "
-                "training diverged"
+                f"{path} has NaN or infinite values in {key}, so its training diverged: import an "
+                "earlier checkpoint"
             )
         arrays[name] = array
     return arrays
@@ -86,8 +87,10 @@ def summarize_keys(mapping: Mapping[Any, Any]) -> str:
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
     try:
         return load_file(path)
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is a damaged safetensors file: {error}") from None
+    except (SafetensorError, ValueError, TypeError, KeyError):
+        raise UserError(
+            f"{path} is a damaged safetensors file: save or download it again"
+        ) from None
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
@@ -95,13 +98,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
-            f"reading {path} takes PyTorch: pip install 'cifar-jax[torch]', or save the weights "
-            "as safetensors"
+            f"reading {path} needs PyTorch: pip install 'cifar-jax[torch]', or save the weights as "
+            "safetensors"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
         # In older versions, a malicious file can run code even if weights_only is set.
         raise UserError(
-            f"reading {path} takes PyTorch 2.6 or newer, but {torch.__version__} is installed: "
+            f"reading {path} needs PyTorch 2.6 or newer, and this is {torch.__version__}: "
             "pip install -U 'cifar-jax[torch]'"
         )
     content = _load(torch, path)
@@ -146,7 +149,9 @@ def _load(torch: Any, path: Path) -> Any:
     classes: dict[str, type[_Placeholder]] = {}
     while True:
         try:
-            with torch.serialization.safe_globals([(c, name) for name, c in classes.items()]):
+            allowed = [(placeholder, name) for name, placeholder in classes.items()]
+            with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch warns about TorchScript before it fails.
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # Damaged files raise many classes of exceptions.
             unknown = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
@@ -168,7 +173,8 @@ def _explain(error: Exception, path: Path) -> UserError:
     """Return a message for an error of `torch.load`."""
     text = str(error)
     if unsafe := re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+\.\w+)'>", text):
-        what = f"holds a {unsafe[1] or unsafe[2]}, and loading it could run code"
+        kind = unsafe[1] or unsafe[2]
+        what = f"holds an object of type {kind}, which could run code when it is loaded"
     elif "unrecognized function" in text:
         what = "calls a function of an object, which could run code"
     elif "Only persistent_load of storage" in text:  # The older format describes a module's class.
@@ -196,7 +202,9 @@ def _find_state_dict(content: Any, tensor: type, path: Path) -> dict[str, Any]:
     if isinstance(content, _Placeholder):
         raise UserError(f"{path} holds a whole {_name(content)}, not its weights. {_SAVE}")
     if not isinstance(content, Mapping):
-        raise UserError(f"{path} holds a {type(content).__name__}, not a state dict. {_SAVE}")
+        raise UserError(
+            f"{path} holds an object of type {type(content).__name__}, not a state dict. {_SAVE}"
+        )
     objects = [
         f" ({key} is a whole {_name(value)})"
         for key, value in content.items()

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cifar_jax import models
 from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.state_dict import read_state_dict, summarize_keys
 from cifar_jax.models.summary import summarize
@@ -76,9 +76,9 @@ def import_torch(
         or the folder already exists.
     """
     if name not in MODELS:
-        raise UserError(f"{name!r} cannot be imported: choose {' or '.join(MODELS)}")
+        raise UserError(f"--model must be {' or '.join(MODELS)}, not {name!r}")
     if folder.exists():
-        raise UserError(f"{folder} exists: choose another --workdir")
+        raise UserError(f"{folder} already exists: choose another --workdir")
     tensors = _without_prefix(read_state_dict(file))
     head = tensors.get("linear.weight", tensors.get("fc.weight"))
     if head is None or head.ndim != 2:
@@ -86,11 +86,23 @@ def import_torch(
             f"{file} has no last layer `linear` or `fc`, so it is not a {name} of pytorch-cifar or "
             f"torchvision; it holds {summarize_keys(tensors)}"
         )
+    assumed = f"--classes names {len(classes)}" if classes else "CIFAR-10 has 10"
     classes = tuple(classes or cifar10.CLASSES)
     if len(head) != len(classes):
         raise UserError(
-            f"{file} has {len(head)} classes, not {len(classes)}: name them with --classes"
+            f"{file} has {counted(len(head), 'class', 'classes')}, but {assumed}: name all classes "
+            "with --classes"
         )
+    for option, values, allowed in (
+        ("--mean", mean, all(0 <= value <= 1 for value in mean)),
+        ("--std", std, all(0 < value <= 1 for value in std)),
+    ):
+        if len(values) != 3 or not allowed:
+            sign = ">=" if option == "--mean" else ">"
+            raise UserError(
+                f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, "
+                f"not {', '.join(f'{value:g}' for value in values)}"
+            )
     arguments = {"stem_pool": True} if stem_pool else {}
     module = models.create(name, num_classes=len(classes), **arguments)
     experiment = f"{name}-imported"
@@ -147,9 +159,9 @@ def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> di
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - set(names.values()))
     if missing or extra:
-        what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
+        what = f"has no {missing[0]}" if missing else f"has an unexpected {extra[0]}"
         raise UserError(
-            f"{file} {what}: it is of another network; the file holds {summarize_keys(tensors)}"
+            f"{file} {what}, so it is from another network; it holds {summarize_keys(tensors)}"
         )
     return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
 

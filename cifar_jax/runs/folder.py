@@ -162,7 +162,7 @@ def open_run_folder(
                 write_json(config, schemas.dump(identity))
             yield folder
     except filelock.Timeout:
-        message = f"{path} is in use by another process. Wait until it ends, or stop it."
+        message = f"{path} is in use by another process. Wait until that process ends, or stop it."
         raise UserError(message) from None
 
 
@@ -173,7 +173,7 @@ def existing_run_folder(path: Path) -> RunFolder:
       UserError: `path` is not a run folder.
     """
     if not path.is_dir():
-        raise UserError(f"{path} does not exist. Runs are in runs/EXPERIMENT/seedN.")
+        raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
     folder = RunFolder(path)
     folder.identity()
     return folder
@@ -219,9 +219,11 @@ def _lines(rows: list[MetricsRow]) -> bytes:
 def _check_place(path: Path) -> None:
     """Raise if no new run may be created in `path`."""
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is not a folder. Choose another --workdir.")
+        raise UserError(f"{path} is a file, not a folder. Choose another --workdir.")
     if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        raise UserError(f"{path} holds other files and no run. Choose another --workdir.")
+        raise UserError(
+            f"{path} contains files but no run (no config.json). Choose another --workdir."
+        )
     for parent in path.resolve().parents:
         if (parent / "config.json").exists() and (parent / "checkpoints").is_dir():
             raise UserError(f"{path} is inside the run {parent}. Choose another --workdir.")
@@ -230,7 +232,7 @@ def _check_place(path: Path) -> None:
 def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
     """Return the name of a setting that depends on the number of epochs, or None."""
     if settings["schedule.name"] not in ("constant", "plateau", "step"):
-        return f"{settings['schedule.name']} schedule"
+        return f"the {settings['schedule.name']} schedule"
     if any(group.get("until") for group in settings["param_groups"]):
         return "param_groups (until)"
     return next((name for name in ("phases", "averaging.power") if settings.get(name)), None)
@@ -246,7 +248,11 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
     try:
         stored_settings = configs.identity(stored.settings)
     except UserError as error:
-        raise UserError(f"{folder.path / 'config.json'}: {error}") from None
+        raise UserError(
+            f"{folder.path / 'config.json'} is damaged, or from another version of cifar-jax: "
+            f"{error}{'' if str(error).endswith('?') else '.'} Choose another --workdir, or start "
+            "over with --fresh."
+        ) from None
     changes = configs.differences(
         {"experiment": stored.experiment, "seed": stored.seed, **stored_settings},
         {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
@@ -257,12 +263,16 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
     if changes.keys() == {"epochs"}:
         before, after = changes["epochs"]
         if after < before:
-            advice = f"A run cannot have fewer epochs than it began with. {advice}"
+            advice = f"The number of epochs of a run can only grow. {advice}"
         elif part := _depends_on_epochs(wanted.settings):
-            advice = f"Its {part} depends on the number of epochs. {advice}"
+            advice = f"The number of epochs cannot change, because {part} depends on it. {advice}"
         elif not extend:
             advice = f"Add --workdir {folder.path} to train this run for more epochs. {advice}"
         else:
             return True
-    texts = [f"{name}: {there!r} there, {here!r} here" for name, (there, here) in changes.items()]
+    texts = [
+        f"{name} is {configs.as_text(there)} in the folder and {configs.as_text(here)} in this "
+        "command"
+        for name, (there, here) in changes.items()
+    ]
     raise UserError(f"{folder.path} holds another run ({', '.join(texts)}). {advice}")

@@ -87,11 +87,12 @@ class CompiledSteps:
 
 
 class StepsPerCallTuner:
-    """Chooses how many train steps a compiled call runs, so that a call takes about 0.2 s.
+    """Chooses how many train steps a compiled call runs.
 
     On an accelerator, the overhead of a call is as long as a small step, so longer calls are
     faster. But progress, logs and signals are only handled between calls. The number of steps
-    therefore doubles until a call takes at least 0.1 s or runs 64 steps.
+    doubles until a call takes at least 0.1 s, so a call usually takes 0.1 to 0.2 s. It is at most
+    64.
     """
 
     def __init__(self, steps_per_call: int | None) -> None:

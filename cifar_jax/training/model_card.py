@@ -84,11 +84,12 @@ def update_card(
         initial = card.initial_params_sha256
         if initial and old.initial_params_sha256 not in (None, initial):
             raise UserError(
-                f"the weights in {request.config.train.init_from} are not those that {folder.path} "
-                "was started with: choose another --workdir, or use --fresh"
+                f"the weights in {request.config.train.init_from} have changed since the run in "
+                f"{folder.path} started from them: choose another --workdir, or start over with "
+                "--fresh"
             )
         if changed := _changed_files(old.code, card.code):
-            message = f"changed since the run's last session: {', '.join(changed)}"
+            message = f"these files changed since this run was last trained: {', '.join(changed)}"
             _check_weights(setup, checkpoints, message)
             lines.append(f"{message}; the copy in the run folder is updated")
             folder.write_card(old.model_copy(update={"code": card.code, "layers": card.layers}))
@@ -104,8 +105,9 @@ def _check_data(folder: RunFolder, old: ModelCard, new: ModelCard) -> None:
     same = old.data.content == new.data.content
     difference = "the same images in another order" if same else "other images"
     raise UserError(
-        f"{folder.path} was started with {difference} for the data set {old.data.name}: set "
-        "TFDS_DATA_DIR to the folder of those images, or choose another --workdir"
+        f"the run in {folder.path} was started with {difference} of {old.data.name}. Set "
+        "TFDS_DATA_DIR to the data folder that the run was started with, or choose another "
+        "--workdir."
     )
 
 
@@ -130,6 +132,8 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
         return  # The damage is reported when the checkpoint is restored.
     shapes = models.variable_shapes(setup.spec.model)
     try:
-        models.match_variables(weights, shapes, "The newest checkpoint")
+        models.match_variables(weights, shapes, "the last checkpoint")
     except UserError as error:
-        raise UserError(f"{message}. {error}; choose another --workdir, or use --fresh") from None
+        raise UserError(
+            f"{message}. Now {error}; choose another --workdir, or start over with --fresh"
+        ) from None

@@ -10,7 +10,7 @@ from cifar_jax import config as configs
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -145,7 +145,9 @@ def restore_or_init(
 
     rows = [MetricsRow(**row) for row in distributed.run_on_main(rewind)]
     if len(rows) != epoch:
-        lines.append(f"metrics.jsonl lacks {epoch - len(rows)} of {epoch} epochs")
+        lines.append(
+            f"metrics.jsonl lacks {epoch - len(rows)} of the {counted(epoch, 'finished epoch')}"
+        )
     extra = saved.extra if saved else {}
     context = RunContext(
         setup,
@@ -178,8 +180,8 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
     lines = [f"the git commit is not recorded: {reason}"] if reason else []
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(
-            "not bit for bit the result of an uninterrupted run, because of changes: "
-            + ", ".join(changes)
+            "the result may differ slightly from that of an uninterrupted run, because of changes "
+            f"since the last session: {', '.join(changes)}"
         )
     return lines
 
@@ -189,18 +191,20 @@ def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> st
     source = request.config.train.init_from
     start = f"starts from the weights of {source}" if source else "starts"
     if saved:
-        start = f"resumes at step {saved.step}"
-    steps = " or ".join(map(str, sorted({epoch.steps for epoch in setup.plan.epochs})))
+        start = f"resumes at step {saved.step:,}"
+    numbers = sorted({epoch.steps for epoch in setup.plan.epochs})
+    *fewer, most = numbers
+    steps = " or ".join([*(f"{number:,}" for number in fewer), counted(most, "step")])
     arithmetic = ""
     if device.platform != "cpu":
         precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore
         arithmetic = f" in {request.config.train.precision} (matrix products: {precision})"
     return (
-        f"{request.experiment} seed {request.seed} {start}: {len(setup.plan.epochs)} epochs of "
-        f"{steps} steps on {dataset.name}, {len(dataset.classes)} classes, "
-        f"{len(setup.train.labels)} training, {len(setup.validation.labels)} validation and "
-        f"{len(dataset.test.labels)} test images, on {device.count} × {device.kind}{arithmetic}; "
-        f"{request.workdir}"
+        f"{request.experiment} seed {request.seed} {start}: "
+        f"{counted(len(setup.plan.epochs), 'epoch')} of {steps} on {dataset.name}, "
+        f"{len(dataset.classes)} classes, {len(setup.train.labels):,} training, "
+        f"{len(setup.validation.labels):,} validation and {len(dataset.test.labels):,} test "
+        f"images, on {device.count} × {device.kind}{arithmetic}; {request.workdir}"
     )
 
 

@@ -194,7 +194,7 @@ def test_impossible_exports_are_refused(basic: Path, exported: Path, tmp_path: P
     with pytest.raises(UserError, match="is a folder"):
         exports.export(network(basic), "safetensors", tmp_path, force=True)
     file = exported / "model.stablehlo"
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="StableHLO file cannot be exported again"):
         exports.export(cifar_jax.load(file), "safetensors", tmp_path / "other")
-    with pytest.raises(UserError, match="no weights to start from"):
+    with pytest.raises(UserError, match="whose weights cannot be read"):
         weights(file)

@@ -67,7 +67,7 @@ def test_a_bad_file_sets_the_exit_code_and_does_not_stop_the_others(
     assert [bool(row["class"]) for row in rows] == [False, True, False, False]
     assert [bool(row["error"]) for row in rows] == [True, False, True, True]
     lines = [line for line in err.splitlines() if line.startswith("cifar-jax: ")]
-    texts = ("broken.jpg", "nowhere.png does not exist", "is an address", "no answer for 3")
+    texts = ("broken.jpg", "nowhere.png does not exist", "is a web address", "3 of 4 inputs")
     assert all(text in line for text, line in zip(texts, lines, strict=True))
 
 

@@ -146,8 +146,8 @@ def test_a_pth_file_needs_a_safe_version_of_pytorch(
     file = tmp_path / "a.pth"
     file.write_bytes(b"PK\x03\x04")
     for torch, message in (
-        (None, r"takes PyTorch: pip install 'cifar-jax\[torch\]'"),
-        (SimpleNamespace(__version__="2.5.1+cpu"), r"takes PyTorch 2\.6 or newer"),
+        (None, r"needs PyTorch: pip install 'cifar-jax\[torch\]'"),
+        (SimpleNamespace(__version__="2.5.1+cpu"), r"needs PyTorch 2\.6 or newer"),
     ):
         monkeypatch.setitem(sys.modules, "torch", torch)
         with pytest.raises(UserError, match=message):
@@ -230,7 +230,7 @@ class Command(Shell):
         (lambda network: network, r"holds a whole torch\.nn\.\S*Sequential, not its weights"),
         (lambda network: {"model": network}, r"no state dict; .* \(model is a whole torch\.nn\."),
         (lambda network: {"net": network.state_dict(), "x": Attack()}, "could run code"),
-        (lambda network: {"net": network.state_dict(), "x": Shell()}, r"holds a posix\.system"),
+        (lambda network: {"net": network.state_dict(), "x": Shell()}, r"of type posix\.system"),
         (
             lambda network: {
                 f"{name}.{key}": value
@@ -244,7 +244,7 @@ class Command(Shell):
             lambda network: {"a": network.state_dict(), "b": network.state_dict()},
             "several state dicts, under the keys a, b",
         ),
-        (lambda network: [network.state_dict()], "holds a list, not a state dict"),
+        (lambda network: [network.state_dict()], "of type list, not a state dict"),
     ],
 )
 def test_other_files_of_torch_save_are_refused_and_nothing_runs(
@@ -279,6 +279,16 @@ def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
         read_state_dict(file)
 
 
+def test_torchscript_is_refused_without_a_warning(
+    torch: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pth")
+    recwarn.clear()  # PyTorch deprecates TorchScript.
+    with pytest.raises(UserError, match="is a TorchScript program"):
+        read_state_dict(tmp_path / "script.pth")
+    assert not recwarn.list
+
+
 def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_path: Path) -> None:
     file, tensors = tmp_path / "a.pth", tmp_path / "a.safetensors"
     torch.save(network.state_dict(), file)
@@ -294,14 +304,19 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
     ("name", "changes", "options", "message"),
     [
         ("resnet10", {"layer2.0.conv1.weight": None}, {}, r"has no layer2\.0\.conv1\.weight"),
-        ("resnet10", {"extra": np.zeros(1)}, {}, "has extra, which the network lacks"),
+        ("resnet10", {"extra": np.zeros(1)}, {}, "has an unexpected extra"),
         ("resnet10", {"conv1.weight": np.ones((64, 2, 3, 3), "f4")}, {}, "params/conv1/kernel"),
         ("resnet10", {"linear.weight": None}, {}, r"no last layer .* it holds bn1\.bias, .* more"),
-        ("resnet10", {"linear.weight": np.ones((11, 512), "f4")}, {}, "11 classes, not 10: name"),
-        ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, not 2"),
+        (
+            "resnet10",
+            {"linear.weight": np.ones((11, 512), "f4")},
+            {},
+            "11 classes, but CIFAR-10 has 10: name",
+        ),
+        ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, but --classes names 2"),
         ("resnet10", {}, {"std": (1.0, 0.0, 1.0)}, "std"),
         ("resnet18", {}, {}, "has no layer"),
-        ("basic", {}, {}, "choose resnet18 or resnet10"),
+        ("basic", {}, {}, "--model must be resnet18 or resnet10"),
     ],
 )
 def test_another_network_leaves_no_folder(

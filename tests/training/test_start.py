@@ -120,7 +120,7 @@ def test_other_initial_weights_are_refused(pretrained: Config, tmp_path: Path) -
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(pretrained, folder, killed_at(" starts from"), load_weights=lambda: weights(1))
-    with pytest.raises(UserError, match=r"the weights in .*pretrained are not those that"):
+    with pytest.raises(UserError, match=r"the weights in .*pretrained have changed"):
         run(pretrained, folder, load_weights=lambda: weights(2))
     again = run(pretrained, folder, load_weights=lambda: weights(2), fresh=True)
     other = run(pretrained, tmp_path / "other", load_weights=lambda: weights(2))
@@ -152,7 +152,7 @@ def test_changed_code_is_reported(small: Config, tmp_path: Path, changed: str) -
         run(small, folder, second_epoch(), custom=old)
     recorder = Recorder()
     run(small, folder, recorder, custom=new)
-    (line,) = [line for line in recorder.lines if line.startswith("changed since")]
+    (line,) = [line for line in recorder.lines if line.startswith("these files changed since")]
     assert changed in line
     assert (folder / "code.py").read_bytes() == new.source
 
