@@ -323,6 +323,13 @@ def test_weights_of_another_network_are_refused() -> None:
     assert models.match_variables(shapes, shapes, "the file") == shapes
 
 
+def test_speednet_uses_the_tanh_form_of_gelu_unless_the_exact_form_is_chosen() -> None:
+    for exact in (False, True):
+        model = models.create("speednet", exact_gelu=exact)
+        program = str(jax.make_jaxpr(model.apply)(models.variable_shapes(model), images(1)))
+        assert ("erf" in program, "tanh" in program) == (exact, not exact)
+
+
 @pytest.mark.parametrize("side", [20, 27])
 def test_speednet_accepts_images_of_other_sizes(side: int) -> None:
     model = models.create("speednet")

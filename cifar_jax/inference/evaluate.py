@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar_jax import data, devices, models
-from cifar_jax.data import Dataset, Split, split_validation
+from cifar_jax.data import Dataset, Split, cifar10, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
@@ -80,6 +80,18 @@ def evaluate(
         loss_plain=loss_plain,
         accuracy_plain=accuracy_plain,
     )
+
+
+def quick_accuracy(model: Classifier) -> float | None:
+    """Return the accuracy in percent on the first 1,000 test images of CIFAR-10.
+
+    The result is None if the model has other classes, or if CIFAR-10 is not on this machine.
+    """
+    prepared = cifar10.folder(data.default_data_dir()).exists()
+    if model.classes != cifar10.CLASSES or not prepared:
+        return None
+    test = data.load("cifar10").test
+    return loss_and_accuracy(model.logits(test.images[:1000]), test.labels[:1000])[1]
 
 
 def _dataset_name(path: Path, model: Classifier) -> str:

@@ -13,10 +13,12 @@ The programs of stablehlo and onnx work without this package. They normalize uin
 import hashlib
 import io
 import json
-import logging
+import os
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,9 @@ from safetensors.numpy import save
 from cifar_jax import models, ops
 from cifar_jax.errors import UserError, one_line
 from cifar_jax.files import write_bytes
+from cifar_jax.inference import onnx_files
 from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.inference.state_dict import is_torch_file
 from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 
@@ -43,7 +47,6 @@ sums in another order. In bfloat16 they are larger, because numbers have only 8 
 """
 
 _CARD = "card.json"
-_ONNX_OPSET = 18
 
 
 def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
@@ -86,7 +89,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
         draft = Path(folder) / f"draft.{kind}"
         draft.write_bytes(content)
         if kind == "onnx":
-            function = _open_onnx(draft)
+            function = onnx_files.open_session(draft)
         else:
             function = jax.jit(load(draft, network.custom).function)
         difference = _largest_difference(network.logits, function)
@@ -138,6 +141,8 @@ def _is_stablehlo(path: Path) -> bool:
             f"{path} is an ONNX file, which cifar-jax cannot read: run it with onnxruntime, or "
             "export the run with --to stablehlo"
         )
+    if is_torch_file(path):
+        raise UserError(f"{path} is a PyTorch file: convert it with `cifar-jax import-torch`")
     with path.open("rb") as file:
         start = file.read(9)
     if zipfile.is_zipfile(path):
@@ -212,53 +217,32 @@ def _load_stablehlo(path: Path) -> Classifier:
         )
     try:
         exported = jax_export.deserialize(bytearray(program))
+        with _hidden_stderr():  # XLA prints several lines about a program that it cannot read.
+            exported.mlir_module()  # Otherwise the program is only read at the first call.
     except Exception as error:  # The exception depends on the version of JAX.
-        raise UserError(f"this version of JAX cannot read {path}: {error}") from None
+        raise UserError(
+            f"JAX {jax.__version__} cannot read the program in {path} ({one_line(error)}): upgrade JAX, or "
+            "export the model with this version"
+        ) from None
     return Classifier(card, exported.call, path)
 
 
-def _to_onnx(network: TrainedNetwork) -> bytes:
+@contextmanager
+def _hidden_stderr() -> Iterator[None]:
+    """Discard what this process writes to standard error, including the output of C++ code."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
-        import onnx  # pyright: ignore[reportMissingImports]
-        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
-        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"--to onnx needs the package {error.name}: pip install 'cifar-jax[export]'"
-        ) from None
-    # This logger warns about each shape that is unknown at export. The warnings are harmless.
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with ops.force_platform():
-            model = to_onnx(
-                network.apply,
-                [_any_batch()],
-                model_name=network.card.model.name,
-                opset=_ONNX_OPSET,
-                input_names=["images"],
-                output_names=["logits"],
-            )
-        onnx.helper.set_model_props(model, {"card": _card_json(network, digest(_flatten(network)))})
-        # Remove the shapes of intermediate values. They are optional, and the converter stores some
-        # wrong shapes.
-        del model.graph.value_info[:]
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # The converter raises many classes of exceptions.
-        raise UserError(
-            f"jax2onnx cannot convert the network ({one_line(error)}): use --to stablehlo"
-        ) from error
+        yield
     finally:
-        logger.setLevel(level)
-    return model.SerializeToString()
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
-def _open_onnx(path: Path) -> Callable[[np.ndarray], Any]:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"images": images})[0]
+def _to_onnx(network: TrainedNetwork) -> bytes:
+    return onnx_files.convert(network, _any_batch(), _card_json(network, digest(_flatten(network))))
 
 
 def _flatten(network: TrainedNetwork) -> dict[str, np.ndarray]:

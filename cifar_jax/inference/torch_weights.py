@@ -30,8 +30,13 @@ CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {"mean": "running_mean", "var": "running_var"}
-# Layer names in pytorch-cifar (github.com/kuangliu/pytorch-cifar), and in torchvision.
-_SPELLINGS = ({"shortcut": "shortcut", "fc": "linear"}, {"shortcut": "downsample", "fc": "fc"})
+# The first names are those of pytorch-cifar (github.com/kuangliu/pytorch-cifar), the second those
+# of torchvision. Some repositories mix them.
+_SPELLINGS = [
+    {"shortcut": shortcut, "fc": fc}
+    for shortcut in ("shortcut", "downsample")
+    for fc in ("linear", "fc")
+]
 
 
 class _State(NamedTuple):
@@ -51,6 +56,7 @@ def import_torch(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
+    stem_pool: bool = False,
 ) -> TrainedNetwork:
     """Convert a PyTorch state dict to a run folder, and return the network.
 
@@ -62,6 +68,8 @@ def import_torch(
       classes: names of the classes in the order of the logits. The default is CIFAR-10's classes.
       mean, std: mean and standard deviation of each channel that normalized the training images,
         for pixel values in 0..1.
+      stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer. The
+        weights do not show this.
 
     Raises:
       UserError: the file contains no state dict or another network, the number of classes is wrong,
@@ -71,7 +79,7 @@ def import_torch(
         raise UserError(f"--model must be {' or '.join(MODELS)}, not {name!r}")
     if folder.exists():
         raise UserError(f"{folder} already exists: choose another --workdir")
-    tensors = read_state_dict(file)
+    tensors = _without_prefix(read_state_dict(file))
     head = tensors.get("linear.weight", tensors.get("fc.weight"))
     if head is None or head.ndim != 2:
         raise UserError(
@@ -95,13 +103,14 @@ def import_torch(
                 f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, "
                 f"not {', '.join(f'{value:g}' for value in values)}"
             )
-    module = models.create(name, num_classes=len(classes))
+    arguments = {"stem_pool": True} if stem_pool else {}
+    module = models.create(name, num_classes=len(classes), **arguments)
     experiment = f"{name}-imported"
     card = parse(
         {
             "experiment": experiment,
             "seed": 0,
-            "model": {"name": name, "num_classes": len(classes)},
+            "model": {"name": name, "num_classes": len(classes), "arguments": arguments},
             "precision": "float32",
             "classes": list(classes),
             "mean": list(mean),
@@ -114,7 +123,8 @@ def import_torch(
     )
     variables = _variables(tensors, models.variable_shapes(module), file)
     network = TrainedNetwork(card, variables, file)
-    config = Config(model=Model(name=name), epochs=1, batch_size=128, optimizer=Optimizer())
+    model = Model(name=name, arguments=arguments)
+    config = Config(model=model, epochs=1, batch_size=128, optimizer=Optimizer())
     identity = RunIdentity(experiment=experiment, seed=0, overrides={}, settings=flatten(config))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -129,6 +139,15 @@ def import_torch(
             checkpoints.save(state, end_of_epoch=True)
         draft.rename(folder)
     return network
+
+
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Remove the prefix of the first layer's name, such as `encoder.`, if all names share it."""
+    stems = [name for name in tensors if name.endswith("conv1.weight")]
+    prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
+    if not all(name.startswith(prefix) for name in tensors):
+        return dict(tensors)
+    return {name.removeprefix(prefix): array for name, array in tensors.items()}
 
 
 def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> dict[str, Any]:

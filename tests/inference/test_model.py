@@ -1,6 +1,7 @@
 """Test `cifar_jax.load` and the model that it returns."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,15 @@ def test_importing_the_package_loads_no_heavy_module() -> None:
     code = "import sys, cifar_jax; print([m for m in ('jax', 'numpy') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_load_prints_nothing(basic: Path) -> None:
+    code = f"import cifar_jax; cifar_jax.load({str(basic)!r})"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 @pytest.mark.parametrize(
