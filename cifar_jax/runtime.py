@@ -10,12 +10,15 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.errors import UserError
+from cifar_jax.files import home_path
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -53,12 +56,23 @@ def processor() -> Processor:
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
+    """Return the cache folder: $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder.
+
+    If the user has no home folder, a temporary folder takes the place of the user's cache folder.
+    """
     if folder := os.environ.get("CIFAR_JAX_CACHE"):
-        return Path(folder).expanduser()
+        return home_path(folder, "CIFAR_JAX_CACHE")
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
+    path = Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
+    return path if path.is_absolute() else Path(_temporary_cache().name)
+
+
+@cache
+def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """Create a folder that is deleted when this process ends."""
+    _print("there is no home folder, so nothing is cached; to cache, set CIFAR_JAX_CACHE")
+    return tempfile.TemporaryDirectory(prefix="cifar-jax-")
 
 
 def set_up() -> None:
@@ -126,6 +140,7 @@ def configure_jax() -> None:
     for name, reason in (
         ("jax_disable_jit", "training is compiled"),
         ("jax_enable_x64", "the networks are float32"),
+        ("jax_debug_infs", "the state of a run contains infinity"),
     ):
         if getattr(jax.config, name):
             raise UserError(f"{name.upper()} is set, but {reason}. Unset it.")

@@ -14,6 +14,7 @@ from cifar_jax.data.dataset import Dataset, Split, split_validation
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError
+from cifar_jax.files import local_path
 
 __all__ = [
     "DATASETS",
@@ -28,9 +29,9 @@ __all__ = [
 ]
 
 # To add a data set, add its name and a function. The function takes the folder of prepared data
-# sets and returns a `cache.Source`.
-DATASETS: dict[str, Callable[[Path], cache.Source]] = {
-    "cifar10": cifar10.source,
+# sets, or None for the default folder, and returns a `cache.Source`.
+DATASETS: dict[str, Callable[[Path | None], cache.Source]] = {
+    "cifar10": lambda data_dir: cifar10.source(data_dir or default_data_dir()),
     "digits": lambda data_dir: digits.source(),
 }
 
@@ -50,16 +51,16 @@ def load(name: str, *, data_dir: Path | None = None) -> Dataset:
       UserError: the name is unknown, images are missing or damaged, or a color channel has the same
         value in all training images.
     """
-    dataset = cache.load(_source(name, data_dir or default_data_dir()))
+    dataset = cache.load(_source(name, data_dir))
     return dataset._replace(official=dataset.content == cifar10.CONTENT)
 
 
-def _source(name: str, data_dir: Path) -> cache.Source:
+def _source(name: str, data_dir: Path | None) -> cache.Source:
     if name in DATASETS:
         return DATASETS[name](data_dir)
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        return image_folder.source(Path(path))
+        return image_folder.source(local_path(path, "data.dataset"))
     near = difflib.get_close_matches(name, DATASETS, n=1)
     if "/" in name:
         near = [f"folder:{path or name}"]

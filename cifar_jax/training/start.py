@@ -1,5 +1,6 @@
 """Start a session of a run: open the run folder, check it, and restore the newest checkpoint."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
@@ -45,8 +46,8 @@ def finished_result(request: RunRequest) -> Result | None:
     return Result(**result) if result else None
 
 
-def check_processes(request: RunRequest, setup: Setup) -> None:
-    """Raise if the processes of the run have different settings, versions, code or images."""
+def check_processes(request: RunRequest) -> None:
+    """Raise if the processes of the run have different settings, versions or code."""
     commit, _ = environment.git_commit()
     distributed.require_equal(
         {
@@ -56,10 +57,19 @@ def check_processes(request: RunRequest, setup: Setup) -> None:
             **environment.versions(),
             "git commit": commit,
             "experiment file": code_digest(request.custom.source),
-            "images": setup.dataset.fingerprint,
+            **{f"module {name}": sha256 for name, sha256 in request.custom.modules.items()},
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+            "JAX_DEFAULT_MATMUL_PRECISION": os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"),
+            "--fresh": request.fresh,
+            "--workdir": request.extend,
         },
-        "settings, versions, code or images",
+        "settings, versions or code",
     )
+
+
+def check_images(setup: Setup) -> None:
+    """Raise if the processes of the run have different images."""
+    distributed.require_equal({"data.dataset": setup.dataset.fingerprint}, "images")
 
 
 @contextmanager
@@ -153,6 +163,7 @@ def restore_or_init(
         request.identity(),
         rows,
         elapsed_before=extra.get("elapsed_seconds", 0.0),
+        images_per_second=extra.get("images_per_second", 0.0),
         logged=tuple(extra.get("logged", (0.0, 0))),
     )
     first = [_headline(request, setup, saved), *_phase_lines(setup)]
