@@ -37,8 +37,8 @@ def explain(error: Exception) -> str | None:
     """Return the message to print for an error, or None if the error is a bug in this package."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and (reason := error.strerror or str(error)):
-        return f"{error.filename}: {reason}" if error.filename else reason
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     # Do not import JAX here: commands that compute nothing should start fast.
     jax_error = sys.modules["jax"].errors.JaxRuntimeError if "jax" in sys.modules else ()
     device_is_full = isinstance(error, jax_error) and "RESOURCE_EXHAUSTED" in str(error)

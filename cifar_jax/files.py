@@ -23,9 +23,10 @@ def local_path(path: str | Path, source: str = "") -> Path:
     Raises:
       UserError: the path is a URL.
     """
+    text = str(path)
     # `Path` removes the second slash of a URL. A scheme has two letters or more: `C:/` is a drive.
-    if match := re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/+", str(path)):
-        url = f"{match[0].rstrip('/')}//{str(path)[match.end() :]}"
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        url = text if "://" in text else text.replace(":/", "://", 1)
         raise UserError(
             f"{f'{source}: ' if source else ''}{url} is a URL, and only local paths are accepted. "
             "Copy the files to this machine or mount the bucket, and give the local path."

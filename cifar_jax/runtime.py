@@ -64,8 +64,11 @@ def cache_dir() -> Path:
         return home_path(folder, "CIFAR_JAX_CACHE")
     import platformdirs
 
-    path = Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
-    return path if path.is_absolute() else Path(_temporary_cache().name)
+    with suppress(RuntimeError):  # Without a home folder, platformdirs fails or keeps the "~".
+        path = Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
+        if path.is_absolute():
+            return path
+    return Path(_temporary_cache().name)
 
 
 @cache
@@ -123,6 +126,19 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
 
 
+_REFUSED = {
+    "jax_disable_jit": ([True], "training is compiled"),
+    "jax_enable_x64": ([True], "the networks are float32"),
+    "jax_debug_infs": ([True], "the state of a run contains infinity"),
+    "jax_numpy_rank_promotion": (["raise"], "the networks broadcast arrays"),
+    "jax_transfer_guard": (
+        ["disallow", "disallow_explicit"],
+        "training moves images and metrics between host and device",
+    ),
+}
+"""Settings of JAX that prevent training, with the values that do so and the reason."""
+
+
 def configure_jax() -> None:
     """Configure JAX for this package.
 
@@ -137,12 +153,8 @@ def configure_jax() -> None:
     except ValueError as error:  # An environment variable of JAX has an invalid value.
         raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
-    for name, reason in (
-        ("jax_disable_jit", "training is compiled"),
-        ("jax_enable_x64", "the networks are float32"),
-        ("jax_debug_infs", "the state of a run contains infinity"),
-    ):
-        if getattr(jax.config, name):
+    for name, (values, reason) in _REFUSED.items():
+        if getattr(jax.config, name, None) in values:
             raise UserError(f"{name.upper()} is set, but {reason}. Unset it.")
     late = xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu"
     if late and jax.config.read("jax_cpu_enable_async_dispatch"):

@@ -80,7 +80,7 @@ def lock(name: str) -> Iterator[None]:
     If several processes start at the same time, the lock lets only one of them download and decode.
     If the folder cannot be written or has no locks, there is no lock.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock, SoftFileLock, Timeout
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, NotImplementedError), warnings.catch_warnings():
@@ -90,11 +90,11 @@ def lock(name: str) -> Iterator[None]:
             try:
                 stack.enter_context(file)
             except Timeout:
-                notice(
-                    f"waiting for another process that reads {name}; if there is none, delete "
-                    f"{path}"
-                )
-                stack.enter_context(file.acquire(timeout=-1))
+                # Without locks, filelock takes the existence of the file as the lock. A killed
+                # process leaves the file.
+                if not isinstance(file, SoftFileLock):
+                    notice(f"waiting for another process that reads {name} and locks {path}")
+                    stack.enter_context(file.acquire(timeout=-1))
         yield
 
 

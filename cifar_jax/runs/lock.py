@@ -20,22 +20,21 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
       UserError: another process holds the lock, or the file system supports no locks.
     """
     file = path / ".lock"
+    handle = filelock.FileLock(file)
     try:
         with warnings.catch_warnings():
             # On some file systems, filelock warns and takes the existence of the file as the lock.
             warnings.simplefilter("ignore")
-            return filelock.FileLock(file).acquire(timeout=0)
+            return handle.acquire(timeout=0)
     except filelock.Timeout:
-        # Such a file contains the process and the host. It remains if the process is killed.
-        holder = file.read_text(errors="replace").split()[:2] if file.exists() else []
-        if len(holder) == 2:
-            raise UserError(
-                f"{path} is in use by process {holder[0]} on {holder[1]}. If this process has "
-                f"ended, delete {file}"
-            ) from None
-        raise UserError(
-            f"{path} is in use by another process. Wait until it ends, or stop it."
-        ) from None
+        advice = "Wait until it ends, or stop it."
+        holder = "another process"
+        if isinstance(handle, filelock.SoftFileLock):
+            # Such a file contains the process and the host. A killed process leaves the file.
+            words = file.read_text(errors="replace").split() if file.exists() else []
+            holder = f"process {words[0]} on {words[1]}" if words[1:] else holder
+            advice = f"Wait until it ends. If it was killed, delete {file}."
+        raise UserError(f"{path} is in use by {holder}. {advice}") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise

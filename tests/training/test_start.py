@@ -64,7 +64,9 @@ def defined(folder: Path, source: bytes, values: int = 8, **modules: str) -> Cus
     )
 
 
-@pytest.mark.parametrize("name", ["seed", "optimizer.lr", "images", "jax"])
+@pytest.mark.parametrize(
+    "name", ["seed", "optimizer.lr", "--fresh", "data.dataset", "module helper", "jax"]
+)
 def test_processes_with_different_settings_are_refused(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -77,7 +79,7 @@ def test_processes_with_different_settings_are_refused(
 
     monkeypatch.setattr(distributed, "allgather", other_process)
     with pytest.raises(UserError, match=rf"the processes have different .*{name}"):
-        run(small, tmp_path / "run")
+        run(small, tmp_path / "run", custom=CustomParts(model=Mine, modules={"helper": "a"}))
     assert not (tmp_path / "run").exists()
 
 
