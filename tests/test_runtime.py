@@ -16,13 +16,11 @@ from cifar_jax import runtime
 from cifar_jax.errors import UserError
 
 
-def python(
-    code: str, cwd: Path | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python code in a new process, because some process settings cannot be undone."""
     command = [sys.executable, "-c", textwrap.dedent(code)]
     env = os.environ | environment
-    return subprocess.run(command, capture_output=True, text=True, env=env, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, env=env)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
@@ -74,6 +72,7 @@ def test_jax_settings_do_not_depend_on_environment_variables(tmp_path: Path) -> 
 def test_nothing_is_cached_without_a_home_folder(tmp_path: Path) -> None:
     code = """
         import os, pwd
+        os.chdir(os.environ["FOLDER"])
         for name in ("HOME", "XDG_CACHE_HOME", "CIFAR_JAX_CACHE", "TFDS_DATA_DIR"):
             os.environ.pop(name, None)
         pwd.getpwuid = {}.__getitem__
@@ -81,7 +80,7 @@ def test_nothing_is_cached_without_a_home_folder(tmp_path: Path) -> None:
         runtime.set_up()
         print(len(data.load("digits").train.labels), runtime.cache_dir())
         """
-    process = python(code, PYTHONPATH=str(Path(__file__).parents[1]), cwd=tmp_path)
+    process = python(code, PYTHONPATH=str(Path(__file__).parents[1]), FOLDER=str(tmp_path))
     count, folder = process.stdout.split()
     assert count == "1437"
     assert not Path(folder).exists()

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 from tensorboardX.record_writer import RecordWriter
 from tensorboardX.summary import scalar
 
@@ -19,6 +19,8 @@ from cifar_jax.runs.schemas import MetricsRow
 
 if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
+
+_events: Any = event_pb2  # Its classes are created at run time, so type checkers do not know them.
 
 
 class TensorBoard(Callback):
@@ -39,7 +41,7 @@ class TensorBoard(Callback):
             self._path.parent.mkdir(exist_ok=True)
             self._writer = RecordWriter(str(self._path))
         self._write(file_version="brain.Event:2")
-        start = SessionLog(status=SessionLog.START)  # pyright: ignore[reportAttributeAccessIssue]
+        start = _events.SessionLog(status=_events.SessionLog.START)
         self._write(step=int(state.epoch) + 1, session_log=start)
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
@@ -61,7 +63,8 @@ class TensorBoard(Callback):
     def _write(self, **fields: Any) -> None:
         assert self._writer
         with naming(self._path):
-            self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+            event = _events.Event(wall_time=time.time(), **fields)
+            self._writer.write(event.SerializeToString())
             self._writer.flush()
 
 

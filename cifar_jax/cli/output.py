@@ -52,7 +52,8 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         is_number = index in right
-        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
+        justify = "right" if is_number else "left"
+        table.add_column(column, justify=justify, no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)

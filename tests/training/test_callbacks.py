@@ -168,10 +168,10 @@ def test_terminal_shows_a_bar_and_the_epochs(small: Config, tmp_path: Path) -> N
 def test_file_has_no_bar_if_colors_are_forced(small: Config, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     output = io.StringIO()
-    train(small, tmp_path, Progress(Console(file=output)))
+    train(small, tmp_path, Progress(Console(file=output, highlight=False)))
+    assert "epoch 3/3" in output.getvalue()
     assert "12/12" not in output.getvalue()
     assert "\r" not in output.getvalue()
-    assert "[EPOCH 001" in output.getvalue()
 
 
 def test_markup_in_a_line_is_printed_unchanged(tmp_path: Path) -> None:
