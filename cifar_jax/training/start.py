@@ -186,7 +186,11 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
     session = environment.session(_device(setup), commit, settings)
     previous = folder.sessions()
     folder.add_session(session)
-    lines = [f"the git commit is not recorded: {reason}"] if reason else []
+    lines = []
+    if reason:
+        lines = [f"the git commit is not recorded, so changes of the code are unknown: {reason}"]
+        # Report only what is known to have changed.
+        previous = [old.model_copy(update={"git_commit": commit}) for old in previous]
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(
             "not bit for bit the result of an uninterrupted run, because of changes: "

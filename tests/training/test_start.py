@@ -14,6 +14,7 @@ from cifar_jax import distributed, models
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
+from cifar_jax.runs import environment
 from cifar_jax.runs.schemas import Device, Result
 from cifar_jax.training import start
 
@@ -95,6 +96,17 @@ def test_folder_that_is_not_shared_is_refused(
     with pytest.raises(UserError, match="not the same folder in all processes"):
         run(small, tmp_path / "run")
     assert not (tmp_path / "run/log.txt").exists()
+
+
+def test_an_unreadable_commit_is_one_line_of_the_log(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "run", second_epoch())
+    monkeypatch.setattr(environment, "git_commit", lambda *code: (None, "fatal: another owner"))
+    run(small, tmp_path / "run", recorder := Recorder())
+    (line,) = [line for line in recorder.lines if "commit" in line]
+    assert line.endswith("so changes of the code are unknown: fatal: another owner")
 
 
 def test_initial_weights_are_needed_only_until_the_first_checkpoint(
