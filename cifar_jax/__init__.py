@@ -62,7 +62,9 @@ def train(
 
     from cifar_jax import catalog, runtime
     from cifar_jax.errors import Stopped
+    from cifar_jax.files import local_path
 
+    workdir = local_path(workdir)
     runtime.set_up()
 
     from cifar_jax.training.request import RunRequest
@@ -77,7 +79,7 @@ def train(
         experiment=experiment,
         config=config,
         seed=seed,
-        workdir=Path(workdir),
+        workdir=workdir,
         custom=custom or catalog.CustomParts(),
         load_weights=weights_loader(config),
         extend=True,

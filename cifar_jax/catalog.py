@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError, nearest, one_line
+from cifar_jax.files import local_path
 
 _PACKAGE = Path(__file__).parent
 # The folder is next to the package in a git checkout, and inside the package in a wheel.
@@ -94,8 +95,8 @@ def load(name_or_path: str) -> Experiment:
     Raises:
       UserError: there is no such experiment, or the file defines no valid `CONFIG`.
     """
+    path = local_path(name_or_path)
     if name_or_path.endswith(".py"):
-        path = Path(name_or_path)
         if not path.is_file():
             raise UserError(f"the experiment file {path} does not exist")
         if path.name.startswith("_"):

@@ -1,11 +1,55 @@
-"""Functions that write files atomically."""
+"""Functions that check paths and write files atomically."""
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from cifar_jax.errors import UserError
+
+
+def local_path(path: str | Path, source: str = "") -> Path:
+    """Return a path that the user gave. URLs are refused.
+
+    Without this check, `gs://bucket/run` would name a local folder `gs:`.
+
+    Args:
+      path: the path.
+      source: the variable or setting that holds the path, for the error message.
+
+    Raises:
+      UserError: the path is a URL.
+    """
+    text = str(path)
+    # `Path` removes the second slash of a URL. A scheme has two letters or more: `C:/` is a drive.
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
+        url = text if "://" in text else text.replace(":/", "://", 1)
+        raise UserError(
+            f"{f'{source}: ' if source else ''}{url} is a URL, and only local paths are accepted. "
+            "Copy the files to this machine or mount the bucket, and give the local path."
+        )
+    return Path(path)
+
+
+def home_path(path: str, variable: str) -> Path:
+    """Return a path in which `~` stands for the home folder.
+
+    Args:
+      path: the path.
+      variable: the environment variable that chooses the path, for the error message.
+
+    Raises:
+      UserError: the path is a URL, or the user has no home folder.
+    """
+    try:
+        return local_path(path, variable).expanduser()
+    except RuntimeError:
+        raise UserError(
+            f"{path} needs a home folder, and there is none: set {variable} to another folder"
+        ) from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -10,12 +10,15 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 import warnings
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.errors import UserError
+from cifar_jax.files import home_path
 
 # Parameters of glibc's mallopt(3).
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
@@ -53,12 +56,26 @@ def processor() -> Processor:
 
 
 def cache_dir() -> Path:
-    """Return the cache folder: $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder."""
+    """Return the cache folder: $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder.
+
+    If the user has no home folder, a temporary folder takes the place of the user's cache folder.
+    """
     if folder := os.environ.get("CIFAR_JAX_CACHE"):
-        return Path(folder).expanduser()
+        return home_path(folder, "CIFAR_JAX_CACHE")
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
+    with suppress(RuntimeError):  # Without a home folder, platformdirs fails or keeps the "~".
+        path = Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
+        if path.is_absolute():
+            return path
+    return Path(_temporary_cache().name)
+
+
+@cache
+def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
+    """Create a folder that is deleted when this process ends."""
+    _print("there is no home folder, so nothing is cached; to cache, set CIFAR_JAX_CACHE")
+    return tempfile.TemporaryDirectory(prefix="cifar-jax-")
 
 
 def set_up() -> None:
@@ -109,6 +126,19 @@ def allow_open_files() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
 
 
+_REFUSED = {
+    "jax_disable_jit": ([True], "training is compiled"),
+    "jax_enable_x64": ([True], "the networks are float32"),
+    "jax_debug_infs": ([True], "the state of a run contains infinity"),
+    "jax_numpy_rank_promotion": (["raise"], "the networks broadcast arrays"),
+    "jax_transfer_guard": (
+        ["disallow", "disallow_explicit"],
+        "training moves images and metrics between host and device",
+    ),
+}
+"""Settings of JAX that prevent training, with the values that do so and the reason."""
+
+
 def configure_jax() -> None:
     """Configure JAX for this package.
 
@@ -123,11 +153,8 @@ def configure_jax() -> None:
     except ValueError as error:  # An environment variable of JAX has an invalid value.
         raise UserError(f"JAX cannot start: {error}. Correct or unset the variable.") from None
 
-    for name, reason in (
-        ("jax_disable_jit", "training is compiled"),
-        ("jax_enable_x64", "the networks are float32"),
-    ):
-        if getattr(jax.config, name):
+    for name, (values, reason) in _REFUSED.items():
+        if getattr(jax.config, name, None) in values:
             raise UserError(f"{name.upper()} is set, but {reason}. Unset {name.upper()}.")
     late = xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu"
     if late and jax.config.read("jax_cpu_enable_async_dispatch"):

@@ -24,8 +24,10 @@ from short_runs import EPOCHS, train  # noqa: E402
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
 
-# A shell makes its background jobs ignore SIGINT. Tests send SIGINT to interrupt a run.
+# Tests send signals to interrupt a run. A shell makes its background jobs ignore SIGINT, and
+# `nohup` makes a program ignore SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

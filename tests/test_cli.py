@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import cifar_jax
 from cifar_jax import catalog, cli, errors
 from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
@@ -273,6 +273,57 @@ def test_a_mistake_is_one_line_with_exit_code_2(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "basic", *QUICK, "--workdir", "URL"],
+        ["train", "basic", "--set", "data.dataset=folder:URL"],
+        ["train", "basic", *QUICK, "--set", "train.init_from=URL"],
+        ["train", "URL"],
+        ["evaluate", "URL"],
+        ["evaluate", "net-bn-gap", "--code", "URL"],
+        ["predict", "URL", "cat.jpg"],
+        ["export", "net-bn-gap", "--to", "safetensors", "--output", "URL"],
+        ["import-torch", "URL", "--model", "resnet18"],
+        ["import-torch", "net.pth", "--model", "resnet18", "--workdir", "URL"],
+        ["report", "URL"],
+        ["report", ".", "--output", "URL"],
+        ["report", ".", "--record", "URL"],
+        ["data", "import", "URL"],
+    ],
+    ids=" ".join,
+)
+@pytest.mark.parametrize("url", ["gs://bucket/a", "file:///a/b.py"])
+def test_a_url_is_not_a_path(run: Cli, tmp_path: Path, arguments: list[str], url: str) -> None:
+    done = run(*(word.replace("URL", url) for word in arguments))
+    assert done.code == 2
+    assert f"{url} is a URL, and only local paths are accepted. Copy" in done.err
+    assert done.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["TFDS_DATA_DIR", "CIFAR_JAX_CACHE"])
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("gs://b/a", "gs://b/a is a URL"), ("~nobody-here/a", "needs a home folder")],
+)
+def test_a_variable_names_a_local_folder(run: Cli, monkeypatch, variable, value, words) -> None:
+    monkeypatch.setenv(variable, value)
+    done = run("data", "status")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert words in done.err
+    assert variable in done.err
+
+
+def test_a_url_in_python_is_not_a_path(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda url: cifar_jax.train("basic", url), cifar_jax.load):
+        for url in ("s3://bucket/run", Path("s3://bucket/run")):
+            with pytest.raises(UserError, match="s3://bucket/run is a URL"):
+                call(url)
+    assert list(tmp_path.iterdir()) == []
+
+
 def fail_with(error: BaseException) -> Callable[[], None]:
     def fail() -> None:
         raise error
@@ -317,7 +368,6 @@ def test_errors_of_interrupted_event_loops_are_hidden(monkeypatch) -> None:
     reported = []
     monkeypatch.setattr(sys, "__unraisablehook__", reported.append)
     monkeypatch.setattr(sys, "unraisablehook", None)
-    monkeypatch.setattr(threading, "excepthook", None)
     with warnings.catch_warnings():
         cli.hide_background_errors()
         error = AttributeError("'_UnixSelectorEventLoop' object has no attribute '_ssock'")

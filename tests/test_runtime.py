@@ -7,6 +7,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -68,6 +69,27 @@ def test_jax_settings_do_not_depend_on_environment_variables(tmp_path: Path) -> 
     assert process.stderr == ""
 
 
+def test_nothing_is_cached_without_a_home_folder(tmp_path: Path) -> None:
+    code = """
+        import os, pwd
+        os.chdir(os.environ["FOLDER"])
+        for name in ("HOME", "XDG_CACHE_HOME", "CIFAR_JAX_CACHE", "TFDS_DATA_DIR"):
+            os.environ.pop(name, None)
+        pwd.getpwuid = {}.__getitem__
+        from cifar_jax import data, runtime
+        runtime.set_up()
+        print(len(data.load("digits").train.labels), runtime.cache_dir())
+        """
+    process = python(code, PYTHONPATH=str(Path(__file__).parents[1]), FOLDER=str(tmp_path))
+    count, folder = process.stdout.split()
+    assert count == "1437"
+    assert not Path(folder).exists()
+    assert process.stderr == (
+        "cifar-jax: there is no home folder, so nothing is cached; to cache, set CIFAR_JAX_CACHE\n"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_late_set_up_is_reported_once(tmp_path: Path) -> None:
     code = """
         import os
@@ -97,9 +119,20 @@ def test_compilation_caches_of_different_processors_are_separate(
     assert len(set(digests)) == 3
 
 
-@pytest.mark.parametrize("name", ["jax_disable_jit", "jax_enable_x64"])
-def test_jax_settings_that_training_cannot_work_with_are_refused(name: str, monkeypatch) -> None:
-    monkeypatch.setattr(type(jax.config), name, True)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jax_disable_jit", True),
+        ("jax_enable_x64", True),
+        ("jax_debug_infs", True),
+        ("jax_numpy_rank_promotion", "raise"),
+        ("jax_transfer_guard", "disallow"),
+    ],
+)
+def test_jax_settings_that_training_cannot_work_with_are_refused(
+    name: str, value: Any, monkeypatch
+) -> None:
+    monkeypatch.setattr(type(jax.config), name, value)
     with pytest.raises(UserError, match=f"{name.upper()} is set, but"):
         runtime.configure_jax()
 

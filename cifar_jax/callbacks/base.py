@@ -55,6 +55,8 @@ class RunContext:
     """Time spent on the run in earlier sessions, in seconds."""
     logged: tuple[float, int] = (0.0, 0)
     """Loss sum and number of images of the epoch at the last loss line in the log."""
+    images_per_second: float = 0.0
+    """Training speed in the last epoch that was trained, possibly in an earlier session."""
     stop_signal: int | None = None
     """Number of the signal that asks to save and stop, the same in all processes. None: no
     signal."""

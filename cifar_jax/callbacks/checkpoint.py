@@ -64,7 +64,11 @@ class Checkpoint(Callback):
                 self._context, f"the weights are NaN or infinite after step {state.step}"
             )
         context = self._context
-        extra = {"elapsed_seconds": round(context.elapsed(), 3), "logged": list(context.logged)}
+        extra = {
+            "elapsed_seconds": round(context.elapsed(), 3),
+            "images_per_second": context.images_per_second,
+            "logged": list(context.logged),
+        }
         self._checkpoints.save(state, extra=extra, **about)
         self._saved_at = time.perf_counter()
 

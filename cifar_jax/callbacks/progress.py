@@ -51,7 +51,12 @@ class Progress(Callback):
         self._context = context
         plan, settings = context.setup.plan, context.setup.config.train
         self._log_every = settings.log_every
-        if self._console.is_terminal and distributed.is_main_process():
+        # FORCE_COLOR makes rich take every output for a terminal, but a file must contain no bar.
+        if (
+            self._console.is_terminal
+            and self._console.file.isatty()
+            and distributed.is_main_process()
+        ):
             self._bar = _progress_bar(self._console)
             self._task = self._bar.add_task(
                 context.identity.experiment,

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+import socket
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
+from tensorboardX.summary import scalar
 
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, RunContext
+from cifar_jax.files import naming
 from cifar_jax.runs.schemas import MetricsRow
 
 if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
+_events: Any = event_pb2  # Its classes are created at run time, so type checkers do not know them.
+
 
 class TensorBoard(Callback):
-    """Writes event files to the run's `tensorboard` folder. Only the main process writes."""
+    """Writes event files to the run's `tensorboard` folder. Only the main process writes.
 
-    _writer: SummaryWriter | None = None
+    Each event is written at once. `tensorboardX.SummaryWriter` would write in a thread, with a
+    queue that needs shared memory.
+    """
+
+    _writer: RecordWriter | None = None
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
         """Open an event file. It replaces the events of all epochs after the restored epoch."""
         if not distributed.is_main_process():
             return
-        # Use an unbounded queue: if a full disk ends the writer's thread, a full queue would block.
-        self._writer = SummaryWriter(
-            str(context.folder.tensorboard), purge_step=int(state.epoch) + 1, max_queue=0
-        )
+        self._path = _next_file(context.folder.tensorboard)
+        with naming(self._path):
+            self._path.parent.mkdir(exist_ok=True)
+            self._writer = RecordWriter(str(self._path))
+        self._write(file_version="brain.Event:2")
+        start = _events.SessionLog(status=_events.SessionLog.START)
+        self._write(step=int(state.epoch) + 1, session_log=start)
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Write each metric of the epoch, under a name such as `train/loss`."""
@@ -36,16 +52,29 @@ class TensorBoard(Callback):
             if value is not None:
                 split, _, metric = name.partition("_")
                 tag = f"{split}/{metric}" if split in ("train", "validation") else name
-                self._writer.add_scalar(tag, value, metrics.epoch)
+                self._write(step=metrics.epoch, summary=scalar(tag, value))
 
     def close(self) -> None:
         """Close the event file."""
-        if self._writer is None:
-            return
-        try:
-            self._writer.close()
-        except OSError:
-            # Stop the writer's thread, which would otherwise fail later with a traceback.
-            if worker := self._writer.file_writer.event_writer._worker:  # pyright: ignore
-                worker.stop()
-            raise
+        if self._writer:
+            with naming(self._path):
+                self._writer.close()
+
+    def _write(self, **fields: Any) -> None:
+        assert self._writer
+        with naming(self._path):
+            event = _events.Event(wall_time=time.time(), **fields)
+            self._writer.write(event.SerializeToString())
+            self._writer.flush()
+
+
+def _next_file(folder: Path) -> Path:
+    """Return the path of a new event file whose name sorts after those of all existing files.
+
+    TensorBoard reads event files in the order of their names. The clock may have gone back since
+    the last session.
+    """
+    names = [path.name for path in folder.glob("events.out.tfevents.*")]
+    times = [int(match[0]) for name in names if (match := re.search(r"(?<=tfevents\.)\d+", name))]
+    seconds = max([int(time.time()), *(time + 1 for time in times)])
+    return folder / f"events.out.tfevents.{seconds:010}.{socket.gethostname()}"

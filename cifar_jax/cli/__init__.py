@@ -14,7 +14,6 @@ import io
 import os
 import signal
 import sys
-import threading
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -123,13 +122,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def hide_background_errors() -> None:
-    """Hide tracebacks of background threads for failures that the main thread reports."""
-
-    def in_thread(failure: threading.ExceptHookArgs) -> None:
-        # tensorboardX writes in a background thread, which fails if the disk is full.
-        is_tensorboard = type(failure.thread).__module__.startswith("tensorboardX")
-        if not (is_tensorboard and isinstance(failure.exc_value, OSError)):
-            threading.__excepthook__(failure)
+    """Hide tracebacks of background tasks for failures that the main thread reports."""
 
     def unraisable(failure: sys.UnraisableHookArgs) -> None:
         # After a signal or a damaged checkpoint, event loops of orbax remain unfinished.
@@ -138,5 +131,5 @@ def hide_background_errors() -> None:
         if not isinstance(error, Stopped) and not in_loop:
             sys.__unraisablehook__(failure)
 
-    threading.excepthook, sys.unraisablehook = in_thread, unraisable
+    sys.unraisablehook = unraisable
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cifar_jax import catalog
+from cifar_jax.cli.output import LocalPath
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 CODE = click.option(
     "--code",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FILE",
     help="Experiment file that defines RUN's custom model. The file is executed: name only a file "
     "that you trust.",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from cifar_jax.cli.output import LocalPath
+
 
 @click.group()
 def data() -> None:
@@ -29,7 +31,7 @@ def prepare() -> None:
 
 
 @data.command("import", short_help="Prepare CIFAR-10 from a downloaded archive.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=LocalPath())
 def import_(path: Path) -> None:
     """Prepare CIFAR-10 from PATH, without access to the internet.
 

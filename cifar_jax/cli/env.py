@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
@@ -50,9 +51,17 @@ def _report() -> dict[str, Any]:
         "environment variables": {
             name: value for name, value in sorted(os.environ.items()) if name.startswith(_PREFIXES)
         },
-        "data": data.status().splitlines(),
-        "cache folder": str(runtime.cache_dir()),
+        "data": _or_error(data.status).splitlines(),
+        "cache folder": _or_error(lambda: str(runtime.cache_dir())),
     }
+
+
+def _or_error(function: Callable[[], str]) -> str:
+    """Return the text that a function returns, or the message of its error."""
+    try:
+        return function()
+    except UserError as error:
+        return str(error)
 
 
 def _devices() -> list[str]:

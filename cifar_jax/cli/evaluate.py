@@ -10,12 +10,12 @@ import click
 
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
-from cifar_jax.cli.output import AS_JSON, DEVICE
+from cifar_jax.cli.output import AS_JSON, DEVICE, LocalPath
 from cifar_jax.errors import UserError
 
 
 @click.command(short_help="Print loss and accuracy of a trained model.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalPath())
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test"]),

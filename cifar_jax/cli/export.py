@@ -8,10 +8,11 @@ import click
 
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
+from cifar_jax.cli.output import LocalPath
 
 
 @click.command(short_help="Write a trained model as one file: StableHLO, ONNX or safetensors.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalPath())
 @click.option(
     "--to",
     "kind",
@@ -23,7 +24,7 @@ from cifar_jax.cli.code import CODE, load_code
 )
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="File to write.  [default: EXPERIMENT-seedN.TO]",
 )
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from cifar_jax import runtime
+from cifar_jax.cli.output import LocalPath
 from cifar_jax.errors import UserError
 
 _THREE = (float, float, float)
@@ -23,11 +24,11 @@ _LOW = 80.0
 
 
 @click.command("import-torch", short_help="Write a PyTorch CIFAR ResNet as a run folder.")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=LocalPath())
 @click.option("--model", required=True, help="The network: resnet18 or resnet10.")
 @click.option(
     "--workdir",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Run folder to create.  [default: runs/MODEL-imported/seed0]",
 )
 @click.option("--classes", help="Class names, separated by commas.  [default: CIFAR-10's]")

@@ -1,10 +1,14 @@
-"""Options and output that several commands share."""
+"""Options, argument types and output that several commands share."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import click
+
+from cifar_jax.files import local_path
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -13,6 +17,16 @@ DEVICE = click.option(
     type=click.Choice(["cpu", "gpu", "tpu"]),
     help="Fail if JAX has no such device.  [default: the device that JAX finds]",
 )
+
+
+class LocalPath(click.Path):
+    """Type of an argument that is a path. URLs are refused."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(path_type=Path, **options)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return super().convert(local_path(value), param, ctx)
 
 
 def count(value: int | None) -> str:
@@ -38,7 +52,8 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         is_number = index in right
-        table.add_column(column, justify="right" if is_number else "left", no_wrap=is_number)
+        justify = "right" if is_number else "left"
+        table.add_column(column, justify=justify, no_wrap=is_number, overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)

@@ -14,7 +14,7 @@ import click
 
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
-from cifar_jax.cli.output import AS_JSON
+from cifar_jax.cli.output import AS_JSON, LocalPath
 from cifar_jax.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _BATCH = 256
 
 
 @click.command(short_help="Classify images with a trained model.")
-@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("run", type=LocalPath())
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
 @click.option(
     "--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to show."

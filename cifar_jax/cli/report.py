@@ -7,27 +7,28 @@ from pathlib import Path
 
 import click
 
+from cifar_jax.cli.output import LocalPath
 from cifar_jax.errors import UserError
 
 
 @click.command(short_help="Compare runs with the paper.")
-@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("runs", nargs=-1, type=LocalPath())
 @click.option(
     "--output",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FOLDER",
     help="Write report.md and report.svg to FOLDER.",
 )
 @click.option(
     "--record",
     "results",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     metavar="FOLDER",
     help="Instead, write a record of each finished run to FOLDER: result, metrics, test outputs.",
 )
 @click.option(
     "--readme",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
     help="Instead, update the tables in FILE, and their figure, from results/ next to it.",
 )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.output import DEVICE
+from cifar_jax.cli.output import DEVICE, LocalPath
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--paper", is_flag=True, help="Train all experiments of the paper, in its order.")
 @click.option(
     "--workdir",
-    type=click.Path(path_type=Path),
+    type=LocalPath(),
     help="Run folder. With --seeds: parent of the seeds' folders. With several experiments: "
     "replaces runs/.  [default: runs/EXPERIMENT[@SETTINGS]/seedN]",
 )
@@ -97,6 +97,8 @@ def train(
         for number in numbers
     ]
     requests = [request._replace(fresh=fresh) for request in requests]
+    names = [f"{request.experiment} seed {request.seed}" for request in requests]
+    distributed.require_equal({"runs": names}, "arguments")
     progress = Progress()
 
     def train_one(request: RunRequest) -> str:

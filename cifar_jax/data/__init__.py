@@ -13,6 +13,7 @@ from cifar_jax.data.dataset import Dataset, Split, split_validation
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import UserError, nearest
+from cifar_jax.files import local_path
 
 __all__ = [
     "DATASETS",
@@ -27,9 +28,9 @@ __all__ = [
 ]
 
 # To add a data set, add its name and a function. The function takes the folder of prepared data
-# sets and returns a `cache.Source`.
-DATASETS: dict[str, Callable[[Path], cache.Source]] = {
-    "cifar10": cifar10.source,
+# sets, or None for the default folder, and returns a `cache.Source`.
+DATASETS: dict[str, Callable[[Path | None], cache.Source]] = {
+    "cifar10": lambda data_dir: cifar10.source(data_dir or default_data_dir()),
     "digits": lambda data_dir: digits.source(),
 }
 
@@ -50,7 +51,7 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
       UserError: the name is unknown, images are missing or damaged, or a color channel has the same
         value in all training images.
     """
-    dataset = cache.load(_source(name, data_dir or default_data_dir(), skip_bad_images))
+    dataset = cache.load(_source(name, data_dir, skip_bad_images))
     notes = list(dataset.notes)
     if dataset.white:
         notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
@@ -59,12 +60,13 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
 
 
-def _source(name: str, data_dir: Path, skip_bad_images: bool) -> cache.Source:
+def _source(name: str, data_dir: Path | None, skip_bad_images: bool) -> cache.Source:
     if name in DATASETS:
         return DATASETS[name](data_dir)
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        return image_folder.source(Path(path), skip_bad_images=skip_bad_images)
+        folder = local_path(path, "data.dataset")
+        return image_folder.source(folder, skip_bad_images=skip_bad_images)
     hint = f"; did you mean folder:{path or name}?" if "/" in name else nearest(name, DATASETS)
     raise UserError(
         f"there is no data set {name!r}{hint or '.'} Choose {', '.join(DATASETS)}, or folder:PATH "

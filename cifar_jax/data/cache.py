@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from cifar_jax.runtime import cache_dir
 # with another number are ignored.
 _VERSION = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
+_SILENT_SECONDS = 10  # Time to wait for another process before a message is printed.
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile)
 
 
@@ -81,14 +83,23 @@ def lock(name: str) -> Iterator[None]:
     """Hold a lock file in the cache folder.
 
     If several processes start at the same time, the lock lets only one of them download and decode.
-    If the folder cannot be written, there is no lock.
+    If the folder cannot be written or has no locks, there is no lock.
     """
-    from filelock import FileLock
+    from filelock import FileLock, SoftFileLock, Timeout
 
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError, NotImplementedError):
+        with contextlib.suppress(OSError, NotImplementedError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # filelock warns if the file system has no locks.
             cache_dir().mkdir(parents=True, exist_ok=True)
-            stack.enter_context(FileLock(cache_dir() / f"{name}.lock"))
+            file = FileLock(path := cache_dir() / f"{name}.lock", timeout=_SILENT_SECONDS)
+            try:
+                stack.enter_context(file)
+            except Timeout:
+                # Without locks, filelock takes the existence of the file as the lock. A killed
+                # process leaves the file.
+                if not isinstance(file, SoftFileLock):
+                    notice(f"waiting for another process that reads {name} and locks {path}")
+                    stack.enter_context(file.acquire(timeout=-1))
         yield
 
 

@@ -20,6 +20,7 @@ from cifar_jax.data.cache import Source, path_digest
 from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
 from cifar_jax.data.progress import progress
 from cifar_jax.errors import UserError
+from cifar_jax.files import home_path
 
 _BATCH = 1000  # Number of records that are read at a time.
 
@@ -52,7 +53,8 @@ class TfdsFolder(NamedTuple):
 
 def default_data_dir() -> Path:
     """Return the folder of all tfds data sets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return home_path(folder, "TFDS_DATA_DIR")
 
 
 def inspect(path: Path) -> TfdsFolder:

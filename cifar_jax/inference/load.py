@@ -5,6 +5,7 @@ from typing import Any
 
 from cifar_jax import models
 from cifar_jax.errors import UserError
+from cifar_jax.files import local_path
 from cifar_jax.inference import exports
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
@@ -31,7 +32,7 @@ def load(
       UserError: the model does not exist or is damaged, or `custom` is missing or is not the model
         that was trained.
     """
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         return TrainedNetwork(*read_run(path, best=best), path, custom)
     file = _find_file(path)
@@ -52,7 +53,7 @@ def weights(path: str | Path) -> dict[str, Any]:
       UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
         variables.
     """
-    path = Path(path)
+    path = local_path(path)
     return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
 
 

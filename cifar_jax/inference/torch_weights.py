@@ -123,7 +123,7 @@ def import_torch(
     )
     variables = _variables(tensors, models.variable_shapes(module), file)
     network = TrainedNetwork(card, variables, file)
-    model = Model(name=name, arguments=arguments)
+    model = Model(name=name, arguments=dict(arguments))
     config = Config(model=model, epochs=1, batch_size=128, optimizer=Optimizer())
     identity = RunIdentity(experiment=experiment, seed=0, overrides={}, settings=flatten(config))
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,18 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from cifar_jax.errors import UserError
+
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+except OSError:
+    raise UserError(
+        "matplotlib finds no folder that it can write to: set MPLCONFIGDIR to such a folder"
+    ) from None
 
 from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.report.table import mean_std, progress

@@ -95,6 +95,8 @@ def git_commit(*more_code: str) -> tuple[str | None, str | None]:
 def changes(previous: Session, current: Session) -> list[str]:
     """Return the differences between two sessions that may change the bits of a result.
 
+    An unknown commit of the previous session is not compared.
+
     >>> session = Session(
     ...     git_commit=None,
     ...     versions={"jax": "0.7.2"},
@@ -119,6 +121,8 @@ def changes(previous: Session, current: Session) -> list[str]:
         }
 
     old, new = compared(previous), compared(current)
+    if previous.git_commit is None:
+        del old["commit"], new["commit"]
     return [
         f"{name} {old.get(name) or 'none'} → {new.get(name) or 'none'}"
         for name in dict.fromkeys([*old, *new])

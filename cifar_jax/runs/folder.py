@@ -15,12 +15,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
 from cifar_jax.files import hide, write_bytes, write_json
 from cifar_jax.runs import schemas
+from cifar_jax.runs.lock import lock
 from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, RunIdentity, Session
 
 if TYPE_CHECKING:
@@ -170,16 +169,12 @@ def open_run_folder(
     else:
         _check_identity(folder, identity, extend=extend)
     path.mkdir(parents=True, exist_ok=True)
-    try:
-        with filelock.FileLock(path / ".lock", timeout=0):
-            if fresh:
-                folder.delete()
-            if fresh or not config.exists():
-                write_json(config, schemas.dump(identity))
-            yield folder
-    except filelock.Timeout:
-        message = f"{path} is in use by another process. Wait until that process ends, or stop it."
-        raise UserError(message) from None
+    with lock(path):
+        if fresh:
+            folder.delete()
+        if fresh or not config.exists():
+            write_json(config, schemas.dump(identity))
+        yield folder
 
 
 def existing_run_folder(path: Path) -> RunFolder:

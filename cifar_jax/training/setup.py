@@ -144,7 +144,7 @@ def _check_custom(config: Config, custom: CustomParts) -> None:
             f"choose another {setting}"
         )
     for rule in rules:
-        if rule.name == "custom":
+        if rule.name == "custom" and custom.optimizer:
             made = _call_custom(custom, "OPTIMIZER", partial(custom.optimizer, **rule.arguments))
             if not (hasattr(made, "init") and hasattr(made, "update")):
                 raise UserError(

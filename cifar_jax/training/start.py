@@ -1,5 +1,6 @@
 """Start a session of a run: open the run folder, check it, and restore the newest checkpoint."""
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,8 +65,8 @@ def _check_folder_of_images(request: RunRequest) -> None:
         model_card.check_images(request.workdir, card, images)
 
 
-def check_processes(request: RunRequest, setup: Setup) -> None:
-    """Raise if the processes of the run have different settings, versions, code or images."""
+def check_processes(request: RunRequest) -> None:
+    """Raise if the processes of the run have different settings, versions or code."""
     commit, _ = environment.git_commit()
     distributed.require_equal(
         {
@@ -75,10 +76,19 @@ def check_processes(request: RunRequest, setup: Setup) -> None:
             **environment.versions(),
             "git commit": commit,
             "experiment file": code_digest(request.custom.source),
-            "images": setup.dataset.fingerprint,
+            **{f"module {name}": sha256 for name, sha256 in request.custom.modules.items()},
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS"),
+            "JAX_DEFAULT_MATMUL_PRECISION": os.environ.get("JAX_DEFAULT_MATMUL_PRECISION"),
+            "--fresh": request.fresh,
+            "--workdir": request.extend,
         },
-        "settings, versions, code or images",
+        "settings, versions or code",
     )
+
+
+def check_images(setup: Setup) -> None:
+    """Raise if the processes of the run have different images."""
+    distributed.require_equal({"data.dataset": setup.dataset.fingerprint}, "images")
 
 
 @contextmanager
@@ -174,6 +184,7 @@ def restore_or_init(
         request.identity(),
         rows,
         elapsed_before=extra.get("elapsed_seconds", 0.0),
+        images_per_second=extra.get("images_per_second", 0.0),
         logged=tuple(extra.get("logged", (0.0, 0))),
     )
     names = ", ".join(setup.dataset.classes[:20])
@@ -199,7 +210,11 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
     session = environment.session(_device(setup), commit, settings)
     previous = folder.sessions()
     folder.add_session(session)
-    lines = [f"the git commit is not recorded: {reason}"] if reason else []
+    lines = []
+    if reason:
+        lines = [f"the git commit is not recorded, so changes of the code are unknown: {reason}"]
+        # Report only what is known to have changed.
+        previous = [old.model_copy(update={"git_commit": commit}) for old in previous]
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(
             "the result may differ slightly from that of an uninterrupted run, because of changes "

@@ -49,6 +49,7 @@ def train(
     progress = progress or Progress()
     with StopOnSignal() as signals:
         with signals.immediate():
+            start.check_processes(request)
             if result := start.finished_result(request):
                 progress.note(
                     f"the run in {request.workdir} is finished; use --fresh to train it again"
@@ -56,7 +57,7 @@ def train(
                 return result
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
-            start.check_processes(request, setup)
+            start.check_images(setup)
             # Make the initial state first: if this fails, the folder must not change.
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
@@ -78,9 +79,9 @@ def train(
 
                 for epoch in setup.plan.remaining(int(state.epoch)):
                     context.epoch = epoch
-                    state, speed = train_epoch(context, steps, state, hooks)
+                    state = train_epoch(context, steps, state, hooks)
                     try:
-                        row = epoch_metrics(context, state, speed, validate)
+                        row = epoch_metrics(context, state, validate)
                     except Stopped as stopped:
                         save.save(state, end_of_epoch=False)
                         raise Stopped(stopped.signum, saved=True) from None
@@ -108,12 +109,12 @@ def train(
 
 def train_epoch(
     context: RunContext, steps: CompiledSteps, state: TrainState, hooks: Callback
-) -> tuple[TrainState, float]:
-    """Train to the end of the current epoch. Return the state and the images per second."""
+) -> TrainState:
+    """Train to the end of the current epoch, and return the state."""
     epoch, log_every = context.epoch, context.setup.config.train.log_every
     order = steps.epoch_order(epoch)
     first = step = int(state.step)
-    speed, began = 0.0, time.perf_counter()
+    began = time.perf_counter()
     while step < epoch.end:
         # A call must not run past the next loss line in the log or the end of the epoch.
         next_line = log_every - (step - epoch.begin) % log_every
@@ -127,16 +128,15 @@ def train_epoch(
             place = f"in epoch {epoch.number + 1}, at or before step {step}"
             raise diverged(context, f"the loss is NaN or infinite {place}")
         speed = (step - first) * epoch.variant.batch_size / (now - began)
+        context.images_per_second = speed
         metrics = CallMetrics(step, float(sums.loss), int(sums.correct), int(sums.images), speed)
         hooks.on_call(state, metrics)
         steps.tuner.observe(count, *distributed.all_max(now - called))
         stop_if_asked(context)
-    return state, speed
+    return state
 
 
-def epoch_metrics(
-    context: RunContext, state: TrainState, speed: float, validate: LogitsFn | None
-) -> MetricsRow:
+def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | None) -> MetricsRow:
     """Evaluate the validation images, and return the metrics of the epoch that just ended."""
     setup, epoch = context.setup, context.epoch
     sums = jax.device_get(state.metrics)
@@ -154,7 +154,7 @@ def epoch_metrics(
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
         learning_rate=setup.config.optimizer.lr * factor,
-        images_per_second=round(speed, 1),
+        images_per_second=round(context.images_per_second, 1),
         wall_seconds=round(context.elapsed(), 1),
     )
 

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,27 @@ def test_cache_that_cannot_be_written(
     monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path / "file" / "cache"))
     assert len(data.load("cifar10").train.labels) == 20
     assert "images of cifar10 cannot be stored" in capsys.readouterr().err
+
+
+def test_a_long_wait_for_a_lock_is_reported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cache, "_SILENT_SECONDS", 0)
+    acquired = threading.Event()
+
+    def other() -> None:
+        with cache.lock("cifar10"):
+            acquired.set()
+
+    thread = threading.Thread(target=other)
+    with cache.lock("cifar10"):
+        thread.start()
+        assert not acquired.wait(0.5)
+        message = capsys.readouterr().err
+    thread.join(10)
+    assert acquired.is_set()
+    path = cache.cache_dir() / "cifar10.lock"
+    assert message == f"waiting for another process that reads cifar10 and locks {path}\n"
 
 
 def test_official_images_are_recognized(prepared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +90,20 @@ def test_the_readme_figure_is_drawn_again_if_the_records_change(
     assert report.update_readme(readme, results)[0]
     assert figure.read_bytes() != first
     assert report.readme_is_current(readme, results)
+
+
+def test_a_machine_without_a_writable_folder_is_explained() -> None:
+    code = """
+import tempfile
+from cifar_jax.errors import UserError
+def fail(*args, **kwargs):
+    raise FileNotFoundError(2, "No usable temporary directory found")
+tempfile.mkdtemp = fail
+try:
+    import cifar_jax.report.plots
+except UserError as error:
+    print(error)
+"""
+    env = os.environ | {"MPLCONFIGDIR": "/proc/none"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.startswith("matplotlib finds no folder that it can write to: set MPLCONFIGD")

@@ -144,5 +144,6 @@ def test_changes_that_may_change_the_result(fields: dict[str, Any], change: str)
 def test_changes_that_do_not_change_the_result() -> None:
     other = session({"system": "Darwin", "cpu": "M4"}, started="2026", command=["x"])
     assert environment.changes(session(), other) == []
+    assert environment.changes(session(git_commit=None), session()) == []
     gpu = Device(platform="gpu", kind="NVIDIA L4", count=1)
     assert environment.changes(session(device=gpu), session({"cores": 8}, device=gpu)) == []

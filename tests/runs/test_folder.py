@@ -1,10 +1,13 @@
 """Test that run folders are read, written, refused or started afresh."""
 
+import errno
 import json
+import os
 import threading
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import pytest
 
@@ -282,6 +285,32 @@ def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
     ]
     other()  # The folder is free again.
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch, number: int) -> None:
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with (
+        pytest.raises(UserError, match=r"file system without file locks \(.*choose a --workdir"),
+        open_run_folder(tmp_path / "run", identity(), fresh=False),
+    ):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_left_on_another_host_is_named(tmp_path: Path, monkeypatch) -> None:
+    """Without locks of the file system, filelock takes the existence of the file as the lock."""
+    make(tmp_path)
+    (tmp_path / ".lock").write_text("4242\nnode17\n")
+    monkeypatch.setattr(filelock, "FileLock", filelock.SoftFileLock)
+    with (
+        pytest.raises(UserError, match=rf"process 4242 on node17.* delete {tmp_path}/\.lock"),
+        open_run_folder(tmp_path, identity(), fresh=False),
+    ):
+        pass
 
 
 def test_a_missing_folder_and_a_new_run_have_no_results(tmp_path: Path) -> None:

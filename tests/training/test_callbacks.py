@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import json
+import multiprocessing
 import signal
 import struct
 from collections.abc import Callable
@@ -111,17 +112,19 @@ def test_example_callback_logs_a_run_that_was_stopped(small: Config, tmp_path: P
     assert content["settings"]["model.name"] == "dense"
 
 
-def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path) -> None:
-    events = []
-    for recorder in (Recorder("epoch 2/", send(signal.SIGTERM)), Recorder()):
+def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path, monkeypatch) -> None:
+    """TensorBoard reads the files in the order of their names, also if the clock went back.
+
+    Writing needs no shared memory.
+    """
+    monkeypatch.setattr(multiprocessing, "Queue", None)
+    for recorder, now in ((Recorder("epoch 2/", send(signal.SIGTERM)), 2e9), (Recorder(), 1e9)):
+        monkeypatch.setattr("time.time", lambda now=now: now)
         with suppress(Stopped):
             train(small, tmp_path, recorder)
-        # The file's name contains the time in whole seconds. The file is renamed, because the next
-        # session could choose the same name.
-        (path,) = (tmp_path / "tensorboard").glob("events.*")
-        events.append(path.rename(path.with_name(f"session-{len(events)}")))
+    monkeypatch.undo()
     purged, values = [], {}
-    for path in events:
+    for path in sorted((tmp_path / "tensorboard").glob("events.*")):
         content = path.read_bytes()
         # A record consists of a length, a checksum, an event and another checksum.
         while content:
@@ -154,11 +157,21 @@ def test_loss_line_has_the_mean_since_the_previous_line(small: Config, tmp_path:
 
 def test_terminal_shows_a_bar_and_the_epochs(small: Config, tmp_path: Path) -> None:
     output = io.StringIO()
-    train(small, tmp_path, Progress(Console(file=output, force_terminal=True, width=150)))
+    output.isatty = lambda: True
+    train(small, tmp_path, Progress(Console(file=output, width=150)))
     text = output.getvalue()
     assert "epoch 1/3" in text
     assert "12/12" in text
     assert "[EPOCH 001" not in text
+
+
+def test_file_has_no_bar_if_colors_are_forced(small: Config, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    output = io.StringIO()
+    train(small, tmp_path, Progress(Console(file=output, highlight=False)))
+    assert "epoch 3/3" in output.getvalue()
+    assert "12/12" not in output.getvalue()
+    assert "\r" not in output.getvalue()
 
 
 def test_markup_in_a_line_is_printed_unchanged(tmp_path: Path) -> None:

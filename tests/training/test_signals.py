@@ -24,6 +24,7 @@ from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.config import Config
 from cifar_jax.errors import Stopped
 from cifar_jax.runs.checkpoints import Checkpoints
+from cifar_jax.runs.folder import RunFolder
 from cifar_jax.training import train as training
 
 
@@ -67,6 +68,8 @@ def test_signal_during_validation_saves_the_steps(
     assert (saved.step, saved.epoch, saved.end_of_epoch) == (STEPS, 0, False)
     train(config, tmp_path)
     assert_same_run(tmp_path, finished)
+    speeds = [row.images_per_second for row in RunFolder(tmp_path).rows()]
+    assert min(speeds) > 0
 
 
 @pytest.mark.parametrize("where", ["build_setup", "CompiledSteps", "write_result"])

@@ -14,6 +14,7 @@ from cifar_jax import distributed, models
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
+from cifar_jax.runs import environment
 from cifar_jax.runs.schemas import Device, Result
 from cifar_jax.training import start
 
@@ -64,7 +65,9 @@ def defined(folder: Path, source: bytes, values: int = 8, **modules: str) -> Cus
     )
 
 
-@pytest.mark.parametrize("name", ["seed", "optimizer.lr", "images", "jax"])
+@pytest.mark.parametrize(
+    "name", ["seed", "optimizer.lr", "--fresh", "data.dataset", "module helper", "jax"]
+)
 def test_processes_with_different_settings_are_refused(
     small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
@@ -77,7 +80,7 @@ def test_processes_with_different_settings_are_refused(
 
     monkeypatch.setattr(distributed, "allgather", other_process)
     with pytest.raises(UserError, match=rf"the processes have different .*{name}"):
-        run(small, tmp_path / "run")
+        run(small, tmp_path / "run", custom=CustomParts(model=Mine, modules={"helper": "a"}))
     assert not (tmp_path / "run").exists()
 
 
@@ -93,6 +96,17 @@ def test_folder_that_is_not_shared_is_refused(
     with pytest.raises(UserError, match="not the same folder in all processes"):
         run(small, tmp_path / "run")
     assert not (tmp_path / "run/log.txt").exists()
+
+
+def test_an_unreadable_commit_is_one_line_of_the_log(
+    small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(small, tmp_path / "run", second_epoch())
+    monkeypatch.setattr(environment, "git_commit", lambda *code: (None, "fatal: another owner"))
+    run(small, tmp_path / "run", recorder := Recorder())
+    (line,) = [line for line in recorder.lines if "commit" in line]
+    assert line.endswith("so changes of the code are unknown: fatal: another owner")
 
 
 def test_initial_weights_are_needed_only_until_the_first_checkpoint(

@@ -1,0 +1,47 @@
+"""The lock of a run folder: only one process may train in it."""
+
+import errno
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import filelock
+
+from cifar_jax.errors import UserError
+
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""Error numbers of `flock` on file systems without locks."""
+
+
+def lock(path: Path) -> filelock.AcquireReturnProxy:
+    """Lock a run folder, and return a context manager that unlocks it.
+
+    Raises:
+      UserError: another process holds the lock, or the file system supports no locks.
+    """
+    file = path / ".lock"
+    handle = filelock.FileLock(file)
+    try:
+        with warnings.catch_warnings():
+            # On some file systems, filelock warns and takes the existence of the file as the lock.
+            warnings.simplefilter("ignore")
+            return handle.acquire(timeout=0)
+    except filelock.Timeout:
+        advice = "Wait until it ends, or stop it."
+        holder = "another process"
+        if isinstance(handle, filelock.SoftFileLock):
+            # Such a file contains the process and the host. A killed process leaves the file.
+            words = file.read_text(errors="replace").split() if file.exists() else []
+            holder = f"process {words[0]} on {words[1]}" if words[1:] else holder
+            advice = f"Wait until it ends. If it was killed, delete {file}."
+        raise UserError(f"{path} is in use by {holder}. {advice}") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        with suppress(OSError):
+            file.unlink()
+            path.rmdir()
+        raise UserError(
+            f"{path} is on a file system without file locks ({error}). Mount it with locks, or "
+            "choose a --workdir on another file system."
+        ) from None
