@@ -90,7 +90,8 @@ def compile_program(
 ) -> jax.stages.Compiled:
     """Compile a jitted function of batches with the compiler options that make it fastest.
 
-    The options change only the speed and, on a CPU, rounding. docs/performance.md lists measurements.
+    The options change only the speed and, on a CPU, rounding. docs/performance.md lists
+    measurements.
 
     Args:
       program: the jitted function.
@@ -131,8 +132,8 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
     """Return the compiler options for this machine's processor.
 
     By default XLA computes matrix products with the YNNPACK library and uses no 512-bit vectors.
-    Intel processors with AVX-512 keep YNNPACK in float32, because oneDNN and XLA's own products were
-    not measured on them.
+    Intel processors with AVX-512 keep YNNPACK in float32, because oneDNN and XLA's own products
+    were not measured on them.
     """
     model, flags = runtime.processor()
     options: dict[str, str | bool] = {}
@@ -154,7 +155,7 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
 
 
 def _has_onednn(options: dict[str, str | bool]) -> bool:
-    """Return whether XLA calls oneDNN for a convolution with these options (jaxlib 0.11 or newer)."""
+    """Return whether XLA calls oneDNN with these options. jaxlib contains it from 0.11 on."""
     images, kernel = jnp.zeros((64, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
     program = jax.jit(partial(direct.conv, strides=(1, 1), padding=((1, 1), (1, 1))))
     try:

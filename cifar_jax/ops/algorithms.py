@@ -1,8 +1,8 @@
 """The table of how a CPU computes each kind of convolution and its two gradients.
 
-The choices were measured with the networks of this package; see docs/performance.md. Processors with
-AVX2, AVX-512 and bfloat16 units agreed on the columns for `cpu`. The columns for `cpu-onednn` were
-measured on a Zen 4 with jax 0.12.
+The choices were measured with the networks of this package; see docs/performance.md. The columns
+for `cpu` were measured on processors with AVX2 and with AVX-512, those for `cpu-onednn` on a Zen 4
+with jax 0.12.
 """
 
 from collections.abc import Callable

@@ -66,7 +66,7 @@ def kernel_gradient(
 
 
 def onednn_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Return `conv`, computed by oneDNN in float32, where it is five times as fast as in bfloat16."""
+    """Return `conv`, computed by oneDNN in float32, which is 5 times as fast as in bfloat16."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return direct.conv(x.astype(wide), kernel.astype(wide), strides, padding).astype(x.dtype)
 

@@ -70,7 +70,8 @@ def compile_logits(
       normalize: function from uint8 images to the network's input.
       batch_size: number of images per batch, rounded up to a multiple of the number of devices.
       mesh: the devices.
-      precision: type of the model's computation, `float32` or `bfloat16`. It affects only the speed.
+      precision: type of the model's computation, `float32` or `bfloat16`. It affects only the
+        speed.
       after_batch: function called after each batch. An exception from it ends the evaluation.
       tta: test-time augmentation. None: only the unchanged images.
     """
