@@ -118,6 +118,9 @@ def compiler_options(
 
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_ONEDNN_OPTIONS = {_ONEDNN: True, _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE"}
+"""XLA calls oneDNN only if both options are set."""
+
 _BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
 """Processor features, one of which bfloat16 needs to be faster than float32."""
 
@@ -125,6 +128,20 @@ _BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
 def has_bfloat16_units() -> bool:
     """Return whether this machine's processor computes in bfloat16 faster than in float32."""
     return bool(_BFLOAT16_UNITS & runtime.processor().flags)
+
+
+def bfloat16_warning(mesh: Mesh) -> str | None:
+    """Return a warning for a bfloat16 run, or None if bfloat16 is fast on these devices."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    if not has_bfloat16_units():
+        return "bfloat16 is slower than float32 on this CPU, which has no bfloat16 units"
+    if not has_onednn():
+        return (
+            "bfloat16 is slower than float32 here, because the installed jaxlib lacks oneDNN: use "
+            "jaxlib 0.11 or newer, which needs Python 3.12 or newer"
+        )
+    return None
 
 
 @cache
@@ -143,10 +160,10 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
     if "avx2" in flags and ("avx512f" not in flags or amd):
         options[_YNNPACK] = "LIBRARY_FUSION_TYPE_REDUCE"
     measured = amd and "avx512f" in flags if precision == "float32" else has_bfloat16_units()
-    onednn = {_ONEDNN: True, _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE"}
     # The flags of the user decide, so oneDNN is not used if they contain one of its options.
-    if single_device and measured and not any(f"--{name}" in xla_flags for name in onednn):
-        options |= onednn if _has_onednn(onednn) else {}
+    free = not any(f"--{name}" in xla_flags for name in _ONEDNN_OPTIONS)
+    if single_device and measured and free and has_onednn():
+        options |= _ONEDNN_OPTIONS
     return {
         name: value
         for name, value in options.items()
@@ -154,12 +171,13 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
     }
 
 
-def _has_onednn(options: dict[str, str | bool]) -> bool:
-    """Return whether XLA calls oneDNN with these options. jaxlib contains it from 0.11 on."""
+@cache
+def has_onednn() -> bool:
+    """Return whether XLA can call oneDNN on this machine. jaxlib contains it from 0.11 on."""
     images, kernel = jnp.zeros((64, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
     program = jax.jit(partial(direct.conv, strides=(1, 1), padding=((1, 1), (1, 1))))
     try:
-        compiled = program.lower(images, kernel).compile(compiler_options=options)
+        compiled = program.lower(images, kernel).compile(compiler_options=_ONEDNN_OPTIONS)
     except jax.errors.JaxRuntimeError:
         return False
     return "__onednn" in (compiled.as_text() or "")
