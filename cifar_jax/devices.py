@@ -5,6 +5,7 @@ every process runs the same program.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache, partial
@@ -103,7 +104,14 @@ def compile_program(
     options = compiler_options(mesh, batch_size, precision)
     onednn = mesh.size == 1 and options.get(_ONEDNN) is True
     with ops.force_platform("cpu-onednn") if onednn else nullcontext():
-        return program.lower(*arguments).compile(compiler_options=options)
+        return _compile(program.lower(*arguments), options)
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
+    """Compile a program. XLA cannot store programs with oneDNN in the compilation cache."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+        return lowered.compile(compiler_options=options)
 
 
 def compiler_options(
@@ -177,7 +185,7 @@ def has_onednn() -> bool:
     images, kernel = jnp.zeros((64, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
     program = jax.jit(partial(direct.conv, strides=(1, 1), padding=((1, 1), (1, 1))))
     try:
-        compiled = program.lower(images, kernel).compile(compiler_options=_ONEDNN_OPTIONS)
+        compiled = _compile(program.lower(images, kernel), _ONEDNN_OPTIONS)
     except jax.errors.JaxRuntimeError:
         return False
     return "__onednn" in (compiled.as_text() or "")

@@ -8,7 +8,7 @@ import jax
 import pytest
 from flax import linen as nn
 from short_runs import Recorder, files, killed_at, train
-from tiny import DATASET, TINY, Dense
+from tiny import DATASET, TINY
 
 from cifar_jax import devices, distributed, models, runtime
 from cifar_jax.catalog import CustomParts
@@ -30,6 +30,12 @@ class Mine(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1)[:, : self.values])
+
+
+class Typed(Mine):
+    """The same network, but it accepts a compute type."""
+
+    dtype: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -217,6 +223,6 @@ def test_bfloat16_is_slower_on_a_cpu_without_units(
     monkeypatch.setattr(devices, "has_onednn", lambda: True)
     settings = TINY | {"model__name": "mine", "epochs": 1}
     config, recorder = make_config(**settings, train__precision=precision), Recorder()
-    run(config, tmp_path / "run", recorder, custom=CustomParts(model=Dense))
+    run(config, tmp_path / "run", recorder, custom=CustomParts(model=Typed))
     lines = [line for line in recorder.lines if "bfloat16 is slower than float32" in line]
     assert len(lines) == warns
