@@ -161,6 +161,7 @@ def _compute(model: Classifier, images: np.ndarray) -> Outputs:
         normalize=model.normalize,
         batch_size=BATCH_SIZE,
         mesh=devices.make_mesh(BATCH_SIZE, 1),
+        precision=model.card.precision,
         tta=model.tta,
     )
     return logits_of(model.variables)

@@ -45,10 +45,12 @@ class CompiledSteps:
             order = order_function(setup, variant).lower(self._streams.order, np.int32(0)).compile()
             example = order(self._streams.order, np.int32(0))
             self._order[variant] = order
-            self._train[variant] = (
-                train_function(setup, variant)
-                .lower(shapes, self._data, example, np.int32(0), *self._keys, _info(0, 0, 1))
-                .compile(compiler_options=devices.compiler_options(setup.mesh, variant.batch_size))
+            self._train[variant] = devices.compile_program(
+                train_function(setup, variant),
+                *(shapes, self._data, example, np.int32(0), *self._keys, _info(0, 0, 1)),
+                mesh=setup.mesh,
+                batch_size=variant.batch_size,
+                precision=setup.config.train.precision,
             )
         self._end_epoch = _end_epoch_function(setup).lower(state, np.float32(0)).compile()
         self.compile_seconds = time.perf_counter() - began
@@ -252,6 +254,7 @@ def compile_evaluation(
         normalize=partial(batches.normalize, dataset=setup.dataset, precision=precision),
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
+        precision=precision,
         after_batch=after_batch,
         tta=TTA(tta.flip, tta.shift, tta.least_confident),
     )

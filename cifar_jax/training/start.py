@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 from cifar_jax import config as configs
-from cifar_jax import distributed
+from cifar_jax import devices, distributed
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
 from cifar_jax.data import load
@@ -191,6 +191,9 @@ def restore_or_init(
     more = ", …" if len(setup.dataset.classes) > 20 else ""
     first = [_headline(request, setup, saved), f"classes: {names}{more}", *setup.dataset.notes]
     first += _phase_lines(setup)
+    if setup.config.train.precision == "bfloat16":
+        warning = devices.bfloat16_warning(setup.mesh)
+        first += [warning] if warning else []
     return Restored(state, context, [*first, *lines, *damaged])
 
 

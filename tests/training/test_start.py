@@ -10,7 +10,7 @@ from flax import linen as nn
 from short_runs import Recorder, files, killed_at, train
 from tiny import DATASET, TINY
 
-from cifar_jax import distributed, models
+from cifar_jax import devices, distributed, models, runtime
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
@@ -31,6 +31,12 @@ class Mine(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1)[:, : self.values])
+
+
+class Typed(Mine):
+    """The same network, but it accepts a compute type."""
+
+    dtype: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -212,3 +218,25 @@ def test_first_line_names_the_precision_of_an_accelerator(
     with jax.default_matmul_precision(precision), pytest.raises(KeyboardInterrupt):
         run(small, tmp_path, recorder)
     assert recorder.lines[0].endswith(f"test images, on 1 × X1{text}; {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "warns"),
+    [("bfloat16", (), True), ("bfloat16", ("amx_bf16",), False), ("float32", (), False)],
+)
+def test_bfloat16_is_slower_on_a_cpu_without_units(
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch,
+    precision: str,
+    flags: tuple[str, ...],
+    warns: bool,
+) -> None:
+    processor = runtime.Processor("test", frozenset(flags))
+    monkeypatch.setattr(runtime, "processor", lambda: processor)
+    monkeypatch.setattr(devices, "has_onednn", lambda: True)
+    settings = TINY | {"model__name": "mine", "epochs": 1}
+    config, recorder = make_config(**settings, train__precision=precision), Recorder()
+    run(config, tmp_path / "run", recorder, custom=CustomParts(model=Typed))
+    lines = [line for line in recorder.lines if "bfloat16 is slower than float32" in line]
+    assert len(lines) == warns
