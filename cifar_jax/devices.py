@@ -80,9 +80,10 @@ def put(arrays: Any, sharding: NamedSharding) -> Any:
 
 
 _LARGE_BATCH = 64
-"""Number of images per device from which the CPU options below apply.
+"""Number of images per device from which the CPU options below apply in float32.
 
-The options made steps faster at 128 images and more. At 8 images most networks became slower.
+The options made steps faster at 128 images and more. At 8 images most networks became slower. In
+bfloat16 they made all steps faster.
 """
 
 
@@ -123,7 +124,8 @@ def compiler_options(
 ) -> dict[str, str | bool]:
     """Return the XLA options of `compile_program`. An option that XLA_FLAGS sets is left out."""
     large = batch_size // mesh.size >= _LARGE_BATCH
-    if not large or mesh.devices.flat[0].platform != "cpu":
+    pays = large or (precision == "bfloat16" and has_bfloat16_units())
+    if not pays or mesh.devices.flat[0].platform != "cpu":
         return {}
     return _cpu_options(mesh.size == 1, precision, os.environ.get("XLA_FLAGS", ""))
 
