@@ -271,7 +271,7 @@ def start(experiment: str, variant: Variant, options: argparse.Namespace) -> Con
         contender = Contender(
             *(options.torch_python, layout, experiment, settings), keep_memory=variant.keep_memory
         )
-        contender.facts |= {"layout": layout, "step_seconds": contender.run(3)}
+        contender.facts |= {"layout": layout, "step_seconds": contender.run(1)}
         contenders.append(contender)
     contenders.sort(key=lambda contender: contender.facts["step_seconds"])
     contenders[1].close()

@@ -124,7 +124,9 @@ def test_onednn_is_used_where_it_was_measured(
         options = devices.compiler_options(one, 128, precision)
         assert (options.items() >= ONEDNN.items()) == (precision in precisions), precision
         assert not ONEDNN.keys() <= devices.compiler_options(several, 1024, precision).keys()
-        assert devices.compiler_options(one, 8, precision) == {}
+        small = devices.compiler_options(one, 8, precision)
+        pays = precision == "bfloat16" and devices.has_bfloat16_units()
+        assert small == (options if pays else {})
         set_processor(model, *flags, onednn=False)
         assert not ONEDNN.keys() <= devices.compiler_options(one, 128, precision).keys()
 
