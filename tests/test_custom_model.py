@@ -183,8 +183,8 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("MODEL = Tiny", "MODEL = 3", "int is not a subclass"),
-        ("MODEL = Tiny", "MODEL = lambda: Tiny()", "function is not a subclass"),
+        ("MODEL = Tiny", "MODEL = 3", "its class is int"),
+        ("MODEL = Tiny", "MODEL = lambda: Tiny()", "its class is function"),
         ("num_classes: int = 10", "classes: int = 10", "has no field num_classes"),
         (SIGNATURE, "def __call__(self, x):", "has no argument train"),
         (SIGNATURE, "def call(self, x, *, train=False):", "fails when it is called"),
@@ -220,7 +220,7 @@ def test_unsuitable_modules_are_refused(tmp_path: Path, old: str, new: str, mess
         ("small", {"dropout": 0.5}, "has no option dropout: remove the setting model.dropout"),
         ("small", {"widht": 2}, "has no option widht: remove the setting model.arguments.widht"),
         ("other", {}, "defines the network 'small', not 'other'"),
-        ("basic", {}, "'basic' is a built-in network"),
+        ("basic", {}, "the built-in network basic"),
     ],
 )
 def test_missing_fields_and_other_names_are_refused(
@@ -235,7 +235,7 @@ def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
     run: Run, tmp_path: Path
 ) -> None:
     for old, new, message in (
-        ("MODEL = Tiny", "MODEL = 3", "int is not a subclass"),
+        ("MODEL = Tiny", "MODEL = 3", "its class is int"),
         ("MODEL = Tiny", "", "no model 'tiny'"),
         ('"tiny"', '"resnet18"', "'resnet18'"),
     ):

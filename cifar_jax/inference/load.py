@@ -89,7 +89,7 @@ def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, An
             variables = checkpoints.weights(saved)
         except DamagedError as error:
             raise UserError(
-                f"{error}. Restore it from a backup, or train again with --fresh."
+                f"{error}. Restore it from a backup, or train the run again with --fresh."
             ) from error
     return describe(card, saved, result), variables
 

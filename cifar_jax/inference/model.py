@@ -168,9 +168,8 @@ def _missing_code(card: ModelCard, source: Path | str) -> str:
     """Return the error message for a custom model if the user has not named its code."""
     assert card.code
     copy = RunFolder(Path(source)).code
-    alternative = f", or --code {copy} after you have read it" if copy.is_file() else ""
+    file = copy if copy.is_file() else card.code.file
     return (
-        f"{source} uses the custom network {card.model.name!r} from {card.code.file}. Code in a "
-        f"run folder is executed only if you name the file: add --code FILE{alternative}. In "
-        "Python, pass `model`."
+        f"{source} has a custom network, whose code is executed only if you name its file. Read "
+        f"{file}, then add --code {file} (in Python: model=...)."
     )

@@ -74,7 +74,10 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
     if custom:
         if name in MODELS:
             code = custom.file or "the given model"
-            raise UserError(f"{name!r} is a built-in network, so {code} is not used: leave it out")
+            raise UserError(
+                f"the run uses the built-in network {name}, so the code in {code} is not needed: leave "
+                "it out"
+            )
         return custom.build(name, **options)
     if name not in MODELS:
         hint = nearest(name, MODELS) or f"; choose from {', '.join(MODELS)}"

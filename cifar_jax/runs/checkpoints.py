@@ -189,7 +189,7 @@ class Checkpoints:
         if damaged and not saved:
             raise UserError(
                 f"{'; '.join(damaged.values())}. The run has no other checkpoint. Restore one from "
-                "a backup, or start over with --fresh."
+                "a backup, or train the run again with --fresh."
             )
         return state, saved, self._quarantine(damaged)
 

@@ -17,7 +17,7 @@ from cifar_jax.errors import UserError
 FORMAT: Literal[1] = 1
 """Version of the file formats in a run folder. Files with another version are refused."""
 
-_REMEDY = "Restore it from a backup, or start over with --fresh."
+_REMEDY = "Restore it from a backup, or train the run again with --fresh."
 
 M = TypeVar("M", bound="Stored")
 

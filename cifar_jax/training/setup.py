@@ -140,7 +140,7 @@ def _check_custom(config: Config, custom: CustomParts) -> None:
         missing.append(("schedule.name", "SCHEDULE"))
     for setting, name in missing:
         raise UserError(
-            f"{setting} is custom, but the experiment file defines no {name}: define it there, or "
+            f"{setting}=custom needs {name} in your own experiment file: define it there, or "
             f"choose another {setting}"
         )
     for rule in rules:

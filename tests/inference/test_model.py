@@ -145,7 +145,10 @@ def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: P
         ("empty", "is .* a run folder"),
         ("notes.txt", "neither a safetensors nor a stablehlo file"),
         ("bare", "no checkpoint yet: train the run first"),
-        ("damaged", r"is damaged: .*Restore it from a backup, or train again with --fresh\."),
+        (
+            "damaged",
+            r"is damaged: .*Restore it from a backup, or train the run again with --fresh\.",
+        ),
     ):
         with pytest.raises(UserError, match=message) as error:
             cifar_jax.load(tmp_path / name)
