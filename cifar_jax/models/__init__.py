@@ -75,8 +75,8 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
         if name in MODELS:
             code = custom.file or "the given model"
             raise UserError(
-                f"the run uses the built-in network {name}, so the code in {code} is not needed: leave "
-                "it out"
+                f"the run uses the built-in network {name}, so the code in {code} is not needed: "
+                "leave it out"
             )
         return custom.build(name, **options)
     if name not in MODELS:

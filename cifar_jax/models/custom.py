@@ -38,8 +38,8 @@ class CustomModel:
     def __post_init__(self) -> None:
         if not issubclass(self._module_class, nn.Module):
             raise UserError(
-                f"{self} must be a subclass of flax.linen.Module or an instance of one, but its class "
-                f"is {self._module_class.__name__}"
+                f"{self} must be a subclass of flax.linen.Module or an instance of one, but its "
+                f"class is {self._module_class.__name__}"
             )
         if "num_classes" not in self._module_class.__dataclass_fields__:
             raise UserError(f"{self} has no field num_classes: add `num_classes: int = 10`")
