@@ -24,7 +24,7 @@ def local_path(path: str | Path, source: str = "") -> Path:
       UserError: the path is a URL.
     """
     text = str(path)
-    # `Path` removes the second slash of a URL. A scheme has at least two letters, unlike a drive (`C:`).
+    # `Path` removes the second slash of a URL. A drive such as `C:` has only one letter.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
         raise UserError(

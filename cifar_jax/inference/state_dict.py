@@ -191,7 +191,7 @@ def _explain(error: Exception, path: Path) -> UserError:
 
 
 def _find_state_dict(content: Any, tensor: type, path: Path) -> dict[str, Any]:
-    """Return the only state dict in `content`, which may also be the state dict itself."""
+    """Return the state dict in `content`. `content` itself may be the state dict."""
     found = dict(_state_dicts(content, tensor))
     names = [keys for keys in found if _USUAL_KEYS.issuperset(keys)] or list(found)
     if len(names) == 1:
