@@ -1,10 +1,11 @@
 """Compare the speed of train steps in JAX and PyTorch on this machine: `make bench`.
 
-Each contender is a process that may use every core. The contenders take turns, so that only one
-works at a time. The table shows medians over the rounds. PyTorch runs eagerly, in the faster of two
-memory layouts, with and without freed memory kept (JAX always keeps it). JAX's steps are those of a
-training run, which also gather and normalize images. PyTorch's batches are ready in memory. The
-images are random, because their values do not affect the time of a step.
+Each contender is a process that may use every core. The contenders take turns: only one works at a
+time. The table shows medians over the rounds. PyTorch runs eagerly, in the faster of two memory
+layouts. PyTorch is timed twice, with and without keeping freed memory. JAX always keeps it. JAX's
+steps are those of a training run, and include gathering and normalizing the images. PyTorch's
+batches are ready in memory. The images are random, because their values do not affect the time of a
+step.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from cifar_jax.files import write_json
 from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
-# The paper's seven networks with their batch sizes (ResNet18 has two), and `speednet`.
+# Experiments with the paper's seven networks (ResNet18 with two batch sizes), and `speednet`.
 ROWS = (
     "basic",
     "net",
@@ -50,14 +51,14 @@ SUPPORTED = (
 
 
 class Variant(NamedTuple):
-    """What a contender runs."""
+    """The framework and the options of a contender."""
 
     framework: str
     """`jax` or `torch`."""
     precision: str
-    """`float32` or `bfloat16` (in PyTorch: autocast)."""
+    """`float32` or `bfloat16`. PyTorch uses autocast for bfloat16."""
     keep_memory: bool
-    """Whether the process keeps freed memory."""
+    """Whether the process keeps freed memory for later arrays."""
 
     def __str__(self) -> str:
         kept = "-kept" if self.framework == "torch" and self.keep_memory else ""
@@ -144,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(HEADER)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        # The cache is empty, so that compilation is timed.
+        # Use an empty compilation cache, because compilation is timed too.
         os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         for experiment, (settings, changes) in configs.items():
             row = time_row(experiment, settings, variants, options)
@@ -176,7 +177,7 @@ def torch_is_installed(python: str) -> bool:
 
 
 def choose_variants(device: str, has_torch: bool, float32_only: bool) -> list[Variant]:
-    """Return the variants that make sense on a device, such as `cpu`."""
+    """Return the variants to time on a device, such as `cpu`."""
     on_cpu = device == "cpu"
     pays = not on_cpu or devices.has_bfloat16_units()
     precisions = ["float32", "bfloat16"] if pays and not float32_only else ["float32"]
@@ -189,7 +190,7 @@ def choose_variants(device: str, has_torch: bool, float32_only: bool) -> list[Va
 
 
 def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """Return an experiment's config after the changes in `settings`, and the changed values."""
+    """Load an experiment and apply `settings`. Return the config and the changed values."""
     original = catalog.load(experiment).config
     overridden = config.override(original, settings)
     changes = config.differences(config.flatten(original), config.flatten(overridden))
@@ -246,7 +247,7 @@ def require_equal(what: str, values: Mapping[str, Any]) -> None:
 def take_turns(
     experiment: str, variants: list[Variant], options: argparse.Namespace
 ) -> dict[Variant, Contender]:
-    """Run all rounds. Return the contenders with their measurements, after ending the processes."""
+    """Run all rounds, then end the processes. Return the contenders with their measurements."""
     contenders: dict[Variant, Contender] = {}
     try:
         for variant in variants:
@@ -262,7 +263,7 @@ def take_turns(
 
 
 def start(experiment: str, variant: Variant, options: argparse.Namespace) -> Contender:
-    """Start a contender. PyTorch uses the layout that is faster in a first short turn."""
+    """Start a contender. For PyTorch, time one step in both memory layouts and keep the faster."""
     settings = [*options.settings, f"train.precision={variant.precision}"]
     if variant.framework == "jax":
         return Contender(sys.executable, "jax", experiment, settings, keep_memory=True)
@@ -337,7 +338,7 @@ def table_line(row: Mapping[str, Any]) -> str:
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line with the mean and least ratio for each comparison that was measured."""
+    """Return a line with the mean and the smallest speed ratio of each measured comparison."""
     lines = []
     for title, (one, other) in COMPARISONS.items():
         for batches, chosen in (

@@ -263,7 +263,7 @@ class ResNet(nn.Module):
 
 
 class SpeedNet(nn.Module):
-    """The twin of `cifar_jax.models.speednet.SpeedNet`."""
+    """PyTorch version of `cifar_jax.models.speednet.SpeedNet`."""
 
     def __init__(self, *, num_classes: int = 10, widths: tuple[int, ...] = (64, 256, 256)):
         super().__init__()

@@ -49,7 +49,7 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
     facts["step_seconds"] = (time.perf_counter() - began) / 2
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        # Warm up: other contenders have replaced the contents of the processor's caches, and a
+        # Warm up. Other contenders have replaced the contents of the processor's caches, and a
         # process that was idle is up to 15 % slower at first.
         began, warm = time.perf_counter(), 0
         while warm < WARM_STEPS or time.perf_counter() - began < WARM_SECONDS:
@@ -68,7 +68,7 @@ def _timed(steps: Steps, count: int) -> float:
 
 
 def jax_steps(config: Config) -> tuple[Steps, dict[str, Any]]:
-    """Return a function that runs the steps of a training run, and facts about them."""
+    """Return a function that runs train steps, and facts about the steps."""
     import jax
 
     from cifar_jax import models

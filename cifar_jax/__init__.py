@@ -53,8 +53,8 @@ def train(
       The result of the run. For example, `result.test_accuracy` is the test accuracy in percent.
 
     Raises:
-      cifar_jax.errors.UserError: the settings contradict each other, the data or the folder, or the
-        loss became NaN or infinite.
+      cifar_jax.errors.UserError: the settings contradict each other, do not fit the data, or are
+        not those of the run in `workdir`; or the loss became NaN or infinite.
       KeyboardInterrupt: Ctrl-C interrupted the run. Call `train` again with the same arguments to
         resume it.
     """

@@ -274,7 +274,8 @@ class Data(Augmentation):
     """How to treat an incomplete last batch of an epoch: `drop` leaves it out, `wrap` fills it with
     the epoch's first images."""
     skip_bad_images: Annotated[bool, RuntimeOnly()] = False
-    """`folder:PATH`: leave out images that cannot be read. False: they are an error."""
+    """Whether to leave out unreadable images if the data set is a folder of images. If False, an
+    unreadable image is an error."""
     arguments: Arguments = Field(default={})
     """Keyword arguments of the experiment file's `AUGMENTATION`."""
 
@@ -390,7 +391,7 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """
     config = config if isinstance(config, Config) else from_flat(config)
     settings = dotted.part(config, runtime_only=False)
-    # A folder of images may be moved: the digest of its images is part of the model card.
+    # A folder of images may be moved. The model card identifies its images by their digest.
     kind, _, path = settings["data.dataset"].partition(":")
     if kind == "folder" and path:
         settings["data.dataset"] = f"folder:{Path(path).absolute().name}"

@@ -80,10 +80,10 @@ def put(arrays: Any, sharding: NamedSharding) -> Any:
 
 
 _LARGE_BATCH = 64
-"""Number of images per device from which the CPU options below apply in float32.
+"""Smallest number of images per device for which the CPU options apply in float32.
 
-The options made steps faster at 128 images and more. At 8 images most networks became slower. In
-bfloat16 they made all steps faster.
+With the options, float32 steps became faster at 128 images and more. At 8 images most networks
+became slower. In bfloat16 the options made all steps faster.
 """
 
 
@@ -113,7 +113,7 @@ def compile_program(
 
 
 def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
-    """Compile a program. XLA cannot store programs with oneDNN in the compilation cache."""
+    """Compile a program. A program with oneDNN is not cached, because XLA cannot store it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
         return lowered.compile(compiler_options=options)
@@ -122,7 +122,7 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax
 def compiler_options(
     mesh: Mesh, batch_size: int, precision: str = "float32"
 ) -> dict[str, str | bool]:
-    """Return the XLA options of `compile_program`. An option that XLA_FLAGS sets is left out."""
+    """Return the XLA options for `compile_program`, without options that XLA_FLAGS already sets."""
     large = batch_size // mesh.size >= _LARGE_BATCH
     pays = large or (precision == "bfloat16" and has_bfloat16_units())
     if not pays or mesh.devices.flat[0].platform != "cpu":
@@ -136,7 +136,7 @@ _ONEDNN_OPTIONS = {_ONEDNN: True, _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE"}
 """XLA calls oneDNN only if both options are set."""
 
 _BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
-"""Processor features, one of which bfloat16 needs to be faster than float32."""
+"""Processor features for bfloat16. Without any of them, bfloat16 is slower than float32."""
 
 
 def has_bfloat16_units() -> bool:
@@ -174,7 +174,7 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
     if "avx2" in flags and ("avx512f" not in flags or amd):
         options[_YNNPACK] = "LIBRARY_FUSION_TYPE_REDUCE"
     measured = amd and "avx512f" in flags if precision == "float32" else has_bfloat16_units()
-    # The flags of the user decide, so oneDNN is not used if they contain one of its options.
+    # If the user's flags set an option of oneDNN, this function does not set any.
     free = not any(f"--{name}" in xla_flags for name in _ONEDNN_OPTIONS)
     if single_device and measured and free and has_onednn():
         options |= _ONEDNN_OPTIONS
@@ -187,7 +187,7 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
 
 @cache
 def has_onednn() -> bool:
-    """Return whether XLA can call oneDNN on this machine. jaxlib contains it from 0.11 on."""
+    """Return whether XLA can call oneDNN on this machine. jaxlib 0.11 and newer contain oneDNN."""
     images, kernel = jnp.zeros((64, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
     program = jax.jit(partial(direct.conv, strides=(1, 1), padding=((1, 1), (1, 1))))
     try:

@@ -18,13 +18,13 @@ def local_path(path: str | Path, source: str = "") -> Path:
 
     Args:
       path: the path.
-      source: the variable or setting that holds the path, for the error message.
+      source: name of the variable or setting that holds the path, for the error message.
 
     Raises:
       UserError: the path is a URL.
     """
     text = str(path)
-    # `Path` removes the second slash of a URL. A scheme has two letters or more: `C:/` is a drive.
+    # `Path` removes the second slash of a URL. A drive such as `C:` has only one letter.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
         raise UserError(
@@ -39,7 +39,7 @@ def home_path(path: str, variable: str) -> Path:
 
     Args:
       path: the path.
-      variable: the environment variable that chooses the path, for the error message.
+      variable: name of the environment variable that holds the path, for the error message.
 
     Raises:
       UserError: the path is a URL, or the user has no home folder.

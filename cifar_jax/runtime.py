@@ -58,7 +58,7 @@ def processor() -> Processor:
 def cache_dir() -> Path:
     """Return the cache folder: $CIFAR_JAX_CACHE, or `cifar-jax` in the user's cache folder.
 
-    If the user has no home folder, a temporary folder takes the place of the user's cache folder.
+    Without a home folder, the cache folder is a temporary folder.
     """
     if folder := os.environ.get("CIFAR_JAX_CACHE"):
         return home_path(folder, "CIFAR_JAX_CACHE")
@@ -136,7 +136,7 @@ _REFUSED = {
         "training moves images and metrics between host and device",
     ),
 }
-"""Settings of JAX that prevent training, with the values that do so and the reason."""
+"""Settings of JAX that prevent training. Each has the values that do so, and the reason."""
 
 
 def configure_jax() -> None:

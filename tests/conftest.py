@@ -24,8 +24,8 @@ from short_runs import EPOCHS, train  # noqa: E402
 
 from cifar_jax.config import Config, Data, Model, Optimizer, Train, override  # noqa: E402
 
-# Tests send signals to interrupt a run. A shell makes its background jobs ignore SIGINT, and
-# `nohup` makes a program ignore SIGHUP.
+# Tests interrupt runs with signals. Restore the default actions, because a shell's background job
+# ignores SIGINT, and a program under `nohup` ignores SIGHUP.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -81,7 +81,7 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def each_platform(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run the test twice: with the operations for CPUs and with the operations for accelerators.
 
-    Tests may choose other platforms by indirect parametrization, such as "cpu-onednn".
+    Tests may choose other platforms, such as "cpu-onednn", by indirect parametrization.
     """
     from cifar_jax import ops
 

@@ -47,7 +47,7 @@ def test_shardings_divide_the_batch_axis() -> None:
 
 @pytest.fixture
 def set_processor(monkeypatch) -> Iterator[Callable[..., None]]:
-    """Return a function that simulates a machine with a given processor, with or without oneDNN."""
+    """Return a function that simulates a processor, with or without oneDNN."""
     real = devices.has_onednn
 
     def set_processor(model: str, *flags: str, onednn: bool = False) -> None:
@@ -63,7 +63,7 @@ def set_processor(monkeypatch) -> Iterator[Callable[..., None]]:
 
 @pytest.fixture
 def any_option_is_known(monkeypatch) -> None:
-    """Let XLA accept every compiler option. Also remove the user's flags."""
+    """Let XLA accept every compiler option. Empty the environment variable XLA_FLAGS."""
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self, compiler_options: None)
     monkeypatch.setenv("XLA_FLAGS", "")
 
@@ -142,7 +142,7 @@ def test_flags_of_the_user_win(
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=/tmp/x --{option}=whatever")
     options = devices.compiler_options(mesh, 128).keys()
     assert option not in options
-    # XLA calls oneDNN only with both options, so neither is set if the user sets one.
+    # XLA calls oneDNN only if both options are set. If the user sets one, none is added.
     assert options == (WIDE_VECTORS if option in ONEDNN else ONEDNN).keys() - {option} | (
         WITHOUT_YNNPACK.keys() - {option}
     )
@@ -159,7 +159,7 @@ def test_options_that_xla_does_not_know_are_left_out(
         patch.setattr(jax.stages.Lowered, "compile", refuse)
         assert not devices.has_onednn()
     set_processor("AMD EPYC", *UNITS, onednn=True)
-    # All options are refused, even those that the check for oneDNN has found.
+    # XLA refuses all options, although `has_onednn` returns True.
     monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
     assert devices.compiler_options(devices.make_mesh(8), 1024) == {}
     assert devices.compiler_options(devices.make_mesh(8, 1), 128) == {}
@@ -207,7 +207,7 @@ class Layers(nn.Module):
 
 
 def gradients(precision: str, **options: Any) -> tuple[str, Any]:
-    """Return the HLO and the results of a program that computes a network's gradients."""
+    """Compute the gradients of a network. Return the HLO of the program, and the gradients."""
     x = jnp.asarray(np.random.default_rng(0).standard_normal((8, 8, 8, 16)), precision)
     network = Layers(jnp.dtype(precision))
     variables = network.init(jax.random.key(0), x)

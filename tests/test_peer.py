@@ -1,4 +1,4 @@
-"""Test the PyTorch version of airbench94-Muon that the speedruns are compared with."""
+"""Test airbench94-Muon in PyTorch. The speedrun experiments are compared with it."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def test_parameters_are_as_many_as_published() -> None:
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trained == kernels + biases + head
     assert trained + whitening == 1_971_640
-    # BatchNorm's scales are parameters in PyTorch, but they stay 1.
+    # PyTorch counts BatchNorm's scales as parameters. Here they are frozen at 1.
     assert sum(p.numel() for p in network.parameters()) == trained + whitening + scales
 
 
@@ -46,7 +46,7 @@ def test_a_step_lowers_the_loss(bf16: bool) -> None:
     after_one = network.whitening.bias.detach().clone()
     assert not torch.equal(after_one, whitening)
     assert trainer.step(images, labels) < before
-    assert torch.equal(network.whitening.bias, after_one)  # Frozen after the first step.
+    assert torch.equal(network.whitening.bias, after_one)  # The bias is frozen after one step.
 
 
 @pytest.mark.parametrize("shape", [(64, 216), (216, 64)])
@@ -63,7 +63,7 @@ def test_batches_are_crops_that_are_mirrored_in_turn() -> None:
     labels = torch.arange(40)
     source = peer.batches(columns, labels, 16)
     mirrored = []
-    for _ in range(2):  # Each epoch has two batches. Eight images are left out.
+    for _ in range(2):  # An epoch has two batches and leaves out eight images.
         epoch = {}
         for images, numbers in (next(source), next(source)):
             assert images.shape == (16, 3, 32, 32)

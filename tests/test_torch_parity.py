@@ -129,10 +129,10 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
-    """Yield pairs of platform and network. Only the networks in `fast` on the CPU are fast.
+    """Yield test cases of platform and network. Only those on "cpu" with a `fast` network are fast.
 
-    With oneDNN, float32 differs only in depthwise convolutions and BatchNorm, which one network
-    has.
+    With oneDNN, `resnet10-separable` is fast. It is the network with depthwise convolutions, and
+    its float32 code differs from that of the platform "cpu".
     """
     for platform, name in itertools.product(("cpu", "cpu-onednn", "accelerator"), names):
         fast_names = {"cpu": fast, "cpu-onednn": ["resnet10-separable"], "accelerator": []}
@@ -205,7 +205,7 @@ def test_evaluation(each_platform: None, name: str) -> None:
     [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in RECORD["train_steps"]],
 )
 def test_bfloat16_logits(name: str) -> None:
-    """The error is the L2 norm of the difference over the norm of the logits of the 8 images.
+    """The error is the L2 norm of the difference, divided by the L2 norm of the logits.
 
     The program is compiled as in training: with oneDNN if this machine has bfloat16 units and
     jaxlib contains oneDNN.
@@ -220,7 +220,7 @@ def test_bfloat16_logits(name: str) -> None:
             apply, *arguments, mesh=mesh, batch_size=64, precision="bfloat16"
         )
     error = np.linalg.norm(program(*arguments) - expected) / np.linalg.norm(expected)
-    # The random weights of net-attention make large scores, whose rounding the softmax amplifies.
+    # With random weights, net-attention has large scores. The softmax amplifies their rounding.
     assert error < (2e-2 if name == "net-attention" else 1e-2)
 
 

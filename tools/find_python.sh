@@ -1,9 +1,9 @@
 #!/bin/sh
-# Print the newest Python that `constraints/` has package versions for. Print `python3` if there is
-# none. A Python is on PATH, in pyenv's folder or known to uv.
+# Print the newest Python that has a file in `constraints/`. Search PATH, pyenv's folder and uv.
+# Print `python3` if none is found.
 cd "$(dirname "$0")/.." || exit
 
-# Run the Python, because pyenv's commands may not run, and Debian's Python may lack ensurepip.
+# Run the Python to test it. A command of pyenv may fail, and Debian's Python may lack ensurepip.
 works() {
   "$1" -c "import ensurepip, sys, venv; assert '%d.%d' % sys.version_info[:2] == '$2'" 2>/dev/null
 }

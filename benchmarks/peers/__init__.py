@@ -1,4 +1,4 @@
-"""Recipes of other projects in PyTorch, to compare `speedrun-92` and `speedrun-94` with."""
+"""PyTorch recipes of other projects, for comparison with `speedrun-92` and `speedrun-94`."""
 
 import time
 

@@ -1,11 +1,11 @@
-"""Train airbench94-Muon on CIFAR-10 in PyTorch, to compare with `speedrun-92` and `speedrun-94`.
+"""Train airbench94-Muon on CIFAR-10 in PyTorch, for comparison with the speedruns.
 
     python -m benchmarks.peers.airbench94_muon
     python -m benchmarks.peers.airbench94_muon --batch-size 1000 --epochs 3.5 --keep-memory
-    python -m benchmarks.peers.airbench94_muon --steps 5 --precision bfloat16   # only a timing
+    python -m benchmarks.peers.airbench94_muon --steps 5 --precision bfloat16   # timing only
 
-Source: K. Jordan, airbench (arXiv:2404.00498), in its version with the optimizer Muon,
-`airbench94_muon.py` of github.com/KellerJordan/cifar10-airbench. This is a new implementation with
+Source: K. Jordan, airbench (arXiv:2404.00498). The version with the optimizer Muon is
+`airbench94_muon.py` in github.com/KellerJordan/cifar10-airbench. This is a new implementation with
 the published hyperparameters.
 Parameters: 1,971,640, as many as `speednet` has.
 Expected test accuracy: 94.0 % with test-time augmentation, the published mean of 200 runs.
@@ -35,7 +35,7 @@ from cifar_jax import data, runtime
 CROP_PADDING, LABEL_SMOOTHING = 2, 0.2
 MUON_LR, MUON_MOMENTUM = 0.24, 0.6
 BIAS_LR, HEAD_LR, SGD_MOMENTUM = 0.053, 0.67, 0.85  # The loss is the sum over a batch.
-WEIGHT_DECAY = 2e-6  # Times the batch size. Muon's kernels have none.
+WEIGHT_DECAY = 2e-6  # Multiplied by the batch size. Muon has no decay.
 WHITENING_IMAGES, WHITENING_EPSILON, WHITENING_BIAS_EPOCHS = 5000, 5e-4, 3
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 
@@ -55,12 +55,12 @@ class Network(nn.Module):
         self.head.weight.data /= self.head.weight.data.std()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The paper's network scales the logits by 1/9, the version with Muon by 1/256.
+        # The version with Muon divides the logits by 256, the paper's network by 9.
         return self.head(self.groups(self.whitening(x))) / self.head.in_features
 
     @torch.no_grad()
     def whiten(self, images: Tensor) -> None:
-        """Set the whitening filters: eigenvectors of patches, scaled, and their negatives."""
+        """Set the filters to scaled eigenvectors of image patches, and to their negatives."""
         patches = F.unfold(images, 2)  # [N, 12, patches of an image]
         moments = (patches @ patches.mT).mean(0) / patches.shape[-1]
         values, vectors = torch.linalg.eigh(moments)
@@ -71,21 +71,21 @@ class Network(nn.Module):
 def _layers(inputs: int, outputs: int, *pooling: nn.Module) -> list[nn.Module]:
     conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
     nn.init.dirac_(conv.weight.data[:inputs])  # The first filters copy the input channels.
-    # PyTorch's momentum is the weight of the new statistics: 1 - 0.6.
+    # In PyTorch, momentum 0.4 means that the old statistics have weight 0.6.
     norm = nn.BatchNorm2d(outputs, eps=1e-12, momentum=0.4)
     norm.weight.requires_grad_(False)
     return [conv, *pooling, norm, nn.GELU()]
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum with orthogonalized updates, for the kernels of convolutions."""
+    """Optimizer for convolution kernels: Nesterov momentum with orthogonalized updates."""
 
     def __init__(self, kernels: list[nn.Parameter], lr: float, momentum: float):
         super().__init__(kernels, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update the kernels. All must have gradients."""
+        """Update the kernels. Every kernel must have a gradient."""
         for group in self.param_groups:
             for kernel in group["params"]:
                 state = self.state[kernel]
@@ -93,12 +93,12 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(kernel)
                 buffer = state["momentum"].mul_(group["momentum"]).add_(kernel.grad)
                 direction = kernel.grad.add(buffer, alpha=group["momentum"]).flatten(1)
-                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())  # Filters of norm 1 on average.
+                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())  # Mean squared filter norm: 1.
                 kernel.sub_(orthogonalized(direction).reshape(kernel.shape), alpha=group["lr"])
 
 
 def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
-    """Return a matrix with the same singular vectors and singular values near 1.
+    """Return a matrix with the singular vectors of `matrix` and singular values near 1.
 
     Each Newton-Schulz step maps a singular value σ to aσ + bσ³ + cσ⁵.
     """
@@ -115,8 +115,8 @@ def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
 class Trainer:
     """A network with its optimizers. With `bf16`, PyTorch's autocast computes in bfloat16.
 
-    All learning rates fall linearly to zero: in `bias_steps` steps for the bias of the whitening
-    convolution, which is frozen then, and in `steps` steps for the other parameters.
+    All learning rates fall linearly to zero in `steps` steps. The bias of the whitening convolution
+    is an exception: its learning rate reaches zero after `bias_steps` steps, and it is then frozen.
     """
 
     def __init__(self, network: Network, batch_size: int, steps: int, bias_steps: int, bf16: bool):
@@ -124,7 +124,7 @@ class Trainer:
         trained = [p for p in network.groups.parameters() if p.requires_grad]
 
         def sgd(parameters: list[Any], lr: float) -> torch.optim.SGD:
-            # SGD multiplies the decay by the learning rate. This product does not depend on `lr`.
+            # SGD multiplies the decay by `lr`. The division cancels this factor.
             decay = WEIGHT_DECAY * batch_size / lr
             return torch.optim.SGD(parameters, lr, SGD_MOMENTUM, weight_decay=decay, nesterov=True)
 
@@ -157,14 +157,14 @@ class Trainer:
 
     @torch.inference_mode()
     def accuracies(self, images: Tensor, labels: Tensor) -> list[float]:
-        """Return the accuracy in percent without and with mirrored and shifted views."""
+        """Return two accuracies in percent: without and with mirrored and shifted views."""
         self.network.eval()
         correct = torch.zeros(2)
         for x, y in zip(images.split(2000), labels.split(2000), strict=True):
             padded = F.pad(x, (1, 1, 1, 1), "reflect")
             plain = self.logits(x)
             total = plain + self.logits(x.flip(-1))
-            # The two shifted images together have the weight of the unshifted image.
+            # The two shifted images together count as much as the unshifted image.
             for shifted in (padded[..., 2:, 2:], padded[..., :-2, :-2]):
                 total += (self.logits(shifted) + self.logits(shifted.flip(-1))) / 2
             correct += torch.stack([(z.argmax(1) == y).sum() for z in (plain, total)]).cpu()
@@ -172,9 +172,10 @@ class Trainer:
 
 
 def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield batches of one epoch after the other, in random order and without incomplete batches.
+    """Yield the batches of all epochs, in random order. Incomplete batches are left out.
 
-    Crops are random. A random half of the images is mirrored in even epochs, the rest in odd ones.
+    Crops are random. A random half of the images is mirrored in even epochs, the rest in
+    odd epochs.
     """
     device = images.device
     padded = F.pad(images, (CROP_PADDING,) * 4, "reflect").permute(0, 2, 3, 1).contiguous()

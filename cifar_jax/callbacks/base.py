@@ -56,10 +56,10 @@ class RunContext:
     logged: tuple[float, int] = (0.0, 0)
     """Loss sum and number of images of the epoch at the last loss line in the log."""
     images_per_second: float = 0.0
-    """Training speed in the last epoch that was trained, possibly in an earlier session."""
+    """Training speed in the last trained epoch, which may belong to an earlier session."""
     stop_signal: int | None = None
-    """Number of the signal that asks to save and stop, the same in all processes. None: no
-    signal."""
+    """Number of the signal that asked the run to save and stop. It is the same in all processes.
+    None if there was no signal."""
     epoch: Epoch = field(init=False)
     """The epoch in progress."""
     began: float = field(default_factory=time.perf_counter)

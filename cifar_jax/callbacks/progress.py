@@ -51,7 +51,7 @@ class Progress(Callback):
         self._context = context
         plan, settings = context.setup.plan, context.setup.config.train
         self._log_every = settings.log_every
-        # FORCE_COLOR makes rich take every output for a terminal, but a file must contain no bar.
+        # With FORCE_COLOR, rich treats a file like a terminal. A file must contain no progress bar.
         if (
             self._console.is_terminal
             and self._console.file.isatty()

@@ -20,14 +20,14 @@ from cifar_jax.runs.schemas import MetricsRow
 if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
-_events: Any = event_pb2  # Its classes are created at run time, so type checkers do not know them.
+_events: Any = event_pb2  # Created at run time, so type checkers know no classes in it.
 
 
 class TensorBoard(Callback):
     """Writes event files to the run's `tensorboard` folder. Only the main process writes.
 
-    Each event is written at once. `tensorboardX.SummaryWriter` would write in a thread, with a
-    queue that needs shared memory.
+    Each event is written immediately. `tensorboardX.SummaryWriter` is not used, because its queue
+    needs shared memory.
     """
 
     _writer: RecordWriter | None = None
@@ -71,8 +71,8 @@ class TensorBoard(Callback):
 def _next_file(folder: Path) -> Path:
     """Return the path of a new event file whose name sorts after those of all existing files.
 
-    TensorBoard reads event files in the order of their names. The clock may have gone back since
-    the last session.
+    TensorBoard reads event files in the order of their names. The name is not just the current
+    time, because the clock may have gone back since the last session.
     """
     names = [path.name for path in folder.glob("events.out.tfevents.*")]
     times = [int(match[0]) for name in names if (match := re.search(r"(?<=tfevents\.)\d+", name))]

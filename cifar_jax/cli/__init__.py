@@ -122,7 +122,7 @@ def _fail(message: str, code: int) -> int:
 
 
 def hide_background_errors() -> None:
-    """Hide tracebacks of background tasks for failures that the main thread reports."""
+    """Hide the traceback of a background task if the main thread reports the same failure."""
 
     def unraisable(failure: sys.UnraisableHookArgs) -> None:
         # After a signal or a damaged checkpoint, event loops of orbax remain unfinished.

@@ -57,7 +57,7 @@ def _report() -> dict[str, Any]:
 
 
 def _or_error(function: Callable[[], str]) -> str:
-    """Return the text that a function returns, or the message of its error."""
+    """Call a function. Return its text, or the message of the error that it raises."""
     try:
         return function()
     except UserError as error:

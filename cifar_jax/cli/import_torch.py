@@ -18,9 +18,9 @@ _NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""Mean and standard deviation by name. Empty: the defaults of the import, which are CIFAR-10's."""
+"""Mean and standard deviation of each channel, by name. The import uses CIFAR-10's by default."""
 _LOW = 80.0
-"""Accuracy in percent on CIFAR-10 that trained weights of these networks exceed."""
+"""Accuracy on CIFAR-10, in percent. Every well-trained ResNet exceeds this accuracy."""
 
 
 @click.command("import-torch", short_help="Write a PyTorch CIFAR ResNet as a run folder.")
@@ -54,7 +54,7 @@ def import_torch(
 ) -> None:
     """Write the PyTorch weights in FILE as a run folder.
 
-    FILE contains a state dict. It is a safetensors file or a file of torch.save. Reading a file of
+    FILE is a safetensors file or a file of torch.save, and contains a state dict. Reading a file of
     torch.save needs PyTorch: pip install 'cifar-jax[torch]'. Layers must have the names of
     pytorch-cifar or torchvision. No code in FILE is executed.
 

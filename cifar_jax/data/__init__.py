@@ -45,7 +45,7 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
       name: one of `DATASETS`, or `folder:PATH` for a folder of images (see `image_folder`).
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
-      skip_bad_images: leave out the unreadable images of a folder.
+      skip_bad_images: whether to leave out the unreadable images of a folder.
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, or a color channel has the same

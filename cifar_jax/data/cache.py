@@ -83,19 +83,19 @@ def lock(name: str) -> Iterator[None]:
     """Hold a lock file in the cache folder.
 
     If several processes start at the same time, the lock lets only one of them download and decode.
-    If the folder cannot be written or has no locks, there is no lock.
+    If the folder is read-only or its file system supports no locks, nothing is locked.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, NotImplementedError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # filelock warns if the file system has no locks.
+            warnings.simplefilter("ignore")  # filelock warns if the file system supports no locks.
             cache_dir().mkdir(parents=True, exist_ok=True)
             file = FileLock(path := cache_dir() / f"{name}.lock", timeout=_SILENT_SECONDS)
             try:
                 stack.enter_context(file)
             except Timeout:
-                # Without locks, filelock takes the existence of the file as the lock. A killed
+                # On a file system without locks, the existence of the file is the lock. A killed
                 # process leaves the file.
                 if not isinstance(file, SoftFileLock):
                     notice(f"waiting for another process that reads {name} and locks {path}")

@@ -41,9 +41,9 @@ class Dataset(NamedTuple):
       fingerprint: SHA-256 of all images and labels in their order; see the function `fingerprint`.
       content: SHA-256 that does not depend on the order of the images; see `content_digest`.
       official: whether images, labels and splits are identical to the published CIFAR-10.
-      validation_images: number of images at the end of `train` that the data set reserves for
-        validation. None: the data set reserves none.
-      white: the 16-bit value that became 255. None: there are no 16-bit images.
+      validation_images: number of images at the end of `train` that are reserved for validation,
+        or None if the data set has no validation images of its own.
+      white: the 16-bit value that became 255, or None if there are no 16-bit images.
       skipped: one message for each unreadable image that was left out.
       notes: lines for the log about the images.
     """

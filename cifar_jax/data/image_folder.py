@@ -32,7 +32,7 @@ _VERSION = 3
 _TEST_FRACTION = 0.2
 # Largest number of unreadable files to name on standard error.
 _MAX_MESSAGES = 10
-# Smallest fraction of the range of 16-bit values that most images must use.
+# A data set is refused if its 16-bit images use less than this fraction of the gray values.
 _MIN_RANGE = 1 / 16
 
 
@@ -43,7 +43,7 @@ def source(path: Path, *, skip_bad_images: bool = False) -> Source:
 
     Args:
       path: the folder.
-      skip_bad_images: leave out images that cannot be read. False: raise an error when decoding.
+      skip_bad_images: leave out unreadable images. If False, decoding them raises an error.
 
     Raises:
       UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
@@ -70,8 +70,9 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
     """Read the images of a folder.
 
     Raises:
-      UserError: images cannot be read, their 16-bit values have no common scale, or they are too
-        few to hold out a test set. The first unreadable images are named on standard error.
+      UserError: images cannot be read, there are too few images to hold out a test set, or the
+        16-bit images use too few gray values. The first unreadable images are named on standard
+        error.
     """
     if listing.skipped:
         notice(
@@ -124,7 +125,7 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
 def _decode_all(
     paths: Sequence[Path], white: int | None, advance: Callable[[int], None]
 ) -> list[np.ndarray | UserError]:
-    """Return each image, or the reason why it cannot be read."""
+    """Decode image files. The result for an unreadable file is the error."""
 
     def attempt(path: Path) -> np.ndarray | UserError:
         try:
@@ -145,10 +146,12 @@ def _decode_all(
 
 
 def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
-    """Return the largest value of the smallest depth, 8, 10, 12, 14 or 16 bits, that fits.
+    """Return the 16-bit value that becomes white: 255, 1023, 4095, 16383 or 65535.
+
+    It is the smallest of these values that no image exceeds.
 
     Raises:
-      UserError: most of the images use a small part of the range up to this value.
+      UserError: most images use only a small part of the gray values.
     """
     top = max(image.top for image in ranges)
     white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if top < 2**bits)
@@ -163,7 +166,7 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
 
 
 def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool) -> None:
-    """Name unreadable images on standard error, and raise unless they are to be skipped."""
+    """Name unreadable images on standard error. Raise UserError if `skip_bad_images` is False."""
     for error in errors[:_MAX_MESSAGES]:
         notice(error)
     if len(errors) > _MAX_MESSAGES:
@@ -184,7 +187,7 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
 
 
 def _sort(images: Sequence[tuple[np.ndarray, int]]) -> Split:
-    """Return images and their labels as a split, sorted by the SHA-256 of the images."""
+    """Return a split of images and labels, sorted by the SHA-256 of each image."""
     order = sorted(images, key=lambda pair: (hashlib.sha256(pair[0].tobytes()).digest(), pair[1]))
     pixels = np.zeros((len(order), *IMAGE_SHAPE), np.uint8)
     for i, (image, _) in enumerate(order):

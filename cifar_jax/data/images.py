@@ -33,7 +33,7 @@ _JUNK = {
     *("recycler", "system volume information", "lost+found", "thumbs.db", "desktop.ini"),
 }
 _MAX_PIXELS = 89_000_000
-# Largest value of an image that uses at most 12 of 16 bits. The image would look black.
+# Largest 12-bit value. A 16-bit image with no larger value would look black.
 _MAX_DARK = 4095
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC = (*_TIFF, b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"P4", b"P5", b"P6")
@@ -41,12 +41,12 @@ _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b
 
 
 class SixteenBitError(UserError):
-    """The scale of a gray 16-bit image is unknown.
+    """A gray 16-bit image cannot be converted, because the value of white is unknown.
 
     Attributes:
-      low: the value below which 1 % of the pixels are.
-      high: the value above which 1 % of the pixels are.
-      top: the largest value.
+      low: 1st percentile of the pixel values.
+      high: 99th percentile of the pixel values.
+      top: largest pixel value.
     """
 
     def __init__(self, name: str, values: np.ndarray) -> None:
@@ -102,12 +102,12 @@ def read_image(
     Args:
       source: path of a file, or the content of a file.
       name: name of the image in error messages. The default is the path.
-      white: the 16-bit value that becomes 255. None: 65535; an image that uses at most 12 of 16
-        bits is refused, because it would become black.
+      white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255, and an image
+        without values above 4095 is refused, because it would look black.
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
-        or has values whose range is unknown.
+        or has 16-bit values and `white` is unknown.
     """
     with ignore_warnings():
         try:
@@ -127,9 +127,9 @@ def ignore_warnings() -> Iterator[None]:
 
 
 def decode(source: Path | bytes, name: str | None = None, white: int | None = None) -> np.ndarray:
-    """Read an image as `read_image` does, but inside the `ignore_warnings` context of the caller.
+    """Read an image as `read_image` does, but do not hide warnings.
 
-    Several threads may share that context.
+    The caller must use `ignore_warnings`. Several threads may share one `ignore_warnings` context.
 
     Raises:
       SixteenBitError: the image has gray 16-bit values, and `white` is None.
@@ -156,7 +156,7 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
             # To save time, let the JPEG decoder shrink a large image to about four times the final
             # size. The quality stays the same.
             image.draft(None, (4 * width, 4 * height))
-            layout = str(image.tile)  # It names the type of the values; `load` deletes it.
+            layout = str(image.tile)  # It names the pixel type. `load` deletes `tile`.
             image.load()
             rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
         if rgb.size != (width, height):
@@ -182,7 +182,7 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """Return a PNG file without its texts and color profile. Pillow refuses very large ones."""
+    """Remove the texts and the color profile from a PNG file. Pillow refuses very large texts."""
     parts, position = [png[:8]], 8
     while position + 8 <= len(png):
         end = position + 12 + int.from_bytes(png[position : position + 4], "big")
@@ -230,7 +230,7 @@ def _to_rgb(image: "Image.Image", encoding: str, name: str, white: int | None) -
             f"{name} has 32-bit pixel values of unknown range: save it with 8 bits per channel"
         )
     elif ";16" in encoding:
-        # Pillow reads the high byte of 16-bit colors.
+        # Pillow reads only the high byte of each 16-bit color value.
         colors = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
         if colors.max() <= _MAX_DARK >> 8:
             raise UserError(

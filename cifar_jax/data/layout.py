@@ -12,7 +12,7 @@ from cifar_jax.data.images import is_image, is_junk, walk
 from cifar_jax.errors import UserError, counted, nearest
 from cifar_jax.runtime import cache_dir
 
-# Words that name a split, in any case and next to other letters and words such as `seg` or `set`.
+# Words that name a split. A folder name may also contain other words, such as `seg` or `set`.
 _SPLITS = {
     "train": "train|training|trn",
     "validation": "val|valid|validation|dev",
@@ -34,7 +34,7 @@ class Listing(NamedTuple):
     """The classes and image files of a folder.
 
     `validation` and `test` are None if the folder has no such subfolder. `skipped` is the number of
-    files that are no images. `notes` are lines for the log.
+    files that are not images. `notes` are lines for the log.
     """
 
     classes: tuple[str, ...]
@@ -46,13 +46,13 @@ class Listing(NamedTuple):
 
 
 class _Class(NamedTuple):
-    """The image files of a class, with label 0, and what else is in the class folder."""
+    """The content of a class folder. All files have label 0 until the classes are sorted."""
 
     files: list[File]
     others: Counter[str]
-    """Number of other files by suffix."""
+    """Number of files that are not images, by suffix."""
     output: Path | None
-    """A run folder or a report in the class folder."""
+    """A run folder or a report in the class folder. None if there is none."""
 
 
 def find(path: Path) -> Listing:
@@ -118,7 +118,7 @@ def _folders(path: Path) -> dict[str, Path]:
 
 
 def _split_of(name: str) -> str | None:
-    """Return the split that a folder name stands for, or None."""
+    """Return `train`, `validation` or `test` if a folder name means that split, else None."""
     letters = re.sub("[^a-z]", "", name.casefold())
     for split, words in _SPLITS.items():
         if re.fullmatch(f"{_OTHER_WORDS}(?:{words}){_OTHER_WORDS}", letters):
@@ -127,7 +127,7 @@ def _split_of(name: str) -> str | None:
 
 
 def _find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the folder of each split, and a line for the log if other folders are not used.
+    """Return the folder of each split, and lines for the log about unused folders.
 
     The result is empty if the subfolders of `path` are the classes.
     """
@@ -144,7 +144,7 @@ def _find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
             raise UserError(f"{path} has two folders of {split} images, {names}: rename one")
     splits = {split: folders[0] for split, folders in named.items()}
     if "train" not in splits:
-        # A class may be called `valid`.
+        # A folder `valid` without subfolders may be a class.
         if "test" in splits or ("validation" in splits and _folders(splits["validation"])):
             name = splits.get("test", splits.get("validation", path)).name
             raise UserError(
@@ -153,7 +153,7 @@ def _find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
             )
         return {}, []
     if len(splits) == 1 and others and not _folders(splits["train"]):
-        return {}, []  # A class may be called `train`.
+        return {}, []  # Here `train` is a class.
     notes = []
     if others:
         names = ", ".join(folder.name for folder in others)
@@ -162,7 +162,7 @@ def _find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
 
 
 def _unnested(folder: Path) -> Path:
-    """Return `seg_train/seg_train` for `seg_train`, if that is all that the folder contains."""
+    """Return the only subfolder if its name is that of a split (`seg_train/seg_train`)."""
     inside = list(_folders(folder).values())
     return inside[0] if len(inside) == 1 and _split_of(inside[0].name) else folder
 
@@ -170,16 +170,16 @@ def _unnested(folder: Path) -> Path:
 def _find_classes(
     root: Path, notes: list[str], classes: tuple[str, ...] | None = None
 ) -> dict[str, _Class]:
-    """Return the contents of the class folders in `root` by class, and add lines to `notes`.
+    """Return the content of each class folder in `root`, by class. Add lines to `notes`.
 
     Args:
       root: the folder.
       notes: lines for the log.
-      classes: the classes of the training images, if `root` contains other images.
+      classes: the classes of the training images. None: `root` contains the training images.
 
     Raises:
-      UserError: a class folder has no images or is not one of `classes`, or it cannot be seen what
-        belongs to the class.
+      UserError: a class folder has no images or is not one of `classes`, or it is unclear which
+        folders belong to a class.
     """
     found: dict[str, _Class] = {}
     for name, folder in _folders(root).items():

@@ -138,7 +138,7 @@ def _decode_split(folder: TfdsFolder, split: str, advance: Callable[[int], None]
         # A damaged shard raises RuntimeError in array_record, DecodeError in protobuf, and OSError
         # or SyntaxError in Pillow.
         except Exception as error:
-            # Messages of the libraries name bytes and chunks, which says nothing to a user.
+            # Messages of the libraries name bytes and chunks, which do not help a user.
             detail = f" ({error})" if type(error) is ValueError else ""
             raise _unusable(folder.path, f"{shard.path.name} is damaged{detail}") from error
     return Split(np.stack(images), np.array(labels, np.int32))

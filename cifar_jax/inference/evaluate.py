@@ -52,8 +52,8 @@ def evaluate(
       split: `train`, `validation` or `test`.
       best: use the checkpoint with the best validation accuracy instead of the last.
       custom: the custom model, if the network is not part of the package.
-      dataset_name: name of the data set, if the folder of the images was moved. None: as in the
-        training.
+      dataset_name: `folder:PATH` with the new path, if a folder of images was moved. None: the
+        data set of the training.
 
     Raises:
       UserError: the model cannot be loaded, the images on this machine are not the images that the

@@ -218,7 +218,7 @@ def _load_stablehlo(path: Path) -> Classifier:
     try:
         exported = jax_export.deserialize(bytearray(program))
         with _hidden_stderr():  # XLA prints several lines about a program that it cannot read.
-            exported.mlir_module()  # Otherwise the program is only read at the first call.
+            exported.mlir_module()  # Read the program now, not at the first call.
     except Exception as error:  # The exception depends on the version of JAX.
         raise UserError(
             f"JAX {jax.__version__} cannot read the program in {path} ({one_line(error)}): upgrade "
@@ -229,7 +229,7 @@ def _load_stablehlo(path: Path) -> Classifier:
 
 @contextmanager
 def _hidden_stderr() -> Iterator[None]:
-    """Discard what this process writes to standard error, including the output of C++ code."""
+    """Discard standard error of this process, including the output of C++ code."""
     sys.stderr.flush()
     saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)

@@ -16,7 +16,7 @@ _OPSET = 18
 
 
 def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) -> bytes:
-    """Return the content of an ONNX file, which passes the full check of ONNX.
+    """Convert a network, and return the content of the ONNX file. ONNX has checked the file.
 
     Args:
       network: the network.
@@ -34,7 +34,7 @@ def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) ->
         raise UserError(
             f"--to onnx needs the package {error.name}: pip install 'cifar-jax[export]'"
         ) from None
-    # This logger warns about each shape that is unknown at export. The warnings are harmless.
+    # This logger warns about each shape that is unknown at export, which is harmless.
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -63,7 +63,7 @@ def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) ->
 
 
 def open_session(path: Path) -> Callable[[np.ndarray], Any]:
-    """Return the function from images to logits in an ONNX file."""
+    """Open an ONNX file, and return its function from images to logits."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

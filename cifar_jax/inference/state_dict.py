@@ -23,9 +23,9 @@ _PREFIXES = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
 """Prefixes of names that DataParallel, torch.compile, Lightning and similar wrappers add."""
 _COUNTERS = re.compile(r"(.*\.)?num_batches_tracked|n_averaged")
 _OLDER_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""First bytes of a file of `torch.save(..., _use_new_zipfile_serialization=False)`."""
+"""First bytes of a file that `torch.save` wrote in its older format, which is not a zip file."""
 _MAX_CLASSES = 100
-"""Largest number of classes in a file whose objects become placeholders."""
+"""Largest number of classes in one file that may be replaced by placeholders."""
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -67,7 +67,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Return whether PyTorch wrote a file, or its name says so."""
+    """Return whether a file has the content or the file name of a PyTorch file."""
     with path.open("rb") as file:
         if file.read(len(_OLDER_FORMAT)) == _OLDER_FORMAT or path.suffix in (".pt", ".pth"):
             return True
@@ -121,7 +121,7 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Placeholder:
-    """An object in a file of `torch.save` that is not rebuilt, because this could run code."""
+    """Takes the place of an object in a file of `torch.save` that could run code."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return super().__new__(cls)
@@ -134,7 +134,7 @@ class _Placeholder:
 
 
 class _DictPlaceholder(_Placeholder):
-    """A placeholder for a subclass of dict. PyTorch can fill it only if it is an OrderedDict."""
+    """Takes the place of a subclass of dict. PyTorch can fill only an OrderedDict."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return OrderedDict()
@@ -143,8 +143,8 @@ class _DictPlaceholder(_Placeholder):
 def _load(torch: Any, path: Path) -> Any:
     """Return the content of a file of `torch.save`.
 
-    PyTorch rebuilds only tensors and plain containers. Objects of each class that PyTorch refuses
-    become placeholders, so that a checkpoint may also hold arguments, a scheduler or NumPy arrays.
+    PyTorch loads tensors and plain containers. Placeholders replace all other objects, such as
+    arguments, schedulers or NumPy arrays.
     """
     classes: dict[str, type[_Placeholder]] = {}
     while True:
@@ -156,7 +156,7 @@ def _load(torch: Any, path: Path) -> Any:
         except Exception as error:  # Damaged files raise many classes of exceptions.
             unknown = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
             filled = re.search(r"Can only SETITEMS? .* but got <class '([\w.]+)'>", str(error))
-            if unknown:  # PyTorch names builtins without their module.
+            if unknown:  # PyTorch writes `set` for `builtins.set`.
                 name, base = unknown[1], _Placeholder
                 name = name if "." in name else f"builtins.{name}"
             elif filled:
@@ -177,7 +177,7 @@ def _explain(error: Exception, path: Path) -> UserError:
         what = f"holds an object of type {kind}, which could run code when it is loaded"
     elif "unrecognized function" in text:
         what = "calls a function of an object, which could run code"
-    elif "Only persistent_load of storage" in text:  # The older format describes a module's class.
+    elif "Only persistent_load of storage" in text:  # The older format stores the class of a model.
         what = "holds a whole model, not its weights"
     elif "TorchScript" in text:
         what = "is a TorchScript program"
@@ -191,7 +191,7 @@ def _explain(error: Exception, path: Path) -> UserError:
 
 
 def _find_state_dict(content: Any, tensor: type, path: Path) -> dict[str, Any]:
-    """Return the tensors of the state dict that `content` is or contains, by name."""
+    """Return the state dict in `content`. `content` itself may be the state dict."""
     found = dict(_state_dicts(content, tensor))
     names = [keys for keys in found if _USUAL_KEYS.issuperset(keys)] or list(found)
     if len(names) == 1:
@@ -227,7 +227,7 @@ def _state_dicts(
     if not isinstance(content, Mapping) or len(keys) > 3:
         return
     tensors = {str(k): value for k, value in content.items() if isinstance(value, tensor)}
-    # Weights of classes in a loss are a vector, but a network has at least one matrix.
+    # A loss has only a vector of weights for the classes. A network has at least one matrix.
     if any(name.endswith("weight") and value.ndim > 1 for name, value in tensors.items()):
         yield keys, tensors
         return

@@ -30,8 +30,8 @@ CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {"mean": "running_mean", "var": "running_var"}
-# The first names are those of pytorch-cifar (github.com/kuangliu/pytorch-cifar), the second those
-# of torchvision. Some repositories mix them.
+# The first name is from pytorch-cifar (github.com/kuangliu/pytorch-cifar), the second from
+# torchvision. Some repositories mix both.
 _SPELLINGS = [
     {"shortcut": shortcut, "fc": fc}
     for shortcut in ("shortcut", "downsample")
@@ -66,8 +66,7 @@ def import_torch(
       name: name of the network, one of `MODELS`.
       folder: the run folder, which must not exist. It is written completely or not at all.
       classes: names of the classes in the order of the logits. The default is CIFAR-10's classes.
-      mean, std: mean and standard deviation of each channel that normalized the training images,
-        for pixel values in 0..1.
+      mean, std: values that normalized each channel of the training images, for pixels in 0..1.
       stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer. The
         weights do not show this.
 
@@ -142,7 +141,7 @@ def import_torch(
 
 
 def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Remove the prefix of the first layer's name, such as `encoder.`, if all names share it."""
+    """Remove a prefix such as `encoder.` if all names begin with it."""
     stems = [name for name in tensors if name.endswith("conv1.weight")]
     prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
     if not all(name.startswith(prefix) for name in tensors):

@@ -24,8 +24,8 @@ class SpeedNet(nn.Module):
 
     The network follows airbench (K. Jordan, arXiv:2404.00498), with two changes. Both suit the
     Winograd convolutions in `ops`, which do nearly all of the arithmetic on a CPU. First, the 2×2
-    convolution keeps the image size, so that 4×4 tiles fill the image. Second, pooling follows the
-    activation instead of the convolution, so that the last step of the convolution runs only once.
+    convolution keeps the image size. The 4×4 tiles then fill the image. Second, pooling follows the
+    activation instead of the convolution. The last step of the convolution then runs only once.
     """
 
     num_classes: int = 10

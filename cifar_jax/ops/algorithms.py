@@ -1,8 +1,7 @@
-"""The table of how a CPU computes each kind of convolution and its two gradients.
+"""Choose how a CPU computes each kind of convolution and its two gradients.
 
-The choices were measured with the networks of this package; see docs/performance.md. The columns
-for `cpu` were measured on processors with AVX2 and with AVX-512, those for `cpu-onednn` on a Zen 4
-with jax 0.12.
+The choices follow from measurements with the networks of this package; see docs/performance.md. The
+machines were AVX2 and AVX-512 processors for `cpu`, and a Zen 4 with jax 0.12 for `cpu-onednn`.
 """
 
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from cifar_jax.ops.im2col import Padding, Pair
 
 
 class Algorithms(NamedTuple):
-    """The functions that compute a convolution. `im2col` has their signatures."""
+    """Functions that compute a convolution and its gradients. `im2col` documents the arguments."""
 
     conv: Callable[..., jax.Array]
     input_gradient: Callable[..., jax.Array]
@@ -33,7 +32,7 @@ _WINOGRAD = Algorithms(winograd.conv, winograd.input_gradient, winograd.kernel_g
 _DIRECT_WINOGRAD = Algorithms(direct.conv, direct.input_gradient, winograd.kernel_gradient)
 
 _TABLE: dict[str, dict[tuple[str, bool], Algorithms]] = {
-    # Kind of convolution: {(platform, whether the type is bfloat16): algorithms}
+    # The inner keys are the platform and whether the type is bfloat16.
     "depthwise": {
         ("cpu", False): _DEPTHWISE,
         ("cpu", True): _DEPTHWISE,
@@ -83,7 +82,7 @@ def _kind(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, grou
     tiles = x.shape[0] * -(-x.shape[1] // 4) * -(-x.shape[2] // 4)
     if groups == x.shape[3] == outputs:
         return "depthwise"
-    # Winograd needs enough channels, and enough 4×4 tiles for each transform of the kernel.
+    # Winograd is fast only with many channels, and with many 4×4 tiles per transformed kernel.
     if (
         (height, width) == (3, 3)
         and strides == (1, 1)

@@ -74,10 +74,10 @@ def one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def shifted_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the mean and the biased variance of each channel, both `[C]`, in blocks of images.
+    """Compute the mean and the biased variance of each channel, both `[C]`, in blocks of images.
 
     The first pixel is subtracted from all pixels. The variance is then accurate even if the mean is
-    many deviations.
+    many times the standard deviation.
     """
     first = x.reshape(-1, x.shape[-1])[0].astype(jnp.float32)
 
@@ -132,7 +132,7 @@ def _sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.
 
 
 def _blocked_sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Return the same as `_sums`, computed in blocks of images."""
+    """Compute the results of `_sums` in blocks of images."""
 
     def gradient(rows: Sequence[jax.Array]) -> jax.Array:
         return rows[1].astype(jnp.float32)
@@ -145,5 +145,5 @@ def _blocked_sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Arr
 
 
 def _as_images(x: jax.Array) -> jax.Array:
-    """Return `[N, ..., C]` as `[N, H, W, C]`."""
+    """Reshape an array `[N, ..., C]` to `[N, H, W, C]`."""
     return x if x.ndim == 4 else x.reshape(len(x), -1, 1, x.shape[-1])

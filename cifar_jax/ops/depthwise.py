@@ -66,7 +66,7 @@ def kernel_gradient(
 
 
 def onednn_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
-    """Return `conv`, computed by oneDNN in float32, which is 5 times as fast as in bfloat16."""
+    """Compute `conv` with oneDNN in float32, which is 5 times as fast as oneDNN in bfloat16."""
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return direct.conv(x.astype(wide), kernel.astype(wide), strides, padding).astype(x.dtype)
 
@@ -74,7 +74,7 @@ def onednn_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding
 def onednn_input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Return `input_gradient`, computed by oneDNN in float32 if the stride is 1."""
+    """Compute `input_gradient`. If the stride is 1, oneDNN computes it in float32."""
     if strides != (1, 1):
         return input_gradient(dy, kernel, strides, padding, image_size)
     wide = jnp.promote_types(dy.dtype, jnp.float32)
@@ -85,7 +85,7 @@ def onednn_input_gradient(
 def blocked_kernel_gradient(
     x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
 ) -> jax.Array:
-    """Return `kernel_gradient`, computed in blocks of images; see `pixel_sums`."""
+    """Compute `kernel_gradient` in blocks of images; see `pixel_sums`."""
     count = kernel_size[0] * kernel_size[1]
 
     def prepare(x: jax.Array, dy: jax.Array) -> list[jax.Array]:

@@ -1,4 +1,4 @@
-"""XLA's own convolution. A program compiled with oneDNN calls that library for it.
+"""XLA's own convolution. In a program compiled with oneDNN, XLA calls oneDNN for it.
 
 `devices.compile_program` decides whether a program uses oneDNN.
 """
@@ -22,10 +22,10 @@ def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> ja
 def input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Return the gradient of the input of a dense or depthwise `conv` of stride 1.
+    """Return the gradient of the input of a dense or depthwise `conv` with stride 1.
 
-    It is the convolution of `dy` with the flipped kernel. Without the optimization barrier, XLA
-    would flip the kernel inside the convolution, which oneDNN does not support.
+    This gradient is the convolution of `dy` with the flipped kernel. Without the optimization
+    barrier, XLA would flip the kernel inside the convolution. oneDNN cannot do this.
 
     Args:
       dy: `[N, H', W', K]`.

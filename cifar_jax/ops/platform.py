@@ -23,8 +23,8 @@ def force_platform(platform: str = "default") -> Iterator[None]:
     Args:
       platform: `cpu`, `cpu-onednn`, `cuda`, `tpu` or `default`. `cpu-onednn` is for programs that
         run on one CPU device and are compiled with oneDNN. An operation without an implementation
-        for `cpu-onednn` uses the one for `cpu`. All other missing implementations are replaced by
-        the default.
+        for `cpu-onednn` uses the implementation for `cpu`. An operation without an implementation
+        for another platform uses the default.
     """
     token = _forced.set(platform)
     try:

@@ -133,7 +133,7 @@ def best_paper_experiment(network: str) -> str | None:
 
 
 def settings_text(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return each setting as `--set` takes it."""
+    """Return each setting in the form that `--set` accepts."""
     return tuple(f"{name}={as_text(value)}" for name, value in settings.items())
 
 

@@ -220,11 +220,11 @@ class Checkpoints:
         return {"batch_stats": {}} | variables.get("averaged", variables)
 
     def _restore_first(self, numbers: list[int], like: S) -> tuple[S, SavedState | None, dict]:
-        """Restore the first of several checkpoints that every process can read.
+        """Restore a checkpoint that every process can read. Try `numbers` in their order.
 
         Returns:
-          The state, the metadata of its checkpoint, and the errors of earlier checkpoints by
-          number.
+          The state, the metadata of the checkpoint, and a dictionary from the number of each
+          unreadable checkpoint to its error. If no checkpoint is readable: `like`, None, errors.
         """
         damaged: dict[int, str] = {}
         for number in numbers:

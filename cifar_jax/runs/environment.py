@@ -93,7 +93,7 @@ def git_commit(*more_code: str) -> tuple[str | None, str | None]:
 
 
 def changes(previous: Session, current: Session) -> list[str]:
-    """Return the differences between two sessions that may change the bits of a result.
+    """Return the differences between two sessions. Each difference may change a result slightly.
 
     An unknown commit of the previous session is not compared.
 

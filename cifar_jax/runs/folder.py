@@ -88,12 +88,12 @@ class RunFolder:
         write_bytes(self.code, source)
 
     def write_skipped(self, messages: Sequence[str]) -> None:
-        """Write why images were left out, one line for each, to `skipped_images.txt`."""
+        """Write one line for each skipped image to `skipped_images.txt`."""
         text = "".join(f"{message}\n" for message in messages)
         write_bytes(self._skipped, text.encode(errors="replace"))
 
     def move_data(self, dataset: str) -> None:
-        """Store where the images of the run are now, if they were moved."""
+        """Store the current folder of the run's images, in case the images were moved."""
         identity = self.identity()
         if identity.settings["data.dataset"] != dataset:
             settings = identity.settings | {"data.dataset": dataset}
@@ -269,7 +269,7 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
         {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
     )
     if all(str(name).startswith("folder:") for name in changes.get("data.dataset", ())):
-        # A folder of images may be moved and renamed. Training compares the images.
+        # A folder of images may be moved or renamed. `check_images` compares the images later.
         changes.pop("data.dataset", None)
     if not changes:
         return False

@@ -23,14 +23,14 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
     handle = filelock.FileLock(file)
     try:
         with warnings.catch_warnings():
-            # On some file systems, filelock warns and takes the existence of the file as the lock.
+            # filelock warns on a file system without locks. There, a file that exists is the lock.
             warnings.simplefilter("ignore")
             return handle.acquire(timeout=0)
     except filelock.Timeout:
         advice = "Wait until that process ends, or stop it."
         holder = "another process"
         if isinstance(handle, filelock.SoftFileLock):
-            # Such a file contains the process and the host. A killed process leaves the file.
+            # The lock file names the process and the host. A killed process leaves the file.
             words = file.read_text(errors="replace").split() if file.exists() else []
             holder = f"process {words[0]} on {words[1]}" if words[1:] else holder
             advice = f"Wait until that process ends. If it was killed, delete {file}."

@@ -152,7 +152,7 @@ def read_outputs(path: Path) -> Outputs:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             outputs = Outputs(file["test_logits"], file["test_labels"])
-    # The readers of zip, deflate and npy each have their own errors.
+    # The readers of zip, deflate and npy raise different classes of exceptions.
     except Exception:
         raise UserError(f"{path} is damaged, or is not the outputs.npz of a run") from None
     logits, labels = outputs

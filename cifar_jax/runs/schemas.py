@@ -119,7 +119,7 @@ class DataCard(Stored):
     train_images: int
     validation_images: int
     skipped_images: int = 0
-    """Number of images that were left out because they cannot be read."""
+    """Number of unreadable images that were left out."""
 
 
 class CodeCard(Stored):
@@ -183,7 +183,7 @@ class ModelCard(Stored):
     std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
     """Standard deviation of each channel, on a scale of 0 to 1."""
     white: Annotated[int | None, Field(ge=1)] = None
-    """The value of a 16-bit image that becomes 255. None if no training image had 16-bit values."""
+    """The 16-bit pixel value that becomes 255. None if no training image had 16-bit values."""
     tta: TTACard = TTACard()
     """Test-time augmentation that was used to measure `test_accuracy`."""
     layers: list[LayerRow] = []
@@ -310,7 +310,7 @@ def read_json(path: Path, remedy: str = _REMEDY) -> Any:
 
 
 def read(path: Path, model: type[M], remedy: str = _REMEDY) -> M:
-    """Return the `model` that a JSON file holds.
+    """Read a JSON file as a pydantic model of type `model`.
 
     Raises:
       UserError: the file cannot be read, or a field is missing or has the wrong type.

@@ -106,7 +106,7 @@ def update_card(
 
 
 def check_images(path: Path, card: ModelCard, dataset: Dataset) -> None:
-    """Raise if the run in `path` was started with other images or class names than `dataset`."""
+    """Raise if the images or class names in `dataset` are not those of the run in `path`."""
     if card.data is None:
         return
     if card.data.sha256 != dataset.fingerprint:

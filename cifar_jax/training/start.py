@@ -51,9 +51,9 @@ def finished_result(request: RunRequest) -> Result | None:
 
 
 def _check_folder_of_images(request: RunRequest) -> None:
-    """Raise if a finished run was trained on other images than those in the folder of images.
+    """Raise if the folder of images differs from the images of a finished run.
 
-    Nothing is checked if the folder is the one that the run used and does not exist any more.
+    Nothing is checked if the original folder of images was deleted and no other is named.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
@@ -216,7 +216,7 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
     lines = []
     if reason:
         lines = [f"the git commit is not recorded, so changes of the code are unknown: {reason}"]
-        # Report only what is known to have changed.
+        # Do not report an unknown commit as a change.
         previous = [old.model_copy(update={"git_commit": commit}) for old in previous]
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(

@@ -42,8 +42,8 @@ def train(
       progress: writes to the console and the log. None: a new `Progress`.
 
     Raises:
-      UserError: the settings contradict each other, the data or the folder, or the loss is not
-        finite.
+      UserError: the settings contradict each other, do not fit the data, or are not those of the
+        run in the folder; or the loss is not finite.
       Stopped: a signal arrived. The run is saved.
     """
     progress = progress or Progress()

@@ -224,7 +224,7 @@ def test_bad_images_are_skipped_on_request(pets: Path) -> None:
         load(pets)
     file = str(e.value).partition("listed in ")[2].partition(")")[0]
     assert len(Path(file).read_text().splitlines()) == 12
-    for _ in range(2):  # The second time from the cache.
+    for _ in range(2):  # The second call reads the cache.
         dataset = data.load(f"folder:{pets}", skip_bad_images=True)
         assert (dataset.fingerprint, len(dataset.skipped)) == (first.fingerprint, 12)
         assert "skipped 12 images that cannot be read" in dataset.notes
@@ -299,7 +299,7 @@ def test_paths_that_are_not_image_folders(tmp_path: Path) -> None:
 
 
 def train(folder: str) -> int:
-    """Train `basic` for one epoch on a folder of images, in the default run folder."""
+    """Train `basic` for one epoch on a folder of images. Use the default run folder."""
     arguments = ["train", "basic", "--set", f"data.dataset=folder:{folder}"]
     for setting in ("data.validation=0.2", "epochs=1", "batch_size=4", "train.devices=1"):
         arguments += ["--set", setting]
@@ -317,7 +317,7 @@ def test_a_run_finds_its_images_after_they_were_moved(
     assert result["dataset"] == "folder:pets"
     assert result["data_sha256"] == load(pets).fingerprint
     assert "\nclasses: axolotl, cat, dog\n" in (folder / "log.txt").read_text()
-    # The images move, and the run is stopped and resumed.
+    # Stop the run, move the images, and resume the run.
     moved = pets.parent / "elsewhere" / "pets"
     moved.parent.mkdir()
     shutil.copytree(pets, moved, ignore=shutil.ignore_patterns("runs"))

@@ -97,7 +97,7 @@ def test_16_bit_images_that_would_become_black_are_refused() -> None:
 
 
 def png_16_bit(colors: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG file with 16-bit colors, which Pillow cannot write, and further chunks."""
+    """Return a PNG file with 16-bit colors, which Pillow cannot write. Add the chunks `extra`."""
     height, width, _ = colors.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
     chunks = [(b"IHDR", struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)), *extra]

@@ -112,7 +112,8 @@ def test_a_program_that_this_jax_cannot_read_is_refused_in_one_line(
         start = archive.getinfo("card.json").header_offset
         card = json.loads(archive.read("card.json"))
     program = (exported / "model.stablehlo").read_bytes()[:start]
-    newer = program.replace(b"convert_v1", b"convert_v9")  # An operation of a later StableHLO.
+    # Simulate a later version of StableHLO with a new operation.
+    newer = program.replace(b"convert_v1", b"convert_v9")
     assert newer != program
     content = io.BytesIO(newer)
     with zipfile.ZipFile(content, "a") as archive:

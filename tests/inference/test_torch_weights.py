@@ -167,7 +167,7 @@ def network(torch: Any) -> Any:
 
 
 class Options(dict):
-    """A subclass of dict that PyTorch does not know."""
+    """A subclass of dict that PyTorch refuses to load."""
 
 
 @pytest.mark.parametrize("key", ["net", "cnn", "nested", "flat", "legacy", "average"])
@@ -262,7 +262,7 @@ def test_other_files_of_torch_save_are_refused_and_nothing_runs(
     assert str(error.value).endswith("torch.save(model.state_dict(), 'weights.pth')")
     assert "\n" not in str(error.value)
     torch.save({"net": network.state_dict(), "x": Command()}, "other.pth")
-    assert read_state_dict(Path("other.pth"))  # The command is ignored.
+    assert read_state_dict(Path("other.pth"))  # The object `Command` is ignored.
     assert not Path("executed").exists()
 
 

@@ -46,7 +46,7 @@ def run(inputs: list[jax.Array], cotangents: Any) -> list[jax.Array]:
     return [*outputs, *vjp(cotangents)]
 
 
-# With oneDNN, the sums are float32 for all types.
+# With oneDNN, sums are computed in float32 for inputs of every type.
 @pytest.mark.parametrize(
     ("each_platform", "dtype", "tolerance"),
     [

@@ -38,7 +38,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "depthwise, one channel": (2, 6, 6, 1, 1, 3, 1, SAME, 1),
     "grouped, left to XLA": (2, 6, 6, 4, 8, 3, 1, SAME, 2),
 }
-# Cases of each kind of convolution in `ops/algorithms.py`.
+# Test cases for each kind of convolution in `ops/algorithms.py`.
 KINDS = {
     "winograd, uneven tiles and padding": "3x3",
     "pointwise": "small",

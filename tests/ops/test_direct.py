@@ -15,7 +15,7 @@ from cifar_jax.ops import direct
 @pytest.mark.parametrize("kernel_shape", [(3, 3, 4, 6), (3, 2, 6, 4), (3, 3, 1, 5)], ids=str)
 def test_input_gradient(kernel_shape: tuple[int, ...], padding: Any) -> None:
     _, _, inputs, outputs = kernel_shape
-    channels = outputs if inputs == 1 else inputs  # One input means a depthwise convolution.
+    channels = outputs if inputs == 1 else inputs  # One input channel per kernel: depthwise.
     random = np.random.default_rng(0)
     with jax.enable_x64(True):
         x = jnp.asarray(random.standard_normal((2, 7, 6, channels)))

@@ -9,8 +9,9 @@ from cifar_jax.ops import pixel_sums as module
 from cifar_jax.ops.pixel_sums import pixel_sums
 
 
-# The first shape makes three blocks of two images. A block of a prime batch is one image or all
-# images. A single image may be larger than a block. No row of 11 or 13 pixels can be split evenly.
+# The first shape is computed in three blocks of two images. If the number of images is prime, a
+# block is one image or the whole batch. A single image may exceed the block size. A height of 11 or
+# 13 pixels cannot be split evenly.
 @pytest.mark.parametrize(
     ("shape", "blocks"),
     [((6, 33, 31, 32), 3), ((7, 13, 31, 96), 7), ((13, 11, 1, 5), 1), ((1, 64, 64, 32), 1)],
@@ -24,7 +25,7 @@ def test_sums_equal_numpy(shape: tuple[int, ...], blocks: int, dtype: str) -> No
 
     program = jax.make_jaxpr(lambda *arrays: pixel_sums(terms, arrays))(x, y)
     (scan,) = [e for e in program.eqns if e.primitive.name == "scan"]
-    # The type is half as large, so a block may hold twice as many images.
+    # bfloat16 needs half the memory of float32, so a block may hold twice as many images.
     assert scan.params["length"] == blocks or dtype == "bfloat16"
 
     actual = jax.jit(lambda *arrays: pixel_sums(terms, arrays))(x, y)

@@ -96,7 +96,7 @@ def lowered(case: Case, platform: str) -> str:
 def test_each_platform_gets_its_implementation(case: Case) -> None:
     for platform in CPUS | ACCELERATORS:
         expected = platform in case.platforms
-        # Only `force_platform` selects oneDNN, because JAX does not know this platform.
+        # JAX has no platform `cpu-onednn`, so only `force_platform` can select it.
         if platform != "cpu-onednn":
             assert (case.mark in lowered(case, platform)) == expected, platform
         # The program is traced for `platform` but lowered for a CPU.

@@ -113,7 +113,7 @@ def test_example_callback_logs_a_run_that_was_stopped(small: Config, tmp_path: P
 
 
 def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path, monkeypatch) -> None:
-    """TensorBoard reads the files in the order of their names, also if the clock went back.
+    """TensorBoard reads event files in the order of their names. The clock may go back.
 
     Writing needs no shared memory.
     """

@@ -34,7 +34,7 @@ class Mine(nn.Module):
 
 
 class Typed(Mine):
-    """The same network, but it accepts a compute type."""
+    """The network `Mine` with a field for the compute type."""
 
     dtype: Any = None
 
