@@ -169,7 +169,8 @@ class Lookahead(Settings):
     name: Literal["lookahead"] = "lookahead"
     """Kind of average: `lookahead`."""
     decay: HalfOpenUnit = 0.5
-    """Fraction of the old slow weights that an update keeps at the end of training."""
+    """Factor of the old slow weights in an update. If `power` is set, this is the factor of
+    the last update."""
     every: Count = 5
     """Number of steps between updates of the slow weights."""
     power: Annotated[float, Field(ge=0)] = 0.0

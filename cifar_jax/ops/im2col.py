@@ -96,10 +96,10 @@ def scatter_taps(
 ) -> jax.Array:
     """Sum the contributions of all kernel elements to each input pixel.
 
-    This is the transpose of `gather_taps`. A phase is the set of input pixels whose rows and
-    columns have the same remainders modulo the strides. The same kernel elements contribute to all
-    pixels of a phase. So each phase is one sum of slices of `dy`. Adding or padding the
-    contributions of one kernel element after another would be several times slower.
+    This is the transpose of `gather_taps`. The input pixels are divided into phases. All pixels of a
+    phase have the same row and column modulo the strides, so the same kernel elements contribute to
+    them. Each phase is computed as one sum of slices of `dy`. It would be several times slower to
+    add one full image for each kernel element.
 
     Args:
       dy: values of each output pixel, such as the gradient, `[N, H', W', ...]`.

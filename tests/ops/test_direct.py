@@ -1,4 +1,4 @@
-"""Test the input gradient of XLA's convolution against automatic differentiation."""
+"""Test that `direct.input_gradient` equals the gradient of automatic differentiation."""
 
 from functools import partial
 from typing import Any
