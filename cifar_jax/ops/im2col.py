@@ -96,10 +96,10 @@ def scatter_taps(
 ) -> jax.Array:
     """Sum the contributions of all kernel elements to each input pixel.
 
-    This is the transpose of `gather_taps`. The input pixels are divided into phases. All pixels of a
-    phase have the same row and column modulo the strides, so the same kernel elements contribute to
-    them. Each phase is computed as one sum of slices of `dy`. It would be several times slower to
-    add one full image for each kernel element.
+    This is the transpose of `gather_taps`. The input pixels are divided into phases. All pixels of
+    a phase have the same row and column modulo the strides, so the same kernel elements contribute
+    to them. Each phase is computed as one sum of slices of `dy`. It would be several times slower
+    to add one full image for each kernel element.
 
     Args:
       dy: values of each output pixel, such as the gradient, `[N, H', W', ...]`.

@@ -36,8 +36,8 @@ class Lookahead(NamedTuple):
     """
 
     decay: float
-    """Factor of the old slow weights in an update, in [0, 1). If `power` is set, this is the factor of
-    the last update."""
+    """Factor of the old slow weights in an update, in [0, 1). If `power` is set, this is the factor
+    of the last update."""
     every: int
     """Number of steps between updates."""
     power: float = 0
