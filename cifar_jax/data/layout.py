@@ -64,7 +64,9 @@ def find(path: Path) -> Listing:
     """
     if not path.is_dir():
         problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: data.dataset=folder:PATH needs a folder of images")
+        raise UserError(
+            f"{path} {problem}: name a folder of images with --set data.dataset=folder:PATH"
+        )
     splits, notes = _find_splits(path)
     root = splits.get("train", path)
     train = _find_classes(root, notes)
