@@ -221,8 +221,8 @@ def _load_stablehlo(path: Path) -> Classifier:
             exported.mlir_module()  # Otherwise the program is only read at the first call.
     except Exception as error:  # The exception depends on the version of JAX.
         raise UserError(
-            f"JAX {jax.__version__} cannot read the program in {path} ({one_line(error)}): upgrade JAX, or "
-            "export the model with this version"
+            f"JAX {jax.__version__} cannot read the program in {path} ({one_line(error)}): upgrade "
+            "JAX, or export the model with this version"
         ) from None
     return Classifier(card, exported.call, path)
 
