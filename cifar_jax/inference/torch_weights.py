@@ -102,7 +102,7 @@ def import_torch(
                 f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, "
                 f"not {', '.join(f'{value:g}' for value in values)}"
             )
-    arguments = {"stem_pool": True} if stem_pool else {}
+    arguments: dict[str, Any] = {"stem_pool": True} if stem_pool else {}
     module = models.create(name, num_classes=len(classes), **arguments)
     experiment = f"{name}-imported"
     card = parse(
