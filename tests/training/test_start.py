@@ -105,7 +105,7 @@ def test_an_unreadable_commit_is_one_line_of_the_log(
         run(small, tmp_path / "run", second_epoch())
     monkeypatch.setattr(environment, "git_commit", lambda *code: (None, "fatal: another owner"))
     run(small, tmp_path / "run", recorder := Recorder())
-    (line,) = [line for line in recorder.lines if "commit" in line]
+    (line,) = [line for line in recorder.lines if "commit " in line]
     assert line.endswith("so changes of the code are unknown: fatal: another owner")
 
 
