@@ -1,5 +1,6 @@
 # `make help` lists the targets. Each target first installs the packages that it needs.
-PYTHON ?= python3
+# The Python of a new virtual environment. The script runs only if PYTHON is needed, and only once.
+PYTHON ?= $(eval PYTHON := $(shell tools/find_python.sh))$(PYTHON)
 VENV   ?= .venv
 # Optional dependencies (extras) of pyproject.toml, such as tpu. The default is cuda12 if the
 # machine has an NVIDIA driver.
@@ -9,10 +10,10 @@ ARGS   ?=
 
 BIN         := $(VENV)/bin
 CLI         := $(BIN)/cifar-jax
-PY_VERSION  := $(shell $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -c \
+PY_VERSION   = $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c \
                  'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
 # The file of tested package versions for this Python version. Empty if there is no such file.
-CONSTRAINTS := $(wildcard constraints/python$(PY_VERSION).txt)
+CONSTRAINTS  = $(wildcard constraints/python$(PY_VERSION).txt)
 PYTHONS     := 3.11 3.12 3.13
 # uv can choose package versions for a Python version that is not installed.
 COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint \
@@ -35,10 +36,13 @@ help: ## List the targets
 
 $(TEST_SETUP): TOOLS := test
 $(LINT_SETUP): TOOLS := lint
-$(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP): pyproject.toml $(CONSTRAINTS)
+$(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "cifar-jax needs Python 3.11 or newer. Try make PYTHON=python3.12 ..." >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Creating $(VENV) with $$($(PYTHON) --version): $$(command -v $(PYTHON))"
+	@$(PYTHON) -m venv $(VENV)
+
+$(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP): pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
 	  -e '.$(addsuffix ],$(addprefix [,$(call extras,$(TOOLS))))'
 	@touch $@

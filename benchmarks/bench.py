@@ -1,10 +1,10 @@
 """Compare the speed of train steps in JAX and PyTorch on this machine: `make bench`.
 
-Each contender, JAX or a variant of PyTorch, is a process that may use every core. The contenders
-take turns, so that only one works at a time. The table shows medians over the rounds. PyTorch runs
-eagerly, in the faster of two memory layouts. With `--compile`, torch.compile is timed too. JAX's
-steps are the steps of a training run, which also gather and normalize images. PyTorch's batches are
-ready in memory. The images are random, because their values do not affect the time of a step.
+Each contender is a process that may use every core. The contenders take turns, so that only one
+works at a time. The table shows medians over the rounds. PyTorch runs eagerly, in the faster of two
+memory layouts, with and without freed memory kept (JAX always keeps it). JAX's steps are those of a
+training run, which also gather and normalize images. PyTorch's batches are ready in memory. The
+images are random, because their values do not affect the time of a step.
 """
 
 import argparse
@@ -18,18 +18,17 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from cifar_jax import catalog, config, models
+from cifar_jax import catalog, config, devices
 from cifar_jax.config import Config, Optimizer
 from cifar_jax.errors import UserError
 from cifar_jax.files import write_json
 from cifar_jax.runs import environment
 
 ROOT = Path(__file__).parent.parent
-# The paper's seven networks, each with its batch size. ResNet18 has two batch sizes.
+# The paper's seven networks with their batch sizes (ResNet18 has two), and `speednet`.
 ROWS = (
     "basic",
     "net",
@@ -39,23 +38,39 @@ ROWS = (
     "resnet18-adam-lr1e-4",
     "resnet10",
     "resnet10-separable",
+    "benchmarks/speednet.py",
 )
-EAGER = ("torch", "torch-channels-last")
+LAYOUTS = ("torch", "torch-channels-last")
 # Settings that PyTorch's step supports, or that affect only JAX.
 SUPPORTED = (
-    *("batch_size", "model.dropout", "model.pooling", "train.precision"),
+    *("batch_size", "model.dropout", "model.pooling"),
     *(f"optimizer.{name}" for name in Optimizer.model_fields if name != "nesterov"),
     *("train.devices", "train.steps_per_call"),
 )
+
+
+class Variant(NamedTuple):
+    """What a contender runs."""
+
+    framework: str
+    """`jax` or `torch`."""
+    precision: str
+    """`float32` or `bfloat16` (in PyTorch: autocast)."""
+    keep_memory: bool
+    """Whether the process keeps freed memory."""
+
+    def __str__(self) -> str:
+        kept = "-kept" if self.framework == "torch" and self.keep_memory else ""
+        return f"{self.framework}-{self.precision}{kept}"
 
 
 class Contender:
     """A worker process that runs train steps on request."""
 
     def __init__(
-        self, name: str, experiment: str, settings: list[str], *, keep_memory: bool
+        self, python: str, name: str, experiment: str, settings: list[str], *, keep_memory: bool
     ) -> None:
-        self._command = [sys.executable, "-m", "benchmarks.worker", name, experiment, *settings]
+        self._command = [python, "-m", "benchmarks.worker", name, experiment, *settings]
         if keep_memory:
             self._command.append("--keep-memory")
         self._process = subprocess.Popen(
@@ -63,7 +78,6 @@ class Contender:
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE if name == "torch-compile" else None,
             text=True,
         )
         self.facts = self._read()
@@ -78,10 +92,7 @@ class Contender:
         return json.loads(line)
 
     def run(self, steps: int) -> float:
-        """Run `steps` train steps, and return the seconds per step.
-
-        For `jax-outside`, return the fraction of the time that is spent outside the train step.
-        """
+        """Run some steps, and return the seconds per step."""
         assert self._process.stdin
         print(steps, file=self._process.stdin, flush=True)
         answer = self._read()
@@ -100,51 +111,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="make bench", description="Compare the speed of train steps in JAX and PyTorch."
     )
     parser.add_argument("experiments", nargs="*", default=ROWS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=4.0, help="seconds of each turn")
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each turn")
+    parser.add_argument("--float32", action="store_true", help="leave out bfloat16")
     parser.add_argument(
-        "--keep-memory", action="store_true", help="let PyTorch keep freed memory too"
+        "--torch-python",
+        default=sys.executable,
+        metavar="PYTHON",
+        help="Python that has PyTorch, if it is not installed next to JAX",
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
     options = parser.parse_args(arguments)
-    names = ["jax"]
-    if find_spec("torch"):
-        names += [*EAGER, *(["torch-compile"] if options.compile else [])]
+    has_torch = torch_is_installed(options.torch_python)
     try:
         configs = {name: load(name, options.settings) for name in options.experiments}
-        if len(names) > 1:
+        if has_torch:
             for experiment, (settings, changes) in configs.items():
                 require_supported(experiment, settings, changes)
     except UserError as error:
         parser.error(str(error))
-    if len(names) == 1:
+    if not has_torch:
         print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
     # Several processes share a GPU, so JAX must not reserve most of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device, size, peak = matrix_peak()
+    variants = choose_variants(device, has_torch, options.float32)
     print(
-        f"{environment.machine().cpu}, {os.cpu_count()} cores, on {device}; "
-        f"a matrix product of {size}³ in float32 "
-        f"runs at {peak / 1e9:.0f} GFLOP/s; medians of {options.rounds} rounds\n"
+        f"{environment.machine().cpu}, {os.cpu_count()} cores, on {device}; a matrix product of "
+        f"{size}³ in float32 runs at {peak / 1e9:.0f} GFLOP/s; medians of {options.rounds} rounds\n"
     )
     print(HEADER)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = (
-            folder  # An empty cache, so that compilation is timed.
-        )
+        # The cache is empty, so that compilation is timed.
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
         for experiment, (settings, changes) in configs.items():
-            row = time_row(experiment, settings, names, options)
+            row = time_row(experiment, settings, variants, options)
             row["settings"] = changes
-            row["peak_fraction"] = row["flops_per_image"] * row["jax"]["images_per_second"] / peak
             rows.append(row)
             print(table_line(row), flush=True)
-    ratios = [row["ratio"] for row in rows if "ratio" in row]
-    if ratios:
-        geometric = math.exp(statistics.fmean(map(math.log, ratios)))
-        print(f"\ngeometric mean of the ratios: {geometric:.2f}, lowest: {min(ratios):.2f}")
+    print()
+    for line in summary(rows):
+        print(line)
     record = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": environment.git_commit("benchmarks")[0],
@@ -153,7 +162,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "device": device,
         "matrix_gflops": round(peak / 1e9, 1),
         "rounds": options.rounds,
-        "pytorch_keeps_memory": options.keep_memory,
         "rows": rows,
     }
     if options.output:
@@ -161,8 +169,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written to {options.output}")
 
 
+def torch_is_installed(python: str) -> bool:
+    """Return whether this Python can find PyTorch."""
+    code = "import importlib.util, sys; sys.exit(not importlib.util.find_spec('torch'))"
+    return subprocess.run([python, "-c", code], check=False).returncode == 0
+
+
+def choose_variants(device: str, has_torch: bool, float32_only: bool) -> list[Variant]:
+    """Return the variants that make sense on a device, such as `cpu`."""
+    on_cpu = device == "cpu"
+    pays = not on_cpu or devices.has_bfloat16_units()
+    precisions = ["float32", "bfloat16"] if pays and not float32_only else ["float32"]
+    variants = [Variant("jax", precision, keep_memory=True) for precision in precisions]
+    if has_torch:
+        for precision in precisions:
+            for keep_memory in (False, True) if on_cpu else (False,):
+                variants.append(Variant("torch", precision, keep_memory))
+    return variants
+
+
 def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-    """Return an experiment's config with changed settings, and the values of these settings."""
+    """Return an experiment's config after the changes in `settings`, and the changed values."""
     original = catalog.load(experiment).config
     overridden = config.override(original, settings)
     changes = config.differences(config.flatten(original), config.flatten(overridden))
@@ -171,12 +198,7 @@ def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, An
 
 def require_supported(experiment: str, settings: Config, changes: Mapping[str, Any]) -> None:
     """Raise a UserError if PyTorch's step would differ from JAX's."""
-    optimizer, network = settings.optimizer, settings.model.name
-    if network not in models.PAPER_PARAMETERS:
-        raise UserError(
-            f"{experiment} uses {network}, which is not implemented in PyTorch here. Choose an "
-            "experiment of the paper."
-        )
+    optimizer = settings.optimizer
     is_simple = optimizer.name in ("sgd", "adam", "adamw") and not optimizer.nesterov
     if not is_simple or settings.param_groups:
         raise UserError(
@@ -191,114 +213,142 @@ def require_supported(experiment: str, settings: Config, changes: Mapping[str, A
 
 
 def time_row(
-    experiment: str, settings: Config, names: list[str], options: argparse.Namespace
+    experiment: str, settings: Config, variants: list[Variant], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Measure the train step of one experiment."""
-    from cifar_jax.models.summary import summarize
-
-    network = settings.model
-    model = models.create(network.name, dropout=network.dropout, pooling=network.pooling)
-    layers = summarize(model)
+    """Measure the train step of one experiment in all variants."""
+    contenders = take_turns(experiment, variants, options)
+    require_equal("devices", {str(v): c.facts["platform"] for v, c in contenders.items()})
+    require_equal("parameters", {str(v): c.facts["parameters"] for v, c in contenders.items()})
     row: dict[str, Any] = {
         "experiment": experiment,
-        "model": network.name,
+        "model": settings.model.name,
         "batch_size": settings.batch_size,
-        # For each product in the forward pass, the backward pass computes two products.
-        "flops_per_image": 6 * sum(layer.multiply_adds for layer in layers),
     }
-    contenders = take_turns(experiment, names, options)
-    require_same_platform({name: c.facts["platform"] for name, c in contenders.items()})
-    for name, contender in contenders.items():
+    for variant, contender in contenders.items():
         seconds = statistics.median(contender.measured)
-        row[name] = {
+        row[str(variant)] = {
             "images_per_second": settings.batch_size / seconds,
             "step_ms": 1000 * seconds,
             "rounds_ms": [round(1000 * s, 3) for s in contender.measured],
             "peak_mb": contender.peak_mb,
             **contender.facts,
         }
-        assert contender.facts["parameters"] == sum(layer.parameters for layer in layers)
-    outside = take_turns(experiment, ["jax-outside"], options)["jax-outside"].measured
-    row["outside_step"] = statistics.median(outside)
-    eager = [row[name]["images_per_second"] for name in EAGER if name in row]
-    if eager:
-        row["ratio"] = row["jax"]["images_per_second"] / max(eager)
     return row
 
 
-def require_same_platform(platforms: Mapping[str, str]) -> None:
-    """Exit if the contenders use different kinds of devices."""
-    if len(set(platforms.values())) > 1:
-        places = ", ".join(f"{name} on {platform}" for name, platform in platforms.items())
-        raise SystemExit(
-            f"{places}: install both for the same kind of device, or set JAX_PLATFORMS=cpu"
-        )
+def require_equal(what: str, values: Mapping[str, Any]) -> None:
+    """Exit if the contenders differ in something that must be equal."""
+    if len(set(values.values())) > 1:
+        listed = ", ".join(f"{name}: {value}" for name, value in values.items())
+        raise SystemExit(f"The contenders have different {what}: {listed}.")
 
 
 def take_turns(
-    experiment: str, names: list[str], options: argparse.Namespace
-) -> dict[str, Contender]:
-    """Run all rounds, end the processes, and return the contenders with their measurements."""
-    contenders: dict[str, Contender] = {}
+    experiment: str, variants: list[Variant], options: argparse.Namespace
+) -> dict[Variant, Contender]:
+    """Run all rounds. Return the contenders with their measurements, after ending the processes."""
+    contenders: dict[Variant, Contender] = {}
     try:
-        for name in names:
-            keep_memory = options.keep_memory or name.startswith("jax")
-            try:
-                contenders[name] = Contender(
-                    name, experiment, options.settings, keep_memory=keep_memory
-                )
-            except RuntimeError:
-                if name != "torch-compile":
-                    raise
-        steps = {
-            name: max(1, round(options.seconds / contender.facts["step_seconds"]))
-            for name, contender in contenders.items()
-        }
+        for variant in variants:
+            contenders[variant] = start(experiment, variant, options)
         for _ in range(options.rounds):
-            for name, contender in contenders.items():
-                contender.measured.append(contender.run(steps[name]))
+            for contender in contenders.values():
+                steps = max(1, round(options.seconds / contender.facts["step_seconds"]))
+                contender.measured.append(contender.run(steps))
     finally:
         for contender in contenders.values():
             contender.close()
     return contenders
 
 
+def start(experiment: str, variant: Variant, options: argparse.Namespace) -> Contender:
+    """Start a contender. PyTorch uses the layout that is faster in a first short turn."""
+    settings = [*options.settings, f"train.precision={variant.precision}"]
+    if variant.framework == "jax":
+        return Contender(sys.executable, "jax", experiment, settings, keep_memory=True)
+    contenders = []
+    for layout in LAYOUTS:
+        contender = Contender(
+            *(options.torch_python, layout, experiment, settings), keep_memory=variant.keep_memory
+        )
+        contender.facts |= {"layout": layout, "step_seconds": contender.run(1)}
+        contenders.append(contender)
+    contenders.sort(key=lambda contender: contender.facts["step_seconds"])
+    contenders[1].close()
+    return contenders[0]
+
+
 COLUMNS = {
     "model": 18,
     "batch": 5,
-    "JAX, images/s": 13,
-    "PyTorch, images/s": 17,
+    "JAX float32": 11,
+    "PyTorch": 7,
     "ratio": 5,
-    "torch.compile": 13,
-    "of peak": 7,
-    "outside": 7,
+    "kept": 7,
+    "ratio ": 5,
+    "JAX bfloat16": 12,
+    "PyTorch ": 7,
+    "ratio  ": 5,
+    "kept ": 7,
+    "ratio   ": 5,
     "MB": 5,
     "compile, s": 10,
 }
 HEADER = (
-    "| " + " | ".join(name.ljust(width) for name, width in COLUMNS.items()) + " |\n"
+    "| " + " | ".join(name.strip().ljust(width) for name, width in COLUMNS.items()) + " |\n"
     "|" + "|".join("-" * (width + 1) + ":" for width in COLUMNS.values()) + "|"
 )
+COMPARISONS = {
+    "float32, as PyTorch comes": ("jax-float32", "torch-float32"),
+    "float32, PyTorch with memory kept": ("jax-float32", "torch-float32-kept"),
+    "bfloat16, as PyTorch comes": ("jax-bfloat16", "torch-bfloat16"),
+    "bfloat16, PyTorch with memory kept": ("jax-bfloat16", "torch-bfloat16-kept"),
+    "JAX in bfloat16 next to JAX in float32": ("jax-bfloat16", "jax-float32"),
+}
 
 
-def table_line(row: dict[str, Any]) -> str:
+def ratio(row: Mapping[str, Any], one: str, other: str) -> float | None:
+    """Return the speed of one variant divided by that of another, or None if one is missing."""
+    if one not in row or other not in row:
+        return None
+    return row[one]["images_per_second"] / row[other]["images_per_second"]
+
+
+def table_line(row: Mapping[str, Any]) -> str:
     """Return a row of the Markdown table."""
-    eager = [row[name]["images_per_second"] for name in EAGER if name in row]
-    compiled = row.get("torch-compile")
-    cells = (
-        row["model"],
-        str(row["batch_size"]),
-        _figure(row["jax"]["images_per_second"]),
-        _figure(max(eager)) if eager else "-",
-        f"{row['ratio']:.2f}" if eager else "-",
-        _figure(compiled["images_per_second"]) if compiled else "-",
-        f"{row['peak_fraction']:.0%}",
-        f"{row['outside_step']:.1%}",
-        f"{row['jax']['peak_mb']:,}",
-        f"{row['jax']['compile_seconds']:.1f}",
-    )
+
+    def speed(variant: str) -> str:
+        return _figure(row[variant]["images_per_second"]) if variant in row else "-"
+
+    def ratio_text(one: str, other: str) -> str:
+        value = ratio(row, one, other)
+        return "-" if value is None else f"{value:.2f}"
+
+    cells = [row["model"], str(row["batch_size"])]
+    for precision in ("float32", "bfloat16"):
+        jax_name, torch_name = f"jax-{precision}", f"torch-{precision}"
+        cells.append(speed(jax_name))
+        for name in (torch_name, f"{torch_name}-kept"):
+            cells += [speed(name), ratio_text(jax_name, name)]
+    jax_facts = row["jax-float32"]
+    cells += [f"{jax_facts['peak_mb']:,}", f"{jax_facts['compile_seconds']:.1f}"]
     padded = (cell.rjust(width) for cell, width in zip(cells, COLUMNS.values(), strict=True))
     return "| " + " | ".join(padded) + " |"
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line with the mean and least ratio for each comparison that was measured."""
+    lines = []
+    for title, (one, other) in COMPARISONS.items():
+        for batches, chosen in (
+            ("all rows", rows),
+            ("batch size 128 or more", [row for row in rows if row["batch_size"] >= 128]),
+        ):
+            ratios = [value for row in chosen if (value := ratio(row, one, other)) is not None]
+            if ratios:
+                mean = math.exp(statistics.fmean(map(math.log, ratios)))
+                lines.append(f"{title}, {batches}: mean {mean:.2f}, least {min(ratios):.2f}")
+    return lines
 
 
 def _figure(value: float) -> str:
@@ -308,16 +358,15 @@ def _figure(value: float) -> str:
 def matrix_peak(tries: int = 8) -> tuple[str, int, float]:
     """Measure the speed of a large matrix product in JAX.
 
-    Return the name of the device, the number of rows of the matrices, and the FLOP/s of the fastest
-    try. The matrices are float32, in JAX's default precision, which is TF32 on a GPU.
+    Return the device, the side of the matrices, and the FLOP/s of the fastest of several tries. The
+    product is float32 in JAX's default precision, which is TF32 on a GPU.
     """
     import jax
 
     device = jax.devices()[0]
     size = 2048 if device.platform == "cpu" else 8192
-    a = jax.random.normal(
-        jax.random.key(0), (size, size)
-    )  # With constant values, a processor would use less power and run faster.
+    # With constant values, a processor would use less power and run faster.
+    a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(jax.numpy.matmul)
     product(a, a).block_until_ready()
     best = math.inf

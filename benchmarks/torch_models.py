@@ -262,6 +262,37 @@ class ResNet(nn.Module):
         return self.fc(self.dropout(x))
 
 
+class SpeedNet(nn.Module):
+    """The twin of `cifar_jax.models.speednet.SpeedNet`."""
+
+    def __init__(self, *, num_classes: int = 10, widths: tuple[int, ...] = (64, 256, 256)):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 24, 2)
+        self.stages = len(widths)
+        inputs = 24
+        for stage, width in enumerate(widths, start=1):
+            for number in (1, 2):
+                bn = nn.BatchNorm2d(width, momentum=0.4)
+                bn.weight.requires_grad_(False)
+                conv = nn.Conv2d(inputs, width, 3, padding=1, bias=False)
+                self.add_module(f"stage{stage}_conv{number}", conv)
+                self.add_module(f"stage{stage}_bn{number}", bn)
+                inputs = width
+        self.fc = nn.Linear(inputs, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def layer(stage: int, number: int, x: Tensor) -> Tensor:
+            x = self.get_submodule(f"stage{stage}_conv{number}")(x)
+            x = self.get_submodule(f"stage{stage}_bn{number}")(x)
+            return F.gelu(x, approximate="tanh")
+
+        x = F.gelu(self.conv1(F.pad(x, (0, 1, 0, 1))), approximate="tanh")
+        for stage in range(1, self.stages + 1):
+            x = F.max_pool2d(layer(stage, 1, x), 2)
+            x = layer(stage, 2, x)
+        return self.fc(x.amax((2, 3)) / x.shape[1] ** 0.5)
+
+
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "basic": Basic,
     "net": Net,
@@ -272,6 +303,9 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet10": partial(ResNet, 1),
     "resnet10-separable": partial(ResNet, 1, separable=True),
 }
+"""The networks of the paper."""
+
+OTHER_MODELS: dict[str, Callable[..., nn.Module]] = {"speednet": SpeedNet}
 
 
 def count_parameters(model: nn.Module) -> int:

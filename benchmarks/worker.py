@@ -2,11 +2,9 @@
 
     python -m benchmarks.worker CONTENDER EXPERIMENT [SETTINGS...] [--keep-memory]
 
-CONTENDER is jax, jax-outside, torch, torch-channels-last or torch-compile. The process prints a
-JSON line when it is ready. Then it reads numbers from standard input, one per line. For each number
-N it runs N train steps and prints a JSON line with the seconds per step. `jax-outside` instead
-prints the fraction of the time that is spent on batches and loops, outside the train step. A
-process uses no processor time while it waits for a line.
+CONTENDER is jax, torch or torch-channels-last. The process prints a JSON line when it is ready.
+Then it reads numbers from standard input, one per line. For each number N it runs N train steps and
+prints a JSON line with the seconds per step. It uses no processor time while it waits for a line.
 """
 
 from __future__ import annotations
@@ -16,7 +14,6 @@ import itertools
 import json
 import os
 import resource
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -30,7 +27,8 @@ if TYPE_CHECKING:
     from cifar_jax.data import Dataset
 
 Steps = Callable[[int], None]
-WARM_SECONDS = 0.5
+WARM_SECONDS = 1.5
+WARM_STEPS = 2
 
 
 def main(contender: str, experiment: str, settings: list[str]) -> None:
@@ -40,25 +38,23 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
     config = override(catalog.load(experiment).config, settings)
     began = time.perf_counter()
     if contender == "jax":
-        steps, _, facts = jax_steps(config)
-        turn = partial(_timed, steps)
-    elif contender == "jax-outside":
-        steps, outside, facts = jax_steps(config)
-        turn = partial(_share_outside, steps, outside, facts["steps_per_call"])
+        steps, facts = jax_steps(config)
     else:
         steps, facts = torch_steps(config, contender)
-        turn = partial(_timed, steps)
-    turn(1)  # torch.compile compiles in the first step.
+    turn = partial(_timed, steps)
+    turn(1)
     facts["ready_seconds"] = round(time.perf_counter() - began, 2)
     began = time.perf_counter()
     turn(2)
     facts["step_seconds"] = (time.perf_counter() - began) / 2
     print(json.dumps(facts), flush=True)
     for line in sys.stdin:
-        # Warm up, because other contenders have replaced the contents of the processor's caches.
-        began = time.perf_counter()
-        while time.perf_counter() - began < WARM_SECONDS:
+        # Warm up: other contenders have replaced the contents of the processor's caches, and a
+        # process that was idle is up to 15 % slower at first.
+        began, warm = time.perf_counter(), 0
+        while warm < WARM_STEPS or time.perf_counter() - began < WARM_SECONDS:
             turn(1)
+            warm += 1
         measured = turn(int(line))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({"measured": measured, "peak_mb": round(peak)}), flush=True)
@@ -71,30 +67,12 @@ def _timed(steps: Steps, count: int) -> float:
     return (time.perf_counter() - began) / count
 
 
-def _share_outside(whole: Steps, outside: Steps, call: int, count: int) -> float:
-    """Return the time of `outside` as a fraction of the time of `whole`.
-
-    The two functions take turns. In each turn, a function runs `call` steps in one call, as in
-    training. With a single step per call, the overhead of the call would distort the result: for
-    `basic` it is 20 % of the step.
-    """
-    pairs = [(_timed(whole, call), _timed(outside, call)) for _ in range(0, count, call)]
-    return statistics.median(o for _, o in pairs) / statistics.median(w for w, _ in pairs)
-
-
-def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
-    """Return two functions that run steps, and values for the table.
-
-    The first function runs the steps of a training run. The second function runs the same loop over
-    the same batches, but adds up the images and labels instead of training. It measures the time
-    outside the train step.
-    """
+def jax_steps(config: Config) -> tuple[Steps, dict[str, Any]]:
+    """Return a function that runs the steps of a training run, and facts about them."""
     import jax
-    import jax.numpy as jnp
 
     from cifar_jax import models
-    from cifar_jax.training import batches, compilation
-    from cifar_jax.training.schedules import StepInfo
+    from cifar_jax.training import compilation
     from cifar_jax.training.setup import build_setup, initial_state
 
     setup = build_setup(config, dataset=random_images())
@@ -107,40 +85,11 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         state = jax.block_until_ready(steps.run(state, epoch, order, tuner.steps))
         tuner.observe(tuner.steps, time.perf_counter() - began)
 
-    def in_calls(count: int, call: Callable[[int], None]) -> None:
+    def run(count: int) -> None:
+        nonlocal state
         for begin in range(0, count, tuner.steps):
-            call(min(tuner.steps, count - begin))
-
-    def whole(count: int) -> None:
-        def call(count: int) -> None:
-            nonlocal state
-            state = steps.run(state, epoch, order, count)
-
-        in_calls(count, call)
+            state = steps.run(state, epoch, order, min(tuner.steps, count - begin))
         jax.block_until_ready(state.step)
-
-    batch = partial(batches.make_batch, setup.dataset, epoch.variant, config.train.precision)
-
-    @jax.jit
-    def sum_batches(
-        total: jax.Array, data: batches.TrainData, order: jax.Array, count: jax.Array
-    ) -> jax.Array:
-        def add(step: jax.Array, total: jax.Array) -> jax.Array:
-            info = StepInfo(step, 0, setup.plan.steps)
-            images, labels = batch(data, order[step % len(order)], jax.random.key(0), info)
-            return total + images.sum() + labels.sum()
-
-        return jax.lax.fori_loop(0, count, add, total)
-
-    data, total = compilation.train_data(setup), jnp.float32(0)
-
-    def outside(count: int) -> None:
-        def call(count: int) -> None:
-            nonlocal total
-            total = sum_batches(total, data, order, jnp.int32(count))
-
-        in_calls(count, call)
-        jax.block_until_ready(total)
 
     facts = {
         "version": jax.__version__,
@@ -149,7 +98,7 @@ def jax_steps(config: Config) -> tuple[Steps, Steps, dict[str, Any]]:
         "compile_seconds": round(steps.compile_seconds, 2),
         "steps_per_call": tuner.steps,
     }
-    return whole, outside, facts
+    return run, facts
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
@@ -180,7 +129,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
         batches.append((x.to(device).contiguous(memory_format=layout), y.to(device)))
     options = {"dropout": config.model.dropout, "pooling": config.model.pooling}
     options = {name: value for name, value in options.items() if value is not None}
-    model: Any = torch_models.MODELS[config.model.name](**options)
+    model: Any = (torch_models.MODELS | torch_models.OTHER_MODELS)[config.model.name](**options)
     model = model.to(device, memory_format=layout).train()
     rule = config.optimizer
     if rule.name == "sgd":
@@ -203,14 +152,13 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
         "threads": torch.get_num_threads(),
         "platform": "gpu" if gpu else "cpu",
     }
-    run = torch.compile(model) if contender == "torch-compile" else model
     remaining = itertools.cycle(batches)
 
     def steps(count: int) -> None:
         for x, y in itertools.islice(remaining, count):
             optimizer.zero_grad(set_to_none=True)
             with precision:
-                logits = run(x)
+                logits = model(x)
             cross_entropy(logits.float(), y).backward()
             optimizer.step()
         if gpu:

@@ -25,7 +25,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Config
-from cifar_jax.errors import UserError, nearest
+from cifar_jax.errors import UserError, nearest, one_line
 from cifar_jax.files import local_path
 
 _PACKAGE = Path(__file__).parent
@@ -98,14 +98,19 @@ def load(name_or_path: str) -> Experiment:
     path = local_path(name_or_path)
     if name_or_path.endswith(".py"):
         if not path.is_file():
-            raise UserError(f"no experiment file {path}")
+            raise UserError(f"the experiment file {path} does not exist")
         if path.name.startswith("_"):
-            raise UserError(f"{path} is not an experiment: its name starts with an underscore")
+            raise UserError(
+                f"{path} is not an experiment, because its name starts with an underscore: rename "
+                "the file"
+            )
         return _read(path)
     files = _files()
     if name_or_path not in files:
-        hint = nearest(name_or_path, files) or "; see `cifar-jax experiments`"
-        raise UserError(f"no experiment {name_or_path!r}{hint}")
+        hint = nearest(name_or_path, files) or (
+            "; `cifar-jax experiments` lists the names, and a path must end in .py"
+        )
+        raise UserError(f"there is no experiment {name_or_path!r}{hint}")
     return _read(files[name_or_path])
 
 
@@ -164,11 +169,13 @@ def _read(path: Path) -> Experiment:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(f"{path} failed: {reason}") from error
+        raise UserError(f"{path} cannot be executed: {one_line(error, path)}") from error
     config = content.get("CONFIG")
     if not isinstance(config, Config):
-        raise UserError(f"{path} defines no CONFIG of type cifar_jax.config.Config")
+        problem = "defines no CONFIG"
+        if config is not None:
+            problem = f"defines a CONFIG of type {type(config).__name__}"
+        raise UserError(f"{path} {problem}: write `CONFIG = cifar_jax.Config(...)`")
     parts = {name: content.get(name) for name in ("MODEL", "OPTIMIZER", "SCHEDULE", "AUGMENTATION")}
     for name, part in parts.items():
         if part is not None and name != "MODEL" and not callable(part):

@@ -6,13 +6,14 @@ This module does not import JAX, so commands that only read settings are fast.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cifar_jax.errors import UserError
 from cifar_jax.settings import dotted
-from cifar_jax.settings.dotted import differences, flatten, override
+from cifar_jax.settings.dotted import as_text, differences, flatten, override
 from cifar_jax.settings.fields import RuntimeOnly, Settings
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "Schedule",
     "TTAConfig",
     "Train",
+    "as_text",
     "describe",
     "differences",
     "flatten",
@@ -44,6 +46,14 @@ Count = Annotated[int, Field(ge=1)]
 OpenUnit = Annotated[float, Field(gt=0, lt=1)]
 HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
 Arguments = dict[str, bool | int | float | str]
+
+
+def _tidy_path(dataset: str) -> str:
+    """Return one spelling of a folder of images: `folder:./pets/` becomes `folder:pets`."""
+    kind, _, path = dataset.partition(":")
+    if kind != "folder" or not path or "://" in path:
+        return dataset
+    return f"folder:{PurePath(path)}"
 
 
 class Model(Settings):
@@ -220,7 +230,9 @@ class Augmentation(Settings):
     @model_validator(mode="after")
     def _mixes_once(self) -> Self:
         if self.mixup and self.cutmix:
-            raise UserError("mixup and cutmix cannot be combined: set one of them to 0")
+            raise UserError(
+                "the augmentations mixup and cutmix cannot be combined: set one of them to 0"
+            )
         return self
 
 
@@ -237,11 +249,20 @@ class Phase(Settings):
     augmentation: Augmentation | None = None
     """Augmentation of the phase. None: the augmentation in `data`."""
 
+    @model_validator(mode="after")
+    def _changes_training(self) -> Self:
+        if self.image_size is self.batch_size is self.augmentation is None:
+            raise UserError(
+                f"the phase that ends at until={self.until} changes nothing: give it image_size, "
+                "batch_size or augmentation"
+            )
+        return self
+
 
 class Data(Augmentation):
     """The data set, its validation split, and the augmentation."""
 
-    dataset: str = "cifar10"
+    dataset: Annotated[str, AfterValidator(_tidy_path)] = "cifar10"
     """The data set: `cifar10`; `digits`, which is included in the package; or `folder:PATH` for
     your own images."""
     validation: Annotated[float, Field(ge=0)] = 0.1
@@ -252,6 +273,8 @@ class Data(Augmentation):
     last_batch: Literal["drop", "wrap"] = "drop"
     """How to treat an incomplete last batch of an epoch: `drop` leaves it out, `wrap` fills it with
     the epoch's first images."""
+    skip_bad_images: Annotated[bool, RuntimeOnly()] = False
+    """`folder:PATH`: leave out images that cannot be read. False: they are an error."""
     arguments: Arguments = Field(default={})
     """Keyword arguments of the experiment file's `AUGMENTATION`."""
 
@@ -334,13 +357,13 @@ class Config(Settings):
         ends = [phase.until for phase in self.phases]
         if ends != sorted(set(ends)):
             raise UserError(
-                f"phases end at {ends}: the values of `until` must increase from one phase to the "
-                "next"
+                f"the phases end at until={', '.join(map(str, ends))}, but each phase must end "
+                "later than the one before: give them in order"
             )
         if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
             raise UserError(
-                "tta.least_confident selects images for extra views, but there are none: "
-                "set tta.flip or tta.shift as well"
+                "tta.least_confident chooses which images get extra views, but no extra views are "
+                "set: set tta.flip or tta.shift as well"
             )
         if self.train.init_from and (self.init.whitening or self.init.dirac):
             name = "whitening" if self.init.whitening else "dirac"
@@ -366,7 +389,12 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
       config: a config, or its settings by dotted name.
     """
     config = config if isinstance(config, Config) else from_flat(config)
-    return dotted.part(config, runtime_only=False)
+    settings = dotted.part(config, runtime_only=False)
+    # A folder of images may be moved: the digest of its images is part of the model card.
+    kind, _, path = settings["data.dataset"].partition(":")
+    if kind == "folder" and path:
+        settings["data.dataset"] = f"folder:{Path(path).absolute().name}"
+    return settings
 
 
 def runtime_settings(config: Config) -> dict[str, Any]:

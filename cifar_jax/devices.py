@@ -4,15 +4,20 @@ The mesh has one axis, `data`. Its size changes no code. It spans the devices of
 every process runs the same program.
 """
 
+import os
+import warnings
 from collections.abc import Sequence
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cifar_jax import runtime
-from cifar_jax.errors import UserError
+from cifar_jax import ops, runtime
+from cifar_jax.errors import UserError, counted
+from cifar_jax.ops import direct
 
 
 def make_mesh(
@@ -33,17 +38,21 @@ def make_mesh(
     if len({device.process_index for device in available}) > 1:
         if devices not in (None, len(available)):
             raise UserError(
-                f"train.devices is {devices}, but the processes have {len(available)} devices and "
-                "use all of them. Leave train.devices out."
+                f"train.devices is {devices}, but the processes of this run have "
+                f"{counted(len(available), 'device')} and must use all. Leave out train.devices."
             )
         devices = len(available)
     elif devices is None:
         devices = max(n for n in range(1, len(available) + 1) if batch_size % n == 0)
     if devices > len(available):
-        raise UserError(f"train.devices is {devices}, but JAX has {len(available)} devices")
+        raise UserError(
+            f"train.devices is {devices}, but JAX finds only {counted(len(available), 'device')}. "
+            "Lower train.devices or leave it out."
+        )
     if batch_size % devices:
         raise UserError(
-            f"batch_size {batch_size} cannot be divided over {devices} devices. Choose a multiple."
+            f"a batch cannot be divided over {devices} devices. Choose a multiple of {devices} for "
+            "batch_size, also in the phases."
         )
     return jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=available[:devices]
@@ -71,37 +80,125 @@ def put(arrays: Any, sharding: NamedSharding) -> Any:
 
 
 _LARGE_BATCH = 64
-"""Images per device from which the CPU options below apply. They were measured to help at 128 and
-more, and to slow most networks down at 8."""
+"""Number of images per device from which the CPU options below apply in float32.
+
+The options made steps faster at 128 images and more. At 8 images most networks became slower. In
+bfloat16 they made all steps faster.
+"""
 
 
-def compiler_options(mesh: Mesh, batch_size: int) -> dict[str, str | bool]:
-    """Return XLA options that make programs for `batch_size` images faster on these devices.
+def compile_program(
+    program: jax.stages.Wrapped,
+    *arguments: Any,
+    mesh: Mesh,
+    batch_size: int,
+    precision: str = "float32",
+) -> jax.stages.Compiled:
+    """Compile a jitted function of batches with the compiler options that make it fastest.
 
-    They affect speed only; docs/performance.md has the measurements.
+    The options change only the speed and, on a CPU, rounding. docs/performance.md lists
+    measurements.
+
+    Args:
+      program: the jitted function.
+      *arguments: example arguments, or their shapes and types.
+      mesh: the devices.
+      batch_size: number of images in a batch, on all devices together.
+      precision: type of the computation, `float32` or `bfloat16`.
     """
+    options = compiler_options(mesh, batch_size, precision)
+    onednn = mesh.size == 1 and options.get(_ONEDNN) is True
+    with ops.force_platform("cpu-onednn") if onednn else nullcontext():
+        return _compile(program.lower(*arguments), options)
+
+
+def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
+    """Compile a program. XLA cannot store programs with oneDNN in the compilation cache."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
+        return lowered.compile(compiler_options=options)
+
+
+def compiler_options(
+    mesh: Mesh, batch_size: int, precision: str = "float32"
+) -> dict[str, str | bool]:
+    """Return the XLA options of `compile_program`. An option that XLA_FLAGS sets is left out."""
     large = batch_size // mesh.size >= _LARGE_BATCH
-    return _cpu_options() if large and mesh.devices.flat[0].platform == "cpu" else {}
+    pays = large or (precision == "bfloat16" and has_bfloat16_units())
+    if not pays or mesh.devices.flat[0].platform != "cpu":
+        return {}
+    return _cpu_options(mesh.size == 1, precision, os.environ.get("XLA_FLAGS", ""))
+
+
+_ONEDNN = "xla_cpu_experimental_onednn_custom_call"
+_YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
+_ONEDNN_OPTIONS = {_ONEDNN: True, _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE"}
+"""XLA calls oneDNN only if both options are set."""
+
+_BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
+"""Processor features, one of which bfloat16 needs to be faster than float32."""
+
+
+def has_bfloat16_units() -> bool:
+    """Return whether this machine's processor computes in bfloat16 faster than in float32."""
+    return bool(_BFLOAT16_UNITS & runtime.processor().flags)
+
+
+def bfloat16_warning(mesh: Mesh) -> str | None:
+    """Return a warning for a bfloat16 run, or None if bfloat16 is fast on these devices."""
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    if not has_bfloat16_units():
+        return "bfloat16 is slower than float32 on this CPU, which has no bfloat16 units"
+    if not has_onednn():
+        return (
+            "bfloat16 is slower than float32 here, because the installed jaxlib lacks oneDNN: use "
+            "jaxlib 0.11 or newer, which needs Python 3.12 or newer"
+        )
+    return None
 
 
 @cache
-def _cpu_options() -> dict[str, str | bool]:
+def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[str, str | bool]:
     """Return the compiler options for this machine's processor.
 
     By default XLA computes matrix products with the YNNPACK library and uses no 512-bit vectors.
-    Intel processors with AVX-512 keep YNNPACK: they were not measured without it.
+    Intel processors with AVX-512 keep YNNPACK in float32, because oneDNN and XLA's own products
+    were not measured on them.
     """
     model, flags = runtime.processor()
     options: dict[str, str | bool] = {}
     if "avx512f" in flags:
         options["xla_cpu_prefer_vector_width"] = "512"
-    if "avx2" in flags and ("avx512f" not in flags or "AMD" in model):
-        options["xla_cpu_experimental_ynn_fusion_type"] = "LIBRARY_FUSION_TYPE_REDUCE"
-    return {name: value for name, value in options.items() if _is_known(name, value)}
+    amd = "AMD" in model
+    if "avx2" in flags and ("avx512f" not in flags or amd):
+        options[_YNNPACK] = "LIBRARY_FUSION_TYPE_REDUCE"
+    measured = amd and "avx512f" in flags if precision == "float32" else has_bfloat16_units()
+    # The flags of the user decide, so oneDNN is not used if they contain one of its options.
+    free = not any(f"--{name}" in xla_flags for name in _ONEDNN_OPTIONS)
+    if single_device and measured and free and has_onednn():
+        options |= _ONEDNN_OPTIONS
+    return {
+        name: value
+        for name, value in options.items()
+        if f"--{name}" not in xla_flags and _is_known(name, value)
+    }
+
+
+@cache
+def has_onednn() -> bool:
+    """Return whether XLA can call oneDNN on this machine. jaxlib contains it from 0.11 on."""
+    images, kernel = jnp.zeros((64, 8, 8, 64)), jnp.zeros((3, 3, 64, 64))
+    program = jax.jit(partial(direct.conv, strides=(1, 1), padding=((1, 1), (1, 1))))
+    try:
+        compiled = _compile(program.lower(images, kernel), _ONEDNN_OPTIONS)
+    except jax.errors.JaxRuntimeError:
+        return False
+    return "__onednn" in (compiled.as_text() or "")
 
 
 def _is_known(name: str, value: str | bool) -> bool:
-    """Return whether this version of XLA has the option."""
+    """Return whether the installed version of XLA has the option."""
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:

@@ -6,7 +6,9 @@ Importing this module does not import JAX.
 import difflib
 import signal
 import sys
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -49,6 +51,27 @@ def explain(error: Exception) -> str | None:
             "train.eval_batch_size, or use more devices."
         )
     return None
+
+
+def one_line(error: Exception, file: Path | str | None = None) -> str:
+    """Return the type and first line of an exception, and the last line of `file` that it passed.
+
+    >>> one_line(ValueError("no such layer"))
+    'ValueError: no such layer'
+    """
+    message = next(iter(str(error).strip().splitlines()), "").rstrip(".")
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    return f"{type(error).__name__}: {message}" + (f" (line {lines[-1]})" if lines else "")
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "epoch"), counted(1437, "image"), counted(2, "class", "classes")
+    ('1 epoch', '1,437 images', '2 classes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -155,7 +155,7 @@ def configure_jax() -> None:
 
     for name, (values, reason) in _REFUSED.items():
         if getattr(jax.config, name, None) in values:
-            raise UserError(f"{name.upper()} is set, but {reason}. Unset it.")
+            raise UserError(f"{name.upper()} is set, but {reason}. Unset {name.upper()}.")
     late = xla_bridge.backends_are_initialized() and jax.default_backend() == "cpu"
     if late and jax.config.read("jax_cpu_enable_async_dispatch"):
         _print(
@@ -210,7 +210,7 @@ def require(device: str | None = None) -> None:
     # Without a GPU, JAX for CUDA raises AssertionError.
     except (RuntimeError, AssertionError) as error:
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
-        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0]
+        reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
         raise UserError(
             f"JAX finds no device{setting}{f' ({reason})' if reason else ''}. Set "
             "JAX_PLATFORMS=cpu, or install JAX for your device (pip install 'cifar-jax[cuda12]' or "
@@ -218,7 +218,10 @@ def require(device: str | None = None) -> None:
         ) from None
     if device and backend != device:
         hidden = f"JAX_PLATFORMS={platforms} hides other devices: unset it. " if platforms else ""
-        raise UserError(f"JAX finds no {device}, only the {backend}. {hidden}{_INSTALL[device]}.")
+        raise UserError(
+            f"JAX finds no {device.upper()}, only the {backend.upper()}. "
+            f"{hidden}{_INSTALL[device]}."
+        )
     if device or backend != "cpu" or "cpu" in platforms.split(","):
         return
     if accelerator := find_accelerator():

@@ -79,8 +79,11 @@ def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(params=["cpu", "accelerator"])
 def each_platform(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Run the test twice: with the operations for CPUs and with the operations for accelerators."""
+    """Run the test twice: with the operations for CPUs and with the operations for accelerators.
+
+    Tests may choose other platforms by indirect parametrization, such as "cpu-onednn".
+    """
     from cifar_jax import ops
 
-    with ops.force_platform("cpu" if request.param == "cpu" else "default"):
+    with ops.force_platform("default" if request.param == "accelerator" else request.param):
         yield

@@ -3,11 +3,12 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import bench, worker
-from cifar_jax import catalog
+from cifar_jax import catalog, devices
 from cifar_jax.config import override
 
 
@@ -16,22 +17,25 @@ class FakeContender:
 
     measured, peak_mb = (0.5,), 100
 
-    def __init__(self, parameters: int) -> None:
-        self.facts = {"parameters": parameters, "compile_seconds": 1.0, "platform": "cpu"}
+    def __init__(self, parameters: int = 62_006, platform: str = "cpu") -> None:
+        self.facts = {"parameters": parameters, "compile_seconds": 1.0, "platform": platform}
 
 
 @pytest.fixture
 def fake_timing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def take_turns(experiment: str, names: list[str], options: argparse.Namespace) -> dict:
-        return {name: FakeContender(62_006) for name in names}
+    def take_turns(
+        experiment: str, variants: list[bench.Variant], options: argparse.Namespace
+    ) -> dict:
+        return {variant: FakeContender() for variant in variants}
 
     monkeypatch.setattr(bench, "take_turns", take_turns)
     monkeypatch.setattr(bench, "matrix_peak", lambda: ("cpu", 2048, 1e11))
+    monkeypatch.setattr(devices, "has_bfloat16_units", lambda: True)
 
 
 @pytest.fixture(params=[True, False], ids=["with PyTorch", "without PyTorch"])
 def torch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr(bench, "find_spec", lambda name: request.param or None)
+    monkeypatch.setattr(bench, "torch_is_installed", lambda python: request.param)
     return request.param
 
 
@@ -40,20 +44,45 @@ def test_table_and_record_have_the_changed_settings(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "times.json"
-    changes = {"batch_size": 64, "train.precision": "bfloat16"}
+    changes = {"batch_size": 64}
     settings = [f"--set={name}={value}" for name, value in changes.items()]
     bench.main(["basic", *settings, "--output", str(output)])
     (row,) = json.loads(output.read_text())["rows"]
     assert row["batch_size"] == 64
-    assert row["jax"]["images_per_second"] == 128
+    assert row["jax-bfloat16"]["images_per_second"] == 128
     assert row["settings"] == changes
-    assert "|    64 |           128 |" in capsys.readouterr().out
+    assert "|    64 |         128 |" in capsys.readouterr().out
 
 
-def test_platforms_must_be_the_same() -> None:
-    bench.require_same_platform({"jax": "gpu", "torch": "gpu"})
-    with pytest.raises(SystemExit, match="jax on gpu, torch on cpu: install both"):
-        bench.require_same_platform({"jax": "gpu", "torch": "cpu"})
+def test_summary_has_the_mean_and_the_least_ratio() -> None:
+    def row(batch_size: int, jax: float, torch: float) -> dict:
+        speeds = {"jax-float32": jax, "torch-float32": torch}
+        figures = {name: {"images_per_second": speed} for name, speed in speeds.items()}
+        return {"batch_size": batch_size, **figures}
+
+    lines = bench.summary([row(8, 4, 1), row(128, 1, 1)])
+    assert lines == [
+        "float32, as PyTorch comes, all rows: mean 2.00, least 1.00",
+        "float32, as PyTorch comes, batch size 128 or more: mean 1.00, least 1.00",
+    ]
+
+
+def test_pytorch_is_timed_with_and_without_kept_memory_on_a_cpu() -> None:
+    names = [str(v) for v in bench.choose_variants("cpu", has_torch=True, float32_only=True)]
+    assert names == ["jax-float32", "torch-float32", "torch-float32-kept"]
+    names = [str(v) for v in bench.choose_variants("NVIDIA", has_torch=True, float32_only=False)]
+    assert names == ["jax-float32", "jax-bfloat16", "torch-float32", "torch-bfloat16"]
+
+
+@pytest.mark.parametrize("other", [FakeContender(platform="gpu"), FakeContender(parameters=1)])
+def test_contenders_must_be_comparable(other: FakeContender, monkeypatch) -> None:
+    def take_turns(experiment: str, variants: list[bench.Variant], options: Any) -> dict:
+        return dict(zip(variants, [FakeContender(), other], strict=True))
+
+    monkeypatch.setattr(bench, "take_turns", take_turns)
+    variants = [bench.Variant("jax", "float32", True), bench.Variant("torch", "float32", False)]
+    with pytest.raises(SystemExit, match="The contenders have different"):
+        bench.time_row("basic", catalog.load("basic").config, variants, argparse.Namespace())
 
 
 @pytest.mark.usefixtures("fake_timing")
@@ -75,7 +104,7 @@ def test_settings_that_pytorch_does_not_support_are_refused(
     [
         (["fast-net-bn-gap"], "Muon, Nesterov momentum"),
         (["basic", "--set", "optimizer.nesterov=true"], "Muon, Nesterov momentum"),
-        (["speedrun-92"], "speedrun-92 uses speednet, which is not implemented"),
+        (["speedrun-92"], "Muon, Nesterov momentum"),
     ],
 )
 def test_recipes_that_pytorch_does_not_support_are_refused(
@@ -84,7 +113,7 @@ def test_recipes_that_pytorch_does_not_support_are_refused(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(bench, "find_spec", lambda name: True)
+    monkeypatch.setattr(bench, "torch_is_installed", lambda python: True)
     with pytest.raises(SystemExit, match="2"):
         bench.main(arguments)
     assert message in capsys.readouterr().err
@@ -101,8 +130,7 @@ def test_invalid_arguments_are_refused_before_timing(arguments: list[str], tmp_p
 def test_steps_do_not_need_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     config = override(catalog.load("basic").config, ["train.devices=1"])
-    steps, outside, facts = worker.jax_steps(config)
+    steps, facts = worker.jax_steps(config)
     steps(3)
-    outside(3)
     assert facts["parameters"] == 62_006
     assert not list(tmp_path.iterdir())

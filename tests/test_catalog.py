@@ -63,9 +63,9 @@ def test_an_experiment_can_be_a_file(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("resnet18-sdg", "did you mean resnet18-sgd?"),
-        ("zzz", "see `cifar-jax experiments`"),
+        ("zzz", "`cifar-jax experiments` lists the names"),
         ("-base", "no experiment '-base'"),
-        ("absent.py", "no experiment file absent.py"),
+        ("absent.py", "the experiment file absent.py does not exist"),
     ],
 )
 def test_an_unknown_experiment_is_refused(name: str, message: str) -> None:
@@ -77,14 +77,14 @@ def test_an_unknown_experiment_is_refused(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("CONFIG = {'epochs': 1}", "defines no CONFIG"),
-        ("CONFIG = (", "failed: SyntaxError"),
-        ("import helper\n1 / 0", "failed: ZeroDivisionError"),
-        ("import nowhere_at_all", "failed: ModuleNotFoundError"),
+        ("CONFIG = {'epochs': 1}", "defines a CONFIG of type dict"),
+        ("CONFIG = (", "cannot be executed: SyntaxError"),
+        ("import helper\n1 / 0", "cannot be executed: ZeroDivisionError"),
+        ("import nowhere_at_all", "cannot be executed: ModuleNotFoundError"),
         (HEAD + CONFIG.format(0), "epochs must be a whole number >= 1, not 0"),
-        (HEAD + "CONFIG = Config(1)", "failed: TypeError"),
+        (HEAD + "CONFIG = Config(1)", "cannot be executed: TypeError"),
         (HEAD + CONFIG.format("1, epoch=2"), "no setting 'epoch'; did you mean epochs?"),
-        (VALID + "CONFIG.epochs = 2", "failed: ValidationError"),
+        (VALID + "CONFIG.epochs = 2", "cannot be executed: ValidationError"),
         (VALID + "OPTIMIZER = Optimizer()", "OPTIMIZER must be a function, not Optimizer"),
         (VALID + "SCHEDULE = 0.5", "SCHEDULE must be a function, not float"),
         (VALID + "AUGMENTATION = 'flip'", "AUGMENTATION must be a function, not str"),

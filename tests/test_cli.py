@@ -240,14 +240,17 @@ def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], "name one or more experiments"),
+        (["train"], "no experiment is given: name one or more"),
         (["train", "--paper", "basic"], "leave out the names, or leave out --paper"),
         (["train", "basic", "nett"], "did you mean net?"),
         (["train", "nowhere.py"], "nowhere.py"),
         (["train", "basic", "--set", "optimiser.lr=1"], "did you mean optimizer.lr?"),
         (["train", "basic", "--set", "epochs=two"], "epochs"),
         (["train", "basic", "--set", "data.dataset=digit"], "did you mean digits?"),
-        (["train", "basic", *QUICK, "--set", "batch_size=65"], "batch_size 65 is larger"),
+        (
+            ["train", "basic", *QUICK, "--set", "batch_size=65"],
+            "batch_size is 65, but digits has only 64",
+        ),
         (["train", "basic", *QUICK, "--set", "train.devices=99"], "train.devices is 99"),
         (["train", "basic", "--seed", "1", "--seeds", "2"], "--seeds"),
         (["summary", "resnet19"], "did you mean resnet1"),

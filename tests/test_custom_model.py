@@ -183,10 +183,10 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("MODEL = Tiny", "MODEL = 3", "not of type int"),
-        ("MODEL = Tiny", "MODEL = lambda: Tiny()", "not of type function"),
-        ("num_classes: int = 10", "classes: int = 10", "has no num_classes"),
-        (SIGNATURE, "def __call__(self, x):", "takes no train"),
+        ("MODEL = Tiny", "MODEL = 3", "int is not a subclass"),
+        ("MODEL = Tiny", "MODEL = lambda: Tiny()", "function is not a subclass"),
+        ("num_classes: int = 10", "classes: int = 10", "has no field num_classes"),
+        (SIGNATURE, "def __call__(self, x):", "has no argument train"),
         (SIGNATURE, "def call(self, x, *, train=False):", "fails when it is called"),
         ("num_classes: int = 10", "num_classes: int\n    depth: int", "argument: 'depth'"),
         ("self.width,", "self.height,", 'no attribute "height" (line 13)'),
@@ -198,7 +198,7 @@ LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, nam
         (
             "x = nn.relu",
             "self.variable('batch_stats', 'n', lambda: x.sum()) if train else 0; x = nn.relu",
-            "has other batch_stats with train=True",
+            "changes the structure of batch_stats when train=True",
         ),
     ],
 )
@@ -216,11 +216,11 @@ def test_unsuitable_modules_are_refused(tmp_path: Path, old: str, new: str, mess
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("small", {"dtype": jnp.bfloat16}, "has no dtype, which train.precision sets: add the"),
-        ("small", {"dropout": 0.5}, "has no dropout: remove model.dropout"),
-        ("small", {"widht": 2}, "has no widht: remove model.arguments.widht"),
-        ("other", {}, "is named 'small', not 'other'"),
-        ("basic", {}, "'basic' is one of the package's networks"),
+        ("small", {"dtype": jnp.bfloat16}, "has no field dtype, which train.precision sets: add"),
+        ("small", {"dropout": 0.5}, "has no option dropout: remove the setting model.dropout"),
+        ("small", {"widht": 2}, "has no option widht: remove the setting model.arguments.widht"),
+        ("other", {}, "defines the network 'small', not 'other'"),
+        ("basic", {}, "'basic' is a built-in network"),
     ],
 )
 def test_missing_fields_and_other_names_are_refused(
@@ -235,7 +235,7 @@ def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
     run: Run, tmp_path: Path
 ) -> None:
     for old, new, message in (
-        ("MODEL = Tiny", "MODEL = 3", "not of type int"),
+        ("MODEL = Tiny", "MODEL = 3", "int is not a subclass"),
         ("MODEL = Tiny", "", "no model 'tiny'"),
         ('"tiny"', '"resnet18"', "'resnet18'"),
     ):
@@ -304,13 +304,27 @@ def test_code_in_a_run_folder_is_executed_only_on_request(run: Run, copied: Path
     assert (network.variables["batch_stats"]["bn"]["mean"] != 0).all()
 
 
+def test_a_network_for_one_number_of_images_is_not_exported(run: Run, copied: Path) -> None:
+    code = copied / "fixed.py"
+    code.write_text(TINY.replace("x.shape[0]", "len(x)"))
+    done = run("export", "run", "--to", "stablehlo", "--code", str(code))
+    assert done.code == 2
+    assert "use x.shape[0] for the number of images" in done.err.splitlines()[-1]
+
+
 def test_code_other_than_the_trained_one_is_reported_or_refused(run: Run, copied: Path) -> None:
     assert not run("evaluate", "run", "--code", "tiny.py").err
     for file, old, new, code, message in (
         ("gelu.py", "nn.relu", "nn.gelu", 0, "gelu.py"),
-        ("wide.py", "width: int = 4", "width: int = 5", 2, "of another network"),
-        ("other.py", 'name="tiny"', 'name="other"', 2, "MODEL is named 'other', not 'tiny'"),
-        ("none.py", "MODEL = Tiny", "", 2, "none.py has no MODEL"),
+        ("wide.py", "width: int = 4", "width: int = 5", 2, "from another network"),
+        (
+            "other.py",
+            'name="tiny"',
+            'name="other"',
+            2,
+            "MODEL defines the network 'other', not 'tiny'",
+        ),
+        ("none.py", "MODEL = Tiny", "", 2, "none.py defines no MODEL"),
     ):
         assert old in TINY
         (copied / file).write_text(TINY.replace(old, new))

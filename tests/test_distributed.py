@@ -233,7 +233,7 @@ distributed.shutdown(0)
             full if index else f"process 1: {full}",
             None,
             "the processes have different settings: epochs is 2 in process 0 and 3 in process 1",
-            "train.devices is 2, but the processes have 4 devices and use all of them",
+            "train.devices is 2, but the processes of this run have 4 devices and must use all",
         ]
 
 
@@ -242,7 +242,7 @@ def test_processes_that_are_not_configured_are_refused(monkeypatch, capsys) -> N
         raise ValueError("coordinator_address should be defined.\nat length")
 
     monkeypatch.setattr("jax.distributed.initialize", refuse)
-    with pytest.raises(UserError, match=r"\(coordinator_address should be defined\.\)\. Set JAX_"):
+    with pytest.raises(UserError, match=r"\(coordinator_address should be defined\)\. Set JAX_"):
         distributed.initialize()
     assert capsys.readouterr().err == "cifar-jax: waiting for the other processes\n"
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")

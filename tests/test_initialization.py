@@ -107,8 +107,8 @@ def test_the_first_convolution_takes_the_images(name: str) -> None:
 
 
 def test_unsuitable_images_and_networks_are_refused() -> None:
-    with pytest.raises(UserError, match=r"images have 1 channels.* takes 3"):
+    with pytest.raises(UserError, match=r"images have 1 channel, .* needs 3"):
         initialization.whitened(random_variables("net"), images()[..., :1])
     for params in ({"fc1": {"kernel": jnp.ones((3, 4))}}, {"conv1": jnp.ones((2, 2, 3, 4))}):
-        with pytest.raises(UserError, match="no convolution conv1"):
+        with pytest.raises(UserError, match="first convolution named conv1"):
             initialization.first_convolution({"params": params})

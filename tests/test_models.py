@@ -269,10 +269,18 @@ def test_batch_norm_updates_running_statistics_as_pytorch_does() -> None:
     [
         ("resnet81", {}, "did you mean resnet18?"),
         ("vgg", {}, "choose from basic, net"),
-        ("basic", {"dropout": 0.5}, "model basic has no dropout: remove model.dropout"),
-        ("resnet18", {"pooling": "max"}, "model resnet18 has no pooling"),
-        ("net-attention", {"widths": 3}, "has no widths: remove model.arguments.widths"),
-        ("basic", {"name": "x"}, "has no name"),
+        (
+            "basic",
+            {"dropout": 0.5},
+            "model basic has no option dropout: remove the setting model.dropout",
+        ),
+        ("resnet18", {"pooling": "max"}, "model resnet18 has no option pooling"),
+        (
+            "net-attention",
+            {"widths": 3},
+            "has no option widths: remove the setting model.arguments.widths",
+        ),
+        ("basic", {"name": "x"}, "has no option name"),
     ],
 )
 def test_unknown_models_and_options_are_refused(
@@ -301,16 +309,25 @@ def test_transfer_keeps_the_initial_last_layer_for_other_classes() -> None:
 def test_weights_of_another_network_are_refused() -> None:
     shapes = models.variable_shapes(models.create("basic"))
     other = models.variable_shapes(models.create("net"))
-    with pytest.raises(UserError, match=r"of another network \(they differ in params/conv1/bias"):
+    with pytest.raises(UserError, match=r"from another network \(params/conv1/bias, .* differ"):
         models.transfer(shapes, other)
-    with pytest.raises(UserError, match="conv3/bias, which the network lacks: it is of another"):
+    with pytest.raises(
+        UserError, match="from another network: params/conv3/bias is not part of the network"
+    ):
         models.match_variables(other, shapes, "the file")
-    with pytest.raises(UserError, match="has no params/conv3/bias: it is of another network"):
+    with pytest.raises(UserError, match="from another network: params/conv3/bias is missing"):
         models.match_variables(shapes, other, "the file")
     more = models.variable_shapes(models.create("basic", num_classes=3))
-    with pytest.raises(UserError, match=r"fc3/bias as float32 \[3\], the network as float32 \[10"):
+    with pytest.raises(UserError, match=r"fc3/bias is float32 \[3\], .* float32 \[10"):
         models.match_variables(more, shapes, "the file")
     assert models.match_variables(shapes, shapes, "the file") == shapes
+
+
+def test_speednet_uses_the_tanh_form_of_gelu_unless_the_exact_form_is_chosen() -> None:
+    for exact in (False, True):
+        model = models.create("speednet", exact_gelu=exact)
+        program = str(jax.make_jaxpr(model.apply)(models.variable_shapes(model), images(1)))
+        assert ("erf" in program, "tanh" in program) == (exact, not exact)
 
 
 @pytest.mark.parametrize("side", [20, 27])

@@ -224,7 +224,7 @@ def test_an_unused_tpu_is_reported(capsys, monkeypatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("bare_machine")
 @pytest.mark.parametrize("device", ["gpu", "tpu"])
 def test_a_missing_device_is_refused(device: str, capsys) -> None:
-    with pytest.raises(UserError, match=f"JAX finds no {device}, only the cpu. Install JAX for"):
+    with pytest.raises(UserError, match=f"JAX finds no {device.upper()}, only the CPU. Install"):
         runtime.require(device)
     jax.config.update("jax_platforms", "cpu")
     with pytest.raises(UserError, match="JAX_PLATFORMS=cpu hides other devices: unset it"):

@@ -19,7 +19,7 @@ import pytest
 from fixtures import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cifar_jax import config, models
+from cifar_jax import config, devices, models, ops
 from cifar_jax.training import schedules
 from cifar_jax.training.optimizers import make_optimizer
 from cifar_jax.training.schedules import StepInfo
@@ -50,16 +50,18 @@ def to_torch(name: str, array: np.ndarray, flattened_channels: int | None) -> np
 class Network:
     """Model without dropout. `fixtures/recipe.py` generates its parameters and a batch."""
 
-    def __init__(self, model: str, pooling: str | None = None):
+    def __init__(self, model: str, pooling: str | None = None, precision: str = "float32"):
         self.channels = FLATTENED_CHANNELS.get(model)
         dropout = None if model in FLATTENED_CHANNELS else 0.0
-        self.model = models.create(model, pooling=pooling, dropout=dropout)
+        dtype = jnp.dtype(precision)
+        self.model = models.create(model, pooling=pooling, dropout=dropout, dtype=dtype)
         shapes = models.variable_shapes(self.model)
         self.variables = {"batch_stats": {}} | {
             collection: self._fill(shapes[collection]) for collection in shapes
         }
         images, labels = recipe.batch()
-        self.images, self.labels = jnp.asarray(images.transpose(0, 2, 3, 1)), jnp.asarray(labels)
+        self.images = jnp.asarray(images.transpose(0, 2, 3, 1), dtype)
+        self.labels = jnp.asarray(labels)
 
     def by_torch_name(self, tree: Any) -> dict[str, np.ndarray]:
         """Return the arrays of `tree` in PyTorch's layout, by PyTorch's parameter name."""
@@ -127,9 +129,14 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
-    """Yield pairs of platform and network. Only the networks in `fast` on the CPU are fast."""
-    for platform, name in itertools.product(("cpu", "accelerator"), names):
-        slow = platform != "cpu" or name not in fast
+    """Yield pairs of platform and network. Only the networks in `fast` on the CPU are fast.
+
+    With oneDNN, float32 differs only in depthwise convolutions and BatchNorm, which one network
+    has.
+    """
+    for platform, name in itertools.product(("cpu", "cpu-onednn", "accelerator"), names):
+        fast_names = {"cpu": fast, "cpu-onednn": ["resnet10-separable"], "accelerator": []}
+        slow = name not in fast_names[platform]
         yield pytest.param(platform, name, marks=[pytest.mark.slow] * slow)
 
 
@@ -191,6 +198,30 @@ def test_evaluation(each_platform: None, name: str) -> None:
     logits = apply(network.variables, network.images)
     expected = np.array(record["logits"])
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in FAST)) for n in RECORD["train_steps"]],
+)
+def test_bfloat16_logits(name: str) -> None:
+    """The error is the L2 norm of the difference over the norm of the logits of the 8 images.
+
+    The program is compiled as in training: with oneDNN if this machine has bfloat16 units and
+    jaxlib contains oneDNN.
+    """
+    expected = np.array(RECORD["evaluations"][name]["logits"])
+    network = Network(name, precision="bfloat16")
+    apply = jax.jit(lambda *arguments: network.model.apply(*arguments, train=False))
+    arguments = (network.variables, network.images)
+    mesh = devices.make_mesh(64, 1)
+    with ops.force_platform("cpu-onednn"):
+        program = devices.compile_program(
+            apply, *arguments, mesh=mesh, batch_size=64, precision="bfloat16"
+        )
+    error = np.linalg.norm(program(*arguments) - expected) / np.linalg.norm(expected)
+    # The random weights of net-attention make large scores, whose rounding the softmax amplifies.
+    assert error < (2e-2 if name == "net-attention" else 1e-2)
 
 
 @pytest.mark.parametrize("name", RECORD["optimizers"])

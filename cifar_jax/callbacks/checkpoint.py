@@ -60,7 +60,9 @@ class Checkpoint(Callback):
           UserError: the state contains NaN or infinity, and is not saved.
         """
         if not is_finite(state):
-            raise diverged(self._context, f"the weights are not finite after step {state.step}")
+            raise diverged(
+                self._context, f"the weights are NaN or infinite after step {state.step}"
+            )
         context = self._context
         extra = {
             "elapsed_seconds": round(context.elapsed(), 3),
@@ -74,10 +76,10 @@ class Checkpoint(Callback):
 def diverged(context: RunContext, reason: str) -> UserError:
     """Return the error for a run whose loss or weights are no longer finite."""
     row = context.rows[-1] if context.rows else None
-    rate = f" (it was {row.learning_rate:g} in epoch {row.epoch})" if row else ""
-    groups = ", or the rates in param_groups" if context.setup.config.param_groups else ""
-    resume = "; the last checkpoint is kept" if row else ""
-    return UserError(f"{reason}: lower optimizer.lr{rate}{groups}{resume}")
+    rate = f" (the rate was {row.learning_rate:g} in epoch {row.epoch})" if row else ""
+    groups = " or the rates in param_groups" if context.setup.config.param_groups else ""
+    kept = " The last checkpoint is kept." if row else ""
+    return UserError(f"{reason}. Lower optimizer.lr{groups}{rate}, and start a new run.{kept}")
 
 
 @jax.jit

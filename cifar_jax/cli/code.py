@@ -38,8 +38,8 @@ def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
     name = experiment.config.model.name
     if name in MODELS:
         raise UserError(
-            f"{experiment.path} defines a MODEL, but its CONFIG names the package's {name!r}: "
-            "give it another name, such as Model(name='mine')"
+            f"{experiment.path} defines a MODEL, but its CONFIG names the built-in network "
+            f"{name!r}: use another name in CONFIG, such as Model(name='mine')"
         )
     return CustomModel(parts.model, name, parts.file, parts.source)
 
@@ -57,7 +57,7 @@ def load_code(code: Path | None, run: Path) -> CustomModel | None:
     experiment = catalog.load(str(code))
     model, parts = custom_model(experiment), experiment.custom
     if model is None or parts is None:
-        raise UserError(f"{code} has no MODEL: name the file that defines it")
+        raise UserError(f"{code} defines no MODEL: give --code the file that defines the network")
     from cifar_jax.runs.folder import RunFolder
 
     folder = RunFolder(run)
@@ -66,5 +66,8 @@ def load_code(code: Path | None, run: Path) -> CustomModel | None:
         parts.source
     )
     if changed or (card and card.code and card.code.modules != dict(parts.modules)):
-        click.echo(f"cifar-jax: {code} differs from the code that {run} was trained with", err=True)
+        click.echo(
+            f"cifar-jax: warning: {code} differs from the code that {run} was trained with",
+            err=True,
+        )
     return model

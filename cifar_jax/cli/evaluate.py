@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -10,6 +11,7 @@ import click
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
 from cifar_jax.cli.output import AS_JSON, DEVICE, LocalPath
+from cifar_jax.errors import UserError
 
 
 @click.command(short_help="Print loss and accuracy of a trained model.")
@@ -22,11 +24,24 @@ from cifar_jax.cli.output import AS_JSON, DEVICE, LocalPath
     help="Images to evaluate on.",
 )
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Where the images are now: data.dataset=folder:PATH.",
+)
 @CODE
 @DEVICE
 @AS_JSON
 def evaluate(
-    run: Path, split: str, best: bool, code: Path | None, device: str | None, as_json: bool
+    run: Path,
+    split: str,
+    best: bool,
+    settings: Sequence[str],
+    code: Path | None,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Print the loss and accuracy of RUN on a split of the data set that it was trained on.
 
@@ -34,18 +49,21 @@ def evaluate(
     packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy with
     one view of each image is printed too.
     """
+    if any(not setting.startswith("data.dataset=") for setting in settings):
+        raise UserError("evaluate takes only --set data.dataset=NAME: leave out other settings")
+    dataset = settings[-1].partition("=")[2] if settings else None
     runtime.set_up()
     runtime.require(device)
     from cifar_jax.inference.evaluate import evaluate
 
-    result = evaluate(run, split, best, load_code(code, run))
+    result = evaluate(run, split, best, load_code(code, run), dataset)
     if as_json:
         click.echo(json.dumps(result._asdict(), indent=2))
         return
     epoch = "" if result.epoch is None else f", epoch {result.epoch}"
     text = (
         f"{result.experiment} seed {result.seed}{epoch}: {split} accuracy {result.accuracy:.2f} %, "
-        f"loss {result.loss:.4f}, over {result.images} images"
+        f"loss {result.loss:.4f}, over {result.images:,} images"
     )
     if result.loss_plain != result.loss:
         text += (

@@ -49,6 +49,12 @@ def export(
         output = Path(f"{model.card.experiment}-seed{model.card.seed}.{kind}")
     difference = exports.export(model, kind, output, force=force)
     click.echo(
-        f"written to {output} ({output.stat().st_size / 1e6:.1f} MB); its logits differ from the "
-        f"run's by at most {difference:.1e} of the largest logit"
+        f"written to {output} ({output.stat().st_size / 1e6:.1f} MB); its logits differ from those "
+        f"of {run} by at most {difference:.1e} of the largest logit"
     )
+    card = model.card
+    if card.test_accuracy_plain not in (None, card.test_accuracy):
+        click.echo(
+            f"test accuracy {card.test_accuracy_plain:.2f} % with one view of each image, which is "
+            f"what the file computes; {card.test_accuracy:.2f} % with test-time augmentation"
+        )

@@ -15,7 +15,7 @@ import click
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
 from cifar_jax.cli.output import AS_JSON, LocalPath
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 if TYPE_CHECKING:
     from cifar_jax.inference.images import Image
@@ -67,15 +67,18 @@ def predict(
     model = load(run, best=best, custom=load_code(code, run))
     tta = model.tta if views else None
     if tta and not (tta.flip or tta.shift):
-        raise UserError(f"{run} has no test-time augmentation: leave --views out")
+        raise UserError(
+            f"--views has no effect, because {run} uses no test-time augmentation: leave out "
+            "--views"
+        )
     files = find(images)
     if len(files) <= _BATCH:
-        rows = list(_rows(model, read(files), top, tta))
+        rows = list(_rows(model, read(files, model.card.white), top, tta))
     else:
         with progress("Predicting", len(files)) as advance:
-            rows = list(_rows(model, read(files), top, tta, advance))
+            rows = list(_rows(model, read(files, model.card.white), top, tta, advance))
     errors = [row["error"] for row in rows if "error" in row]
-    for error in errors:
+    for error in errors if len(rows) > 1 else ():
         click.echo(f"cifar-jax: {' '.join(error.split())}", err=True)
     if as_json:
         click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
@@ -83,8 +86,12 @@ def predict(
         _print_csv(rows)
     else:
         _print_table([row for row in rows if "error" not in row])
+    if len(rows) > 1 and errors:
+        raise UserError(
+            f"{len(errors):,} of {counted(len(rows), 'input')} cannot be classified (see above)"
+        )
     if errors:
-        raise UserError(f"no answer for {len(errors)} of {len(rows)} inputs")
+        raise UserError(errors[0])
 
 
 def _rows(

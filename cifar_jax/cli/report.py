@@ -41,10 +41,15 @@ def report(
     runs/. The report is written to the folder that --output names. Without --output, it is written
     to RUNS, if RUNS is a single folder with several runs.
     """
-    if sum(map(bool, (output, results, readme))) > 1 or (readme and runs):
-        raise UserError("give one of --output, --record and --readme; --readme takes no RUNS")
+    if sum(map(bool, (output, results, readme))) > 1:
+        raise UserError("--output, --record and --readme cannot be combined: choose one")
+    if readme and runs:
+        raise UserError(
+            "--readme reads the records in the folder results next to the file: leave out the run "
+            "folders"
+        )
     if results and not runs:
-        raise UserError("--record needs RUNS: the run folders to record")
+        raise UserError("no run folder is given: name the run folders to record")
     from cifar_jax import report
     from cifar_jax.runs import records
 

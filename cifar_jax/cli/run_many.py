@@ -59,4 +59,7 @@ def train_each(
     if bug:
         raise bug
     if failed := len(requests) - finished:
-        raise UserError(f"{failed} of {len(requests)} runs failed; the same command resumes them")
+        raise UserError(
+            f"{failed} of {len(requests)} runs failed (see above): correct the cause, then give "
+            "the same command again to resume them"
+        )

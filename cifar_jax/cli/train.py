@@ -62,13 +62,19 @@ def train(
     from cifar_jax import catalog, config
 
     if seed is not None and seeds is not None:
-        raise UserError("--seed and --seeds cannot be combined")
+        raise UserError(
+            "--seed and --seeds cannot be combined: --seed N trains seed N, and --seeds N trains "
+            "seeds 0 to N-1"
+        )
     if paper and experiments:
         raise UserError(
             "--paper trains all experiments of the paper: leave out the names, or leave out --paper"
         )
     if not paper and not experiments:
-        raise UserError("name one or more experiments, or use --paper")
+        raise UserError(
+            "no experiment is given: name one or more, or use --paper; `cifar-jax experiments` "
+            "lists the names"
+        )
     loaded = [catalog.load(name) for name in experiments or catalog.names()]
     if paper:
         loaded = [experiment for experiment in loaded if experiment.config.paper]
@@ -133,8 +139,9 @@ def _request(experiment: Experiment, config: Config, seed: int, folders: _Folder
     custom = experiment.custom or CustomParts()
     if custom.model is not None and experiment.config.model.name in MODELS:
         raise UserError(
-            f"{experiment.path} defines a MODEL, but its CONFIG names the package's "
-            f"{experiment.config.model.name!r}: use another name, such as Model(name='mine')"
+            f"{experiment.path} defines a MODEL, but its CONFIG names the built-in network "
+            f"{experiment.config.model.name!r}: use another name in CONFIG, such as "
+            "Model(name='mine')"
         )
     # Settings that do not affect the result of a run do not change the folder of the run.
     differing = differences(identity(experiment.config), identity(config))

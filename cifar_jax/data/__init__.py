@@ -4,7 +4,6 @@ The packages tfds, Pillow, pooch and rich are slow to import. Only the functions
 import them.
 """
 
-import difflib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from cifar_jax.data.cifar10 import import_path, prepare
 from cifar_jax.data.dataset import Dataset, Split, split_validation
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, nearest
 from cifar_jax.files import local_path
 
 __all__ = [
@@ -36,7 +35,7 @@ DATASETS: dict[str, Callable[[Path | None], cache.Source]] = {
 }
 
 
-def load(name: str, *, data_dir: Path | None = None) -> Dataset:
+def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = False) -> Dataset:
     """Load a data set by name.
 
     The first call decodes the images and stores them in a cache on disk. Later calls read the
@@ -46,26 +45,30 @@ def load(name: str, *, data_dir: Path | None = None) -> Dataset:
       name: one of `DATASETS`, or `folder:PATH` for a folder of images (see `image_folder`).
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
+      skip_bad_images: leave out the unreadable images of a folder.
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, or a color channel has the same
         value in all training images.
     """
-    dataset = cache.load(_source(name, data_dir))
-    return dataset._replace(official=dataset.content == cifar10.CONTENT)
+    dataset = cache.load(_source(name, data_dir, skip_bad_images))
+    notes = list(dataset.notes)
+    if dataset.white:
+        notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
+    if dataset.skipped:
+        notes.append(f"skipped {len(dataset.skipped):,} images that cannot be read")
+    return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
 
 
-def _source(name: str, data_dir: Path | None) -> cache.Source:
+def _source(name: str, data_dir: Path | None, skip_bad_images: bool) -> cache.Source:
     if name in DATASETS:
         return DATASETS[name](data_dir)
     kind, _, path = name.partition(":")
     if kind == "folder" and path:
-        return image_folder.source(local_path(path, "data.dataset"))
-    near = difflib.get_close_matches(name, DATASETS, n=1)
-    if "/" in name:
-        near = [f"folder:{path or name}"]
-    hint = f"did you mean {near[0]}? " if near else ""
+        folder = local_path(path, "data.dataset")
+        return image_folder.source(folder, skip_bad_images=skip_bad_images)
+    hint = f"; did you mean folder:{path or name}?" if "/" in name else nearest(name, DATASETS)
     raise UserError(
-        f"unknown data set {name!r}: {hint}choose {', '.join(DATASETS)}, or folder:PATH for your "
-        "own images"
+        f"there is no data set {name!r}{hint or '.'} Choose {', '.join(DATASETS)}, or folder:PATH "
+        "for your own images."
     )

@@ -39,12 +39,14 @@ class Source(NamedTuple):
       entry: name of the cache entry, without `.npz`.
       signature: a string that changes whenever the result of `decode` changes.
       decode: reads and decodes the images, which may take minutes.
+      notes: lines for the log about the images.
     """
 
     name: str
     entry: str
     signature: str
     decode: Callable[[], Arrays]
+    notes: tuple[str, ...] = ()
 
 
 def load(source: Source) -> Dataset:
@@ -56,11 +58,14 @@ def load(source: Source) -> Dataset:
     with lock(source.entry):
         if (dataset := _read(path, source)) is not None:
             return dataset
-        dataset = describe(source.name, source.decode())
+        dataset = describe(source.name, source.decode())._replace(notes=source.notes)
         try:
             _write(path, source, dataset)
         except OSError as error:
-            notice(f"{source.name} could not be cached in {path}: {error.strerror or error}")
+            notice(
+                f"the images of {source.name} cannot be stored in {path}, so the next command "
+                f"decodes them again: {error.strerror or error}"
+            )
         return dataset
 
 
@@ -133,6 +138,10 @@ def _read(path: Path, source: Source) -> Dataset | None:
                 std=tuple(metadata["std"]),
                 fingerprint=metadata["fingerprint"],
                 content=metadata["content"],
+                validation_images=metadata.get("validation_images"),
+                white=metadata.get("white"),
+                skipped=tuple(metadata.get("skipped", ())),
+                notes=source.notes,
             )
     except _DAMAGE:
         return None
@@ -147,6 +156,9 @@ def _write(path: Path, source: Source, dataset: Dataset) -> None:
         "std": dataset.std,
         "fingerprint": dataset.fingerprint,
         "content": dataset.content,
+        "validation_images": dataset.validation_images,
+        "white": dataset.white,
+        "skipped": dataset.skipped,
     }
     arrays = dict(zip(_ARRAYS, (*dataset.train, *dataset.test), strict=True))
     buffer = io.BytesIO()

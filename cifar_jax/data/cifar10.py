@@ -37,6 +37,14 @@ ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"
 ARCHIVE_BYTES = 170_498_071
 ARCHIVE_SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 BATCHES_FOLDER = "cifar-10-batches-py"
+_OTHER_FORMS = {
+    b"PK\x03\x04": "zip or npz archive",
+    b"PAR1": "Parquet file",
+    b"\x93NUMPY": "NumPy file",
+    b"\x89HDF": "HDF5 file",
+    b"7z\xbc\xaf": "7z archive",
+    b"Rar!": "RAR archive",
+}
 # MD5 of each batch file, from torchvision/datasets/cifar.py.
 BATCHES = {
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
@@ -88,9 +96,10 @@ def prepare(data_dir: Path | None = None) -> Path:
         # requests raises OSError; pooch raises ValueError if the hash is wrong.
         except (OSError, ValueError) as error:
             raise UserError(
-                f"CIFAR-10 could not be downloaded ({_first_cause(error)}): try again with "
-                "`cifar-jax data prepare`, download the archive by other means and run "
-                "`cifar-jax data import PATH`, or train on `--set data.dataset=digits`"
+                f"CIFAR-10 cannot be downloaded from {ARCHIVE_URL} ({_first_cause(error)}). Try "
+                "again with `cifar-jax data prepare`, or download that file yourself and run "
+                "`cifar-jax data import PATH`. To train without CIFAR-10, add "
+                "`--set data.dataset=digits`."
             ) from error
         return _write(_read_archive(Path(archive)), scratch)
 
@@ -112,8 +121,16 @@ def import_path(path: Path, data_dir: Path | None = None) -> Path:
 
 def _read_archive(path: Path) -> Arrays:
     with path.open("rb") as file:
+        start = file.read(8)
+        if form := next((f for magic, f in _OTHER_FORMS.items() if start.startswith(magic)), None):
+            raise _not_official(path, f"it is a {form}")
+        file.seek(0)
         if hashlib.file_digest(file, "sha256").hexdigest() != ARCHIVE_SHA256:
-            raise _not_official(path, "its SHA-256 differs")
+            size = path.stat().st_size
+            problem = "its SHA-256 differs"
+            if size != ARCHIVE_BYTES:
+                problem += f", and it has {size:,} bytes instead of {ARCHIVE_BYTES:,}"
+            raise _not_official(path, problem)
     with tarfile.open(path) as archive:
         files = {name: archive.extractfile(f"{BATCHES_FOLDER}/{name}") for name in BATCHES}
         return _decode(path, {name: file.read() for name, file in files.items() if file})
@@ -146,9 +163,9 @@ def _decode(path: Path, batches: dict[str, bytes]) -> Arrays:
 
 def _not_official(path: Path, problem: str) -> UserError:
     return UserError(
-        f"{path} is not the official CIFAR-10 ({problem}): give cifar-10-python.tar.gz from "
-        f"{ARCHIVE_URL.rpartition('/')[0]}/cifar.html, or the unpacked folder {BATCHES_FOLDER}; "
-        "to train on other images, use `--set data.dataset=folder:PATH`"
+        f"{path} is not the official CIFAR-10 ({problem}). Give the archive {ARCHIVE_URL}, or "
+        f"its unpacked folder {BATCHES_FOLDER}. To train on your own images, use "
+        "`--set data.dataset=folder:PATH`."
     )
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 IMAGE_SHAPE = (32, 32, 3)
 
@@ -18,11 +18,14 @@ class Split(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """The class names, the training images and the test images of a data set."""
+    """The content of a data set. `Dataset` describes the fields."""
 
     classes: tuple[str, ...]
     train: Split
     test: Split
+    validation_images: int | None = None
+    white: int | None = None
+    skipped: tuple[str, ...] = ()
 
 
 class Dataset(NamedTuple):
@@ -38,6 +41,11 @@ class Dataset(NamedTuple):
       fingerprint: SHA-256 of all images and labels in their order; see the function `fingerprint`.
       content: SHA-256 that does not depend on the order of the images; see `content_digest`.
       official: whether images, labels and splits are identical to the published CIFAR-10.
+      validation_images: number of images at the end of `train` that the data set reserves for
+        validation. None: the data set reserves none.
+      white: the 16-bit value that became 255. None: there are no 16-bit images.
+      skipped: one message for each unreadable image that was left out.
+      notes: lines for the log about the images.
     """
 
     name: str
@@ -49,6 +57,10 @@ class Dataset(NamedTuple):
     fingerprint: str
     content: str = ""
     official: bool = False
+    validation_images: int | None = None
+    white: int | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
@@ -68,10 +80,18 @@ def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
     """
     total = len(train.labels)
     count = round(validation * total) if 0 <= validation < 1 else validation
-    if not 0 <= count < total or count != int(count) or (validation and not count):
+    number = f"{validation:,.0f}" if float(validation).is_integer() else f"{validation:g}"
+    problem = ""
+    if not 0 <= count < total:
+        problem = f"which leaves nothing to train on: there are {counted(total, 'training image')}"
+    elif count != int(count):
+        problem = "which is neither a fraction below 1 nor a whole number"
+    elif validation and not count:
+        problem = f"which is less than one of {counted(total, 'training image')}"
+    if problem:
         raise UserError(
-            f"data.validation={validation:g} does not fit {total} training images: give a fraction "
-            f"such as --set data.validation=0.1, or a whole number below {total}"
+            f"data.validation is {number}, {problem}. Set it to a fraction such as 0.1, or "
+            f"to a whole number below {total:,}."
         )
     end = total - int(count)
     return (
@@ -145,8 +165,15 @@ def describe(name: str, arrays: Arrays) -> Dataset:
     mean, std = channel_statistics(arrays.train.images)
     if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:
         raise UserError(
-            f"the training images of {name} cannot be normalized: every pixel has the same "
-            f"{' and '.join(constant)}; check the images"
+            f"the training images of {name} cannot be normalized, because all pixels have the "
+            f"same {' and '.join(constant)} value: check the images"
         )
     splits = arrays.train, arrays.test
-    return Dataset(name, *arrays, mean, std, fingerprint(*splits), content_digest(*splits))
+    return Dataset(
+        name=name,
+        mean=mean,
+        std=std,
+        fingerprint=fingerprint(*splits),
+        content=content_digest(*splits),
+        **arrays._asdict(),
+    )

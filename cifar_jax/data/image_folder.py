@@ -1,66 +1,49 @@
 """Read a data set from a folder of the user's own images.
 
-The images are `train/CLASS/*` and `test/CLASS/*`, or only `CLASS/*`. They are sorted by the SHA-256
+`layout` finds the images of the splits and classes. The images of a split are sorted by the SHA-256
 of the decoded image. This order looks random and does not depend on file names or dates.
 
-Without a `test` folder, a fifth of each class becomes the test images. If an image occurs several
-times, all copies are in the same split.
+Without a folder of test images, a fifth of each class becomes the test images. If an image occurs
+several times, all copies are in the same split.
 """
 
-import difflib
 import hashlib
 import itertools
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
 from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
-from cifar_jax.data.images import SUFFIXES, decode, ignore_warnings, walk
+from cifar_jax.data.images import SixteenBitError, decode, ignore_warnings
+from cifar_jax.data.layout import Listing, find
 from cifar_jax.data.progress import notice, progress
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
+from cifar_jax.files import write_bytes
+from cifar_jax.runtime import cache_dir
 
 # Increase this number when a change to this module decodes the same files to different arrays.
 # Cache entries with another number are ignored.
-_VERSION = 2
+_VERSION = 3
 _TEST_FRACTION = 0.2
 # Largest number of unreadable files to name on standard error.
 _MAX_MESSAGES = 10
-# HEIC files cannot be read. They are listed here, so that they are reported instead of skipped.
-_SUFFIXES = {*SUFFIXES, ".heic", ".heif"}
+# Smallest fraction of the range of 16-bit values that most images must use.
+_MIN_RANGE = 1 / 16
 
 
-class File(NamedTuple):
-    """An image file: path, label, size in bytes, and modification time in nanoseconds."""
-
-    path: str
-    label: int
-    size: int
-    modified: int
-
-
-class Listing(NamedTuple):
-    """The classes and image files of a folder.
-
-    `test` is None if the folder has no subfolder `test`. `skipped` is the number of files without
-    an image suffix.
-    """
-
-    classes: tuple[str, ...]
-    train: list[File]
-    test: list[File] | None
-    skipped: int
-
-
-def source(path: Path) -> Source:
+def source(path: Path, *, skip_bad_images: bool = False) -> Source:
     """Return a folder of images as a `cache.Source`.
 
     The signature of the source changes if an image is added, removed, renamed or modified.
+
+    Args:
+      path: the folder.
+      skip_bad_images: leave out images that cannot be read. False: raise an error when decoding.
 
     Raises:
       UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
@@ -70,134 +53,143 @@ def source(path: Path) -> Source:
     listing = find(path)
     start = len(str(path))
     files = [
-        [(file.path[start:], *file[1:]) for file in split]
-        for split in (listing.train, listing.test or [])
+        split and [(file.path[start:], *file[1:]) for file in split]
+        for split in (listing.train, listing.validation, listing.test)
     ]
-    content = json.dumps([_VERSION, listing.classes, listing.test is None, files])
+    content = json.dumps([_VERSION, listing.classes, files, skip_bad_images])
     return Source(
         name=f"folder:{path.resolve().name}",
         entry=f"folder-{path_digest(path)}",
         signature=hashlib.sha256(content.encode()).hexdigest(),
-        decode=lambda: read(path, listing),
+        decode=lambda: read(path, listing, skip_bad_images),
+        notes=listing.notes,
     )
 
 
-def find(path: Path) -> Listing:
-    """List the classes and images of a folder, without reading the images."""
-    layouts = f"{path}/train/CLASS/* and {path}/test/CLASS/*, or {path}/CLASS/*"
-    if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "does not exist"
-        raise UserError(f"{path} {problem}: data.dataset=folder:PATH takes a folder of images")
-    names = {folder.name for folder in _folders(path)}
-    if "test" in names and "train" not in names:
-        raise UserError(f"{path} has a folder test but no folder train: use {layouts}")
-    root = path / "train" if "train" in names else path
-    classes = tuple(folder.name for folder in _folders(root))
-    if len(classes) < 2:
-        raise UserError(
-            f"{root} has {len(classes)} class folders, but at least two are needed: give {layouts}"
-        )
-    if unprintable := [name for name in classes if not name.isprintable()]:
-        raise UserError(f"the folder name {unprintable[0]!a} in {root} is unprintable: rename it")
-    train, skipped = _list_images(root, classes)
-    labels = {file.label for file in train}
-    if empty := [name for label, name in enumerate(classes) if label not in labels]:
-        raise UserError(f"{root / empty[0]} has no images: add some, or remove the folder")
-    if root == path or "test" not in names:
-        return Listing(classes, train, None, skipped)
-    for folder in _folders(path / "test"):
-        if folder.name not in classes:
-            near = difflib.get_close_matches(folder.name, classes, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise UserError(
-                f"{folder} is not a class of {root}: {hint}the classes are {', '.join(classes)}"
-            )
-    test, skipped_test = _list_images(path / "test", classes)
-    if not test:
-        raise UserError(f"{path / 'test'} has no images: add some, or remove the folder")
-    return Listing(classes, train, test, skipped + skipped_test)
-
-
-def read(path: Path, listing: Listing) -> Arrays:
+def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
     """Read the images of a folder.
 
     Raises:
-      UserError: images cannot be read, or are too few to hold out a test set. The first unreadable
-        images are named on standard error.
+      UserError: images cannot be read, their 16-bit values have no common scale, or they are too
+        few to hold out a test set. The first unreadable images are named on standard error.
     """
     if listing.skipped:
-        files = "file" if listing.skipped == 1 else "files"
-        notice(f"{path}: skipped {listing.skipped:,} {files} without an image suffix")
-    errors: list[str] = []
-    total = len(listing.train) + len(listing.test or [])
-    with progress(f"Reading {path} (once)", total) as advance:
-        train = _read_split(listing.train, errors, advance)
-        test = _read_split(listing.test or [], errors, advance)
-    if errors:
-        for error in errors[:_MAX_MESSAGES]:
-            notice(error)
-        if len(errors) > _MAX_MESSAGES:
-            notice(f"… and {len(errors) - _MAX_MESSAGES:,} more")
-        raise UserError(
-            f"{len(errors):,} of the {total:,} images in {path} cannot be read (see above): "
-            "repair or remove them"
+        notice(
+            f"{path}: skipped {counted(listing.skipped, 'file')} without an image suffix such as "
+            ".png"
         )
+    splits = (listing.train, listing.validation or [], listing.test or [])
+    files = [file for split in splits for file in split]
+    paths = [Path(file.path) for file in files]
+    with progress(f"Reading {path} (once)", len(files)) as advance:
+        images = _decode_all(paths, None, advance)
+    white = None
+    ranges = {i: image for i, image in enumerate(images) if isinstance(image, SixteenBitError)}
+    if ranges:
+        white = _find_white(path, list(ranges.values()))
+        scaled = _decode_all([paths[i] for i in ranges], white, lambda count: None)
+        for i, image in zip(ranges, scaled, strict=True):
+            images[i] = image
+    errors = tuple(str(image) for image in images if isinstance(image, UserError))
+    if errors:
+        _report(path, errors, len(files), skip_bad_images)
+    pairs = zip(images, files, strict=True)
+    train, validation, test = (
+        _sort(
+            [
+                (image, file.label)
+                for image, file in itertools.islice(pairs, len(split))
+                if isinstance(image, np.ndarray)
+            ]
+        )
+        for split in splits
+    )
+    for label, name in enumerate(listing.classes):
+        if label not in train.labels:
+            raise UserError(f"no training image of the class {name} in {path} can be read")
     if listing.test is None:
         train, test = _hold_out(train, len(listing.classes))
         if not len(test.labels):
             raise UserError(
-                f"{path} has too few images to hold out a test set: add images, or give "
-                f"{path}/train/CLASS/* and {path}/test/CLASS/*"
+                f"{path} has too few images to hold out some for the test. Add images, or arrange "
+                f"them as {path}/train/CLASS/* and {path}/test/CLASS/*."
             )
-    return Arrays(listing.classes, train, test)
+    reserved = None
+    if listing.validation is not None:
+        reserved = len(validation.labels)
+        train = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
+    return Arrays(listing.classes, train, test, reserved, white, errors)
 
 
-def _folders(path: Path) -> list[Path]:
-    """Return the visible subfolders of a folder, sorted by name."""
-    visible = (p for p in path.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX")
-    return sorted((p for p in visible if p.is_dir()), key=lambda p: p.name)
+def _decode_all(
+    paths: Sequence[Path], white: int | None, advance: Callable[[int], None]
+) -> list[np.ndarray | UserError]:
+    """Return each image, or the reason why it cannot be read."""
 
-
-def _list_images(root: Path, classes: tuple[str, ...]) -> tuple[list[File], int]:
-    """Return the image files of each class, and the number of other files."""
-    files, skipped = [], 0
-    for label, name in enumerate(classes):
-        if not (root / name).is_dir():
-            continue  # This class has no test images.
-        for entry in walk(root / name):
-            if os.path.splitext(entry.name)[1].lower() in _SUFFIXES:  # noqa: PTH122 - 10 x faster
-                stat = entry.stat()
-                files.append(File(entry.path, label, stat.st_size, stat.st_mtime_ns))
-            else:
-                skipped += 1
-    return files, skipped
-
-
-def _read_split(files: list[File], errors: list[str], advance: Callable[[int], None]) -> Split:
-    """Read images and sort them by SHA-256. Append one message per unreadable file to `errors`."""
-
-    def attempt(file: File) -> np.ndarray | UserError:
+    def attempt(path: Path) -> np.ndarray | UserError:
         try:
-            return decode(Path(file.path))
+            return decode(path, white=white)
         except UserError as error:
             return error
 
-    images = np.zeros((len(files), *IMAGE_SHAPE), np.uint8)
-    labels = np.array([file.label for file in files], np.int32)
+    images = []
     pool = ThreadPoolExecutor()
     try:
         with ignore_warnings():
-            for i, image in enumerate(pool.map(attempt, files)):
-                if isinstance(image, UserError):
-                    errors.append(str(image))
-                else:
-                    images[i] = image
+            for image in pool.map(attempt, paths):
+                images.append(image)
                 advance(1)
     finally:
         pool.shutdown(cancel_futures=True)  # After Ctrl-C, do not wait for the remaining images.
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in images]
-    order = sorted(range(len(files)), key=lambda i: (digests[i], labels[i]))
-    return Split(images[order], labels[order])
+    return images
+
+
+def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
+    """Return the largest value of the smallest depth, 8, 10, 12, 14 or 16 bits, that fits.
+
+    Raises:
+      UserError: most of the images use a small part of the range up to this value.
+    """
+    top = max(image.top for image in ranges)
+    white = next(2**bits - 1 for bits in (8, 10, 12, 14, 16) if top < 2**bits)
+    low = np.percentile([image.low for image in ranges], 10)
+    high = np.percentile([image.high for image in ranges], 90)
+    if white > 255 and 0 < high - low < _MIN_RANGE * white:
+        raise UserError(
+            f"the 16-bit images in {path} have values up to {top}, but most are between {low:.0f} "
+            f"and {high:.0f}, which are too few gray values: save them with 8 bits per channel"
+        )
+    return white
+
+
+def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool) -> None:
+    """Name unreadable images on standard error, and raise unless they are to be skipped."""
+    for error in errors[:_MAX_MESSAGES]:
+        notice(error)
+    if len(errors) > _MAX_MESSAGES:
+        notice(f"… and {len(errors) - _MAX_MESSAGES:,} more")
+    if skip_bad_images:
+        return
+    file = cache_dir() / f"unreadable-{path.name}-{path_digest(path)}.txt"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(file, "".join(f"{error}\n" for error in errors).encode(errors="replace"))
+        place = f"all are listed in {file}"
+    except OSError:
+        place = "see above"
+    raise UserError(
+        f"{len(errors):,} of {counted(total, 'image')} in {path} cannot be read ({place}): repair "
+        "or remove the files, or add --set data.skip_bad_images=true"
+    )
+
+
+def _sort(images: Sequence[tuple[np.ndarray, int]]) -> Split:
+    """Return images and their labels as a split, sorted by the SHA-256 of the images."""
+    order = sorted(images, key=lambda pair: (hashlib.sha256(pair[0].tobytes()).digest(), pair[1]))
+    pixels = np.zeros((len(order), *IMAGE_SHAPE), np.uint8)
+    for i, (image, _) in enumerate(order):
+        pixels[i] = image
+    return Split(pixels, np.array([label for _, label in order], np.int32))
 
 
 def _hold_out(split: Split, classes: int) -> tuple[Split, Split]:

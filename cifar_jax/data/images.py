@@ -28,18 +28,65 @@ SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm"),
     *(".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
+_JUNK = {
+    *("__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "#snapshot", "$recycle.bin"),
+    *("recycler", "system volume information", "lost+found", "thumbs.db", "desktop.ini"),
+}
 _MAX_PIXELS = 89_000_000
+# Largest value of an image that uses at most 12 of 16 bits. The image would look black.
+_MAX_DARK = 4095
+_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+_MAGIC = (*_TIFF, b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"P4", b"P5", b"P6")
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+
+
+class SixteenBitError(UserError):
+    """The scale of a gray 16-bit image is unknown.
+
+    Attributes:
+      low: the value below which 1 % of the pixels are.
+      high: the value above which 1 % of the pixels are.
+      top: the largest value.
+    """
+
+    def __init__(self, name: str, values: np.ndarray) -> None:
+        self.low, self.high = (float(v) for v in np.percentile(values, (1, 99)))
+        self.top = int(values.max())
+        super().__init__(
+            f"{name} has 16-bit values of at most {self.top}, and the value of white is unknown: "
+            "save it with 8 bits per channel"
+        )
+
+
+def is_junk(name: str) -> bool:
+    """Return whether a file or folder is hidden, or was added by an operating system."""
+    return name.startswith(".") or name.casefold() in _JUNK
+
+
+def is_image(path: str) -> bool:
+    """Return whether a file has the suffix of an image, or no suffix and the content of an image.
+
+    HEIC files count as images, so that they are reported instead of skipped.
+    """
+    suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - 10 x faster than pathlib
+    if suffix:
+        return suffix in SUFFIXES or suffix in (".heic", ".heif")
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123
+            start = file.read(12)
+    except OSError:
+        return False
+    return start.startswith(_MAGIC) or start[8:] == b"WEBP" or start[4:] == b"ftypavif"
 
 
 def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     """Yield the files in a folder and its subfolders, sorted by path.
 
-    Hidden files and folders are skipped, and so are files that macOS adds to archives. Links to
-    folders are not followed.
+    Hidden files and files that an operating system added are skipped. Links to folders are not
+    followed.
     """
     with os.scandir(folder) as entries:
-        visible = [e for e in entries if not e.name.startswith(".") and e.name != "__MACOSX"]
+        visible = [entry for entry in entries if not is_junk(entry.name)]
     for entry in sorted(visible, key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from walk(entry.path)
@@ -47,19 +94,28 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
             yield entry
 
 
-def read_image(source: Path | bytes, name: str | None = None) -> np.ndarray:
+def read_image(
+    source: Path | bytes, name: str | None = None, white: int | None = None
+) -> np.ndarray:
     """Read an image as uint8 `[32, 32, 3]`.
 
     Args:
       source: path of a file, or the content of a file.
       name: name of the image in error messages. The default is the path.
+      white: the 16-bit value that becomes 255. None: 65535; an image that uses at most 12 of 16
+        bits is refused, because it would become black.
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
-        or has 32-bit values, whose range is unknown.
+        or has values whose range is unknown.
     """
     with ignore_warnings():
-        return decode(source, name)
+        try:
+            return decode(source, name, white)
+        except SixteenBitError as error:
+            if 0 < error.top <= _MAX_DARK:
+                raise
+            return decode(source, name, 65535)
 
 
 @contextlib.contextmanager
@@ -70,10 +126,13 @@ def ignore_warnings() -> Iterator[None]:
         yield
 
 
-def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
+def decode(source: Path | bytes, name: str | None = None, white: int | None = None) -> np.ndarray:
     """Read an image as `read_image` does, but inside the `ignore_warnings` context of the caller.
 
     Several threads may share that context.
+
+    Raises:
+      SixteenBitError: the image has gray 16-bit values, and `white` is None.
     """
     from PIL import Image, ImageOps
 
@@ -85,7 +144,7 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
     if not content:
         raise UserError(f"{name} is empty")
     if content[4:8] == b"ftyp" and content[8:12] in _HEIC_BRANDS:
-        raise UserError(f"{name} is a HEIC image, which is unsupported: convert it to JPEG or PNG")
+        raise UserError(f"{name} is a HEIC image, which cannot be read: convert it to JPEG or PNG")
     Image.init()
     too_large = UserError(f"{name} has more than 89 million pixels: make it smaller")
     height, width, _ = IMAGE_SHAPE
@@ -97,8 +156,9 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
             # To save time, let the JPEG decoder shrink a large image to about four times the final
             # size. The quality stays the same.
             image.draft(None, (4 * width, 4 * height))
+            layout = str(image.tile)  # It names the type of the values; `load` deletes it.
             image.load()
-            rgb = _to_rgb(_rotate(image), image.format or "", name)
+            rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
         if rgb.size != (width, height):
             rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BICUBIC)
         return np.array(rgb)
@@ -107,12 +167,29 @@ def decode(source: Path | bytes, name: str | None = None) -> np.ndarray:
     except Image.DecompressionBombError as error:
         raise too_large from error
     except Image.UnidentifiedImageError as error:
+        if content.startswith(_TIFF):
+            raise UserError(
+                f"{name} is a TIFF of a kind that cannot be read: save it as PNG"
+            ) from error
         raise UserError(
-            f"{name} is not a readable image: supported formats are {', '.join(FORMATS)}"
+            f"{name} is not an image in a supported format: {', '.join(FORMATS)}"
         ) from error
     # For damaged files, Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
     except Exception as error:
+        if "MAX_TEXT" in str(error) and len(short := _without_metadata(content)) < len(content):
+            return decode(short, name, white)
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error
+
+
+def _without_metadata(png: bytes) -> bytes:
+    """Return a PNG file without its texts and color profile. Pillow refuses very large ones."""
+    parts, position = [png[:8]], 8
+    while position + 8 <= len(png):
+        end = position + 12 + int.from_bytes(png[position : position + 4], "big")
+        if png[position + 4 : position + 8] not in (b"iCCP", b"iTXt", b"tEXt", b"zTXt"):
+            parts.append(png[position:end])
+        position = end
+    return b"".join(parts)
 
 
 def _rotate(image: "Image.Image") -> "Image.Image":
@@ -125,20 +202,43 @@ def _rotate(image: "Image.Image") -> "Image.Image":
         return image
 
 
-def _to_rgb(image: "Image.Image", format: str, name: str) -> "Image.Image":
-    """Convert an image to 8-bit RGB."""
+def _to_rgb(image: "Image.Image", encoding: str, name: str, white: int | None) -> "Image.Image":
+    """Convert an image to 8-bit RGB.
+
+    Args:
+      image: the image.
+      encoding: the file format, and how the file stores the values.
+      name: name of the image in error messages.
+      white: the 16-bit value that becomes 255. None: unknown.
+    """
     from PIL import Image
 
     # In PNG and PPM files, Pillow's mode "I" means 16-bit values.
-    if image.mode.startswith("I;16") or (image.mode == "I" and format in ("PNG", "PPM")):
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    is_short = encoding.startswith(("PNG", "PPM")) or ";16" in encoding
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_short):
+        values = np.asarray(image).astype(np.int64)
+        if ";12" in encoding:
+            white = 4095
+        if values.min() < 0:
+            raise UserError(f"{name} has negative values: save it with 8 bits per channel")
+        if white is None:
+            raise SixteenBitError(name, values)
+        scaled = np.minimum((values * 255 + white // 2) // white, 255)
+        image = Image.fromarray(scaled.astype(np.uint8))
     elif image.mode in ("I", "F"):
         raise UserError(
-            f"{name} has 32-bit values, whose range is unknown: save it with 8 bits per channel"
+            f"{name} has 32-bit pixel values of unknown range: save it with 8 bits per channel"
         )
+    elif ";16" in encoding:
+        # Pillow reads the high byte of 16-bit colors.
+        colors = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+        if colors.max() <= _MAX_DARK >> 8:
+            raise UserError(
+                f"{name} has 16-bit colors that use at most 12 bits, so it would become black: "
+                "save it with 8 bits per channel"
+            )
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image)
     return image.convert("RGB")

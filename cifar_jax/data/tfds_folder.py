@@ -18,7 +18,7 @@ import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
 from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
-from cifar_jax.data.progress import progress, reason
+from cifar_jax.data.progress import progress
 from cifar_jax.errors import UserError
 from cifar_jax.files import home_path
 
@@ -83,7 +83,7 @@ def inspect(path: Path) -> TfdsFolder:
     except FileNotFoundError as error:
         raise _unusable(path, f"{Path(error.filename).name} is missing") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise _unusable(path, f"its metadata are damaged ({reason(error)})") from error
+        raise _unusable(path, "its metadata are damaged") from error
     if not {"train", "test"} <= shards.keys():
         raise _unusable(path, f"its splits are {sorted(shards)}, not train and test")
     for shard in (shard for split in shards.values() for shard in split):
@@ -138,8 +138,9 @@ def _decode_split(folder: TfdsFolder, split: str, advance: Callable[[int], None]
         # A damaged shard raises RuntimeError in array_record, DecodeError in protobuf, and OSError
         # or SyntaxError in Pillow.
         except Exception as error:
-            problem = f"{shard.path.name} is damaged ({reason(error)})"
-            raise _unusable(folder.path, problem) from error
+            # Messages of the libraries name bytes and chunks, which says nothing to a user.
+            detail = f" ({error})" if type(error) is ValueError else ""
+            raise _unusable(folder.path, f"{shard.path.name} is damaged{detail}") from error
     return Split(np.stack(images), np.array(labels, np.int32))
 
 
@@ -207,6 +208,6 @@ def _verified(content: bytes, length: int) -> bytes:
 
 def _unusable(path: Path, problem: str) -> UserError:
     return UserError(
-        f"the data folder {path} cannot be used: {problem}; move it away and run "
-        "`cifar-jax data prepare` or `cifar-jax data import PATH`"
+        f"the data folder {path} cannot be used: {problem}. Move the folder away, then run "
+        "`cifar-jax data prepare` or `cifar-jax data import PATH`."
     )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar_jax import data, devices, models
-from cifar_jax.data import Dataset, Split, split_validation
+from cifar_jax.data import Dataset, Split, cifar10, split_validation
 from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
@@ -39,7 +39,11 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    path: Path, split: str = "test", best: bool = False, custom: models.CustomModel | None = None
+    path: Path,
+    split: str = "test",
+    best: bool = False,
+    custom: models.CustomModel | None = None,
+    dataset_name: str | None = None,
 ) -> Evaluation:
     """Measure the loss and accuracy of a trained model on the data set that it was trained on.
 
@@ -48,13 +52,17 @@ def evaluate(
       split: `train`, `validation` or `test`.
       best: use the checkpoint with the best validation accuracy instead of the last.
       custom: the custom model, if the network is not part of the package.
+      dataset_name: name of the data set, if the folder of the images was moved. None: as in the
+        training.
 
     Raises:
       UserError: the model cannot be loaded, the images on this machine are not the images that the
         model was trained on, or the split is empty.
     """
     model = load(path, best=best, custom=custom)
-    dataset = data.load(_dataset_name(path, model))
+    skipped = model.card.data.skipped_images if model.card.data else 0
+    name = dataset_name or _dataset_name(path, model)
+    dataset = data.load(name, skip_bad_images=skipped > 0)
     _check_images(path, model, dataset, split)
     images, labels = _select(path, model, dataset, split)
     outputs = _compute(model, images)
@@ -74,6 +82,18 @@ def evaluate(
     )
 
 
+def quick_accuracy(model: Classifier) -> float | None:
+    """Return the accuracy in percent on the first 1,000 test images of CIFAR-10.
+
+    The result is None if the model has other classes, or if CIFAR-10 is not on this machine.
+    """
+    prepared = cifar10.folder(data.default_data_dir()).exists()
+    if model.classes != cifar10.CLASSES or not prepared:
+        return None
+    test = data.load("cifar10").test
+    return loss_and_accuracy(model.logits(test.images[:1000]), test.labels[:1000])[1]
+
+
 def _dataset_name(path: Path, model: Classifier) -> str:
     """Return the name of the data set to load.
 
@@ -84,7 +104,10 @@ def _dataset_name(path: Path, model: Classifier) -> str:
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
     if name.startswith("folder:"):
-        raise UserError(f"{path} does not say where its images are: evaluate its run folder")
+        raise UserError(
+            f"{path} was trained on a folder of images, and an export does not say where that "
+            "folder is: add --set data.dataset=folder:PATH"
+        )
     return name
 
 
@@ -94,14 +117,20 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
     The order of the images matters too, except for the split `test`.
     """
     if model.classes != tuple(dataset.classes):
-        raise UserError(f"the classes of {path} differ from those of the data set {dataset.name}")
+        raise UserError(
+            f"{path} cannot be evaluated on {dataset.name}, because the classes differ: the model "
+            f"has {', '.join(model.classes)}, and the data set has {', '.join(dataset.classes)}"
+        )
     card = model.card.data
     if card is None or card.sha256 == dataset.fingerprint:
         return
     if split != "test" or card.content != dataset.content:
+        remedy = "Set TFDS_DATA_DIR to the data folder that was used in training."
+        if dataset.name.startswith("folder:"):
+            remedy = "Name the folder of the training images with --set data.dataset=folder:PATH."
         raise UserError(
-            f"{path} was trained on other images of {card.name}, or on these in another order: set "
-            "TFDS_DATA_DIR to the data folder that the training used"
+            f"{path} was trained on other images of {card.name}, or on the same images in another "
+            f"order. {remedy}"
         )
 
 
@@ -114,7 +143,10 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
     if split == "train":
         return Split(*(array[: card and card.train_images] for array in train))
     if not len(validation.labels):
-        raise UserError(f"{path} has no validation images: data.validation is 0")
+        raise UserError(
+            f"{path} was trained without validation images (data.validation is 0): choose another "
+            "--split"
+        )
     return validation
 
 
@@ -129,6 +161,7 @@ def _compute(model: Classifier, images: np.ndarray) -> Outputs:
         normalize=model.normalize,
         batch_size=BATCH_SIZE,
         mesh=devices.make_mesh(BATCH_SIZE, 1),
+        precision=model.card.precision,
         tta=model.tta,
     )
     return logits_of(model.variables)

@@ -13,10 +13,12 @@ The programs of stablehlo and onnx work without this package. They normalize uin
 import hashlib
 import io
 import json
-import logging
+import os
+import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from cifar_jax import models, ops
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, one_line
 from cifar_jax.files import write_bytes
+from cifar_jax.inference import onnx_files
 from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.inference.state_dict import is_torch_file
 from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 
@@ -43,7 +47,6 @@ sums in another order. In bfloat16 they are larger, because numbers have only 8 
 """
 
 _CARD = "card.json"
-_ONNX_OPSET = 18
 
 
 def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
@@ -67,29 +70,35 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
     if kind not in converters:
         raise UserError(f"unknown format {kind!r}: choose one of {', '.join(converters)}")
     if not isinstance(network, TrainedNetwork):
-        raise UserError("a StableHLO file has no weights: export from a run or a safetensors file")
+        raise UserError(
+            "a StableHLO file cannot be exported again, because it is a program without separate "
+            "weights: export the run folder or a safetensors file"
+        )
     if output.is_dir():
-        raise UserError(f"{output} is a folder: name a file in it")
+        raise UserError(f"--output {output} is a folder: name a file in it")
     if not output.parent.is_dir():
         raise UserError(
             f"the folder {output.parent} does not exist: create it, or choose another --output"
         )
     if output.exists() and not force:
-        raise UserError(f"{output} exists: choose another --output, or add --force")
+        raise UserError(
+            f"{output} already exists: choose another --output, or add --force to replace it"
+        )
     content = converters[kind](network)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / f"draft.{kind}"
         draft.write_bytes(content)
         if kind == "onnx":
-            function = _open_onnx(draft)
+            function = onnx_files.open_session(draft)
         else:
             function = jax.jit(load(draft, network.custom).function)
         difference = _largest_difference(network.logits, function)
     tolerance = TOLERANCES[network.card.precision]
     if not difference <= tolerance:
         raise UserError(
-            f"the logits of the {kind} export differ from the network's by {difference:.1e} of the "
-            f"largest logit, but at most {tolerance:.0e} is allowed: nothing was written"
+            f"the {kind} export gives wrong results, so no file was written: its logits differ "
+            f"from the network's by {difference:.1e} of the largest logit, and at most "
+            f"{tolerance:.0e} is allowed"
         )
     write_bytes(output, content)
     return difference
@@ -118,20 +127,31 @@ def weights(path: Path) -> dict[str, Any]:
       UserError: the file has another format or is damaged.
     """
     if _is_stablehlo(path):
-        raise UserError(f"{path} is a StableHLO file, which has no weights to start from")
+        raise UserError(
+            f"{path} is a StableHLO file, whose weights cannot be read: use a run folder or a "
+            "safetensors file"
+        )
     return _read_safetensors(path)[1]
 
 
 def _is_stablehlo(path: Path) -> bool:
     """Return True for StableHLO and False for safetensors. Raise UserError for other files."""
     if path.suffix == ".onnx":
-        raise UserError(f"{path} is an ONNX file: run it with onnxruntime, or export to stablehlo")
+        raise UserError(
+            f"{path} is an ONNX file, which cifar-jax cannot read: run it with onnxruntime, or "
+            "export the run with --to stablehlo"
+        )
+    if is_torch_file(path):
+        raise UserError(f"{path} is a PyTorch file: convert it with `cifar-jax import-torch`")
     with path.open("rb") as file:
         start = file.read(9)
     if zipfile.is_zipfile(path):
         return True
-    if start[8:] != b"{":  # A safetensors file begins with an 8-byte size and a JSON object.
-        raise UserError(f"{path} is neither a safetensors nor a StableHLO export, or it is damaged")
+    if start[8:] != b"{":  # A safetensors file begins with 8 bytes of size and a JSON object.
+        raise UserError(
+            f"{path} is neither a safetensors nor a stablehlo file of `cifar-jax export`, or it is "
+            "damaged"
+        )
     return False
 
 
@@ -146,20 +166,33 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             text = (file.metadata() or {}).get("card")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is a damaged safetensors file: {error}") from None
+    except (SafetensorError, ValueError, TypeError, KeyError):
+        raise UserError(f"{path} is a damaged safetensors file: export the model again") from None
     if text is None:
-        raise UserError(f"{path} has no model card: only files of cifar-jax export can be loaded")
+        raise UserError(
+            f"{path} has no model card, so it was not written by `cifar-jax export`. PyTorch "
+            "weights can be converted with `cifar-jax import-torch`."
+        )
     card = _parse_card(text, path)
     if card.weights_sha256 != digest(tensors):
-        raise UserError(f"{path} is damaged: its weights do not match their digest")
+        raise UserError(
+            f"{path} is damaged: its weights changed after the export. Export the model again."
+        )
     # A network without BatchNorm has no tensors under batch_stats.
     return card, {"batch_stats": {}} | unflatten_dict(tensors, sep="/")
 
 
 def _to_stablehlo(network: TrainedNetwork) -> bytes:
-    with ops.force_platform():
-        exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
+    try:
+        with ops.force_platform():
+            exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
+    except Exception as error:  # The code of a custom model may raise anything.
+        if network.custom is None:
+            raise
+        raise UserError(
+            f"the network cannot be exported for any number of images ({one_line(error)}): use "
+            "x.shape[0] for the number of images, not len(x), or use --to safetensors"
+        ) from error
     program = bytes(exported.serialize())
     file = io.BytesIO(program)
     with zipfile.ZipFile(file, "a") as archive:
@@ -174,59 +207,42 @@ def _load_stablehlo(path: Path) -> Classifier:
             program = content[: archive.getinfo(_CARD).header_offset]
             text = archive.read(_CARD)
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError):
-        raise UserError(f"{path} is not a StableHLO file of cifar-jax export") from None
+        raise UserError(
+            f"{path} is not a stablehlo file of `cifar-jax export`, or it is damaged"
+        ) from None
     card = _parse_card(text, path)
     if card.weights_sha256 != hashlib.sha256(program).hexdigest():
-        raise UserError(f"{path} is damaged: its program does not match its digest")
+        raise UserError(
+            f"{path} is damaged: its program changed after the export. Export the model again."
+        )
     try:
         exported = jax_export.deserialize(bytearray(program))
+        with _hidden_stderr():  # XLA prints several lines about a program that it cannot read.
+            exported.mlir_module()  # Otherwise the program is only read at the first call.
     except Exception as error:  # The exception depends on the version of JAX.
-        raise UserError(f"this version of JAX cannot read {path}: {error}") from None
+        raise UserError(
+            f"JAX {jax.__version__} cannot read the program in {path} ({one_line(error)}): upgrade "
+            "JAX, or export the model with this version"
+        ) from None
     return Classifier(card, exported.call, path)
 
 
-def _to_onnx(network: TrainedNetwork) -> bytes:
+@contextmanager
+def _hidden_stderr() -> Iterator[None]:
+    """Discard what this process writes to standard error, including the output of C++ code."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
     try:
-        import onnx  # pyright: ignore[reportMissingImports]
-        import onnxruntime  # noqa: F401  # pyright: ignore[reportMissingImports]
-        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise UserError(
-            f"the package {error.name} is missing: pip install 'cifar-jax[export]'"
-        ) from None
-    # This logger warns about each shape that is unknown at export. The warnings are harmless.
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with ops.force_platform():
-            model = to_onnx(
-                network.apply,
-                [_any_batch()],
-                model_name=network.card.model.name,
-                opset=_ONNX_OPSET,
-                input_names=["images"],
-                output_names=["logits"],
-            )
-        onnx.helper.set_model_props(model, {"card": _card_json(network, digest(_flatten(network)))})
-        # Remove the shapes of intermediate values. They are optional, and the converter stores some
-        # wrong shapes.
-        del model.graph.value_info[:]
-        onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # The converter raises many classes of exceptions.
-        raise UserError(
-            f"jax2onnx cannot convert the network ({error}): use --to stablehlo"
-        ) from error
+        yield
     finally:
-        logger.setLevel(level)
-    return model.SerializeToString()
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
-def _open_onnx(path: Path) -> Callable[[np.ndarray], Any]:
-    import onnxruntime  # pyright: ignore[reportMissingImports]
-
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return lambda images: session.run(["logits"], {"images": images})[0]
+def _to_onnx(network: TrainedNetwork) -> bytes:
+    return onnx_files.convert(network, _any_batch(), _card_json(network, digest(_flatten(network))))
 
 
 def _flatten(network: TrainedNetwork) -> dict[str, np.ndarray]:
@@ -246,10 +262,8 @@ def _card_json(network: TrainedNetwork, sha256: str, indent: int | None = None) 
 def _parse_card(text: str | bytes, path: Path) -> ModelCard:
     try:
         value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path} has a damaged model card ({error}): export the model again"
-        ) from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path} has a damaged model card: export the model again") from None
     return parse(value, ModelCard, path, "Export the model again.")
 
 

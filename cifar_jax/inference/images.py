@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.images import SUFFIXES, read_image, walk
+from cifar_jax.data.images import is_image, read_image, walk
 from cifar_jax.errors import UserError
 
 
@@ -36,27 +36,32 @@ def find(words: Sequence[str]) -> list[str | UserError]:
         if word == "-" or path.is_file():
             files.append(word)
         elif path.is_dir():
-            images = [entry.path for entry in walk(path) if entry.name.lower().endswith(SUFFIXES)]
-            files += images or [
-                UserError(f"{word} contains no images: name a folder with image files")
-            ]
+            images = [entry.path for entry in walk(path) if is_image(entry.path)]
+            files += images or [UserError(f"the folder {word} contains no image files")]
         elif "://" in word:
-            files.append(UserError(f"{word} is an address: download the image first"))
+            files.append(UserError(f"{word} is a web address: download the image first"))
         else:
             matches = glob.glob(word, recursive=True)  # noqa: PTH207  # Path.glob takes no absolute patterns.
             images = [match for match in sorted(matches) if Path(match).is_file()]
-            files += images or [UserError(f"{word} does not exist")]
+            missing = (
+                f"no file matches {word}" if glob.has_magic(word) else f"{word} does not exist"
+            )
+            files += images or [UserError(missing)]
     return files
 
 
-def read(files: Sequence[str | UserError]) -> Iterator[Image]:
-    """Yield the images in order. For a file that cannot be read, yield an `Image` with an error."""
+def read(files: Sequence[str | UserError], white: int | None = None) -> Iterator[Image]:
+    """Yield the images in order. For a file that cannot be read, yield an `Image` with an error.
+
+    `white` is the 16-bit value that becomes 255; see `cifar_jax.data.images.read_image`.
+    """
     for file in files:
         if isinstance(file, UserError):
             yield Image("", None, str(file))
             continue
         try:
             source = sys.stdin.buffer.read() if file == "-" else Path(file)
-            yield Image(file, read_image(source, "standard input" if file == "-" else file))
+            name = "standard input" if file == "-" else file
+            yield Image(file, read_image(source, name, white))
         except UserError as error:
             yield Image(file, None, str(error))

@@ -71,12 +71,20 @@ def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, An
         if saved is None or card is None:
             if best and card and checkpoints.latest():
                 raise UserError(
-                    f"{path} has no checkpoint with a validation accuracy: use the last checkpoint "
-                    "(leave out --best)"
+                    f"no checkpoint in {path} has a validation accuracy, so none is the best: "
+                    "leave out --best to use the last one"
+                )
+            if saved:
+                raise UserError(
+                    f"{path} is damaged: model.json is missing. Restore it from a backup, or train "
+                    "again with --fresh."
                 )
             if result:
-                raise UserError(f"{path} has no checkpoint: train it again with --fresh")
-            raise UserError(f"{path} has no checkpoint yet: train it first")
+                raise UserError(
+                    f"{path} has no checkpoint that can be read. Restore one from a backup, or "
+                    "train again with --fresh."
+                )
+            raise UserError(f"{path} has no checkpoint yet: train the run first")
         try:
             variables = checkpoints.weights(saved)
         except DamagedError as error:
@@ -107,7 +115,7 @@ def _find_file(path: Path) -> Path:
     if not packaged.exists():
         names = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors")))
         raise UserError(
-            f"{path} is not a run folder, an export, or a packaged network. Runs are in "
-            f"runs/EXPERIMENT/seedN; the packaged networks are {names}."
+            f"{path} does not exist. Name a run folder (runs/EXPERIMENT/seedN), a file of "
+            f"`cifar-jax export`, or a packaged network ({names})."
         )
     return packaged

@@ -47,8 +47,8 @@ class Classifier:
     ) -> None:
         if tuple(card.input_shape) != models.IMAGE_SHAPE:
             raise UserError(
-                f"{source} takes images of shape {card.input_shape}, but this package reads images "
-                f"of shape {list(models.IMAGE_SHAPE)}"
+                f"{source} needs images of shape {list(card.input_shape)}, but cifar-jax supports "
+                f"only {list(models.IMAGE_SHAPE)}"
             )
         self.card = card
         self.function = function
@@ -91,7 +91,7 @@ class Classifier:
         Arguments and exceptions are the same as for `logits`.
         """
         if not hasattr(images, "dtype"):
-            files = [read_image(Path(file)) for file in images]
+            files = [read_image(Path(file), white=self.card.white) for file in images]
             images = np.stack(files) if files else np.zeros((0, *models.IMAGE_SHAPE), np.uint8)
         images = np.asarray(images)
         if images.shape[1:] != models.IMAGE_SHAPE or images.dtype != np.uint8:
@@ -170,6 +170,7 @@ def _missing_code(card: ModelCard, source: Path | str) -> str:
     copy = RunFolder(Path(source)).code
     alternative = f", or --code {copy} after you have read it" if copy.is_file() else ""
     return (
-        f"{source} is a custom model, {card.model.name!r}, defined in {card.code.file}. Its code "
-        f"is not run unless you name it: add --code FILE{alternative}. In Python pass `model`."
+        f"{source} uses the custom network {card.model.name!r} from {card.code.file}. Code in a "
+        f"run folder is executed only if you name the file: add --code FILE{alternative}. In "
+        "Python, pass `model`."
     )

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from cifar_jax import models
 from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.state_dict import read_state_dict, summarize_keys
 from cifar_jax.models.summary import summarize
@@ -30,8 +30,13 @@ CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {"mean": "running_mean", "var": "running_var"}
-# Layer names in pytorch-cifar (github.com/kuangliu/pytorch-cifar), and in torchvision.
-_SPELLINGS = ({"shortcut": "shortcut", "fc": "linear"}, {"shortcut": "downsample", "fc": "fc"})
+# The first names are those of pytorch-cifar (github.com/kuangliu/pytorch-cifar), the second those
+# of torchvision. Some repositories mix them.
+_SPELLINGS = [
+    {"shortcut": shortcut, "fc": fc}
+    for shortcut in ("shortcut", "downsample")
+    for fc in ("linear", "fc")
+]
 
 
 class _State(NamedTuple):
@@ -51,6 +56,7 @@ def import_torch(
     classes: Sequence[str] | None = None,
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
+    stem_pool: bool = False,
 ) -> TrainedNetwork:
     """Convert a PyTorch state dict to a run folder, and return the network.
 
@@ -62,34 +68,49 @@ def import_torch(
       classes: names of the classes in the order of the logits. The default is CIFAR-10's classes.
       mean, std: mean and standard deviation of each channel that normalized the training images,
         for pixel values in 0..1.
+      stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer. The
+        weights do not show this.
 
     Raises:
       UserError: the file contains no state dict or another network, the number of classes is wrong,
         or the folder already exists.
     """
     if name not in MODELS:
-        raise UserError(f"{name!r} cannot be imported: choose {' or '.join(MODELS)}")
+        raise UserError(f"--model must be {' or '.join(MODELS)}, not {name!r}")
     if folder.exists():
-        raise UserError(f"{folder} exists: choose another --workdir")
-    tensors = read_state_dict(file)
+        raise UserError(f"{folder} already exists: choose another --workdir")
+    tensors = _without_prefix(read_state_dict(file))
     head = tensors.get("linear.weight", tensors.get("fc.weight"))
     if head is None or head.ndim != 2:
         raise UserError(
             f"{file} has no last layer `linear` or `fc`, so it is not a {name} of pytorch-cifar or "
             f"torchvision; it holds {summarize_keys(tensors)}"
         )
+    assumed = f"--classes names {len(classes)}" if classes else "CIFAR-10 has 10"
     classes = tuple(classes or cifar10.CLASSES)
     if len(head) != len(classes):
         raise UserError(
-            f"{file} has {len(head)} classes, not {len(classes)}: name them with --classes"
+            f"{file} has {counted(len(head), 'class', 'classes')}, but {assumed}: name all classes "
+            "with --classes"
         )
-    module = models.create(name, num_classes=len(classes))
+    for option, values, allowed in (
+        ("--mean", mean, all(0 <= value <= 1 for value in mean)),
+        ("--std", std, all(0 < value <= 1 for value in std)),
+    ):
+        if len(values) != 3 or not allowed:
+            sign = ">=" if option == "--mean" else ">"
+            raise UserError(
+                f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, "
+                f"not {', '.join(f'{value:g}' for value in values)}"
+            )
+    arguments = {"stem_pool": True} if stem_pool else {}
+    module = models.create(name, num_classes=len(classes), **arguments)
     experiment = f"{name}-imported"
     card = parse(
         {
             "experiment": experiment,
             "seed": 0,
-            "model": {"name": name, "num_classes": len(classes)},
+            "model": {"name": name, "num_classes": len(classes), "arguments": arguments},
             "precision": "float32",
             "classes": list(classes),
             "mean": list(mean),
@@ -102,7 +123,8 @@ def import_torch(
     )
     variables = _variables(tensors, models.variable_shapes(module), file)
     network = TrainedNetwork(card, variables, file)
-    config = Config(model=Model(name=name), epochs=1, batch_size=128, optimizer=Optimizer())
+    model = Model(name=name, arguments=dict(arguments))
+    config = Config(model=model, epochs=1, batch_size=128, optimizer=Optimizer())
     identity = RunIdentity(experiment=experiment, seed=0, overrides={}, settings=flatten(config))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
@@ -119,6 +141,15 @@ def import_torch(
     return network
 
 
+def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Remove the prefix of the first layer's name, such as `encoder.`, if all names share it."""
+    stems = [name for name in tensors if name.endswith("conv1.weight")]
+    prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
+    if not all(name.startswith(prefix) for name in tensors):
+        return dict(tensors)
+    return {name.removeprefix(prefix): array for name, array in tensors.items()}
+
+
 def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> dict[str, Any]:
     """Convert the names and layouts of PyTorch tensors to those of Flax variables."""
     paths = list(flatten_dict(shapes))
@@ -128,9 +159,9 @@ def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> di
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - set(names.values()))
     if missing or extra:
-        what = f"has no {missing[0]}" if missing else f"has {extra[0]}, which the network lacks"
+        what = f"has no {missing[0]}" if missing else f"has an unexpected {extra[0]}"
         raise UserError(
-            f"{file} {what}: it is of another network; the file holds {summarize_keys(tensors)}"
+            f"{file} {what}, so it is from another network; it holds {summarize_keys(tensors)}"
         )
     return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
 

@@ -73,14 +73,12 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
     options = {key: value for key, value in options.items() if value is not None}
     if custom:
         if name in MODELS:
-            raise UserError(
-                f"{name!r} is one of the package's networks: leave out {custom}, or choose another "
-                "name"
-            )
+            code = custom.file or "the given model"
+            raise UserError(f"{name!r} is a built-in network, so {code} is not used: leave it out")
         return custom.build(name, **options)
     if name not in MODELS:
         hint = nearest(name, MODELS) or f"; choose from {', '.join(MODELS)}"
-        raise UserError(f"no model {name!r}{hint}")
+        raise UserError(f"there is no model {name!r}{hint}")
     build = MODELS[name]
     validate_options(f"model {name}", _module_class(build), options)
     return build(**options)
@@ -158,14 +156,15 @@ def match_variables(
     expected: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
     for path in sorted(actual.keys() ^ expected.keys()):
         parameter = "/".join(path)
-        problem = f"no {parameter}" if path in expected else f"{parameter}, which the network lacks"
-        raise UserError(f"{name} has {problem}: it is of another network")
+        problem = "is missing" if path in expected else "is not part of the network"
+        raise UserError(f"the weights in {name} are from another network: {parameter} {problem}")
     for path, leaf in expected.items():
         array = actual[path]
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise UserError(
-                f"{name} has {'/'.join(path)} as {array.dtype} {list(array.shape)}, the network "
-                f"as {leaf.dtype} {list(leaf.shape)}: it is of another network"
+                f"the weights in {name} are from another network: {'/'.join(path)} is "
+                f"{array.dtype} {list(array.shape)}, and the network needs {leaf.dtype} "
+                f"{list(leaf.shape)}"
             )
     return {collection: variables[collection] for collection in shapes}
 
@@ -199,8 +198,8 @@ def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[
     if len({path[:-1] for path in differing}) > 1 or not only_outputs_differ:
         names = ", ".join("/".join(path) for path in differing[:3])
         raise UserError(
-            f"the weights of train.init_from are of another network (they differ in {names}): "
-            "choose weights of the same network, or leave out train.init_from"
+            f"the weights of train.init_from are from another network ({names} differ). Choose "
+            "weights of the same network, or leave out train.init_from."
         )
     arrays = {path: np.asarray(leaf) for path, leaf in (target | source).items()}
     arrays |= {path: np.asarray(target[path]) for path in differing}

@@ -1,7 +1,6 @@
 """A model that an experiment file defines: any Linen module that classifies images."""
 
 import inspect
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, one_line
 
 IMAGE_SHAPE = (32, 32, 3)
 """Height, width and number of channels of an image."""
@@ -39,14 +38,16 @@ class CustomModel:
     def __post_init__(self) -> None:
         if not issubclass(self._module_class, nn.Module):
             raise UserError(
-                f"{self} must be a flax.linen.Module (the class or an instance), "
-                f"not of type {self._module_class.__name__}"
+                f"{self} must be a flax.linen.Module (a class or an instance), but "
+                f"{self._module_class.__name__} is not a subclass of it"
             )
         if "num_classes" not in self._module_class.__dataclass_fields__:
-            raise UserError(f"{self} has no num_classes: add the field `num_classes: int = 10`")
+            raise UserError(f"{self} has no field num_classes: add `num_classes: int = 10`")
         parameters = inspect.signature(self._module_class.__call__).parameters.values()
         if not any(p.name == "train" or p.kind is p.VAR_KEYWORD for p in parameters):
-            raise UserError(f"{self} takes no train: define __call__(self, x, *, train=False)")
+            raise UserError(
+                f"{self} has no argument train: define __call__(self, x, *, train=False)"
+            )
 
     def __str__(self) -> str:
         return f"{self.file}: MODEL" if self.file else "the model"
@@ -71,7 +72,7 @@ class CustomModel:
             than float32 `params` and `batch_stats`.
         """
         if self.name not in (None, name):
-            raise UserError(f"{self} is named {self.name!r}, not {name!r}")
+            raise UserError(f"{self} defines the network {self.name!r}, not {name!r}")
         has_dtype = "dtype" in self._module_class.__dataclass_fields__
         if not has_dtype and options.get("dtype") == jnp.float32:
             del options["dtype"]
@@ -118,26 +119,24 @@ class CustomModel:
         logits = self._trace(evaluate, variables, images)
         train_logits, updated = self._trace(train, variables, images)
         if updated.get("batch_stats", {}) != variables.get("batch_stats", {}):
-            raise UserError(f"{self} has other batch_stats with train=True than with train=False")
+            raise UserError(
+                f"{self} changes the structure of batch_stats when train=True: use the same "
+                "BatchNorm layers for both values of train"
+            )
         for output in (logits, train_logits):
             if getattr(output, "shape", None) != (2, classes) or output.dtype != jnp.float32:
                 raise UserError(
-                    f"{self} returns {_describe(output)} for 2 images: logits must be float32 "
-                    f"[2, {classes}], with num_classes = {classes}"
+                    f"{self} returns {_describe(output)} for 2 images with num_classes={classes}: "
+                    f"it must return logits, float32 [2, {classes}]"
                 )
 
     def _trace(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Return `jax.eval_shape(function, *arguments)`. Turn any exception into a UserError."""
         try:
             return jax.eval_shape(function, *arguments)
-        except Exception as error:  # The module may raise any exception.
-            message = next(iter(str(error).strip().splitlines()), "").rstrip(".")
-            frames = traceback.extract_tb(error.__traceback__)
-            lines = [frame.lineno for frame in frames if frame.filename == str(self.file)]
-            line = f" (line {lines[-1]})" if lines else ""
-            raise UserError(
-                f"{self} fails when it is called: {type(error).__name__}: {message}{line}"
-            ) from error
+        except Exception as error:  # The module may raise anything.
+            reason = one_line(error, self.file)
+            raise UserError(f"{self} fails when it is called: {reason}") from error
 
 
 def validate_options(owner: str, module_class: Any, options: Mapping[str, Any]) -> None:
@@ -151,13 +150,14 @@ def validate_options(owner: str, module_class: Any, options: Mapping[str, Any]) 
             continue
         if option == "dtype":
             raise UserError(
-                f"{owner} has no dtype, which train.precision sets: add the field "
-                "`dtype: Any = None` and pass it to the layers"
+                f"{owner} has no field dtype, which train.precision sets: add `dtype: Any = None` "
+                "and pass it to the layers"
             )
+        others = [name for name in fields if name not in ("num_classes", "dtype")]
+        known = f". Its options are {', '.join(others)}." if others else ""
         setting = "model." if option in ("dropout", "pooling") else "model.arguments."
         raise UserError(
-            f"{owner} has no {option}: remove {setting}{option}, or use a field that it has "
-            f"({', '.join(fields)})"
+            f"{owner} has no option {option}: remove the setting {setting}{option}{known}"
         )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 
 Images = jax.Array | np.ndarray
 
@@ -83,8 +83,8 @@ def whitening_filters(
     height, width, channels, outputs = kernel_shape
     if images.shape[-1] != channels:
         raise UserError(
-            f"whitening: the images have {images.shape[-1]} channels, but the first convolution "
-            f"takes {channels}: turn init.whitening off, or choose another model"
+            f"init.whitening: the images have {counted(images.shape[-1], 'channel')}, but the "
+            f"first convolution needs {channels}. Turn init.whitening off, or choose another model."
         )
     size = height * width * channels
     moments, chunk = np.zeros((size, size)), 256
@@ -110,7 +110,10 @@ def first_convolution(variables: Mapping[str, Any]) -> tuple[str, str]:
     """
     kernel: Any = flatten_dict(variables["params"]).get(("conv1", "kernel"))
     if kernel is None or kernel.ndim != 4:
-        raise UserError("the network has no convolution conv1 to whiten: choose another model")
+        raise UserError(
+            "init.whitening needs a first convolution named conv1, and the network has none: turn "
+            "init.whitening off, or choose another model"
+        )
     return "conv1", "kernel"
 
 

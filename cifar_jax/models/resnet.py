@@ -74,9 +74,9 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Residual network. It maps images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
 
-    The first layer is a 3×3 convolution with stride 1, without max-pooling. The stages have 64,
-    128, 256 and 512 channels. Each stage after the first halves height and width. Dropout precedes
-    the last layer (section 3.5(1) of the paper).
+    The first layer is a 3×3 convolution with stride 1. The stages have 64, 128, 256 and 512
+    channels. Each stage after the first halves height and width. Dropout precedes the last layer
+    (section 3.5(1) of the paper).
     """
 
     stage_sizes: Sequence[int]
@@ -86,6 +86,8 @@ class ResNet(nn.Module):
     num_classes: int = 10
     dropout: float = 0.5
     """Rate of the dropout before the last layer."""
+    stem_pool: bool = False
+    """Whether 3×3 max-pooling with stride 2 follows the first layer, as in torchvision."""
     dtype: Any = None
     """Data type of the computation. None: inferred from the input and the parameters."""
 
@@ -101,6 +103,11 @@ class ResNet(nn.Module):
             norm=norm,
         )
         x = ops.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
+        if self.stem_pool:
+            # After ReLU, zeros at the border do not change the maximum.
+            x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+            # The ONNX converter takes keyword arguments only.
+            x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))
         for stage, blocks in enumerate(self.stage_sizes, start=1):
             for number in range(1, blocks + 1):
                 x = block(

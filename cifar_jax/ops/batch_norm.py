@@ -5,6 +5,7 @@ memory bandwidth limits the speed. With one pass, several devices also exchange 
 instead of twice.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from cifar_jax.ops.pixel_sums import pixel_sums
 from cifar_jax.ops.platform import dispatch, forced_platform
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -43,8 +45,9 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
 def _batch_norm(
     x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, platform: str | None
 ) -> Outputs:
+    ways = {"cpu": two_passes, "cpu-onednn": shifted_pass, "default": one_pass}
+    mean, var = dispatch(platform, x, **ways)
     wide = x.astype(_wide_type(x))
-    mean, var = dispatch(platform, wide, cpu=two_passes, default=one_pass)
     gain = scale * lax.rsqrt(var + epsilon)
     y = wide * gain + (bias - mean * gain)
     return y.astype(x.dtype), mean, var
@@ -53,6 +56,7 @@ def _batch_norm(
 def two_passes(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Return the mean and the biased variance E[(x - mean)²] of each channel, both `[C]`."""
     axes = tuple(range(x.ndim - 1))
+    x = x.astype(_wide_type(x))
     mean = x.mean(axes)
     return mean, jnp.square(x - mean).mean(axes)
 
@@ -64,8 +68,26 @@ def one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     standard deviation. If the mean is ten standard deviations, two decimal digits are lost.
     """
     axes = tuple(range(x.ndim - 1))
+    x = x.astype(_wide_type(x))
     mean = x.mean(axes)
     return mean, jnp.maximum(jnp.square(x).mean(axes) - jnp.square(mean), 0)
+
+
+def shifted_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the mean and the biased variance of each channel, both `[C]`, in blocks of images.
+
+    The first pixel is subtracted from all pixels. The variance is then accurate even if the mean is
+    many deviations.
+    """
+    first = x.reshape(-1, x.shape[-1])[0].astype(jnp.float32)
+
+    def shifted(rows: Sequence[jax.Array]) -> jax.Array:
+        return rows[0].astype(jnp.float32) - first
+
+    sums = pixel_sums([shifted, lambda rows: jnp.square(shifted(rows))], [_as_images(x)])
+    count = x.size // x.shape[-1]
+    mean, square = sums[0] / count, sums[1] / count
+    return first + mean, jnp.maximum(square - jnp.square(mean), 0)
 
 
 def _forward(
@@ -80,17 +102,14 @@ def _forward(
 def _backward(
     epsilon: float, platform: str | None, residuals: Residuals, gradients: Outputs
 ) -> Outputs:
-    del platform  # The gradient is the same on all platforms.
     x, scale, bias, mean, var = residuals
     dy, dmean, dvar = gradients
-    axes = tuple(range(x.ndim - 1))
     count = x.size // x.shape[-1]
-    wide, dy = x.astype(_wide_type(x)), dy.astype(_wide_type(x))
     inverse = lax.rsqrt(var + epsilon)
-    dbias = dy.sum(axes)
-    dscale = (dy * (wide - mean)).sum(axes) * inverse
-    # dx is gain·(dy - mean(dy) - x̂·mean(dy·x̂)), plus the gradient through the mean and variance
-    # outputs. The code computes gain·dy + slope·x + offset, with one coefficient per channel.
+    ways = {"cpu": _sums, "cpu-onednn": _blocked_sums, "default": _sums}
+    dbias, centered = dispatch(platform, x, dy, mean, **ways)
+    dscale = centered * inverse
+    wide, dy = x.astype(_wide_type(x)), dy.astype(_wide_type(x))
     gain = scale * inverse
     slope = (2 * dvar - gain * inverse * dscale) / count
     offset = (dmean - gain * dbias) / count - slope * mean
@@ -103,3 +122,28 @@ _batch_norm.defvjp(_forward, _backward)
 
 def _wide_type(x: jax.Array) -> jnp.dtype:
     return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the sums of `dy` and of `dy * (x - mean)` for each channel, `[C]` each."""
+    axes = tuple(range(x.ndim - 1))
+    dy = dy.astype(_wide_type(x))
+    return dy.sum(axes), (dy * (x.astype(dy.dtype) - mean)).sum(axes)
+
+
+def _blocked_sums(x: jax.Array, dy: jax.Array, mean: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Return the same as `_sums`, computed in blocks of images."""
+
+    def gradient(rows: Sequence[jax.Array]) -> jax.Array:
+        return rows[1].astype(jnp.float32)
+
+    def centered(rows: Sequence[jax.Array]) -> jax.Array:
+        return gradient(rows) * (rows[0].astype(jnp.float32) - mean)
+
+    dbias, total = pixel_sums([gradient, centered], [_as_images(x), _as_images(dy)])
+    return dbias, total
+
+
+def _as_images(x: jax.Array) -> jax.Array:
+    """Return `[N, ..., C]` as `[N, H, W, C]`."""
+    return x if x.ndim == 4 else x.reshape(len(x), -1, 1, x.shape[-1])

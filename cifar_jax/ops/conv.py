@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from functools import partial
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cifar_jax.ops import depthwise, im2col, winograd
+from cifar_jax.ops import algorithms, direct
+from cifar_jax.ops.algorithms import Algorithms
 from cifar_jax.ops.im2col import Padding, Pair
 from cifar_jax.ops.platform import dispatch, forced_platform
 
@@ -84,18 +84,18 @@ def conv_general_dilated(
     )
 
 
-# The jit caches traces, so that convolutions of equal shapes are traced once. It is inlined, so
-# that XLA still optimizes each one together with the operations around it.
+# The inlined jit lets JAX trace convolutions of equal shapes only once. XLA still optimizes each
+# convolution together with the operations around it.
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 @partial(jax.jit, static_argnums=(2,), inline=True)
 def _conv(x: jax.Array, kernel: jax.Array, options: _Options) -> jax.Array:
-    default = partial(_xla_conv, options=options)
-    if options.platform not in (None, "cpu"):
+    default = partial(direct.conv, strides=options.strides, padding=options.padding)
+    if options.platform not in (None, "cpu", "cpu-onednn"):
         return default(x, kernel)  # The batch size may be symbolic, so shapes are not compared.
-    algorithm = _algorithm(x, kernel, options)
-    if algorithm is im2col and not _im2col_pays(x, kernel):
+    conv = _algorithms(x, kernel, options).conv
+    if conv is direct.conv:
         return default(x, kernel)
-    cpu = partial(algorithm.conv, strides=options.strides, padding=options.padding)
+    cpu = partial(conv, strides=options.strides, padding=options.padding)
     return dispatch(options.platform, x, kernel, cpu=cpu, default=default)
 
 
@@ -113,20 +113,21 @@ def _backward(
     image_size = x.shape[1], x.shape[2]
     kernel_size = kernel.shape[0], kernel.shape[1]
     window = {"strides": options.strides, "padding": options.padding}
+    conv = partial(direct.conv, **window)
 
     def default_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(lambda x: _xla_conv(x, kernel, options), x)[1](dy)[0]
+        return jax.vjp(lambda x: conv(x, kernel), x)[1](dy)[0]
 
     def default_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        return jax.vjp(lambda kernel: _xla_conv(x, kernel, options), kernel)[1](dy)[0]
+        return jax.vjp(lambda kernel: conv(x, kernel), kernel)[1](dy)[0]
 
     def cpu_dx(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        algorithm = _algorithm(x, kernel, options)
-        return algorithm.input_gradient(dy, kernel, image_size=image_size, **window)
+        gradient = _algorithms(x, kernel, options).input_gradient
+        return gradient(dy, kernel, image_size=image_size, **window)
 
     def cpu_dkernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        algorithm = _algorithm(x, kernel, options)
-        return algorithm.kernel_gradient(x, dy, kernel_size=kernel_size, **window)
+        gradient = _algorithms(x, kernel, options).kernel_gradient
+        return gradient(x, dy, kernel_size=kernel_size, **window)
 
     return (
         dispatch(options.platform, x, kernel, dy, cpu=cpu_dx, default=default_dx),
@@ -137,40 +138,6 @@ def _backward(
 _conv.defvjp(_forward, _backward)
 
 
-def _xla_conv(x: jax.Array, kernel: jax.Array, options: _Options) -> jax.Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        options.strides,
-        options.padding,
-        dimension_numbers=_NHWC,
-        feature_group_count=options.groups,
-    )
-
-
-def _algorithm(x: jax.Array, kernel: jax.Array, options: _Options) -> ModuleType:
-    """Return the module whose `conv`, `input_gradient` and `kernel_gradient` a CPU uses."""
-    if options.groups == x.shape[3] == kernel.shape[3]:
-        return depthwise
-    return winograd if _winograd_pays(x, kernel, options) else im2col
-
-
-def _im2col_pays(x: jax.Array, kernel: jax.Array) -> bool:
-    """Return whether im2col is faster than XLA's convolution in the forward direction."""
-    few_pixels = x.shape[0] * x.shape[1] * x.shape[2] <= 256
-    few_channels = max(kernel.shape[2:]) < im2col.FEW_CHANNELS
-    return kernel.shape[:2] == (1, 1) or few_pixels or few_channels
-
-
-def _winograd_pays(x: jax.Array, kernel: jax.Array, options: _Options) -> bool:
-    """Return whether there are enough channels, and enough 4×4 tiles per kernel transform."""
-    height, width, inputs, outputs = kernel.shape
-    tiles = x.shape[0] * -(-(x.shape[1]) // 4) * -(-(x.shape[2]) // 4)
-    return (
-        (height, width) == (3, 3)
-        and options.strides == (1, 1)
-        and max(map(max, options.padding)) <= 2
-        and min(inputs, outputs) >= 16
-        and tiles >= 32
-        and x.dtype in (jnp.float32, jnp.float64)
-    )
+def _algorithms(x: jax.Array, kernel: jax.Array, options: _Options) -> Algorithms:
+    strides, padding, groups, platform = options
+    return algorithms.select(x, kernel, strides, padding, groups, platform or "cpu")

@@ -6,7 +6,9 @@ Reference: `jax.lax.conv_general_dilated` with `feature_group_count` = channels.
 import jax
 import jax.numpy as jnp
 
+from cifar_jax.ops import direct
 from cifar_jax.ops.im2col import Padding, Pair, gather_taps, output_size, scatter_taps
+from cifar_jax.ops.pixel_sums import Term, pixel_sums
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
@@ -61,3 +63,37 @@ def kernel_gradient(
     ones = jnp.ones((1, n * (height // group) * width), x.dtype)
     rows = [ones @ add_rows(tap) for row in taps for tap in row]
     return jnp.concatenate(rows).reshape(*kernel_size, 1, channels)
+
+
+def onednn_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:
+    """Return `conv`, computed by oneDNN in float32, which is 5 times as fast as in bfloat16."""
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return direct.conv(x.astype(wide), kernel.astype(wide), strides, padding).astype(x.dtype)
+
+
+def onednn_input_gradient(
+    dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
+) -> jax.Array:
+    """Return `input_gradient`, computed by oneDNN in float32 if the stride is 1."""
+    if strides != (1, 1):
+        return input_gradient(dy, kernel, strides, padding, image_size)
+    wide = jnp.promote_types(dy.dtype, jnp.float32)
+    dx = direct.input_gradient(dy.astype(wide), kernel.astype(wide), strides, padding, image_size)
+    return dx.astype(dy.dtype)
+
+
+def blocked_kernel_gradient(
+    x: jax.Array, dy: jax.Array, kernel_size: Pair, strides: Pair, padding: Padding
+) -> jax.Array:
+    """Return `kernel_gradient`, computed in blocks of images; see `pixel_sums`."""
+    count = kernel_size[0] * kernel_size[1]
+
+    def prepare(x: jax.Array, dy: jax.Array) -> list[jax.Array]:
+        taps = gather_taps(x, kernel_size, strides, padding, (dy.shape[1], dy.shape[2]))
+        return [*(tap for row in taps for tap in row), dy]
+
+    def term(tap: int) -> Term:
+        return lambda rows: rows[tap].astype(jnp.float32) * rows[-1].astype(jnp.float32)
+
+    sums = pixel_sums([term(tap) for tap in range(count)], (x, dy), prepare)
+    return jnp.stack(sums).reshape(*kernel_size, 1, -1).astype(x.dtype)

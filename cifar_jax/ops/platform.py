@@ -21,8 +21,10 @@ def force_platform(platform: str = "default") -> Iterator[None]:
     context. A `jax.jit` function that was traced earlier keeps its program.
 
     Args:
-      platform: `cpu`, `cuda`, `tpu` or `default`. An operation without an implementation for the
-        platform uses the default implementation.
+      platform: `cpu`, `cpu-onednn`, `cuda`, `tpu` or `default`. `cpu-onednn` is for programs that
+        run on one CPU device and are compiled with oneDNN. An operation without an implementation
+        for `cpu-onednn` uses the one for `cpu`. All other missing implementations are replaced by
+        the default.
     """
     token = _forced.set(platform)
     try:
@@ -51,5 +53,8 @@ def dispatch(platform: str | None, *operands: Any, **implementations: Callable[.
       **implementations: for each platform, a function of the operands. `default` is required.
     """
     if platform is None:
-        return jax.lax.platform_dependent(*operands, **implementations)
+        known = {name: f for name, f in implementations.items() if name != "cpu-onednn"}
+        return jax.lax.platform_dependent(*operands, **known)
+    if platform == "cpu-onednn" and platform not in implementations:
+        platform = "cpu"
     return implementations.get(platform, implementations["default"])(*operands)

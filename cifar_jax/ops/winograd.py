@@ -8,6 +8,7 @@ Reference: `jax.lax.conv_general_dilated`.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,14 @@ def kernel_gradient(
     tiles = _matrices(_transform_input(x, padding))
     transformed = _transform_gradient(dy)
     # The product with fewer rows is faster.
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    product = partial(jnp.einsum, preferred_element_type=wide)
     if tiles.shape[2] <= transformed.shape[2]:
-        total = jnp.einsum("atc,atk->ack", tiles, transformed)
+        total = product("atc,atk->ack", tiles, transformed)
     else:
-        total = jnp.einsum("atk,atc->akc", transformed, tiles).swapaxes(1, 2)
-    gradient = jnp.asarray(_G2.T, x.dtype) @ total.reshape(36, -1)
-    return gradient.reshape(3, 3, *total.shape[1:])
+        total = product("atk,atc->akc", transformed, tiles).swapaxes(1, 2)
+    gradient = jnp.asarray(_G2.T, wide) @ total.reshape(36, -1)
+    return gradient.reshape(3, 3, *total.shape[1:]).astype(x.dtype)
 
 
 def _transform_kernel(kernel: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ def report(
     from cifar_jax.report import terminal
 
     if folder and folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: give a folder")
+        raise UserError(f"--output {folder} is a file: name a folder")
     runs = read_runs(paths)
     groups = collect(runs)
     terminal.show(groups, console)

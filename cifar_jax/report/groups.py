@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cifar_jax.config import Config, Paper
+from cifar_jax.config import Config, Paper, as_text
 from cifar_jax.runs.run import RunRecord, experiments
 from cifar_jax.runs.schemas import Result
 
@@ -133,8 +133,8 @@ def best_paper_experiment(network: str) -> str | None:
 
 
 def settings_text(settings: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return each setting as `name=value`, the form that `--set` accepts."""
-    return tuple(f"{name}={value}" for name, value in settings.items())
+    """Return each setting as `--set` takes it."""
+    return tuple(f"{name}={as_text(value)}" for name, value in settings.items())
 
 
 def _images(run: RunRecord) -> str | None:

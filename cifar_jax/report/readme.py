@@ -100,7 +100,10 @@ def _replace(readme: Path, text: str, name: str, blocks: Sequence[str]) -> str:
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = re.compile(f"{begin}.*?{end}", re.DOTALL)
     if len(section.findall(text)) != 1:
-        raise UserError(f"{readme} needs {begin} and {end} exactly once, around the table")
+        raise UserError(
+            f"{readme} must contain the lines {begin} and {end} exactly once: the table is written "
+            "between them"
+        )
     return section.sub(lambda _: "\n\n".join([begin, *blocks, end]), text)
 
 

@@ -57,8 +57,8 @@ class Checkpoints:
         self._folder = folder.absolute()
         if re.search(r"[*?\[\]\\\udc80-\udcff]|gs:", str(self._folder)):
             raise UserError(
-                f"{folder} cannot hold checkpoints: its path contains one of * ? [ ] \\ gs: or is "
-                "not UTF-8. Choose another --workdir, or rename the folder."
+                f"{folder} cannot hold checkpoints: its path must be UTF-8 and must not contain "
+                "gs: or any of * ? [ ] \\ . Choose another --workdir, or rename the folder."
             )
         self._keep = keep
         self._saved = False
@@ -166,8 +166,9 @@ class Checkpoints:
             name = min(dict(types[0].items() ^ types[1].items()))
             there, here = (known.get(name, "missing") for known in types)
             raise UserError(
-                f"checkpoint {saved.number} in {self._folder} is of another network or optimizer "
-                f"({name}: {there} there, {here} here). Choose another --workdir, or use --fresh."
+                f"checkpoint {saved.number} in {self._folder} is from another network or optimizer "
+                f"({name} is {there} in the checkpoint and {here} in this run). Choose another "
+                "--workdir, or start over with --fresh."
             )
         leaves = [devices.put(arrays[name], expected[name].sharding) for name in expected]
         return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -187,8 +188,8 @@ class Checkpoints:
         state, saved, damaged = self._restore_first(newest_first, like)
         if damaged and not saved:
             raise UserError(
-                f"{'; '.join(damaged.values())}. There is no other checkpoint. Restore one from a "
-                "backup, or start over with --fresh."
+                f"{'; '.join(damaged.values())}. The run has no other checkpoint. Restore one from "
+                "a backup, or start over with --fresh."
             )
         return state, saved, self._quarantine(damaged)
 
@@ -238,7 +239,7 @@ class Checkpoints:
         try:
             if saved := self._meta(number):
                 return self.restore(saved, like), saved, ""
-            raise self._damaged(number, "metadata unreadable, or changed since it was saved")
+            raise self._damaged(number, "its metadata cannot be read, or changed after the save")
         except DamagedError as error:
             return like, None, str(error)
 
@@ -265,13 +266,11 @@ class Checkpoints:
                 arrays = thread.submit(_read_arrays, self._folder, saved.number, wanted).result()
         except MemoryError:
             raise
-        except Exception as error:  # Damaged files raise errors of many types.
-            raise self._damaged(
-                saved.number, f"its arrays cannot be read: {_one_line(error)}"
-            ) from error
+        except Exception as error:  # The exception depends on what is damaged.
+            raise self._damaged(saved.number, _unreadable(error)) from error
         for name, digest in (dict.fromkeys(wanted) | digests(arrays)).items():
             if digest != saved.digests[name]:
-                raise self._damaged(saved.number, f"{name} changed since it was saved")
+                raise self._damaged(saved.number, f"the arrays of {name} changed after the save")
         return arrays
 
     def _meta(self, number: int) -> SavedState | None:
@@ -319,6 +318,13 @@ def _read_arrays(folder: Any, number: int, fields: Iterable[str]) -> dict[str, n
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), types)
     args = ocp.args.PyTreeRestore(types, as_numpy, partial_restore=True)
     return flatten(reader.restore(path, args=args))
+
+
+def _unreadable(error: Exception) -> str:
+    """Return why arrays cannot be read, without the place in the source of the library."""
+    system = re.search(r"OS error (?:code )?-?\d+: ([^\[]*)", str(error))
+    reason = error.strerror if isinstance(error, OSError) else system and system[1].strip()
+    return f"its arrays cannot be read ({reason})" if reason else "its arrays cannot be read"
 
 
 def _one_line(error: Exception) -> str:

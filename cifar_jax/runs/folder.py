@@ -10,7 +10,7 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +41,7 @@ class RunFolder:
         """Path of the copy of the experiment file. It exists if the file defines custom parts."""
         self.outputs = path / "outputs.npz"
         """Path of the logits and labels of a finished run."""
+        self._skipped = path / "skipped_images.txt"
         self._config = path / "config.json"
         self._card = path / "model.json"
         self._sessions = path / "env.json"
@@ -86,6 +87,20 @@ class RunFolder:
         """Write a copy of the experiment file."""
         write_bytes(self.code, source)
 
+    def write_skipped(self, messages: Sequence[str]) -> None:
+        """Write why images were left out, one line for each, to `skipped_images.txt`."""
+        text = "".join(f"{message}\n" for message in messages)
+        write_bytes(self._skipped, text.encode(errors="replace"))
+
+    def move_data(self, dataset: str) -> None:
+        """Store where the images of the run are now, if they were moved."""
+        identity = self.identity()
+        if identity.settings["data.dataset"] != dataset:
+            settings = identity.settings | {"data.dataset": dataset}
+            write_json(
+                self._config, schemas.dump(identity.model_copy(update={"settings": settings}))
+            )
+
     def add_session(self, session: Session) -> None:
         """Add a session to `env.json`."""
         sessions = [*self.sessions(), session]
@@ -116,7 +131,8 @@ class RunFolder:
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
                 hide(path)
-        for path in (self._card, self._sessions, self._metrics, self.log, self.code, self.outputs):
+        written = (self._card, self._sessions, self._metrics, self._skipped)
+        for path in (*written, self.log, self.code, self.outputs):
             path.unlink(missing_ok=True)
         for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
             for path in sorted(self.checkpoints.glob(pattern)):
@@ -168,7 +184,7 @@ def existing_run_folder(path: Path) -> RunFolder:
       UserError: `path` is not a run folder.
     """
     if not path.is_dir():
-        raise UserError(f"{path} does not exist. Runs are in runs/EXPERIMENT/seedN.")
+        raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
     folder = RunFolder(path)
     folder.identity()
     return folder
@@ -214,9 +230,11 @@ def _lines(rows: list[MetricsRow]) -> bytes:
 def _check_place(path: Path) -> None:
     """Raise if no new run may be created in `path`."""
     if path.exists() and not path.is_dir():
-        raise UserError(f"{path} is not a folder. Choose another --workdir.")
+        raise UserError(f"{path} is a file, not a folder. Choose another --workdir.")
     if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
-        raise UserError(f"{path} holds other files and no run. Choose another --workdir.")
+        raise UserError(
+            f"{path} contains files but no run (no config.json). Choose another --workdir."
+        )
     for parent in path.resolve().parents:
         if (parent / "config.json").exists() and (parent / "checkpoints").is_dir():
             raise UserError(f"{path} is inside the run {parent}. Choose another --workdir.")
@@ -225,7 +243,7 @@ def _check_place(path: Path) -> None:
 def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
     """Return the name of a setting that depends on the number of epochs, or None."""
     if settings["schedule.name"] not in ("constant", "plateau", "step"):
-        return f"{settings['schedule.name']} schedule"
+        return f"the {settings['schedule.name']} schedule"
     if any(group.get("until") for group in settings["param_groups"]):
         return "param_groups (until)"
     return next((name for name in ("phases", "averaging.power") if settings.get(name)), None)
@@ -241,23 +259,34 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
     try:
         stored_settings = configs.identity(stored.settings)
     except UserError as error:
-        raise UserError(f"{folder.path / 'config.json'}: {error}") from None
+        raise UserError(
+            f"{folder.path / 'config.json'} is damaged, or from another version of cifar-jax: "
+            f"{error}{'' if str(error).endswith('?') else '.'} Choose another --workdir, or start "
+            "over with --fresh."
+        ) from None
     changes = configs.differences(
         {"experiment": stored.experiment, "seed": stored.seed, **stored_settings},
         {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
     )
+    if all(str(name).startswith("folder:") for name in changes.get("data.dataset", ())):
+        # A folder of images may be moved and renamed. Training compares the images.
+        changes.pop("data.dataset", None)
     if not changes:
         return False
     advice = "Choose another --workdir, or start over with --fresh."
     if changes.keys() == {"epochs"}:
         before, after = changes["epochs"]
         if after < before:
-            advice = f"A run cannot have fewer epochs than it began with. {advice}"
+            advice = f"The number of epochs of a run can only grow. {advice}"
         elif part := _depends_on_epochs(wanted.settings):
-            advice = f"Its {part} depends on the number of epochs. {advice}"
+            advice = f"The number of epochs cannot change, because {part} depends on it. {advice}"
         elif not extend:
             advice = f"Add --workdir {folder.path} to train this run for more epochs. {advice}"
         else:
             return True
-    texts = [f"{name}: {there!r} there, {here!r} here" for name, (there, here) in changes.items()]
+    texts = [
+        f"{name} is {configs.as_text(there)} in the folder and {configs.as_text(here)} in this "
+        "command"
+        for name, (there, here) in changes.items()
+    ]
     raise UserError(f"{folder.path} holds another run ({', '.join(texts)}). {advice}")

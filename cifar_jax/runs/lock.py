@@ -27,13 +27,13 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
             warnings.simplefilter("ignore")
             return handle.acquire(timeout=0)
     except filelock.Timeout:
-        advice = "Wait until it ends, or stop it."
+        advice = "Wait until that process ends, or stop it."
         holder = "another process"
         if isinstance(handle, filelock.SoftFileLock):
             # Such a file contains the process and the host. A killed process leaves the file.
             words = file.read_text(errors="replace").split() if file.exists() else []
             holder = f"process {words[0]} on {words[1]}" if words[1:] else holder
-            advice = f"Wait until it ends. If it was killed, delete {file}."
+            advice = f"Wait until that process ends. If it was killed, delete {file}."
         raise UserError(f"{path} is in use by {holder}. {advice}") from None
     except (OSError, NotImplementedError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:

@@ -28,10 +28,13 @@ def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
     runs: dict[Path, RunRecord] = {}
     for path in paths or ([RUNS] if RUNS.is_dir() else []):
         if not path.exists():
-            raise UserError(f"{path} does not exist; run folders are runs/EXPERIMENT/seedN")
+            raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
         in_path = [read_record(path)] if path.is_file() else _read_tree(path)
         if paths and not in_path:
-            raise UserError(f"{path} contains neither trained runs nor records")
+            raise UserError(
+                f"{path} contains no trained run and no record. Name a folder such as runs/ or "
+                "results/."
+            )
         runs |= {run.path.resolve(): run for run in in_path}
     return list(runs.values())
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cifar_jax import config
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes, write_json
 from cifar_jax.runs.run import RunRecord, experiments
 from cifar_jax.runs.schemas import Result, dump, read, read_rows
@@ -59,7 +59,7 @@ def check(run: RunRecord) -> Outputs:
     """
     path = run.path
     if run.result is None:
-        raise UserError(f"{path} is not finished: resume it with `cifar-jax train`")
+        raise UserError(f"the run in {path} is not finished: resume it with `cifar-jax train`")
     if run.experiment not in experiments():
         raise UserError(f"{path}: {run.experiment!r} is not an experiment of this package")
     if run.changes:
@@ -75,26 +75,34 @@ def check(run: RunRecord) -> Outputs:
             f"({listing}). Record a run without --set."
         )
     if run.has_other_images:
-        raise UserError(f"{path} did not train on the official CIFAR-10 images")
+        raise UserError(
+            f"{path} cannot be recorded: it was not trained on the official CIFAR-10 images"
+        )
     for commit in [session.git_commit for session in run.sessions] or [None]:
         if commit is None:
-            raise UserError(f"{path} was trained outside a git checkout: train again inside one")
+            raise UserError(
+                f"{path} cannot be recorded: it was trained outside a git checkout. Train it again "
+                "in a checkout without uncommitted changes."
+            )
         if commit.endswith("-dirty"):
             raise UserError(
-                f"{path} was trained with uncommitted code ({commit}): commit the code, then train "
-                "again"
+                f"{path} cannot be recorded: it was trained with uncommitted code ({commit}). "
+                "Commit the code, then train again with --fresh."
             )
     if [row.epoch for row in run.rows] != list(range(1, run.epochs + 1)):
-        raise UserError(f"{path / 'metrics.jsonl'} does not have one row for each epoch")
+        raise UserError(
+            f"{path} cannot be recorded: metrics.jsonl does not have one line for each of its "
+            f"{counted(run.epochs, 'epoch')}"
+        )
     if run.outputs is None:
-        raise UserError(f"{path} has no outputs.npz")
+        raise UserError(f"{path} cannot be recorded: it has no outputs.npz")
     outputs = read_outputs(run.outputs)
     correct = int((outputs.logits.argmax(-1) == outputs.labels).sum())
     accuracy = 100 * correct / len(outputs.labels)
     if abs(accuracy - run.result.test_accuracy) > 1e-6:
         raise UserError(
-            f"{path}: outputs.npz gives a test accuracy of {accuracy:.2f} %, result.json "
-            f"{run.result.test_accuracy:.2f} %"
+            f"{path} cannot be recorded: the test accuracy is {accuracy:.2f} % in outputs.npz and "
+            f"{run.result.test_accuracy:.2f} % in result.json"
         )
     return outputs
 
@@ -116,14 +124,19 @@ def read_record(path: Path) -> RunRecord:
     Raises:
       UserError: the record cannot be read, or its metrics or outputs are missing.
     """
-    result = read(path, Result)
+    result = read(path, Result, "Restore it from a backup, or record the run again.")
     metrics, outputs = path.with_suffix(".metrics.jsonl"), path.with_suffix(".outputs.npz")
     for file in (metrics, outputs):
         if not file.is_file():
-            raise UserError(f"{path} is incomplete: {file} is missing")
+            raise UserError(
+                f"{file} is missing. Restore it from a backup, or record the run again."
+            )
     rows, unreadable = read_rows(metrics)
     if unreadable:
-        raise UserError(f"{metrics} is damaged: {unreadable} of its lines cannot be read")
+        raise UserError(
+            f"{metrics} is damaged: {counted(unreadable, 'line')} cannot be read. "
+            "Restore it from a backup, or record the run again."
+        )
     return RunRecord.finished(path, result, rows, outputs)
 
 
@@ -139,17 +152,19 @@ def read_outputs(path: Path) -> Outputs:
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as file:
             outputs = Outputs(file["test_logits"], file["test_labels"])
-    # A damaged file can raise the errors of zip, of deflate or of npy.
-    except Exception as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
+    # The readers of zip, deflate and npy each have their own errors.
+    except Exception:
+        raise UserError(f"{path} is damaged, or is not the outputs.npz of a run") from None
     logits, labels = outputs
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
-        raise UserError(f"{path}: the shapes of test_logits and test_labels do not match")
+        raise UserError(
+            f"{path} is damaged: the shapes of test_logits and test_labels do not match"
+        )
     return outputs
 
 
 def _text(value: Any) -> str:
-    return "none" if value is None else str(value)
+    return config.as_text(value)
 
 
 def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:

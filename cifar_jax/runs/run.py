@@ -39,7 +39,9 @@ class RunRecord:
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings.get("epochs"), int):
-            raise UserError(f"{self.path}: the setting epochs is missing or not a whole number")
+            raise UserError(
+                f"{self.path} is damaged: the setting epochs is missing or is not a whole number"
+            )
 
     @classmethod
     def finished(

@@ -118,6 +118,8 @@ class DataCard(Stored):
     """Whether these are exactly the images of the official CIFAR-10."""
     train_images: int
     validation_images: int
+    skipped_images: int = 0
+    """Number of images that were left out because they cannot be read."""
 
 
 class CodeCard(Stored):
@@ -180,6 +182,8 @@ class ModelCard(Stored):
     """Mean of each channel, on a scale of 0 to 1. The network takes `(x / 255 - mean) / std`."""
     std: Annotated[list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=3, max_length=3)]
     """Standard deviation of each channel, on a scale of 0 to 1."""
+    white: Annotated[int | None, Field(ge=1)] = None
+    """The value of a 16-bit image that becomes 255. None if no training image had 16-bit values."""
     tta: TTACard = TTACard()
     """Test-time augmentation that was used to measure `test_accuracy`."""
     layers: list[LayerRow] = []
@@ -286,7 +290,7 @@ class SavedState(Stored):
     """SHA-256 of all other fields, written as JSON with sorted keys."""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, remedy: str = _REMEDY) -> Any:
     """Return the JSON value in a file.
 
     Raises:
@@ -296,22 +300,22 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(
-            f"{path.parent} is not a run folder, because it has no {path.name}: name a folder "
+            f"{path.parent} is not a run folder, because it has no file {path.name}: name a folder "
             "such as runs/EXPERIMENT/seedN"
         ) from None
     except (ValueError, RecursionError):
-        raise UserError(f"{path} is damaged (not valid JSON). {_REMEDY}") from None
+        raise UserError(f"{path} is damaged: it is not valid JSON. {remedy}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def read(path: Path, model: type[M]) -> M:
-    """Read a JSON file into a pydantic model of type `model`.
+def read(path: Path, model: type[M], remedy: str = _REMEDY) -> M:
+    """Return the `model` that a JSON file holds.
 
     Raises:
       UserError: the file cannot be read, or a field is missing or has the wrong type.
     """
-    return parse(read_json(path), model, path)
+    return parse(read_json(path, remedy), model, path, remedy)
 
 
 def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -> M:
@@ -327,7 +331,7 @@ def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -
       UserError: a field is missing or has the wrong type. The message names the first such field.
     """
     if not isinstance(value, Mapping):
-        raise UserError(f"{path} is damaged (not a JSON object). {remedy}")
+        raise UserError(f"{path} is damaged: it is not a JSON object. {remedy}")
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -335,13 +339,16 @@ def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -
         name = ".".join(map(str, fault["loc"]))
         if name == "format":
             raise UserError(
-                f"{path} has format {fault['input']!r}, but this version of cifar-jax reads format "
-                f"{FORMAT}. It was written by another version: use that version."
+                f"{path} was written by another version of cifar-jax (file format "
+                f"{fault['input']!r}, and this version reads {FORMAT}): use that version"
             ) from None
         if fault["type"] == "missing":
             raise UserError(f"{path} is damaged: the field {name} is missing. {remedy}") from None
-        field = f"the field {name} is {fault['input']!r}: " if name else ""
-        raise UserError(f"{path} is damaged: {field}{fault['msg']}. {remedy}") from None
+        message = fault["msg"].removeprefix("Value error, ")
+        if name:
+            should_be = message.replace("Input should", "it should").partition(", unable")[0]
+            message = f"the field {name} is {fault['input']!r:.100}, but {should_be}"
+        raise UserError(f"{path} is damaged: {message}. {remedy}") from None
 
 
 def read_rows(path: Path) -> tuple[list[MetricsRow], int]:
@@ -379,9 +386,9 @@ def read_list(path: Path, model: type[M], remedy: str) -> list[M]:
     """
     if not path.exists():
         return []
-    entries = read_json(path)
+    entries = read_json(path, remedy)
     if not isinstance(entries, list):
-        raise UserError(f"{path} is damaged (not a JSON list). {remedy}")
+        raise UserError(f"{path} is damaged: it is not a JSON list. {remedy}")
     return [parse(entry, model, path, remedy) for entry in entries]
 
 

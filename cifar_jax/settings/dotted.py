@@ -49,7 +49,10 @@ def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
         for parent in parents:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
-                raise UserError(f"no setting {shorten(name)}: {shorten(parent)} has a value")
+                raise UserError(
+                    f"there is no setting {shorten(name)}, because {shorten(parent)} has a value "
+                    "of its own"
+                )
         branch[last] = value
     try:
         return cls.model_validate(tree, context=fields.RAISE_AT_ROOT)
@@ -106,9 +109,20 @@ def override(settings: S, changes: Iterable[str]) -> S:
     flat |= {name: _parse(name, texts[name], known[name]) for name in flat if name in texts}
     for name, text in texts.items():
         if name not in known:
-            raise _error(f"{name}={text}", f"no setting {shorten(name)}{_hint(name, known, dicts)}")
+            raise _error(
+                f"{name}={text}", f"there is no setting {shorten(name)}{_hint(name, known, dicts)}"
+            )
     excluded = [name for name, field in cls.model_fields.items() if field.exclude]
     return restore(cls, flat).model_copy(update={n: getattr(settings, n) for n in excluded})
+
+
+def as_text(value: Any) -> str:
+    """Return the value of a setting as `--set` takes it, and a whole number without `.0`."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
+    if value is None:
+        return "none"
+    return json.dumps(value) if isinstance(value, bool | list) else str(value)
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
@@ -200,9 +214,9 @@ def _parse(name: str, text: str, field: FieldInfo) -> Any:
             return adapter.validate_python(value, context=fields.RAISE_AT_ROOT)
     expected = fields.describe_type(kind, field)
     if fields.list_item(kind):
-        problem = "" if _is_json(text) else "not valid JSON. "
+        problem = "" if _is_json(text) else "not valid JSON; "
         such_as = json.dumps(fields.example(kind))
-        raise _error(f"{name}={text}", f"{problem}Expected a list such as {such_as}")
+        raise _error(f"{name}={text}", f"{problem}expected a list such as {such_as}")
     if field.discriminator:
         choices = (f"{name}.{field.discriminator}={tag}" for tag in fields.tags(field))
         expected = " or ".join([*choices, "none"])
@@ -236,7 +250,7 @@ def _hint(name: str, known: Iterable[str], dicts: Iterable[str]) -> str:
             return f"; did you mean {other}?"
     parent = name.rpartition(".")[0]
     add = f"; add it to {parent} in the experiment file first" if parent in dicts else ""
-    return nearest(name, known) or add or "; see `cifar-jax settings`"
+    return nearest(name, known) or add or "; `cifar-jax settings` lists all"
 
 
 def _error(change: str, reason: str) -> UserError:

@@ -58,7 +58,9 @@ class Settings(BaseModel):
             for key in value if isinstance(value, dict) else ():
                 if not key.isidentifier():
                     owner = cls.__name__.lower()
-                    raise UserError(f"{owner}.{name}: {shorten(key)} is not an argument name")
+                    raise UserError(
+                        f"{owner}.{name}: {shorten(key)} is not a valid name of a Python argument"
+                    )
         return settings
 
     def __hash__(self) -> int:
@@ -108,7 +110,7 @@ def explain(cls: type[Settings], error: ValidationError) -> str:
     text = _explain_one(cls, first)
     unknown = [other for other in others if other["type"] == "extra_forbidden"]
     if first["type"] == "missing" and unknown:
-        text += f", and there is {_explain_one(cls, unknown[0])}"
+        text += f", and {_explain_one(cls, unknown[0])}"
     return text
 
 
@@ -136,12 +138,18 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
         else:
             continue  # `step` is a union member that pydantic tried, not a field.
         path.append(step if str(step).isprintable() else shorten(step))
-    name = ".".join(map(str, path))
+    name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
+    name = name.removeprefix(".")
     if kind == "missing":
-        return f"{name} is missing"
+        return f"the setting {name} is missing"
     if kind == "extra_forbidden":
-        hint = nearest(str(path[-1]), owner.model_fields) or "; see `cifar-jax settings`"
-        return f"no setting {shorten(name)}{hint}"
+        parent = name.rpartition(".")[0]
+        known = [f"{parent}.{field}".removeprefix(".") for field in owner.model_fields]
+        everything = "; `cifar-jax settings` lists all"
+        if "[" in name:  # `cifar-jax settings` does not list the settings inside a list.
+            everything = f"; choose from {', '.join(owner.model_fields)}"
+        hint = nearest(name, known) or everything
+        return f"there is no setting {shorten(name)}{hint}"
     if kind.startswith("union_tag") and field:
         key = str(field.discriminator)
         expected = f"one of {', '.join(tags(field))}"
@@ -154,7 +162,9 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
 
 
 def shorten(value: Any) -> str:
-    """Return the `repr` of a value in one line, cut off after 100 characters."""
+    """Return the `repr` of a value in one line, cut off if it is long."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        value = int(value)
     return " ".join(f"{value!r:.100}".split())
 
 
@@ -178,7 +188,8 @@ def describe_type(annotation: Any, field: FieldInfo | None = None) -> str:
 
 def _describe_member(member: Any) -> str:
     if typing.get_origin(member) is Literal:
-        return "one of " + ", ".join(map(str, typing.get_args(member)))
+        values = [str(value) for value in typing.get_args(member)]
+        return f"one of {', '.join(values)}" if len(values) > 1 else values[0]
     if inner := list_item(member):
         return f"a list (each item: {describe_type(inner)})"
     if inner := dict_value(member):

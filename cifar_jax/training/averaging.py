@@ -29,7 +29,7 @@ class Ema(NamedTuple):
 class Lookahead(NamedTuple):
     """The Lookahead method: slow weights move toward the trained weights and then replace them.
 
-    With `decay` = 1 - alpha this is Lookahead by M. Zhang et al., arXiv:1907.08610. airbench94
+    In M. Zhang et al., arXiv:1907.08610, `decay` is written as 1 - alpha. airbench94
     (arXiv:2404.00498) uses `Lookahead(decay=0.95**5, every=5, power=3)`. BatchNorm's running
     statistics are averaged as well. The slow weights are evaluated, so training steps after the
     last update have no effect.

@@ -45,10 +45,12 @@ class CompiledSteps:
             order = order_function(setup, variant).lower(self._streams.order, np.int32(0)).compile()
             example = order(self._streams.order, np.int32(0))
             self._order[variant] = order
-            self._train[variant] = (
-                train_function(setup, variant)
-                .lower(shapes, self._data, example, np.int32(0), *self._keys, _info(0, 0, 1))
-                .compile(compiler_options=devices.compiler_options(setup.mesh, variant.batch_size))
+            self._train[variant] = devices.compile_program(
+                train_function(setup, variant),
+                *(shapes, self._data, example, np.int32(0), *self._keys, _info(0, 0, 1)),
+                mesh=setup.mesh,
+                batch_size=variant.batch_size,
+                precision=setup.config.train.precision,
             )
         self._end_epoch = _end_epoch_function(setup).lower(state, np.float32(0)).compile()
         self.compile_seconds = time.perf_counter() - began
@@ -87,11 +89,12 @@ class CompiledSteps:
 
 
 class StepsPerCallTuner:
-    """Chooses how many train steps a compiled call runs, so that a call takes about 0.2 s.
+    """Chooses how many train steps a compiled call runs.
 
     On an accelerator, the overhead of a call is as long as a small step, so longer calls are
     faster. But progress, logs and signals are only handled between calls. The number of steps
-    therefore doubles until a call takes at least 0.1 s or runs 64 steps.
+    doubles until a call takes at least 0.1 s, so a call usually takes 0.1 to 0.2 s. It is at most
+    64.
     """
 
     def __init__(self, steps_per_call: int | None) -> None:
@@ -251,6 +254,7 @@ def compile_evaluation(
         normalize=partial(batches.normalize, dataset=setup.dataset, precision=precision),
         batch_size=setup.config.train.eval_batch_size,
         mesh=setup.mesh,
+        precision=precision,
         after_batch=after_batch,
         tta=TTA(tta.flip, tta.shift, tta.least_confident),
     )

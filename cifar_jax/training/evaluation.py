@@ -54,6 +54,7 @@ def compile_logits(
     normalize: Callable[[jax.Array], jax.Array],
     batch_size: int,
     mesh: Mesh,
+    precision: str = "float32",
     after_batch: Callable[[], None] = lambda: None,
     tta: TTA | None = None,
 ) -> LogitsFn:
@@ -69,6 +70,8 @@ def compile_logits(
       normalize: function from uint8 images to the network's input.
       batch_size: number of images per batch, rounded up to a multiple of the number of devices.
       mesh: the devices.
+      precision: type of the model's computation, `float32` or `bfloat16`. It affects only the
+        speed.
       after_batch: function called after each batch. An exception from it ends the evaluation.
       tta: test-time augmentation. None: only the unchanged images.
     """
@@ -86,10 +89,12 @@ def compile_logits(
 
     # The unchanged images stay on the devices; mirrored and shifted copies do not.
     plain_batches = batches(images)
-    program = (
-        jax.jit(apply, out_shardings=devices.replicated(mesh))
-        .lower(variables, plain_batches[0])
-        .compile(compiler_options=devices.compiler_options(mesh, batch))
+    program = devices.compile_program(
+        jax.jit(apply, out_shardings=devices.replicated(mesh)),
+        *(variables, plain_batches[0]),
+        mesh=mesh,
+        batch_size=batch,
+        precision=precision,
     )
 
     def evaluate(variables: Mapping[str, Any]) -> Outputs:

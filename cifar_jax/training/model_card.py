@@ -4,10 +4,12 @@ A model card describes a network and the data that it was trained on.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
 from cifar_jax.catalog import code_digest
+from cifar_jax.data import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.models.summary import summarize
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
@@ -41,6 +43,7 @@ def make_card(
         classes=list(dataset.classes),
         mean=list(dataset.mean),
         std=list(dataset.std),
+        white=dataset.white,
         tta=TTACard(**config.tta.model_dump()),
         layers=[LayerRow(**vars(layer)) for layer in summarize(setup.spec.model)],
         data=DataCard(
@@ -50,6 +53,7 @@ def make_card(
             official=dataset.official,
             train_images=len(setup.train.labels),
             validation_images=len(setup.validation.labels),
+            skipped_images=len(dataset.skipped),
         ),
         code=code,
         initial_params_sha256=None if initial is None else params_sha256(initial["params"]),
@@ -80,32 +84,44 @@ def update_card(
     if old is None:
         folder.write_card(card)
     else:
-        _check_data(folder, old, card)
+        check_images(folder.path, old, setup.dataset)
         initial = card.initial_params_sha256
         if initial and old.initial_params_sha256 not in (None, initial):
             raise UserError(
-                f"the weights in {request.config.train.init_from} are not those that {folder.path} "
-                "was started with: choose another --workdir, or use --fresh"
+                f"the weights in {request.config.train.init_from} have changed since the run in "
+                f"{folder.path} started from them: choose another --workdir, or start over with "
+                "--fresh"
             )
         if changed := _changed_files(old.code, card.code):
-            message = f"changed since the run's last session: {', '.join(changed)}"
+            message = f"these files changed since this run was last trained: {', '.join(changed)}"
             _check_weights(setup, checkpoints, message)
             lines.append(f"{message}; the copy in the run folder is updated")
             folder.write_card(old.model_copy(update={"code": card.code, "layers": card.layers}))
     if custom.file:
         folder.write_code(custom.source)
+    if setup.dataset.skipped:
+        folder.write_skipped(setup.dataset.skipped)
+    folder.move_data(request.config.data.dataset)
     return lines
 
 
-def _check_data(folder: RunFolder, old: ModelCard, new: ModelCard) -> None:
-    """Raise if a run was started with images other than those of the new card."""
-    if old.data is None or new.data is None or old.data.sha256 == new.data.sha256:
+def check_images(path: Path, card: ModelCard, dataset: Dataset) -> None:
+    """Raise if the run in `path` was started with other images or class names than `dataset`."""
+    if card.data is None:
         return
-    same = old.data.content == new.data.content
-    difference = "the same images in another order" if same else "other images"
+    if card.data.sha256 != dataset.fingerprint:
+        same = card.data.content == dataset.content
+        difference = "the same images in another order" if same else "other images"
+    elif card.classes != list(dataset.classes):
+        difference = f"the classes {', '.join(card.classes[:20])}"
+    else:
+        return
+    remedy = "Set TFDS_DATA_DIR to the data folder that the run was started with"
+    if dataset.name.startswith("folder:"):
+        remedy = "Name the folder of those images with --set data.dataset=folder:PATH"
     raise UserError(
-        f"{folder.path} was started with {difference} for the data set {old.data.name}: set "
-        "TFDS_DATA_DIR to the folder of those images, or choose another --workdir"
+        f"the run in {path} was started with {difference} of {card.data.name}. {remedy}, or choose "
+        "another --workdir."
     )
 
 
@@ -130,6 +146,8 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
         return  # The damage is reported when the checkpoint is restored.
     shapes = models.variable_shapes(setup.spec.model)
     try:
-        models.match_variables(weights, shapes, "The newest checkpoint")
+        models.match_variables(weights, shapes, "the last checkpoint")
     except UserError as error:
-        raise UserError(f"{message}. {error}; choose another --workdir, or use --fresh") from None
+        raise UserError(
+            f"{message}. Now {error}; choose another --workdir, or start over with --fresh"
+        ) from None

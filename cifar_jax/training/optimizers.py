@@ -74,15 +74,15 @@ def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGro
         for pattern in _patterns(group):
             if not any(fnmatchcase(path, pattern) for path in leaves):
                 raise UserError(
-                    f"param_groups: no parameter matches {pattern!r}. Parameters are "
-                    f"{', '.join(list(leaves)[:4])}, ..."
+                    f"param_groups: no parameter of the network matches {pattern!r}. The first "
+                    f"parameters are {', '.join(list(leaves)[:4])}."
                 )
     numbers = {path: _group_number(groups, path) for path in leaves}
     for number, group in enumerate(groups, start=1):
         if number not in numbers.values():
             raise UserError(
-                f"param_groups: earlier groups already match everything in {group.parameters!r}: "
-                "move this group up or remove it"
+                f"param_groups: the group {group.parameters!r} is unused, because earlier groups "
+                "match all its parameters: move it up or remove it"
             )
     rules = [optimizer, *(group.optimizer for group in groups)]
     for path, leaf in leaves.items():
@@ -93,7 +93,7 @@ def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGro
             kind = "a depthwise kernel" if depthwise else "not a kernel"
             example = path if depthwise else "*/bias,*/scale"
             raise UserError(
-                f"muon cannot train {path}, which is {kind}: add a group for it, such as "
+                f"muon cannot train {path}, which is {kind}: add a group to param_groups, such as "
                 f'{{"parameters": "{example}", "optimizer": {{"name": "sgd", "lr": 0.1}}}}'
             )
 

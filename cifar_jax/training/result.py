@@ -40,7 +40,7 @@ def write_result(
     test = evaluate_test(state.evaluated)
     loss, accuracy = loss_and_accuracy(test.logits, labels)
     if not math.isfinite(loss):
-        raise UserError("the loss on the test images is not finite: lower optimizer.lr")
+        raise UserError("the loss on the test images is NaN or infinite: lower optimizer.lr")
     outputs = {"test_logits": test.logits, "test_labels": labels}
     if test.plain is not test.logits:
         outputs["test_logits_plain"] = test.plain

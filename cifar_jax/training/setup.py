@@ -1,7 +1,7 @@
 """Build the setup of a run from its config, such as the data, the network and the optimizer."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from cifar_jax import devices, distributed, models
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, load, split_validation
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted, one_line
 from cifar_jax.models import initialization
 from cifar_jax.training import averaging, batches, losses, optimizers, plan, rng, schedules
 from cifar_jax.training import step as steps
@@ -67,26 +67,33 @@ def build_setup(
     _check_network(config, make_model(config, custom))
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
-    dataset = load(config.data.dataset) if dataset is None else dataset
-    train, validation = split_validation(dataset.train, config.data.validation)
+    if dataset is None:
+        dataset = load(config.data.dataset, skip_bad_images=config.data.skip_bad_images)
+    held_out = dataset.validation_images
+    if held_out is None:
+        held_out = config.data.validation
+    train, validation = split_validation(dataset.train, held_out)
     if (count := config.data.train_images) is not None:
         if count > len(train.labels):
             raise UserError(
-                f"data.train_images={count}, but {config.data.dataset} has only "
-                f"{len(train.labels)} training images after the validation split"
+                f"data.train_images is {count:,}, but {config.data.dataset} has only "
+                f"{counted(len(train.labels), 'training image')} after the validation split: lower "
+                "data.train_images"
             )
         train = Split(*(array[:count] for array in train))
     run_plan = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
     for variant in run_plan.variants:
         if variant.batch_size > len(train.labels):
             raise UserError(
-                f"batch_size {variant.batch_size} is larger than the {len(train.labels)} training "
-                "images"
+                f"batch_size is {variant.batch_size:,}, but {config.data.dataset} has only "
+                f"{counted(len(train.labels), 'training image')} after the validation split: lower "
+                "batch_size"
             )
     if config.averaging and config.averaging.every > run_plan.steps:
         raise UserError(
-            f"averaging.every is {config.averaging.every}, but the run has only {run_plan.steps} "
-            "steps, so the average would never be updated: lower averaging.every"
+            f"averaging.every is {config.averaging.every:,}, but the run has only "
+            f"{counted(run_plan.steps, 'step')}, so the average would never be updated: lower "
+            "averaging.every"
         )
     model = make_model(config, custom, num_classes=len(dataset.classes))
     return Setup(
@@ -132,7 +139,62 @@ def _check_custom(config: Config, custom: CustomParts) -> None:
     if config.schedule.name == "custom" and custom.schedule is None:
         missing.append(("schedule.name", "SCHEDULE"))
     for setting, name in missing:
-        raise UserError(f"{setting} is custom, but the experiment file defines no {name}")
+        raise UserError(
+            f"{setting} is custom, but the experiment file defines no {name}: define it there, or "
+            f"choose another {setting}"
+        )
+    for rule in rules:
+        if rule.name == "custom" and custom.optimizer:
+            made = _call_custom(custom, "OPTIMIZER", partial(custom.optimizer, **rule.arguments))
+            if not (hasattr(made, "init") and hasattr(made, "update")):
+                raise UserError(
+                    f"{_custom_file(custom)}: OPTIMIZER returns an object of type "
+                    f"{type(made).__name__}: it must return an optax.GradientTransformation"
+                )
+    if config.schedule.name == "custom":
+        factor = _call_custom(
+            custom,
+            "SCHEDULE",
+            lambda: jax.eval_shape(
+                schedules.make(config.schedule, custom.schedule),
+                schedules.StepInfo(*(jax.ShapeDtypeStruct((), jnp.int32),) * 3),
+            ),
+        )
+        if factor.shape:
+            raise UserError(
+                f"{_custom_file(custom)}: SCHEDULE returns an array of shape "
+                f"{list(factor.shape)}: it must return one number"
+            )
+    if custom.augmentation:
+        images = jax.ShapeDtypeStruct((config.batch_size, *models.IMAGE_SHAPE), jnp.uint8)
+        augment = partial(custom.augmentation, **config.data.arguments)
+        changed = _call_custom(
+            custom,
+            "AUGMENTATION",
+            lambda: jax.eval_shape(augment, rng.make_streams(0).augment, images),
+        )
+        if getattr(changed, "shape", None) != images.shape:
+            returned = getattr(changed, "shape", None)
+            what = f"the shape {list(returned)}" if returned else f"{type(changed).__name__}"
+            raise UserError(
+                f"{_custom_file(custom)}: AUGMENTATION returns {what} for images of shape "
+                f"{list(images.shape)}: it must keep the shape"
+            )
+
+
+def _call_custom(custom: CustomParts, name: str, function: Callable[[], Any]) -> Any:
+    """Return `function()`, with any exception of the experiment file as a UserError."""
+    try:
+        return function()
+    except Exception as error:  # The code of the user may raise anything.
+        raise UserError(
+            f"{_custom_file(custom)}: {name} fails when it is called: "
+            f"{one_line(error, custom.file)}"
+        ) from error
+
+
+def _custom_file(custom: CustomParts) -> str:
+    return str(custom.file or "the experiment file")
 
 
 def _check_network(config: Config, model: nn.Module) -> None:
@@ -146,14 +208,14 @@ def _check_network(config: Config, model: nn.Module) -> None:
         if inputs != channels:
             raise UserError(
                 f"init.whitening needs a first convolution with {channels} input channels, and "
-                f"{layer} has {inputs}: turn off init.whitening or choose another model"
+                f"{layer} has {inputs}: turn init.whitening off, or choose another model"
             )
     for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
         if not models.accepts_size(model, size):
             raise UserError(
-                f"{config.model.name} only accepts images of {models.IMAGE_SHAPE[0]} pixels, and a "
-                f"phase has image_size {size}: remove image_size, or choose a network with global "
-                "average pooling"
+                f"a phase has image_size {size}, but {config.model.name} accepts only images of "
+                f"{models.IMAGE_SHAPE[0]} × {models.IMAGE_SHAPE[1]} pixels: remove image_size, or "
+                "choose a network with global average pooling"
             )
 
 

@@ -3,15 +3,17 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from cifar_jax import config as configs
-from cifar_jax import distributed
+from cifar_jax import devices, distributed
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
-from cifar_jax.errors import UserError
+from cifar_jax.data import load
+from cifar_jax.errors import UserError, counted
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -40,10 +42,27 @@ def finished_result(request: RunRequest) -> Result | None:
     def read() -> dict[str, Any] | None:
         identity = request.identity()
         result = folders.finished_result(request.workdir, identity, extend=request.extend)
+        if result:
+            _check_folder_of_images(request)
         return schemas.dump(result) if result else None
 
     result = distributed.run_on_main(read)
     return Result(**result) if result else None
+
+
+def _check_folder_of_images(request: RunRequest) -> None:
+    """Raise if a finished run was trained on other images than those in the folder of images.
+
+    Nothing is checked if the folder is the one that the run used and does not exist any more.
+    """
+    folder, settings = RunFolder(request.workdir), request.config.data
+    kind, _, path = settings.dataset.partition(":")
+    is_known = folder.identity().settings["data.dataset"] == settings.dataset
+    if kind != "folder" or (is_known and not Path(path).expanduser().is_dir()):
+        return
+    if card := folder.card():
+        images = load(settings.dataset, skip_bad_images=settings.skip_bad_images)
+        model_card.check_images(request.workdir, card, images)
 
 
 def check_processes(request: RunRequest) -> None:
@@ -155,7 +174,9 @@ def restore_or_init(
 
     rows = [MetricsRow(**row) for row in distributed.run_on_main(rewind)]
     if len(rows) != epoch:
-        lines.append(f"metrics.jsonl lacks {epoch - len(rows)} of {epoch} epochs")
+        lines.append(
+            f"metrics.jsonl lacks {epoch - len(rows)} of the {counted(epoch, 'finished epoch')}"
+        )
     extra = saved.extra if saved else {}
     context = RunContext(
         setup,
@@ -166,7 +187,13 @@ def restore_or_init(
         images_per_second=extra.get("images_per_second", 0.0),
         logged=tuple(extra.get("logged", (0.0, 0))),
     )
-    first = [_headline(request, setup, saved), *_phase_lines(setup)]
+    names = ", ".join(setup.dataset.classes[:20])
+    more = ", …" if len(setup.dataset.classes) > 20 else ""
+    first = [_headline(request, setup, saved), f"classes: {names}{more}", *setup.dataset.notes]
+    first += _phase_lines(setup)
+    if setup.config.train.precision == "bfloat16":
+        warning = devices.bfloat16_warning(setup.mesh)
+        first += [warning] if warning else []
     return Restored(state, context, [*first, *lines, *damaged])
 
 
@@ -193,8 +220,8 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
         previous = [old.model_copy(update={"git_commit": commit}) for old in previous]
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(
-            "not bit for bit the result of an uninterrupted run, because of changes: "
-            + ", ".join(changes)
+            "the result may differ slightly from that of an uninterrupted run, because of changes "
+            f"since the last session: {', '.join(changes)}"
         )
     return lines
 
@@ -204,18 +231,20 @@ def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> st
     source = request.config.train.init_from
     start = f"starts from the weights of {source}" if source else "starts"
     if saved:
-        start = f"resumes at step {saved.step}"
-    steps = " or ".join(map(str, sorted({epoch.steps for epoch in setup.plan.epochs})))
+        start = f"resumes at step {saved.step:,}"
+    numbers = sorted({epoch.steps for epoch in setup.plan.epochs})
+    *fewer, most = numbers
+    steps = " or ".join([*(f"{number:,}" for number in fewer), counted(most, "step")])
     arithmetic = ""
     if device.platform != "cpu":
         precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore
         arithmetic = f" in {request.config.train.precision} (matrix products: {precision})"
     return (
-        f"{request.experiment} seed {request.seed} {start}: {len(setup.plan.epochs)} epochs of "
-        f"{steps} steps on {dataset.name}, {len(dataset.classes)} classes, "
-        f"{len(setup.train.labels)} training, {len(setup.validation.labels)} validation and "
-        f"{len(dataset.test.labels)} test images, on {device.count} × {device.kind}{arithmetic}; "
-        f"{request.workdir}"
+        f"{request.experiment} seed {request.seed} {start}: "
+        f"{counted(len(setup.plan.epochs), 'epoch')} of {steps} on {dataset.name}, "
+        f"{len(dataset.classes)} classes, {len(setup.train.labels):,} training, "
+        f"{len(setup.validation.labels):,} validation and {len(dataset.test.labels):,} test "
+        f"images, on {device.count} × {device.kind}{arithmetic}; {request.workdir}"
     )
 
 

@@ -51,7 +51,9 @@ def train(
         with signals.immediate():
             start.check_processes(request)
             if result := start.finished_result(request):
-                progress.note(f"{request.workdir} is finished; use --fresh to train it again")
+                progress.note(
+                    f"the run in {request.workdir} is finished; use --fresh to train it again"
+                )
                 return result
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
@@ -85,7 +87,9 @@ def train(
                         raise Stopped(stopped.signum, saved=True) from None
                     loss = row.train_loss if row.validation_loss is None else row.validation_loss
                     if not math.isfinite(loss):
-                        raise diverged(context, f"the loss is not finite after epoch {row.epoch}")
+                        raise diverged(
+                            context, f"the loss is NaN or infinite after epoch {row.epoch}"
+                        )
                     state = steps.end_epoch(state, loss)
                     context.rows.append(row)
                     hooks.on_epoch_end(state, row)
@@ -121,8 +125,8 @@ def train_epoch(
         sums = jax.device_get(state.metrics)  # `device_get` waits for the devices.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
-            place = f"in epoch {epoch.number + 1}, by step {step}"
-            raise diverged(context, f"the loss is not finite {place}")
+            place = f"in epoch {epoch.number + 1}, at or before step {step}"
+            raise diverged(context, f"the loss is NaN or infinite {place}")
         speed = (step - first) * epoch.variant.batch_size / (now - began)
         context.images_per_second = speed
         metrics = CallMetrics(step, float(sums.loss), int(sums.correct), int(sums.images), speed)

@@ -91,7 +91,7 @@ def test_cache_that_cannot_be_written(
     (tmp_path / "file").touch()
     monkeypatch.setenv("CIFAR_JAX_CACHE", str(tmp_path / "file" / "cache"))
     assert len(data.load("cifar10").train.labels) == 20
-    assert "cifar10 could not be cached" in capsys.readouterr().err
+    assert "images of cifar10 cannot be stored" in capsys.readouterr().err
 
 
 def test_a_long_wait_for_a_lock_is_reported(
@@ -135,9 +135,9 @@ def test_status(prepared: Path, data_dir: Path, tmp_path: Path) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UserError, match=r"unknown data set 'cifar': did you mean cifar10\?"):
+    with pytest.raises(UserError, match=r"no data set 'cifar'; did you mean cifar10\?"):
         data.load("cifar")
-    with pytest.raises(UserError, match="choose cifar10, digits, or folder:PATH"):
+    with pytest.raises(UserError, match="Choose cifar10, digits, or folder:PATH"):
         data.load("imagenet")
     with pytest.raises(UserError, match=r"did you mean folder:\./pets\?"):
         data.load("./pets")

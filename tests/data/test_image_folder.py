@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -117,10 +118,118 @@ def test_hidden_and_other_files_are_skipped(pets: Path, capsys: pytest.CaptureFi
         (pets / name).write_text("not an image")
     (pets / "cat" / "notes.txt").write_text("hello")
     (pets / "cat" / "labels.json").write_text("{}")
+    fill(pets / "cat" / "@eaDir" / "001.png", 1)
+    for name in ("$RECYCLE.BIN", "System Volume Information", "@eaDir", "lost+found"):
+        (pets / name).mkdir()
+        (pets / name / "desktop.ini").touch()
     capsys.readouterr()
     os.utime(pets / "dog" / "000.png")
     assert len(load(pets).train.labels) == count
     assert "skipped 2 files" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("Training", None, "Testing"),
+        ("training_set", None, "test_set"),
+        ("seg_train/seg_train", None, "seg_test/seg_test"),
+        ("TRAIN", "Val", None),
+        ("train_images", "validation", "testset"),
+        ("train", "valid", "Test"),
+    ],
+)
+def test_split_folders_are_recognized(
+    train: str, validation: str | None, test: str | None, tmp_path: Path
+) -> None:
+    path = tmp_path / "pets"
+    for split, count in ((train, 10), (validation, 3), (test, 5)):
+        for name in ("cat", "dog") if split else ():
+            fill(path / str(split) / name, count, seed=count)
+    dataset = load(path)
+    assert dataset.classes == ("cat", "dog")
+    held_out = 6 if validation else 0
+    assert dataset.validation_images == (held_out or None)
+    assert len(dataset.train.labels) == (20 if test else 16) + held_out
+    assert len(dataset.test.labels) == (10 if test else 4)
+    if validation:
+        expected = {data.images.read_image(f).tobytes() for f in (path / validation).rglob("*.png")}
+        assert {image.tobytes() for image in dataset.train.images[-6:]} == expected
+        assert any(note.startswith(f"validation images: {path}") for note in dataset.notes)
+
+
+def test_classes_with_the_names_of_splits(tmp_path: Path) -> None:
+    for name in ("vehicles/train", "vehicles/bus", "forms/valid", "forms/invalid"):
+        fill(tmp_path / name, 5)
+    assert load(tmp_path / "vehicles").classes == ("bus", "train")
+    assert load(tmp_path / "forms").classes == ("invalid", "valid")
+
+
+def test_output_of_the_package_is_no_class(pets: Path) -> None:
+    first = load(pets)
+    run_folder = pets / "runs" / "basic" / "seed0"
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.json").write_text('{"format": 1, "experiment": "basic", "seed": 0}')
+    (pets / "report").mkdir()
+    for name in ("report.md", "report.svg"):
+        (pets / "report" / name).touch()
+    dataset = load(pets)
+    assert dataset.fingerprint == first.fingerprint
+    assert f"not a class, because it is output of cifar-jax: {pets / 'runs'}" in dataset.notes
+    fill(pets / "runs" / "figures", 1)
+    with pytest.raises(UserError, match=r"pets/runs has images and the output .*seed0.* move the"):
+        load(pets)
+
+
+def test_names_in_both_unicode_forms_are_the_same_class(tmp_path: Path) -> None:
+    for name in ("train/cafe\u0301", "train/tea", "test/caf\xe9"):
+        fill(tmp_path / "pets" / name, 3)
+    assert load(tmp_path / "pets").classes == ("caf\xe9", "tea")
+
+
+def test_files_without_a_suffix(pets: Path) -> None:
+    first = load(pets)
+    for file in list(pets.rglob("*.png")):
+        file.rename(file.with_suffix(""))
+    (pets / "cat" / "LICENSE").write_text("free")
+    assert load(pets).fingerprint == first.fingerprint
+
+
+def test_16_bit_images_are_scaled_by_the_range_of_the_data_set(tmp_path: Path) -> None:
+    def write(folder: str, low: int, high: int) -> None:
+        for name in ("dark", "light"):
+            (tmp_path / folder / name).mkdir(parents=True)
+            for i in range(6):
+                values = np.random.default_rng([i, len(name)]).integers(low, high, (32, 32))
+                file = tmp_path / folder / name / f"{i}.png"
+                Image.fromarray(values.astype(np.uint16)).save(file)
+
+    write("scan", 0, 3000)
+    dataset = load(tmp_path / "scan")
+    assert dataset.white == 4095
+    assert dataset.train.images.max() == round(2999 * 255 / 4095)
+    assert any("16-bit images: 0 to 4095 became 0 to 255" in note for note in dataset.notes)
+    write("offset", 30_000, 31_000)
+    with pytest.raises(UserError, match=r"most are between .* which are too few gray values"):
+        load(tmp_path / "offset")
+
+
+def test_bad_images_are_skipped_on_request(pets: Path) -> None:
+    first = load(pets)
+    for i in range(12):
+        (pets / "cat" / f"broken{i}.png").write_bytes(b"?")
+    with pytest.raises(
+        UserError, match=r"all are listed in (.*): repair .*skip_bad_images=true"
+    ) as e:
+        load(pets)
+    file = str(e.value).partition("listed in ")[2].partition(")")[0]
+    assert len(Path(file).read_text().splitlines()) == 12
+    for _ in range(2):  # The second time from the cache.
+        dataset = data.load(f"folder:{pets}", skip_bad_images=True)
+        assert (dataset.fingerprint, len(dataset.skipped)) == (first.fingerprint, 12)
+        assert "skipped 12 images that cannot be read" in dataset.notes
+    with pytest.raises(UserError, match="cannot be read"):
+        load(pets)
 
 
 def test_unreadable_images_are_named_and_refused(
@@ -129,7 +238,7 @@ def test_unreadable_images_are_named_and_refused(
     (pets / "dog" / "bomb.png").write_bytes(png_with_size(20_000, 20_000))
     (pets / "dog" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0")
     (pets / "cat" / "empty.jpg").touch()
-    with pytest.raises(UserError, match=r"3 of the 38 images in .* cannot be read .*repair"):
+    with pytest.raises(UserError, match=r"3 of 38 images in .* cannot be read .*repair"):
         load(pets)
     lines = capsys.readouterr().err.splitlines()
     assert f"{pets}/cat/empty.jpg is empty" in lines
@@ -137,7 +246,7 @@ def test_unreadable_images_are_named_and_refused(
     assert any("phone.heic is a HEIC image" in line for line in lines)
     for i in range(30):
         (pets / "cat" / f"empty{i}.jpg").touch()
-    with pytest.raises(UserError, match="33 of the 68 images"):
+    with pytest.raises(UserError, match="33 of 68 images"):
         load(pets)
     lines = capsys.readouterr().err.splitlines()
     assert (len(lines), lines[-1]) == (12, "… and 23 more")
@@ -146,13 +255,16 @@ def test_unreadable_images_are_named_and_refused(
 @pytest.mark.parametrize(
     ("folders", "match"),
     [
-        ([], "pets has 0 class folders, but at least two are needed: give .*/train/CLASS/"),
-        (["dog"], "pets has 1 class folders"),
-        (["train/dog", "test/dog"], "pets/train has 1 class folders"),
-        (["train/dog", "train/cat", "test/dogs"], r"pets/test/dogs is not a class .* mean dog\?"),
-        (["test/dog", "test/cat"], "has a folder test but no folder train"),
+        ([], "pets has 0 class folders, but at least 2 are needed. Arrange .*/train/CLASS/"),
+        (["dog"], "pets has 1 class folder,"),
+        (["train/dog", "test/dog"], "pets/train has 1 class folder,"),
+        (["train/dog", "train/cat", "test/dogs"], r"pets/test/dogs has no class .* mean dog\?"),
+        (["test/dog", "test/cat"], "has a folder `test` but no folder `train`"),
         (["dog", "cat", "bird?"], r"pets/bird\? has no images"),
         (["train/dog", "train/cat", "test"], "pets/test has no images"),
+        (["train/dog", "train/cat", "test/car"], r"car has no class .* images\. The .* cat, dog"),
+        (["Train/dog", "val/dog", "valid/cat"], "two folders of validation images, val and valid"),
+        (["dog/train", "dog/test", "cat/train"], "pets/dog has folders for the splits"),
     ],
 )
 def test_other_layouts_are_refused(folders: list[str], match: str, tmp_path: Path) -> None:
@@ -179,19 +291,51 @@ def test_paths_that_are_not_image_folders(tmp_path: Path) -> None:
         data.load("folder:")
     for name in ("dog", "cat"):
         fill(tmp_path / "pets" / name, 1)
-    with pytest.raises(UserError, match="too few images to hold out a test set"):
+    with pytest.raises(UserError, match="too few images to hold out some"):
         load(tmp_path / "pets")
     (tmp_path / "pets" / os.fsdecode(b"caf\xe9")).mkdir()
-    with pytest.raises(UserError, match="is unprintable: rename it"):
+    with pytest.raises(UserError, match="cannot be printed: rename it"):
         load(tmp_path / "pets")
 
 
-def test_training_on_a_folder(pets: Path, tmp_path: Path) -> None:
-    arguments = ["train", "basic", "--workdir", str(tmp_path / "run")]
+def train(folder: str) -> int:
+    """Train `basic` for one epoch on a folder of images, in the default run folder."""
+    arguments = ["train", "basic", "--set", f"data.dataset=folder:{folder}"]
     for setting in ("data.validation=0.2", "epochs=1", "batch_size=4", "train.devices=1"):
         arguments += ["--set", setting]
-    assert run([*arguments, "--set", f"data.dataset=folder:{pets}"]) == 0
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    return run(arguments)
+
+
+def test_a_run_finds_its_images_after_they_were_moved(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pets)
+    assert train(".") == 0
+    (result_file,) = pets.rglob("result.json")
+    folder = result_file.parent
+    result = json.loads(result_file.read_text())
     assert result["dataset"] == "folder:pets"
     assert result["data_sha256"] == load(pets).fingerprint
-    assert 0 <= result["test_accuracy"] <= 100
+    assert "\nclasses: axolotl, cat, dog\n" in (folder / "log.txt").read_text()
+    # The images move, and the run is stopped and resumed.
+    moved = pets.parent / "elsewhere" / "pets"
+    moved.parent.mkdir()
+    shutil.copytree(pets, moved, ignore=shutil.ignore_patterns("runs"))
+    assert train("../elsewhere/pets/") == 0
+    assert "is finished" in capsys.readouterr().out
+    result_file.unlink()
+    assert train(f"{moved}/") == 0
+    assert len(list(pets.rglob("result.json"))) == 1
+    assert json.loads(result_file.read_text())["params_sha256"] == result["params_sha256"]
+    assert json.loads((folder / "config.json").read_text())["settings"]["data.dataset"] == (
+        f"folder:{moved}"
+    )
+    moved.rename(moved.with_name("renamed"))
+    assert run(["evaluate", str(folder)]) == 2
+    renamed = f"data.dataset=folder:{moved.with_name('renamed')}"
+    assert run(["evaluate", str(folder), "--set", renamed]) == 0
+    fill(moved / "cat", 30)
+    fill(moved / "dog", 30)
+    capsys.readouterr()
+    assert train(str(moved)) == 2
+    assert "was started with other images of folder:pets" in capsys.readouterr().err

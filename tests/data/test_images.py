@@ -1,6 +1,8 @@
 """Test that image files of many formats are read as 32×32 RGB arrays."""
 
 import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,7 @@ def test_formats(format: str) -> None:
         (Image.new("RGB", (40, 40), RGB).quantize(4), RGB),
         (Image.fromarray(np.full((40, 40), 0x8080, np.uint16)), (128,) * 3),
         (Image.fromarray(np.full((40, 40), 0xFFFF, np.uint16)), (255,) * 3),
-        (Image.fromarray(np.full((40, 40), 0x00FF, np.uint16)), (1,) * 3),
+        (Image.fromarray(np.full((40, 40), 0x1010, np.uint16)), (16,) * 3),
     ],
 )
 def test_modes_of_png(image: Image.Image, color: tuple[int, ...]) -> None:
@@ -78,8 +80,39 @@ def test_more_than_8_bits() -> None:
     assert is_close(read_image(encoded(wide, "TIFF")), (128,) * 3, within=1)
     assert is_close(read_image(encoded(wide, "PPM")), (128,) * 3, within=1)
     for kind in (np.int32, np.float32):
-        with pytest.raises(UserError, match=r"^x\.tif has 32-bit values"):
+        with pytest.raises(UserError, match=r"^x\.tif has 32-bit pixel values"):
             read_image(encoded(Image.fromarray(np.ones((40, 40), kind)), "TIFF"), "x.tif")
+
+
+def test_16_bit_images_that_would_become_black_are_refused() -> None:
+    values = noise(8, 8).astype(np.uint16) * 16
+    dark = encoded(Image.fromarray(values))
+    with pytest.raises(UserError, match=r"16-bit values of at most 3968.* save it with 8 bits"):
+        read_image(dark)
+    bright = read_image(encoded(Image.fromarray(values * 16)))
+    np.testing.assert_allclose(read_image(dark, white=4095), bright, atol=2)
+    with pytest.raises(UserError, match="16-bit colors that use at most 12 bits"):
+        read_image(png_16_bit(np.full((8, 8, 3), 4095)))
+    assert is_close(read_image(png_16_bit(np.full((8, 8, 3), 0x8080))), (128,) * 3)
+
+
+def png_16_bit(colors: np.ndarray, *extra: tuple[bytes, bytes]) -> bytes:
+    """Return a PNG file with 16-bit colors, which Pillow cannot write, and further chunks."""
+    height, width, _ = colors.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colors)
+    chunks = [(b"IHDR", struct.pack(">2I5B", width, height, 16, 2, 0, 0, 0)), *extra]
+    chunks += [(b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        for kind, body in chunks
+    )
+
+
+def test_png_with_large_metadata_is_read() -> None:
+    profile = b"icc\0\0" + zlib.compress(bytes(1_500_000))
+    comment = b"Comment\0\0" + zlib.compress(bytes(1_500_000))
+    content = png_16_bit(np.full((8, 8, 3), 0x8080), (b"iCCP", profile), (b"zTXt", comment))
+    assert is_close(read_image(content), (128,) * 3)
 
 
 def test_cmyk() -> None:
@@ -150,14 +183,18 @@ def test_tiny_sizes(size: tuple[int, int]) -> None:
     ("content", "match"),
     [
         (b"", "is empty"),
-        (b"Dear all,", "not a readable image: supported formats are AVIF, BMP"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a readable image"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image, which is unsupported"),
+        (b"Dear all,", "not an image in a supported format: AVIF, BMP"),
+        (
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+            "not an image in a supported format",
+        ),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC image, which cannot be read"),
         (png_with_size(20_000, 20_000), "has more than 89 million pixels"),
         (png_with_size(10_000, 10_000), "has more than 89 million pixels"),
         (png_with_size(0, 8), "image"),
         (encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")[:-900], "is a damaged image"),
         (encoded(Image.fromarray(noise(64, 64, 3)))[:5000], "is a damaged image"),
+        (b"II*\0" + bytes(60), "is a TIFF of a kind that cannot be read: save it as PNG"),
     ],
 )
 def test_other_files_are_refused(content: bytes, match: str, tmp_path: Path) -> None:

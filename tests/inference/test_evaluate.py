@@ -97,10 +97,22 @@ def test_the_command_prints_both_accuracies_of_a_run_and_of_its_exports(
 @pytest.mark.parametrize(
     ("card", "split", "message"),
     [
-        ({"data": DATA | {"sha256": "0" * 64}}, "validation", "or on these in another order"),
+        (
+            {"data": DATA | {"sha256": "0" * 64}},
+            "validation",
+            "or on the same images in another order",
+        ),
         ({"data": DATA | {"sha256": "0" * 64, "content": "0"}}, "test", "trained on other images"),
-        ({"data": DATA | {"validation_images": 0}}, "validation", "has no validation images"),
-        ({"classes": [f"kind {i}" for i in range(10)]}, "test", "differ from those of .* digits"),
+        (
+            {"data": DATA | {"validation_images": 0}},
+            "validation",
+            "trained without validation images",
+        ),
+        (
+            {"classes": [f"kind {i}" for i in range(10)]},
+            "test",
+            "cannot be evaluated on digits.* differ",
+        ),
     ],
 )
 def test_other_images_are_refused(
@@ -119,5 +131,5 @@ def test_an_export_does_not_store_the_path_of_an_image_folder(
 ) -> None:
     run = make_digits_run(data=DATA | {"name": "folder:pets"})
     exports.export(cifar_jax.load(run), "safetensors", tmp_path / "pets.safetensors")
-    with pytest.raises(UserError, match="does not say where its images are"):
+    with pytest.raises(UserError, match="does not say where that folder is"):
         evaluate(tmp_path / "pets.safetensors")

@@ -1,20 +1,27 @@
 """Test that exported models give the network's logits, and that damaged files are refused."""
 
+import hashlib
+import io
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from jax import export as jax_export
 
 import cifar_jax
+from cifar_jax import cli
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
 from cifar_jax.inference.load import weights
 from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.models import CustomModel
+from cifar_jax.runs.schemas import NetworkCard
 
 IMAGES = np.random.default_rng(1).integers(0, 256, (8, 32, 32, 3), np.uint8)
 BATCH_SIZES = (3, 8)  # `export` itself checks the batch sizes 1 and 5.
@@ -76,6 +83,50 @@ def test_an_onnx_file_needs_only_onnxruntime(
     assert card["classes"] == list(model.classes)
 
 
+class Attention(nn.Module):
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.max_pool(nn.Conv(8, (4, 4), strides=4)(x), window_shape=(2, 2), strides=(2, 2))
+        x = nn.LayerNorm()(x.reshape(x.shape[0], 16, 8))
+        return nn.Dense(self.num_classes)((x + nn.MultiHeadAttention(num_heads=2)(x)).mean(1))
+
+
+def test_an_onnx_file_of_a_custom_model_passes_the_full_check(basic: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jax2onnx", reason="needs the extra `export`")
+    onnx: Any = pytest.importorskip("onnx")
+    custom = CustomModel(Attention, "attention")
+    variables = jax.jit(Attention().init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    named = {"model": NetworkCard(name="attention", num_classes=10)}
+    card = network(basic).card.model_copy(update=named)
+    model = TrainedNetwork(card, variables, "the run", custom)
+    assert exports.export(model, "onnx", tmp_path / "model.onnx") <= 1e-4
+    onnx.checker.check_model(onnx.load(tmp_path / "model.onnx"), full_check=True)
+
+
+def test_a_program_that_this_jax_cannot_read_is_refused_in_one_line(
+    exported: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with zipfile.ZipFile(exported / "model.stablehlo") as archive:
+        start = archive.getinfo("card.json").header_offset
+        card = json.loads(archive.read("card.json"))
+    program = (exported / "model.stablehlo").read_bytes()[:start]
+    newer = program.replace(b"convert_v1", b"convert_v9")  # An operation of a later StableHLO.
+    assert newer != program
+    content = io.BytesIO(newer)
+    with zipfile.ZipFile(content, "a") as archive:
+        card["weights_sha256"] = hashlib.sha256(newer).hexdigest()
+        archive.writestr("card.json", json.dumps(card))
+    file = tmp_path / "newer.stablehlo"
+    file.write_bytes(content.getvalue())
+    assert cli.run(["predict", str(file), "image.png"]) == 2
+    error = capfd.readouterr().err
+    assert "cannot read the program in" in error
+    assert error.endswith("upgrade JAX, or export the model with this version\n")
+    assert error.count("\n") == 1
+
+
 def test_an_export_in_bfloat16_gives_float32_logits(basic: Path, tmp_path: Path) -> None:
     exact = network(basic)
     card = exact.card.model_copy(update={"precision": "bfloat16"})
@@ -84,6 +135,16 @@ def test_an_export_in_bfloat16_gives_float32_logits(basic: Path, tmp_path: Path)
     assert cifar_jax.load(file).logits(IMAGES).dtype == np.float32
     difference = np.abs(model.logits(IMAGES) - exact.logits(IMAGES)).max()
     assert 0 < difference < 0.1 * np.abs(exact.logits(IMAGES)).max()
+
+
+def test_the_command_says_which_accuracy_the_file_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model.safetensors"
+    words = ["export", "fast-net-bn-gap", "--to", "safetensors", "--output", str(file)]
+    assert cli.run(words) == 0
+    out = capsys.readouterr().out
+    assert "89.18 % with one view of each image, which is what the file computes; 90.39 %" in out
 
 
 def test_an_existing_file_is_replaced_only_with_force(basic: Path, tmp_path: Path) -> None:
@@ -133,7 +194,7 @@ def test_impossible_exports_are_refused(basic: Path, exported: Path, tmp_path: P
     with pytest.raises(UserError, match="is a folder"):
         exports.export(network(basic), "safetensors", tmp_path, force=True)
     file = exported / "model.stablehlo"
-    with pytest.raises(UserError, match="has no weights"):
+    with pytest.raises(UserError, match="StableHLO file cannot be exported again"):
         exports.export(cifar_jax.load(file), "safetensors", tmp_path / "other")
-    with pytest.raises(UserError, match="no weights to start from"):
+    with pytest.raises(UserError, match="whose weights cannot be read"):
         weights(file)

@@ -1,6 +1,7 @@
 """Test `cifar_jax.load` and the model that it returns."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,15 @@ def test_importing_the_package_loads_no_heavy_module() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_load_prints_nothing(basic: Path) -> None:
+    code = f"import cifar_jax; cifar_jax.load({str(basic)!r})"
+    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -96,8 +106,8 @@ def test_importing_the_package_loads_no_heavy_module() -> None:
         ({"classes": ["a"]}, "1 classes"),
         ({"std": [1, 0, 1]}, "std"),
         ({"mean": [float("nan"), 0.5, 0.5]}, "mean"),
-        ({"input_shape": [28, 28, 1]}, r"takes images of shape \[28, 28, 1\]"),
-        ({"model": {"name": "net", "num_classes": 10}}, "of another network"),
+        ({"input_shape": [28, 28, 1]}, r"needs images of shape \[28, 28, 1\]"),
+        ({"model": {"name": "net", "num_classes": 10}}, "from another network"),
         ({"model": {"name": "nett", "num_classes": 10}}, "did you mean net"),
         ({"experiment": "../../elsewhere"}, "experiment"),
         ({"tta": {"shift": "far"}}, "tta.shift"),
@@ -119,7 +129,7 @@ def test_a_finished_run_without_checkpoints_is_refused(
     run = tmp_path / "run"
     shutil.copytree(basic, run, ignore=shutil.ignore_patterns("checkpoints"))
     monkeypatch.setattr("cifar_jax.runs.folder.RunFolder.result", lambda folder: "finished")
-    with pytest.raises(UserError, match="no checkpoint: train it again with --fresh"):
+    with pytest.raises(UserError, match="no checkpoint that can be read"):
         cifar_jax.load(run)
 
 
@@ -131,10 +141,10 @@ def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: P
     for array in (damaged / "checkpoints").glob("*/state/d/*"):
         array.write_bytes(b"")
     for name, message in (
-        ("nowhere", "not a run folder, an export, or a packaged network"),
+        ("nowhere", "nowhere does not exist. Name a run folder"),
         ("empty", "is .* a run folder"),
-        ("notes.txt", "neither a safetensors nor a StableHLO export"),
-        ("bare", "no checkpoint yet: train it first"),
+        ("notes.txt", "neither a safetensors nor a stablehlo file"),
+        ("bare", "no checkpoint yet: train the run first"),
         ("damaged", r"is damaged: .*Restore it from a backup, or train again with --fresh\."),
     ):
         with pytest.raises(UserError, match=message) as error:

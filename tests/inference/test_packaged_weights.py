@@ -60,7 +60,7 @@ def test_packaged_weights_have_the_accuracy_of_the_card_on_real_images(name: str
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     assert {path.stem for path in WEIGHTS.iterdir()} == set(ACCURACIES)
     assert sum(path.stat().st_size for path in WEIGHTS.iterdir()) < 10e6
-    with pytest.raises(UserError, match=f"packaged networks are {', '.join(ACCURACIES)}"):
+    with pytest.raises(UserError, match=rf"packaged network \({', '.join(ACCURACIES)}\)"):
         cifar_jax.load("nets")
     with pytest.raises(UserError, match="only one set of weights"):
         cifar_jax.load("basic", best=True)

@@ -67,8 +67,26 @@ def test_a_bad_file_sets_the_exit_code_and_does_not_stop_the_others(
     assert [bool(row["class"]) for row in rows] == [False, True, False, False]
     assert [bool(row["error"]) for row in rows] == [True, False, True, True]
     lines = [line for line in err.splitlines() if line.startswith("cifar-jax: ")]
-    texts = ("broken.jpg", "nowhere.png does not exist", "is an address", "no answer for 3")
+    texts = ("broken.jpg", "nowhere.png does not exist", "is a web address", "3 of 4 inputs")
     assert all(text in line for text, line in zip(texts, lines, strict=True))
+
+
+def test_a_16_bit_image_is_scaled_by_the_card(
+    make_run: Callable[..., Path], basic: Path, call: Call, tmp_path: Path
+) -> None:
+    gray = PIXELS[0, :32, :32, 0].astype(np.uint16)
+    Image.fromarray(gray * 16).save(tmp_path / "scan.png")
+    run = make_run(Path("run"), "basic", white=255 * 16)
+    same = np.repeat(gray[None, ..., None], 3, axis=-1).astype(np.uint8)
+    expected = cifar_jax.load(run).predict(same)
+    code, out, _ = call("predict", run, "scan.png", "--json", "--top", "10")
+    assert code == 0
+    answers = {answer["class"]: answer["probability"] for answer in json.loads(out)[0]["top"]}
+    values = [answers[name] for name in cifar_jax.load(run).classes]
+    np.testing.assert_allclose(values, expected[0], atol=1e-6)
+    code, _, err = call("predict", basic, "scan.png")
+    assert code == 2
+    assert "scan.png has 16-bit values of at most" in err
 
 
 def test_standard_input_and_the_table(

@@ -2,7 +2,10 @@
 
 import argparse
 import json
+import os
+import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,7 @@ from safetensors.numpy import save_file
 
 import cifar_jax
 from cifar_jax import cli, data
+from cifar_jax.data import Split, cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.inference.load import weights
@@ -31,10 +35,13 @@ def state_dict(name: str, spelling: str = "pytorch-cifar") -> dict[str, np.ndarr
         key: recorded.parameter(key, tuple(shape)) if shape else np.int64(0)[None]
         for key, shape in RECORD[name]["shapes"].items()
     }
-    if spelling == "pytorch-cifar":
-        return tensors
+    prefix, shortcut, last = {
+        "pytorch-cifar": ("", "shortcut", "linear"),
+        "torchvision": ("module.", "downsample", "fc"),
+        "stem-pool": ("encoder.", "shortcut", "fc"),
+    }[spelling]
     return {
-        f"module.{key}".replace("shortcut", "downsample").replace("linear", "fc"): value
+        prefix + key.replace("shortcut", shortcut).replace("linear", last): value
         for key, value in tensors.items()
     }
 
@@ -44,43 +51,74 @@ def state_dict(name: str, spelling: str = "pytorch-cifar") -> dict[str, np.ndarr
     [
         ("resnet10", "pytorch-cifar"),
         ("resnet10", "torchvision"),
+        ("resnet10", "stem-pool"),
         pytest.param("resnet18", "pytorch-cifar", marks=pytest.mark.slow),
     ],
 )
 def test_an_imported_network_gives_pytorchs_logits(
     name: str, spelling: str, tmp_path: Path
 ) -> None:
-    file = tmp_path / "weights.safetensors"
+    file, stem_pool = tmp_path / "weights.safetensors", spelling == "stem-pool"
     save_file(state_dict(name, spelling), file)
-    import_torch(file, name, tmp_path / "run")
+    import_torch(file, name, tmp_path / "run", stem_pool=stem_pool)
     network: Any = cifar_jax.load(tmp_path / "run")
     images = jnp.asarray(recorded.images().transpose(0, 2, 3, 1))
     logits = network.module.apply(network.variables, images, train=False)
-    expected = np.array(RECORD[name]["logits"])
+    expected = np.array(RECORD[name]["stem_pool_logits" if stem_pool else "logits"])
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights.safetensors"]
 
 
-def test_the_command_writes_a_run_folder_that_others_read(tmp_path: Path) -> None:
+def test_the_command_writes_a_run_folder_that_others_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, run = tmp_path / "weights.safetensors", tmp_path / "run"
     save_file(state_dict("resnet10"), file)
     digits = data.load("digits")
     words = ["import-torch", str(file), "--model", "resnet10", "--workdir", str(run)]
-    words += ["--classes", ", ".join(digits.classes)]
-    words += ["--mean", *map(str, digits.mean), "--std", *map(str, digits.std)]
+    words += ["--classes", ", ".join(digits.classes), "--normalization", "half", "--stem-pool"]
+    assert cli.run([*words, "--std", "1", "1", "1"]) == 2
+    assert not run.exists()
     assert cli.run(words) == 0
+    out = capsys.readouterr().out
+    assert "weights do not show it: max-pooling after the first" in out
+    assert "mean 0.5 0.5 0.5; std 0.5 0.5 0.5\nAccuracy not measured" in out
     card = cifar_jax.load(run).card
-    assert (card.mean, card.std) == (list(digits.mean), list(digits.std))
-    assert card.imported_from == "weights.safetensors"
+    assert (card.mean, card.std) == ([0.5] * 3, [0.5] * 3)
+    assert (card.imported_from, card.model.arguments) == (file.name, {"stem_pool": True})
     assert sum(layer.parameters for layer in card.layers) == 4_903_242
     assert weights(run)["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
-    with pytest.raises(UserError, match="differ from those of the data set cifar10"):
-        evaluate(run)
     config = run / "config.json"
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
     result = evaluate(run)
     assert (result.images, result.epoch) == (360, 0)
     assert 0 <= result.accuracy < 40
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_the_accuracy_of_the_import_is_printed_with_a_warning_if_it_is_low(
+    is_trained: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    save_file(state_dict("resnet10"), tmp_path / "weights.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
+    answers = import_torch(
+        tmp_path / "weights.safetensors", "resnet10", tmp_path / "first"
+    ).predict(images)
+    labels = (answers.argmax(-1) + (0 if is_trained else 1)) % 10
+    dataset = data.load("digits")._replace(test=Split(images, labels))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(data, "load", {"cifar10": dataset}.get)
+    words = ["import-torch", str(tmp_path / "weights.safetensors"), "--model", "resnet10"]
+    assert cli.run([*words, "--workdir", str(tmp_path / "absent")]) == 0
+    assert "CIFAR-10 is not on this machine" in capsys.readouterr().out
+    cifar10.folder(tmp_path).mkdir(parents=True)
+    assert cli.run([*words, "--workdir", str(tmp_path / "run")]) == 0
+    out, error = capsys.readouterr()
+    assert f"1,000 test images of CIFAR-10: {100 if is_trained else 0}.0 %" in out
+    assert ("0.0 % is far below" in error) == (not is_trained)
 
 
 def test_safetensors_are_read_without_pytorch(
@@ -108,8 +146,8 @@ def test_a_pth_file_needs_a_safe_version_of_pytorch(
     file = tmp_path / "a.pth"
     file.write_bytes(b"PK\x03\x04")
     for torch, message in (
-        (None, r"takes PyTorch: pip install 'cifar-jax\[torch\]'"),
-        (SimpleNamespace(__version__="2.5.1+cpu"), r"takes PyTorch 2\.6 or newer"),
+        (None, r"needs PyTorch: pip install 'cifar-jax\[torch\]'"),
+        (SimpleNamespace(__version__="2.5.1+cpu"), r"needs PyTorch 2\.6 or newer"),
     ):
         monkeypatch.setitem(sys.modules, "torch", torch)
         with pytest.raises(UserError, match=message):
@@ -128,25 +166,37 @@ def network(torch: Any) -> Any:
     return network
 
 
-@pytest.mark.parametrize("key", ["net", "state_dict", "weights", None, "legacy", "average"])
+class Options(dict):
+    """A subclass of dict that PyTorch does not know."""
+
+
+@pytest.mark.parametrize("key", ["net", "cnn", "nested", "flat", "legacy", "average"])
 def test_a_state_dict_is_found_in_a_training_checkpoint(
-    torch: Any, network: Any, key: str | None, tmp_path: Path
+    torch: Any, network: Any, key: str, tmp_path: Path
 ) -> None:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9)
     network(torch.zeros(2, 1, 8, 8)).sum().backward()
     optimizer.step()
-    content = state = network.state_dict()
-    if key == "average":
-        content = torch.optim.swa_utils.AveragedModel(network).state_dict()
-    elif key not in (None, "legacy"):
-        content = {"optimizer": optimizer.state_dict(), "args": argparse.Namespace(lr=0.1)}
-        content |= {"accuracy": np.float64(93.1), "epoch": np.int64(3), key: state}
+    state = network.state_dict()
+    other = {"optimizer": optimizer.state_dict(), "args": argparse.Namespace(path=tmp_path)}
+    other |= {"accuracy": np.float64(93.1), "losses": np.arange(3), "class_weight": torch.ones(3)}
+    other |= {"scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [1])}
+    other |= {"log": defaultdict(list, {"loss": [1]}), "options": Options(lr=0.1)}
+    content: Any = {
+        "net": {"net": state, "ema": {"shadow": state}} | other,
+        "cnn": {"cnn": state} | other,
+        "nested": {"checkpoint": {"model": {"state_dict": state}}} | other,
+        "flat": state | other,
+        "legacy": {"model": state} | other,
+        "average": torch.optim.swa_utils.AveragedModel(network).state_dict(),
+    }[key]
     file = tmp_path / "checkpoint.pth"
     torch.save(content, file, _use_new_zipfile_serialization=key != "legacy")
     tensors = read_state_dict(file)
-    assert tensors.keys() == {name for name in state if not name.endswith("num_batches_tracked")}
-    for name, array in tensors.items():
-        np.testing.assert_array_equal(array, state[name].numpy())
+    names = {name for name in state if not name.endswith("num_batches_tracked")}
+    assert tensors.keys() - {"class_weight"} == names
+    for name in names:
+        np.testing.assert_array_equal(tensors[name], state[name].numpy())
 
 
 def test_tensors_of_every_kind_become_float32(torch: Any, tmp_path: Path) -> None:
@@ -164,17 +214,37 @@ class Attack:
         return (Path.touch, (Path("executed"),))
 
 
+class Shell:
+    def __reduce__(self) -> Any:
+        return (os.system, ("touch executed",))
+
+
+class Command(Shell):
+    def __reduce__(self) -> Any:
+        return (subprocess.getoutput, ("touch executed",))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda network: network, r"holds a torch\.nn\.\S*Sequential.* could run code"),
+        (lambda network: network, r"holds a whole torch\.nn\.\S*Sequential, not its weights"),
+        (lambda network: {"model": network}, r"no state dict; .* \(model is a whole torch\.nn\."),
         (lambda network: {"net": network.state_dict(), "x": Attack()}, "could run code"),
+        (lambda network: {"net": network.state_dict(), "x": Shell()}, r"of type posix\.system"),
+        (
+            lambda network: {
+                f"{name}.{key}": value
+                for name in ("model", "net")
+                for key, value in network.state_dict().items()
+            },
+            r"several networks, because \S* occurs .* such as net\.",
+        ),
         (lambda network: {"epoch": 3, "lr": 0.1}, "no state dict; its keys are epoch, lr"),
         (
             lambda network: {"a": network.state_dict(), "b": network.state_dict()},
-            "several state dicts; its keys are a, b",
+            "several state dicts, under the keys a, b",
         ),
-        (lambda network: [network.state_dict()], "holds a list, not a state dict"),
+        (lambda network: [network.state_dict()], "of type list, not a state dict"),
     ],
 )
 def test_other_files_of_torch_save_are_refused_and_nothing_runs(
@@ -191,7 +261,32 @@ def test_other_files_of_torch_save_are_refused_and_nothing_runs(
         read_state_dict(Path("bad.pth"))
     assert str(error.value).endswith("torch.save(model.state_dict(), 'weights.pth')")
     assert "\n" not in str(error.value)
+    torch.save({"net": network.state_dict(), "x": Command()}, "other.pth")
+    assert read_state_dict(Path("other.pth"))  # The command is ignored.
     assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize("is_legacy", [False, True])
+def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
+    torch: Any, network: Any, is_legacy: bool, tmp_path: Path
+) -> None:
+    file = tmp_path / "weights.bin"
+    torch.save(network, file, _use_new_zipfile_serialization=not is_legacy)
+    for load in (cifar_jax.load, weights):
+        with pytest.raises(UserError, match="is a PyTorch file: convert it with `cifar-jax import"):
+            load(file)
+    with pytest.raises(UserError, match=r"holds a whole .*, not its weights"):
+        read_state_dict(file)
+
+
+def test_torchscript_is_refused_without_a_warning(
+    torch: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pth")
+    recwarn.clear()  # PyTorch deprecates TorchScript.
+    with pytest.raises(UserError, match="is a TorchScript program"):
+        read_state_dict(tmp_path / "script.pth")
+    assert not recwarn.list
 
 
 def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_path: Path) -> None:
@@ -209,14 +304,19 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
     ("name", "changes", "options", "message"),
     [
         ("resnet10", {"layer2.0.conv1.weight": None}, {}, r"has no layer2\.0\.conv1\.weight"),
-        ("resnet10", {"extra": np.zeros(1)}, {}, "has extra, which the network lacks"),
+        ("resnet10", {"extra": np.zeros(1)}, {}, "has an unexpected extra"),
         ("resnet10", {"conv1.weight": np.ones((64, 2, 3, 3), "f4")}, {}, "params/conv1/kernel"),
         ("resnet10", {"linear.weight": None}, {}, r"no last layer .* it holds bn1\.bias, .* more"),
-        ("resnet10", {"linear.weight": np.ones((11, 512), "f4")}, {}, "11 classes, not 10: name"),
-        ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, not 2"),
+        (
+            "resnet10",
+            {"linear.weight": np.ones((11, 512), "f4")},
+            {},
+            "11 classes, but CIFAR-10 has 10: name",
+        ),
+        ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, but --classes names 2"),
         ("resnet10", {}, {"std": (1.0, 0.0, 1.0)}, "std"),
         ("resnet18", {}, {}, "has no layer"),
-        ("basic", {}, {}, "choose resnet18 or resnet10"),
+        ("basic", {}, {}, "--model must be resnet18 or resnet10"),
     ],
 )
 def test_another_network_leaves_no_folder(

@@ -46,11 +46,18 @@ def run(inputs: list[jax.Array], cotangents: Any) -> list[jax.Array]:
     return [*outputs, *vjp(cotangents)]
 
 
-@pytest.mark.usefixtures("each_platform")
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-11), ("float32", 1e-4)])
+# With oneDNN, the sums are float32 for all types.
+@pytest.mark.parametrize(
+    ("each_platform", "dtype", "tolerance"),
+    [
+        *(("cpu", "float64", 1e-11), ("cpu", "float32", 1e-4), ("cpu-onednn", "float32", 1e-4)),
+        *(("accelerator", "float64", 1e-11), ("accelerator", "float32", 1e-4)),
+    ],
+    indirect=["each_platform"],
+)
 @pytest.mark.parametrize("shape", [(4, 5, 3, 7), (1, 2, 2, 3), (16, 4)])
 def test_batch_norm_equals_the_formula(
-    shape: tuple[int, ...], dtype: str, tolerance: float
+    each_platform: None, shape: tuple[int, ...], dtype: str, tolerance: float
 ) -> None:
     random = np.random.default_rng(0)
     arguments = [3 + random.standard_normal(shape), *random.standard_normal((2, shape[-1]))]
@@ -65,12 +72,23 @@ def test_batch_norm_equals_the_formula(
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-def test_variance_on_a_cpu_is_accurate_for_a_large_mean() -> None:
+@pytest.mark.parametrize("each_platform", ["cpu", "cpu-onednn"], indirect=True)
+@pytest.mark.parametrize("shape", [(32, 8, 8, 3), (8, 32, 32, 16)])
+def test_statistics_on_a_cpu_are_accurate_for_a_large_mean(
+    each_platform: None, shape: tuple[int, ...]
+) -> None:
     """In float32, the formula E[x²] - E[x]² would lose all significant digits."""
-    x = np.random.default_rng(0).normal(1000, 0.1, (32, 8, 8, 3)).astype(np.float32)
-    _, mean, var = ops.batch_norm(jnp.asarray(x), jnp.ones(3), jnp.zeros(3), 1e-5)
+    random = np.random.default_rng(0)
+    x = random.normal(1000, 0.1, shape).astype(np.float32)
+    dy = random.standard_normal(shape).astype(np.float32)
+    ones = jnp.ones(shape[-1])
+    zeros = 0 * ones
+    _, mean, var, _, dscale, _ = run([jnp.asarray(x), ones, zeros], (jnp.asarray(dy), zeros, zeros))
     np.testing.assert_allclose(mean, np.float64(x).mean((0, 1, 2)), rtol=1e-6)
     np.testing.assert_allclose(var, np.float64(x).var((0, 1, 2)), rtol=0.01)
+    normalized = formula(np.float64(x), np.ones(shape[-1]), 0)[0]
+    expected = (dy * normalized).sum((0, 1, 2))
+    np.testing.assert_allclose(dscale, expected, atol=0.01 * np.sqrt(dy.size / shape[-1]))
 
 
 def test_variance_in_one_pass_is_not_negative() -> None:
@@ -78,8 +96,8 @@ def test_variance_in_one_pass_is_not_negative() -> None:
     assert (var >= 0).all()
 
 
-@pytest.mark.usefixtures("each_platform")
-def test_bfloat16_has_float32_statistics() -> None:
+@pytest.mark.parametrize("each_platform", ["cpu", "cpu-onednn", "accelerator"], indirect=True)
+def test_bfloat16_has_float32_statistics(each_platform: None) -> None:
     x, ones = jnp.ones((8, 4, 4, 3), "bfloat16"), jnp.ones(3)
     y, mean, var, dx, *_ = jax.eval_shape(run, [x, ones, ones], (x, ones, ones))
     assert y.dtype == dx.dtype == jnp.bfloat16

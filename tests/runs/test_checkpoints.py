@@ -248,7 +248,7 @@ def test_nothing_is_renamed_if_all_checkpoints_are_damaged(tmp_path: Path) -> No
     save(tmp_path, {1: 10.0, 2: 50.0})
     for number in "12":
         flip_a_bit(tmp_path / number)
-    message = "checkpoint 2 in .*; checkpoint 1 in .* There is no other checkpoint"
+    message = "checkpoint 2 in .*; checkpoint 1 in .* The run has no other checkpoint"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message):
         checkpoints.restore_latest(state(0))
     assert names(tmp_path) == {"1", "2"}
@@ -266,18 +266,21 @@ def test_damaged_metadata_does_not_displace_a_good_checkpoint(tmp_path: Path) ->
     [
         (
             {"params": {"w": np.ones(3)}},
-            r"params/conv1/kernel: float32\[3000\] there, missing",
+            r"params/conv1/kernel is float32\[3000\] in the checkpoint and missing",
         ),
-        ({"averaged": {"w": np.ones(2)}}, r"averaged/w: missing there, float64\[2\] here"),
-        ({"batch_stats": {"bn1": {"mean": np.ones(4)}}}, r"batch_stats/bn1/mean: bfloat16\[3\]"),
-        ({"step": np.float32(0)}, r"step: int32\[\] there, float32\[\] here"),
+        (
+            {"averaged": {"w": np.ones(2)}},
+            r"averaged/w is missing in the checkpoint and float64\[2\]",
+        ),
+        ({"batch_stats": {"bn1": {"mean": np.ones(4)}}}, r"batch_stats/bn1/mean is bfloat16\[3\]"),
+        ({"step": np.float32(0)}, r"step is int32\[\] in the checkpoint and float32\[\]"),
     ],
 )
 def test_a_checkpoint_of_another_network_is_not_damaged(
     tmp_path: Path, fields: dict[str, Any], difference: str
 ) -> None:
     save(tmp_path, {1: 10.0, 2: 20.0})
-    message = rf"checkpoint 2 in .* is of another network or optimizer \({difference}"
+    message = rf"checkpoint 2 in .* is from another network or optimizer \({difference}"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(UserError, match=message) as error:
         checkpoints.restore_latest(state(0)._replace(**fields))
     assert not isinstance(error.value, DamagedError)
@@ -299,7 +302,7 @@ def test_too_little_memory_is_not_reported_as_damage(
 
 @pytest.mark.parametrize("name", ["a[b]", "gs:", "what?", "a\\b", "x\udcff"])
 def test_folder_names_that_orbax_cannot_use_are_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="cannot hold checkpoints: its path contains"):
+    with pytest.raises(UserError, match="cannot hold checkpoints: its path must be UTF-8"):
         Checkpoints(tmp_path / name / "checkpoints")
     assert names(tmp_path) == set()
 

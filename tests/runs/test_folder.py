@@ -102,11 +102,11 @@ def test_all_files_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
-        (identity(seed=1), "seed: 0 there, 1 here"),
-        (identity(experiment="net"), "experiment: 'basic' there, 'net' here"),
-        (identity("optimizer.lr=0.2"), "optimizer.lr: 0.1 there, 0.2 here"),
-        (identity("epochs=3"), "epochs: 2 there, 3 here). Add --workdir"),
-        (identity("epochs=1"), "A run cannot have fewer epochs"),
+        (identity(seed=1), "seed is 0 in the folder and 1 in this command"),
+        (identity(experiment="net"), "experiment is basic in the folder and net in this command"),
+        (identity("optimizer.lr=0.2"), "optimizer.lr is 0.1 in the folder and 0.2 in"),
+        (identity("epochs=3"), "3 in this command). Add --workdir"),
+        (identity("epochs=1"), "The number of epochs of a run can only grow"),
     ],
 )
 def test_another_run_is_refused_and_the_differences_are_named(
@@ -128,7 +128,7 @@ def test_an_unknown_setting_is_named(tmp_path: Path) -> None:
     stored = identity()
     stored = stored.model_copy(update={"settings": stored.settings | {"train.magic": 1}})
     (tmp_path / "config.json").write_text(json.dumps(schemas.dump(stored)))
-    with pytest.raises(UserError, match=r"config\.json: .*train\.magic"):
+    with pytest.raises(UserError, match=r"config\.json is damaged, .*train\.magic"):
         finished_result(tmp_path, identity())
 
 
@@ -158,7 +158,7 @@ def test_extend_keeps_the_result_of_a_run_with_the_same_epochs(tmp_path: Path) -
 
 def test_more_epochs_with_another_difference_are_refused(tmp_path: Path) -> None:
     make(tmp_path)
-    message = "epochs: 2 there, 3 here, optimizer.lr: 0.1 there, 0.2 here"
+    message = "epochs is 2 in .* 3 in this command, optimizer.lr is 0.1 in .* 0.2 in this"
     with pytest.raises(UserError, match=message):
         finished_result(tmp_path, identity("epochs=3", "optimizer.lr=0.2"), extend=True)
 
@@ -166,7 +166,7 @@ def test_more_epochs_with_another_difference_are_refused(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("settings", "part"),
     [
-        (["schedule.name=cosine"], "cosine schedule"),
+        (["schedule.name=cosine"], "the cosine schedule"),
         (['phases=[{"until": 0.5, "image_size": 24}]'], "phases"),
         (["averaging.name=lookahead", "averaging.power=3"], r"averaging\.power"),
         (
@@ -180,7 +180,7 @@ def test_a_run_that_depends_on_its_epochs_cannot_have_more(
 ) -> None:
     with open_run_folder(tmp_path, identity(*settings), fresh=False):
         pass
-    with pytest.raises(UserError, match=f"Its {part} depends on the number of epochs"):
+    with pytest.raises(UserError, match=f"cannot change, because {part} depends on it"):
         finished_result(tmp_path, identity(*settings, "epochs=3"), extend=True)
 
 
@@ -238,14 +238,14 @@ def test_a_killed_fresh_start_leaves_nothing_to_resume(
 @pytest.mark.parametrize("fresh", [False, True])
 def test_a_folder_with_other_files_is_refused(tmp_path: Path, fresh: bool) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(UserError, match="holds other files and no run"):
+    with pytest.raises(UserError, match="contains files but no run"):
         open_run_folder(tmp_path, identity(), fresh=fresh).__enter__()
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.tex"]
 
 
 def test_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file is not a folder"):
+    with pytest.raises(UserError, match="file is a file, not a folder"):
         open_run_folder(tmp_path / "file", identity(), fresh=False).__enter__()
     with pytest.raises(NotADirectoryError, match="file"):
         open_run_folder(tmp_path / "file" / "run", identity(), fresh=False).__enter__()
@@ -280,8 +280,10 @@ def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
         thread.start()
         thread.join()
         assert files(tmp_path) == before
-    assert errors == [f"{tmp_path} is in use by another process. Wait until it ends, or stop it."]
-    other()  # The folder is no longer in use.
+    assert errors == [
+        f"{tmp_path} is in use by another process. Wait until that process ends, or stop it."
+    ]
+    other()  # The folder is free again.
     assert len(errors) == 1
 
 
@@ -318,7 +320,7 @@ def test_a_missing_folder_and_a_new_run_have_no_results(tmp_path: Path) -> None:
     assert finished_result(tmp_path / "absent", identity()) is None
     with pytest.raises(UserError, match="absent does not exist"):
         existing_run_folder(tmp_path / "absent")
-    with pytest.raises(UserError, match=r"it has no config\.json"):
+    with pytest.raises(UserError, match=r"it has no file config\.json"):
         existing_run_folder(tmp_path)
 
 

@@ -7,7 +7,15 @@ import pytest
 from lab import Average, Lab, Lookahead, Muon, Phase, Sgd
 
 from cifar_jax.errors import UserError, nearest
-from cifar_jax.settings.dotted import describe, differences, flatten, override, part, restore
+from cifar_jax.settings.dotted import (
+    as_text,
+    describe,
+    differences,
+    flatten,
+    override,
+    part,
+    restore,
+)
 
 ARGUMENTS = {"beta1": 0.9, "steps": 3, "nesterov": True, "mode": "fast"}
 FULL = Lab(
@@ -70,18 +78,18 @@ def test_override_sets_every_kind_of_field(changes: list[str], expected: dict[st
     ("changes", "message"),
     [
         (["sizes"], "--set sizes: expected key=value"),
-        (["sizes="], "--set sizes=: not valid JSON. Expected a list such as [16]"),
-        (["sizes=16"], "--set sizes=16: Expected a list such as [16]"),
-        (["sizes=[16, 2.5]"], "sizes.1 must be a whole number, not 2.5"),
-        (["sizes=" + "[" * 100_000], "not valid JSON. Expected a list"),
-        (["phases=[3]"], "phases.0 must be an object {epochs, size}, not 3"),
-        (["phases=[{epochs: 3}]"], 'Expected a list such as [{"epochs": 16, "size": 16}]'),
-        (['phases=[{"epochs": 0}]'], "phases.0.epochs must be a whole number >= 1, not 0"),
-        (['phases=[{"epochs": 2, "sise": 64}]'], "'phases.0.sise'; did you mean size?"),
-        (['phases=[{"size": 16}]'], "phases.0.epochs is missing"),
+        (["sizes="], "--set sizes=: not valid JSON; expected a list such as [16]"),
+        (["sizes=16"], "--set sizes=16: expected a list such as [16]"),
+        (["sizes=[16, 2.5]"], "sizes[1] must be a whole number, not 2.5"),
+        (["sizes=" + "[" * 100_000], "not valid JSON; expected a list"),
+        (["phases=[3]"], "phases[0] must be an object {epochs, size}, not 3"),
+        (["phases=[{epochs: 3}]"], 'expected a list such as [{"epochs": 16, "size": 16}]'),
+        (['phases=[{"epochs": 0}]'], "phases[0].epochs must be a whole number >= 1, not 0"),
+        (['phases=[{"epochs": 2, "sise": 64}]'], "'phases[0].sise'; did you mean phases[0].size?"),
+        (['phases=[{"size": 16}]'], "phases[0].epochs is missing"),
         (
             ['phases=[{"epoch": 1}]'],
-            "epochs is missing, and there is no setting 'phases.0.epoch'; did you mean epochs?",
+            "[0].epochs is missing, and there is no setting 'phases[0].epoch'; did you mean phases",
         ),
         (["phases.0.size=16"], "no setting 'phases.0.size'"),
         (
@@ -118,9 +126,9 @@ def test_invalid_changes_are_refused_in_one_line(changes: list[str], message: st
     [
         (Lab, {"phases": [{"epochs": "2"}]}, "phase.epochs must be a whole number >= 1, not '2'"),
         (Lab, {"arguments": {"a": None}}, "arguments.a must be true or false, a whole"),
-        (Lab, {"arguments": {"a.b": 1}}, "arguments: 'a.b' is not an argument name"),
+        (Lab, {"arguments": {"a.b": 1}}, "arguments: 'a.b' is not a valid name"),
         (Lab, {"arguments": {"\r": None}}, r"arguments.'\r' must be true or false"),
-        (Lab, {"arguments": {1: 1}}, "arguments.1 must be text, not 1"),
+        (Lab, {"arguments": {1: 1}}, "arguments[1] must be text, not 1"),
         (Lab, {"arguments": [1]}, "arguments must be named values"),
         (
             restore,
@@ -129,7 +137,7 @@ def test_invalid_changes_are_refused_in_one_line(changes: list[str], message: st
         ),
         (restore, {"optimizer.name": "muon", "optimizer.momentum": 0}, "'optimizer.momentum'"),
         (restore, {"average": None, "average.decay": 0.1}, "no setting 'average.decay'"),
-        (restore, {"phases": [{"size": 8}]}, "phases.0.epochs is missing"),
+        (restore, {"phases": [{"size": 8}]}, "phases[0].epochs is missing"),
         (restore, {"sizes": {"a": 1}}, "sizes must be a list"),
         (restore, {"note": 1}, "note must be text or none, not 1"),
     ],
@@ -173,3 +181,11 @@ def test_nearest_suggests_only_similar_names() -> None:
         assert nearest(name, names) == "; did you mean optimizer.lr?"
     assert nearest("resnet18-sdg", names) == "; did you mean resnet18-sgd?"
     assert nearest("car", names) == nearest("optimizer.zz", names) == nearest("x", []) == ""
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(64.0, "64"), (0.1, "0.1"), (3, "3"), (True, "true"), (None, "none"), ("sgd", "sgd")],
+)
+def test_values_are_shown_as_set_takes_them(value: Any, text: str) -> None:
+    assert as_text(value) == text

@@ -115,11 +115,11 @@ def test_splits_do_not_overlap(make_config: Make) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 257}, "batch_size 257 is larger than the 256 training images"),
-        ({"batch_size": 257, "data__last_batch": "wrap"}, "larger than the 256 training images"),
-        ({"data__train_images": 1294}, "data.train_images=1294, but digits has only 1293"),
+        ({"batch_size": 257}, "batch_size is 257, but digits has only 256 training images"),
+        ({"batch_size": 257, "data__last_batch": "wrap"}, "only 256 training images"),
+        ({"data__train_images": 1294}, "data.train_images is 1,294, but digits has only 1,293"),
         ({"data__validation": 1437}, "1,437 training images"),
-        ({"data__validation": 20.5}, "1,437 training images"),
+        ({"data__validation": 20.5}, "a whole number below 1,437"),
         ({"data__dataset": "cifar11"}, "did you mean cifar10?"),
         ({"data__dataset": "zzz"}, "zzz"),
         ({"model__name": "resnet81"}, "did you mean resnet18?"),

@@ -19,6 +19,7 @@ from cifar_jax import catalog, cli
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config, Data, Model, Optimizer, Schedule, Train, override
 from cifar_jax.data import load
+from cifar_jax.errors import UserError
 from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
 from cifar_jax.training.losses import cross_entropy
@@ -102,7 +103,9 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
 
     def recorded(name: str) -> Callable[..., Any]:
         def call(*inputs: Any, **arguments: Any) -> Any:
-            calls.setdefault(name, []).append(arguments)
+            # The setup calls each part once more, to check it.
+            if arguments not in calls.setdefault(name, []):
+                calls[name].append(arguments)
             return getattr(custom, name)(*inputs, **arguments)
 
         return call
@@ -127,6 +130,31 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
         "schedule": [{"warmup": 0.5}],
         "augmentation": [{"operations": 1, "magnitude": 0.3}],
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "message"),
+    [
+        ("optimizer", lambda **arguments: None, "OPTIMIZER returns an object of type NoneType"),
+        ("optimizer", lambda: None, r"OPTIMIZER fails .* TypeError: .* argument 'b1'"),
+        ("schedule", lambda info, warmup: [1, 2], r"SCHEDULE returns an array of shape \[2\]"),
+        ("schedule", lambda warmup: 1, "SCHEDULE fails when it is called: TypeError"),
+        (
+            "augmentation",
+            lambda key, images, value: images[:, :16],
+            r"returns .* \[32, 16, 32, 3\]",
+        ),
+        ("augmentation", lambda key, images, value: None, "AUGMENTATION returns NoneType"),
+        ("augmentation", lambda key, images, value: images.size.no, "fails .* AttributeError"),
+    ],
+)
+def test_faulty_parts_are_refused_in_one_line(
+    custom: CustomParts, name: str, part: Callable[..., Any], message: str
+) -> None:
+    right = replace(custom, model=Dense, augmentation=lambda key, images, value: images)
+    with pytest.raises(UserError, match=rf"wide_resnet\.py: .*{message}") as error:
+        build_setup(DENSE, replace(right, **{name: part}))
+    assert "\n" not in str(error.value)
 
 
 def test_steps_use_each_custom_part(custom: CustomParts) -> None:
@@ -164,7 +192,7 @@ def test_custom_augmentation_has_new_random_numbers_in_each_step(custom: CustomP
     def noise(key: jax.Array, images: jax.Array) -> jax.Array:
         return jax.random.bits(key, images.shape, jnp.uint8)
 
-    setup = build_setup(DENSE, replace(custom, model=Dense))
+    setup = build_setup(DENSE, replace(custom, model=Dense, augmentation=None))
     data, key = compilation.train_data(setup), jax.random.key(0)
     first, same, second = (
         batches.make_batch(

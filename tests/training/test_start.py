@@ -10,7 +10,7 @@ from flax import linen as nn
 from short_runs import Recorder, files, killed_at, train
 from tiny import DATASET, TINY
 
-from cifar_jax import distributed, models
+from cifar_jax import devices, distributed, models, runtime
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
@@ -31,6 +31,12 @@ class Mine(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
         return nn.Dense(self.num_classes, name="head")(x.reshape(len(x), -1)[:, : self.values])
+
+
+class Typed(Mine):
+    """The same network, but it accepts a compute type."""
+
+    dtype: Any = None
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +111,7 @@ def test_an_unreadable_commit_is_one_line_of_the_log(
         run(small, tmp_path / "run", second_epoch())
     monkeypatch.setattr(environment, "git_commit", lambda *code: (None, "fatal: another owner"))
     run(small, tmp_path / "run", recorder := Recorder())
-    (line,) = [line for line in recorder.lines if "commit " in line]
+    (line,) = [line for line in recorder.lines if "git commit" in line]
     assert line.endswith("so changes of the code are unknown: fatal: another owner")
 
 
@@ -134,7 +140,7 @@ def test_other_initial_weights_are_refused(pretrained: Config, tmp_path: Path) -
     folder = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         run(pretrained, folder, killed_at(" starts from"), load_weights=lambda: weights(1))
-    with pytest.raises(UserError, match=r"the weights in .*pretrained are not those that"):
+    with pytest.raises(UserError, match=r"the weights in .*pretrained have changed"):
         run(pretrained, folder, load_weights=lambda: weights(2))
     again = run(pretrained, folder, load_weights=lambda: weights(2), fresh=True)
     other = run(pretrained, tmp_path / "other", load_weights=lambda: weights(2))
@@ -166,7 +172,7 @@ def test_changed_code_is_reported(small: Config, tmp_path: Path, changed: str) -
         run(small, folder, second_epoch(), custom=old)
     recorder = Recorder()
     run(small, folder, recorder, custom=new)
-    (line,) = [line for line in recorder.lines if line.startswith("changed since")]
+    (line,) = [line for line in recorder.lines if line.startswith("these files changed since")]
     assert changed in line
     assert (folder / "code.py").read_bytes() == new.source
 
@@ -212,3 +218,25 @@ def test_first_line_names_the_precision_of_an_accelerator(
     with jax.default_matmul_precision(precision), pytest.raises(KeyboardInterrupt):
         run(small, tmp_path, recorder)
     assert recorder.lines[0].endswith(f"test images, on 1 × X1{text}; {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("precision", "flags", "warns"),
+    [("bfloat16", (), True), ("bfloat16", ("amx_bf16",), False), ("float32", (), False)],
+)
+def test_bfloat16_is_slower_on_a_cpu_without_units(
+    make_config: Make,
+    tmp_path: Path,
+    monkeypatch,
+    precision: str,
+    flags: tuple[str, ...],
+    warns: bool,
+) -> None:
+    processor = runtime.Processor("test", frozenset(flags))
+    monkeypatch.setattr(runtime, "processor", lambda: processor)
+    monkeypatch.setattr(devices, "has_onednn", lambda: True)
+    settings = TINY | {"model__name": "mine", "epochs": 1}
+    config, recorder = make_config(**settings, train__precision=precision), Recorder()
+    run(config, tmp_path / "run", recorder, custom=CustomParts(model=Typed))
+    lines = [line for line in recorder.lines if "bfloat16 is slower than float32" in line]
+    assert len(lines) == warns

@@ -231,7 +231,9 @@ def test_diverging_loss_stops_the_run_and_keeps_the_last_checkpoint(
 
     with monkeypatch.context() as patch:
         patch.setattr(CompiledSteps, "run", diverge)
-        with pytest.raises(UserError, match=r"not finite in epoch 2, by step \d+: lower optim"):
+        with pytest.raises(
+            UserError, match=r"NaN or infinite in epoch 2, at or before step \d+\. Lower optim"
+        ):
             train(config, tmp_path)
     assert len(rows_of(tmp_path)) == 1
     assert not (tmp_path / "result.json").exists()
@@ -243,7 +245,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "is_finite", lambda state: int(state.step) <= STEPS)
-    with pytest.raises(UserError, match=f"the weights are not finite after step {2 * STEPS}"):
+    with pytest.raises(UserError, match=f"the weights are NaN or infinite after step {2 * STEPS}"):
         train(config, tmp_path)
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         assert [saved.step for saved in checkpoints.all()] == [STEPS]
@@ -252,7 +254,7 @@ def test_weights_that_are_not_finite_are_never_saved(
 def test_update_that_ruins_the_weights_gives_no_result(make_config: Make, tmp_path: Path) -> None:
     """The run has one train step. The loss is computed before the update and is finite."""
     config = make_config(epochs=1, batch_size=256, data__validation=0, optimizer__lr=1e38)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="NaN or infinite"):
         train(config, tmp_path)
     assert not (tmp_path / "result.json").exists()
 

@@ -74,7 +74,8 @@ def _contents(folder: Path) -> dict[str, Any]:
     }
     for name, file in (("result", "result.json"), ("checkpoint", checkpoint / "meta/metadata")):
         values = json.loads((folder / file).read_text())
-        values.get("extra", {}).pop("elapsed_seconds", None)
+        for time in ("elapsed_seconds", "images_per_second"):
+            values.get("extra", {}).pop(time, None)
         contents |= {f"{name}: {key}": value for key, value in _without_times(values).items()}
     for row in map(json.loads, _lines(folder / "metrics.jsonl")):
         contents[f"metrics of epoch {row['epoch']}"] = _without_times(row)
