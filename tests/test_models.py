@@ -311,11 +311,9 @@ def test_weights_of_another_network_are_refused() -> None:
     other = models.variable_shapes(models.create("net"))
     with pytest.raises(UserError, match=r"from another network \(params/conv1/bias, .* differ"):
         models.transfer(shapes, other)
-    with pytest.raises(
-        UserError, match="from another network: params/conv3/bias is not part of the network"
-    ):
+    with pytest.raises(UserError, match="a parameter that the network lacks: params/conv3/bias"):
         models.match_variables(other, shapes, "the file")
-    with pytest.raises(UserError, match="from another network: params/conv3/bias is missing"):
+    with pytest.raises(UserError, match="lack params/conv3/bias"):
         models.match_variables(shapes, other, "the file")
     more = models.variable_shapes(models.create("basic", num_classes=3))
     with pytest.raises(UserError, match=r"fc3/bias is float32 \[3\], .* float32 \[10"):

@@ -149,8 +149,8 @@ def _is_stablehlo(path: Path) -> bool:
         return True
     if start[8:] != b"{":  # A safetensors file begins with 8 bytes of size and a JSON object.
         raise UserError(
-            f"{path} is neither a safetensors nor a stablehlo file of `cifar-jax export`, or it is "
-            "damaged"
+            f"{path} cannot be read: it is damaged, or it is not a safetensors or stablehlo file "
+            "of `cifar-jax export`"
         )
     return False
 
@@ -208,7 +208,8 @@ def _load_stablehlo(path: Path) -> Classifier:
             text = archive.read(_CARD)
     except (zipfile.BadZipFile, KeyError, ValueError, NotImplementedError):
         raise UserError(
-            f"{path} is not a stablehlo file of `cifar-jax export`, or it is damaged"
+            f"{path} cannot be read: it is damaged, or it is not a stablehlo file of "
+            "`cifar-jax export`"
         ) from None
     card = _parse_card(text, path)
     if card.weights_sha256 != hashlib.sha256(program).hexdigest():

@@ -80,7 +80,7 @@ def is_torch_file(path: Path) -> bool:
 
 def summarize_keys(mapping: Mapping[Any, Any]) -> str:
     """Return one line with the first five keys of a mapping and the number of remaining keys."""
-    first = ", ".join(map(str, list(mapping)[:5]))
+    first = ", ".join(f"`{key}`" for key in list(mapping)[:5])
     return f"{first} and {len(mapping) - 5} more" if len(mapping) > 5 else first
 
 
@@ -185,7 +185,8 @@ def _explain(error: Exception, path: Path) -> UserError:
         what = "was saved with a pickle_protocol that PyTorch does not read safely"
     else:
         return UserError(
-            f"{path} is neither a file of torch.save nor a safetensors file, or it is damaged"
+            f"{path} cannot be read: it is damaged, or it is not a file of torch.save or "
+            "safetensors"
         )
     return UserError(f"{path} {what}. {_SAVE}")
 

@@ -159,15 +159,18 @@ def match_variables(
     expected: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
     for path in sorted(actual.keys() ^ expected.keys()):
         parameter = "/".join(path)
-        problem = "is missing" if path in expected else "is not part of the network"
-        raise UserError(f"the weights in {name} are from another network: {parameter} {problem}")
+        problem = "lack" if path in expected else "have a parameter that the network lacks:"
+        raise UserError(
+            f"the weights in {name} {problem} {parameter}. Use the network with which they were "
+            "trained."
+        )
     for path, leaf in expected.items():
         array = actual[path]
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise UserError(
-                f"the weights in {name} are from another network: {'/'.join(path)} is "
-                f"{array.dtype} {list(array.shape)}, and the network needs {leaf.dtype} "
-                f"{list(leaf.shape)}"
+                f"the weights in {name} do not fit the network: {'/'.join(path)} is {array.dtype} "
+                f"{list(array.shape)}, but the network needs {leaf.dtype} {list(leaf.shape)}. Use "
+                "the network with which they were trained."
             )
     return {collection: variables[collection] for collection in shapes}
 

@@ -213,7 +213,7 @@ class ModelCard(Stored):
     def _count_classes(self) -> Self:
         if self.model.num_classes != len(self.classes):
             raise ValueError(
-                f"model.num_classes is {self.model.num_classes}, but there are "
+                f"`model.num_classes` is {self.model.num_classes}, but the field `classes` has "
                 f"{len(self.classes)} classes"
             )
         return self
@@ -339,15 +339,16 @@ def parse(value: Any, model: type[M], path: Path | str, remedy: str = _REMEDY) -
         name = ".".join(map(str, fault["loc"]))
         if name == "format":
             raise UserError(
-                f"{path} was written by another version of cifar-jax (file format "
-                f"{fault['input']!r}, and this version reads {FORMAT}): use that version"
+                f"{path} has the file format {fault['input']!r}, but this version of cifar-jax "
+                f"reads only format {FORMAT}. Use the version of cifar-jax that wrote the file."
             ) from None
         if fault["type"] == "missing":
-            raise UserError(f"{path} is damaged: the field {name} is missing. {remedy}") from None
+            raise UserError(f"{path} is damaged: the field `{name}` is missing. {remedy}") from None
         message = fault["msg"].removeprefix("Value error, ")
         if name:
-            should_be = message.replace("Input should", "it should").partition(", unable")[0]
-            message = f"the field {name} is {fault['input']!r:.100}, but {should_be}"
+            should_be = message.replace("Input should be a valid", "it must be a")
+            should_be = should_be.replace("Input should", "it should").partition(", unable")[0]
+            message = f"the field `{name}` is {fault['input']!r:.100}, but {should_be}"
         raise UserError(f"{path} is damaged: {message}. {remedy}") from None
 
 

@@ -107,7 +107,7 @@ def test_load_prints_nothing(basic: Path) -> None:
         ({"std": [1, 0, 1]}, "std"),
         ({"mean": [float("nan"), 0.5, 0.5]}, "mean"),
         ({"input_shape": [28, 28, 1]}, r"needs images of shape \[28, 28, 1\]"),
-        ({"model": {"name": "net", "num_classes": 10}}, "from another network"),
+        ({"model": {"name": "net", "num_classes": 10}}, "the weights in"),
         ({"model": {"name": "nett", "num_classes": 10}}, "did you mean net"),
         ({"experiment": "../../elsewhere"}, "experiment"),
         ({"tta": {"shift": "far"}}, "tta.shift"),
@@ -143,7 +143,7 @@ def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: P
     for name, message in (
         ("nowhere", "nowhere does not exist. Name a run folder"),
         ("empty", "is .* a run folder"),
-        ("notes.txt", "neither a safetensors nor a stablehlo file"),
+        ("notes.txt", "cannot be read: it is damaged, or it is not a safetensors"),
         ("bare", "no checkpoint yet: train the run first"),
         (
             "damaged",

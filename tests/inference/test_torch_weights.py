@@ -239,7 +239,7 @@ class Command(Shell):
             },
             r"several networks, because \S* occurs .* such as net\.",
         ),
-        (lambda network: {"epoch": 3, "lr": 0.1}, "no state dict; its keys are epoch, lr"),
+        (lambda network: {"epoch": 3, "lr": 0.1}, "no state dict; its keys are `epoch`, `lr`"),
         (
             lambda network: {"a": network.state_dict(), "b": network.state_dict()},
             "several state dicts, under the keys a, b",
@@ -306,7 +306,12 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
         ("resnet10", {"layer2.0.conv1.weight": None}, {}, r"has no layer2\.0\.conv1\.weight"),
         ("resnet10", {"extra": np.zeros(1)}, {}, "has an unexpected extra"),
         ("resnet10", {"conv1.weight": np.ones((64, 2, 3, 3), "f4")}, {}, "params/conv1/kernel"),
-        ("resnet10", {"linear.weight": None}, {}, r"no last layer .* it holds bn1\.bias, .* more"),
+        (
+            "resnet10",
+            {"linear.weight": None},
+            {},
+            r"no last layer .* it holds `bn1\.bias`, .* more",
+        ),
         (
             "resnet10",
             {"linear.weight": np.ones((11, 512), "f4")},
