@@ -107,6 +107,10 @@ def load(name_or_path: str) -> Experiment:
         return _read(path)
     files = _files()
     if name_or_path not in files:
+        if path.is_file():
+            raise UserError(
+                f"{path} is not an experiment file, because its name does not end in .py"
+            )
         hint = nearest(name_or_path, files) or (
             "; `cifar-jax experiments` lists the names, and a path must end in .py"
         )

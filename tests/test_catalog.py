@@ -81,7 +81,7 @@ def test_an_unknown_experiment_is_refused(name: str, message: str) -> None:
         ("CONFIG = (", "cannot be executed: SyntaxError"),
         ("import helper\n1 / 0", "cannot be executed: ZeroDivisionError"),
         ("import nowhere_at_all", "cannot be executed: ModuleNotFoundError"),
-        (HEAD + CONFIG.format(0), "epochs must be a whole number >= 1, not 0"),
+        (HEAD + CONFIG.format(0), "epochs is 0, but it must be a whole number >= 1"),
         (HEAD + "CONFIG = Config(1)", "cannot be executed: TypeError"),
         (HEAD + CONFIG.format("1, epoch=2"), "no setting 'epoch'; did you mean epochs?"),
         (VALID + "CONFIG.epochs = 2", "cannot be executed: ValidationError"),

@@ -115,7 +115,7 @@ def test_override_reads_every_type_of_a_union(value: bool | str) -> None:
         ("optimizer.lr=true", "expected a number > 0"),
         ("optimizer.name=Adam", "expected one of sgd, adam, adamw"),
         ("data.flip=perhaps", "expected true or false or alternating"),
-        ("model.dropout=1", "model.dropout must be a number >= 0 and < 1, or none, not 1"),
+        ("model.dropout=1", "model.dropout is 1, but it must be a number >= 0 and < 1, or none"),
     ],
 )
 def test_an_invalid_override_is_refused(change: str, message: str) -> None:

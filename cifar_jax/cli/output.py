@@ -29,6 +29,12 @@ class LocalPath(click.Path):
         return super().convert(local_path(value), param, ctx)
 
 
+class WholeNumber(click.IntRange):
+    """Type of an argument that is a whole number in a range."""
+
+    name = "whole number"  # click calls it "integer range" in error messages.
+
+
 def count(value: int | None) -> str:
     """Return `value` as text with thousands separators, or `-` if it is None or 0."""
     return f"{value:,}" if value else "-"

@@ -14,7 +14,7 @@ import click
 
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
-from cifar_jax.cli.output import AS_JSON, LocalPath
+from cifar_jax.cli.output import AS_JSON, LocalPath, WholeNumber
 from cifar_jax.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -28,9 +28,7 @@ _BATCH = 256
 @click.command(short_help="Classify images with a trained model.")
 @click.argument("run", type=LocalPath())
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option(
-    "--top", type=click.IntRange(1), default=3, show_default=True, help="Classes to show."
-)
+@click.option("--top", type=WholeNumber(1), default=3, show_default=True, help="Classes to show.")
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")

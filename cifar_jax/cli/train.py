@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.output import DEVICE, LocalPath
+from cifar_jax.cli.output import DEVICE, LocalPath, WholeNumber
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     help="Run folder. With --seeds: parent of the seeds' folders. With several experiments: "
     "replaces runs/.  [default: runs/EXPERIMENT[@SETTINGS]/seedN]",
 )
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="Random seed.  [default: 0]")
-@click.option("--seeds", type=click.IntRange(1), help="Train seeds 0 to N-1, one after another.")
+@click.option("--seed", type=WholeNumber(0, 2**32 - 1), help="Random seed.  [default: 0]")
+@click.option("--seeds", type=WholeNumber(1), help="Train seeds 0 to N-1, one after another.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
 @click.option("--fresh", is_flag=True, help="Delete the run in the folder and start over.")
 @click.option(

@@ -157,8 +157,8 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
             setting, tag = next(iter(value)), next(iter(tags(field)))
             setting = setting if str(setting).isprintable() else shorten(setting)
             return f"{name}.{setting} needs {name}.{key}, {expected}: add --set {name}.{key}={tag}"
-        return f"{name}.{key} must be {expected}, not {shorten(value.get(key))}"
-    return f"{name} must be {describe_type(annotation, field)}, not {shorten(value)}"
+        return f"{name}.{key} is {shorten(value.get(key))}, but it must be {expected}"
+    return f"{name} is {shorten(value)}, but it must be {describe_type(annotation, field)}"
 
 
 def shorten(value: Any) -> str:
