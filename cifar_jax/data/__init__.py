@@ -12,7 +12,7 @@ from cifar_jax.data.cifar10 import import_path, prepare
 from cifar_jax.data.dataset import Dataset, Split, split_validation
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
-from cifar_jax.errors import UserError, nearest
+from cifar_jax.errors import UserError, counted, nearest
 from cifar_jax.files import local_path
 
 __all__ = [
@@ -56,7 +56,8 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     if dataset.white:
         notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
     if dataset.skipped:
-        notes.append(f"skipped {len(dataset.skipped):,} images that cannot be read")
+        skipped = counted(len(dataset.skipped), "image")
+        notes.append(f"skipped {skipped} that cannot be read")
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
 
 
