@@ -96,6 +96,11 @@ def run(arguments: Sequence[str]) -> int:
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return 2
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx else "cifar-jax"
+        message = error.format_message()
+        end = "" if message.endswith((".", "?")) else "."
+        return _fail(f"{message}{end} See `{command} --help`.", 2)
     except click.ClickException as error:
         return _fail(error.format_message(), 2)
     except (BrokenPipeError, SystemExit) as error:

@@ -158,9 +158,10 @@ def _variables(tensors: Mapping[str, np.ndarray], shapes: Any, file: Path) -> di
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - set(names.values()))
     if missing or extra:
-        what = f"has no {missing[0]}" if missing else f"has an unexpected {extra[0]}"
+        what = f"lacks `{missing[0]}`" if missing else f"has an unexpected `{extra[0]}`"
         raise UserError(
-            f"{file} {what}, so it is from another network; it holds {summarize_keys(tensors)}"
+            f"{file} does not hold the weights of this --model: it {what}. It contains "
+            f"{summarize_keys(tensors)}. Choose the --model that was trained."
         )
     return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
 

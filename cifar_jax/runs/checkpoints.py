@@ -57,8 +57,8 @@ class Checkpoints:
         self._folder = folder.absolute()
         if re.search(r"[*?\[\]\\\udc80-\udcff]|gs:", str(self._folder)):
             raise UserError(
-                f"{folder} cannot hold checkpoints: its path must be UTF-8 and must not contain "
-                "gs: or any of * ? [ ] \\ . Choose another --workdir, or rename the folder."
+                f"{folder} cannot hold checkpoints, because its path contains gs:, one of the "
+                "characters * ? [ ] \\ or a character that is not UTF-8. Choose another --workdir."
             )
         self._keep = keep
         self._saved = False

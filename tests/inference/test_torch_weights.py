@@ -303,8 +303,8 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
 @pytest.mark.parametrize(
     ("name", "changes", "options", "message"),
     [
-        ("resnet10", {"layer2.0.conv1.weight": None}, {}, r"has no layer2\.0\.conv1\.weight"),
-        ("resnet10", {"extra": np.zeros(1)}, {}, "has an unexpected extra"),
+        ("resnet10", {"layer2.0.conv1.weight": None}, {}, r"it lacks `layer2\.0\.conv1\.weight"),
+        ("resnet10", {"extra": np.zeros(1)}, {}, "has an unexpected `extra`"),
         ("resnet10", {"conv1.weight": np.ones((64, 2, 3, 3), "f4")}, {}, "params/conv1/kernel"),
         (
             "resnet10",
@@ -320,7 +320,7 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
         ),
         ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, but --classes names 2"),
         ("resnet10", {}, {"std": (1.0, 0.0, 1.0)}, "std"),
-        ("resnet18", {}, {}, "has no layer"),
+        ("resnet18", {}, {}, "it lacks `layer"),
         ("basic", {}, {}, "--model must be resnet18 or resnet10"),
     ],
 )
