@@ -190,8 +190,8 @@ def _to_stablehlo(network: TrainedNetwork) -> bytes:
         if network.custom is None:
             raise
         raise UserError(
-            f"the network cannot be exported for any number of images ({one_line(error)}): use "
-            "x.shape[0] for the number of images, not len(x), or use --to safetensors"
+            f"the network needs a fixed number of images, so it cannot be exported "
+            f"({one_line(error)}): write x.shape[0] instead of len(x), or use --to safetensors"
         ) from error
     program = bytes(exported.serialize())
     file = io.BytesIO(program)

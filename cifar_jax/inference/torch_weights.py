@@ -85,12 +85,12 @@ def import_torch(
             f"{file} has no last layer `linear` or `fc`, so it is not a {name} of pytorch-cifar or "
             f"torchvision; it holds {summarize_keys(tensors)}"
         )
-    assumed = f"--classes names {len(classes)}" if classes else "CIFAR-10 has 10"
+    named = f"--classes names {len(classes)}" if classes else "their names are unknown"
     classes = tuple(classes or cifar10.CLASSES)
     if len(head) != len(classes):
         raise UserError(
-            f"{file} has {counted(len(head), 'class', 'classes')}, but {assumed}: name all classes "
-            "with --classes"
+            f"{file} has {counted(len(head), 'class', 'classes')}, but {named}: give {len(head)} "
+            "names with --classes"
         )
     for option, values, allowed in (
         ("--mean", mean, all(0 <= value <= 1 for value in mean)),

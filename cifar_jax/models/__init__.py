@@ -142,6 +142,12 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     return unflatten_dict(variables)
 
 
+_REMEDY = (
+    "If you use --code, name the file that the weights were trained with. Otherwise restore the "
+    "weights from a backup."
+)
+
+
 def match_variables(
     variables: Mapping[str, Any], shapes: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
@@ -160,17 +166,14 @@ def match_variables(
     for path in sorted(actual.keys() ^ expected.keys()):
         parameter = "/".join(path)
         problem = "lack" if path in expected else "have a parameter that the network lacks:"
-        raise UserError(
-            f"the weights in {name} {problem} {parameter}. Use the network with which they were "
-            "trained."
-        )
+        raise UserError(f"the weights in {name} {problem} {parameter}. {_REMEDY}")
     for path, leaf in expected.items():
         array = actual[path]
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise UserError(
                 f"the weights in {name} do not fit the network: {'/'.join(path)} is {array.dtype} "
-                f"{list(array.shape)}, but the network needs {leaf.dtype} {list(leaf.shape)}. Use "
-                "the network with which they were trained."
+                f"{list(array.shape)}, but the network needs {leaf.dtype} {list(leaf.shape)}. "
+                f"{_REMEDY}"
             )
     return {collection: variables[collection] for collection in shapes}
 

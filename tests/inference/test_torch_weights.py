@@ -316,7 +316,7 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
             "resnet10",
             {"linear.weight": np.ones((11, 512), "f4")},
             {},
-            "11 classes, but CIFAR-10 has 10: name",
+            "11 classes, but their names are unknown: give 11",
         ),
         ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, but --classes names 2"),
         ("resnet10", {}, {"std": (1.0, 0.0, 1.0)}, "std"),
