@@ -86,8 +86,12 @@ RUNS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("settings", RUNS.values(), ids=RUNS)
-def test_compiled_run_equals_the_run_by_hand(make_config: Make, settings: dict[str, Any]) -> None:
+def test_compiled_run_equals_the_run_by_hand(
+    make_config: Make, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In both runs, the seed determines weights, image order, augmentation and dropout."""
+    # In bfloat16, oneDNN rounds more often than the run by hand.
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_experimental_onednn_custom_call=false")
     config = make_config(**{**TINY, **settings})
     setup, state, steps = prepare(config, seed=3)
     hand = by_hand.RunByHand(config, DATASET, seed=3)
