@@ -124,7 +124,7 @@ def compiler_options(
 ) -> dict[str, str | bool]:
     """Return the XLA options for `compile_program`, without options that XLA_FLAGS already sets."""
     large = batch_size // mesh.size >= _LARGE_BATCH
-    pays = large or (precision == "bfloat16" and has_bfloat16_units())
+    pays = large or (precision == "bfloat16" and has_bfloat16_units() and has_onednn())
     if not pays or mesh.devices.flat[0].platform != "cpu":
         return {}
     return _cpu_options(mesh.size == 1, precision, os.environ.get("XLA_FLAGS", ""))
