@@ -309,7 +309,7 @@ def test_a_network_for_one_number_of_images_is_not_exported(run: Run, copied: Pa
     code.write_text(TINY.replace("x.shape[0]", "len(x)"))
     done = run("export", "run", "--to", "stablehlo", "--code", str(code))
     assert done.code == 2
-    assert "use x.shape[0] for the number of images" in done.err.splitlines()[-1]
+    assert "write x.shape[0] instead of len(x)" in done.err.splitlines()[-1]
 
 
 def test_code_other_than_the_trained_one_is_reported_or_refused(run: Run, copied: Path) -> None:

@@ -62,7 +62,7 @@ def test_settings_that_do_not_fit_the_network_or_the_data_are_refused(
         ({"phases": '[{"until": 0.5}]'}, "phase that ends at until=0.5 changes nothing"),
         (
             {"phases": '[{"until": 0.5, "image_size": 40}]'},
-            r"phases\[0\]\.image_size must be .* not 40",
+            r"phases\[0\]\.image_size is 40, but it must be",
         ),
         ({"init__whitening": True, "train__init_from": "basic"}, "init.whitening and train.init_f"),
         ({"init__dirac": True, "train__init_from": "basic"}, "init.dirac and train.init_from both"),
