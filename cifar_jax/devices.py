@@ -27,8 +27,8 @@ def make_mesh(
 
     Args:
       batch_size: images in a batch.
-      devices: number of devices; None: the largest number that divides the batch. With several processes
-        all devices are used.
+      devices: number of devices. None: the largest number that divides the batch. With several
+        processes all devices are used.
       available: devices to choose from; None means all that JAX has.
 
     Raises:
