@@ -1,6 +1,7 @@
 """Test that run folders are read, written, refused or started afresh."""
 
 import errno
+import functools
 import json
 import os
 import threading
@@ -48,7 +49,9 @@ def row(epoch: int, **fields: Any) -> MetricsRow:
     return MetricsRow.model_validate(values | fields)
 
 
+@functools.cache
 def result() -> Result:
+    """One result for all tests, because a session records the time at which it started."""
     session = environment.session(DEVICE, None)
     values = dict.fromkeys(Result.model_fields) | dict.fromkeys(
         ("parameters", "epochs", "steps", "outputs_differ"), 1
