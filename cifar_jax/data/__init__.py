@@ -4,35 +4,30 @@ The packages tfds, Pillow, pooch and rich are slow to import. Only the functions
 import them.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
-from cifar_jax.data import cache, cifar10, digits, image_folder
-from cifar_jax.data.cifar10 import import_path, prepare
-from cifar_jax.data.dataset import Dataset, Split, split_validation
+from cifar_jax.data import cache, cifar10, cifar100, cifar_archive, cifar_prepare, sources
+from cifar_jax.data.dataset import Dataset, Labeled, Split, split_validation
+from cifar_jax.data.sources import SOURCES
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
-from cifar_jax.errors import UserError, counted, nearest
-from cifar_jax.files import local_path
+from cifar_jax.errors import counted
 
 __all__ = [
-    "DATASETS",
+    "SOURCES",
     "Dataset",
+    "Labeled",
     "Split",
     "default_data_dir",
     "import_path",
     "load",
+    "load_labeled",
     "prepare",
     "split_validation",
     "status",
 ]
 
-# To add a data set, add its name and a function. The function takes the folder of prepared data
-# sets, or None for the default folder, and returns a `cache.Source`.
-DATASETS: dict[str, Callable[[Path | None], cache.Source]] = {
-    "cifar10": lambda data_dir: cifar10.source(data_dir or default_data_dir()),
-    "digits": lambda data_dir: digits.source(),
-}
+_ARCHIVES = {module.ARCHIVE.name: module for module in (cifar10, cifar100)}
 
 
 def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = False) -> Dataset:
@@ -42,7 +37,8 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     cache.
 
     Args:
-      name: one of `DATASETS`, or `folder:PATH` for a folder of images (see `image_folder`).
+      name: `cifar10`, `cifar100`, `digits`, `folder:PATH` for a folder of images, `tfds:NAME` for a
+        data set that tfds has prepared, or `npz:FILE` for a file of arrays. See `sources`.
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
       skip_bad_images: whether to leave out the unreadable images of a folder.
@@ -51,7 +47,9 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
       UserError: the name is unknown, images are missing or damaged, or a color channel has the same
         value in all training images.
     """
-    dataset = cache.load(_source(name, data_dir, skip_bad_images))
+    entry, request = sources.find(name, data_dir, skip_bad_images)
+    assert entry.source
+    dataset = cache.load(entry.source(request))
     notes = list(dataset.notes)
     if dataset.white:
         notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
@@ -61,15 +59,45 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
 
 
-def _source(name: str, data_dir: Path | None, skip_bad_images: bool) -> cache.Source:
-    if name in DATASETS:
-        return DATASETS[name](data_dir)
-    kind, _, path = name.partition(":")
-    if kind == "folder" and path:
-        folder = local_path(path, "data.dataset")
-        return image_folder.source(folder, skip_bad_images=skip_bad_images)
-    hint = f"; did you mean folder:{path or name}?" if "/" in name else nearest(name, DATASETS)
-    raise UserError(
-        f"there is no data set {name!r}{hint or '.'} Choose {', '.join(DATASETS)}, or folder:PATH "
-        "for your own images."
-    )
+def load_labeled(name: str, *, data_dir: Path | None = None) -> Labeled:
+    """Load labeled images for evaluation. They need not be the images of a training run.
+
+    Args:
+      name: a name that `load` accepts, or `npy:IMAGES,LABELS`. Of a data set with several splits,
+        the test images are loaded. Of a folder without a folder of test images, and of a file with
+        arrays `images` and `labels`, all images are loaded.
+      data_dir: the folder in which tfds stores prepared data sets, as for `load`.
+
+    Raises:
+      UserError: the name is unknown, images are missing or damaged, or labels do not fit.
+    """
+    entry, request = sources.find(name, data_dir, others="cifar10-c:FOLDER")
+    if entry.labeled:
+        return entry.labeled(request)
+    dataset = load(name, data_dir=data_dir)
+    return Labeled(name, *dataset.test, dataset.classes)
+
+
+def prepare(name: str = "cifar10", data_dir: Path | None = None) -> Path:
+    """Download CIFAR-10 or CIFAR-100, prepare it in `data_dir`, and return the new folder.
+
+    Raises:
+      UserError: the data set is already prepared, or the archive cannot be downloaded.
+    """
+    return cifar_prepare.prepare(_ARCHIVES[name].ARCHIVE, data_dir)
+
+
+def import_path(path: Path, data_dir: Path | None = None) -> Path:
+    """Prepare CIFAR-10 or CIFAR-100 from a downloaded archive, and return the new folder.
+
+    Args:
+      path: the official archive, its unpacked folder, or the parent of the unpacked folder.
+      data_dir: the folder in which tfds stores prepared data sets, as for `load`.
+
+    Raises:
+      UserError: `path` is not official, or the data set is already prepared.
+    """
+    path.stat()  # If `path` is missing, raise before anything is created.
+    is_100 = cifar_archive.is_similar(cifar100.ARCHIVE, path)
+    module = cifar100 if is_100 and not cifar_archive.is_similar(cifar10.ARCHIVE, path) else cifar10
+    return cifar_prepare.import_path(module.ARCHIVE, path, data_dir)

@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
+from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Labeled, Split
 from cifar_jax.data.images import SixteenBitError, decode, ignore_warnings
-from cifar_jax.data.layout import Listing, find
+from cifar_jax.data.layout import Listing, find, find_labeled
 from cifar_jax.data.progress import notice, progress
 from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
@@ -64,6 +64,21 @@ def source(path: Path, *, skip_bad_images: bool = False) -> Source:
         decode=lambda: read(path, listing, skip_bad_images),
         notes=listing.notes,
     )
+
+
+def labeled(path: Path) -> Labeled:
+    """Read all labeled images of a folder for evaluation. The result is not cached.
+
+    Raises:
+      UserError: the layout is wrong, or images cannot be read.
+    """
+    path = path.expanduser()
+    listing = find_labeled(path)
+    arrays = read(path, listing, skip_bad_images=False)
+    notes = list(listing.notes)
+    if arrays.white:
+        notes.append(f"16-bit images: 0 to {arrays.white} became 0 to 255")
+    return Labeled(f"folder:{path}", *arrays.train, arrays.classes, tuple(notes))
 
 
 def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:

@@ -98,6 +98,36 @@ def find(path: Path) -> Listing:
     )
 
 
+def find_labeled(path: Path) -> Listing:
+    """List the images of a folder for evaluation, as the training images of the listing.
+
+    If the folder has a subfolder for test images, only these images are listed. Otherwise the
+    subfolders are the classes.
+
+    Raises:
+      UserError: the folder is missing, the layout is wrong, or there are no images.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}")
+    notes: list[str] = []
+    splits = {_split_of(name): folder for name, folder in _folders(path).items()}
+    root = path
+    if "test" in splits and _folders(splits["test"]):
+        root = _unnested(splits["test"])
+        notes.append(f"evaluated images: {root}")
+    elif "train" in splits and _folders(splits["train"]):
+        raise UserError(
+            f"{path} has a folder `{splits['train'].name}` but no folder `test`: name the folder "
+            "whose subfolders are the classes"
+        )
+    found = _find_classes(root, notes)
+    files = _labeled(found, tuple(found))
+    if not files:
+        raise UserError(f"{root} has no class folders with images: arrange them as {root}/CLASS/*")
+    skipped = sum(content.others.total() for content in found.values())
+    return Listing(tuple(found), files, None, [], skipped, tuple(notes))
+
+
 def _layouts(path: Path) -> str:
     return f"{path}/train/CLASS/* and {path}/test/CLASS/*, or {path}/CLASS/*"
 

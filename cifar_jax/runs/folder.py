@@ -268,9 +268,10 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
         {"experiment": stored.experiment, "seed": stored.seed, **stored_settings},
         {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
     )
-    if all(str(name).startswith("folder:") for name in changes.get("data.dataset", ())):
-        # A folder of images may be moved or renamed. `check_images` compares the images later.
-        changes.pop("data.dataset", None)
+    kinds = [str(name).partition(":")[0] for name in changes.get("data.dataset", ())]
+    if kinds and kinds[0] == kinds[1] and kinds[0] in configs.FILE_KINDS:
+        # A folder or file may be moved or renamed. `check_images` compares the images later.
+        del changes["data.dataset"]
     if not changes:
         return False
     advice = "Choose another --workdir, or start over with --fresh."

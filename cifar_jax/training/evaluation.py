@@ -1,7 +1,7 @@
 """Compute the logits of a network for images, with optional test-time augmentation."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -21,8 +21,16 @@ class Outputs(NamedTuple):
     `logits`."""
 
 
-LogitsFn = Callable[[Mapping[str, Any]], Outputs]
-"""Function from a model's variables to the logits of a fixed set of images."""
+class LogitsFn(Protocol):
+    """Function from a model's variables to the logits of images."""
+
+    def __call__(self, variables: Mapping[str, Any], other: np.ndarray | None = None, /) -> Outputs:
+        """Return the logits of the images for which the function was compiled.
+
+        If `other` is given, return the logits of these images instead. They have the same size in
+        pixels, but may be any number.
+        """
+        ...
 
 
 class TTA(NamedTuple):
@@ -97,7 +105,7 @@ def compile_logits(
         precision=precision,
     )
 
-    def evaluate(variables: Mapping[str, Any]) -> Outputs:
+    def evaluate(variables: Mapping[str, Any], other: np.ndarray | None = None, /) -> Outputs:
         def logits_of(view: np.ndarray) -> np.ndarray:
             logits = []
             for part in plain_batches if view is images else batches(view):
@@ -105,7 +113,7 @@ def compile_logits(
                 after_batch()
             return np.concatenate(jax.device_get(logits))[: len(view)]
 
-        return apply_tta(logits_of, images, tta)
+        return apply_tta(logits_of, images if other is None else other, tta)
 
     return evaluate
 

@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from synthetic_cifar import png_with_size
 
 from cifar_jax import data
-from cifar_jax.data.tfds_folder import read_tfrecord
+from cifar_jax.data.records import read_tfrecord
 from cifar_jax.errors import UserError
 
 
