@@ -162,7 +162,7 @@ def _print_robustness(result: Robustness) -> None:
             f"is {result.mean_accuracy_all:.2f} %."
         )
     print_table(
-        ("corruption", *(f"severity {level}" for level in range(1, 6)), "mean"),
+        ("corruption / severity", *map(str, range(1, 6)), "mean"),
         [
             (
                 row.name + (" *" if known and not row.in_benchmark else ""),

@@ -133,7 +133,7 @@ def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{archive.name}"
-        monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+        monkeypatch.setattr(cifar10, "ARCHIVE", cifar10.ARCHIVE._replace(url=url))
         yield
         server.shutdown()
     # Close the sockets that pooch leaves open after failed downloads.
@@ -166,7 +166,8 @@ def test_a_failed_download_gives_a_one_line_error(
             archive.write_bytes(b"not an archive")
             expected = "does not match the known hash"
         case _:
-            monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/archive.tar.gz")
+            url = "http://127.0.0.1:9/archive.tar.gz"
+            monkeypatch.setattr(cifar10, "ARCHIVE", cifar10.ARCHIVE._replace(url=url))
             expected = "Connection refused"
     with pytest.raises(UserError, match=expected) as caught:
         data.load("cifar10")
