@@ -32,7 +32,9 @@ def test_npz_of_keras_and_of_medmnist(tmp_path: Path) -> None:
     keras, medmnist = tmp_path / "keras.npz", tmp_path / "medmnist.npz"
     np.savez(keras, x_train=GRAY[:9], y_train=LABELS[:9], x_test=GRAY[9:], y_test=LABELS[9:])
     parts = {"train": slice(0, 6), "val": slice(6, 9), "test": slice(9, 12)}
-    arrays = {f"{name}_images": GRAY[part, ..., None] for name, part in parts.items()}
+    arrays: dict[str, Any] = {
+        f"{name}_images": GRAY[part, ..., None] for name, part in parts.items()
+    }
     arrays |= {f"{name}_labels": LABELS[part, None] for name, part in parts.items()}
     np.savez(medmnist, **arrays, class_names=["cat", "dog", "fox"])
     first, second = (data.load(f"npz:{path}") for path in (keras, medmnist))
