@@ -256,8 +256,8 @@ def _array(path: Path, arrays: Mapping[str, Any], key: str) -> np.ndarray:
 
 
 def _split(path: Path, arrays: Mapping[str, Any], images: str, labels: str) -> Split:
-    pair = (_array(path, arrays, key) for key in (images, labels))
-    return _convert(*pair, f"{path} ({images})", f"{path} ({labels})")
+    pixels, numbers = (_array(path, arrays, key) for key in (images, labels))
+    return _convert(pixels, numbers, f"{path} ({images})", f"{path} ({labels})")
 
 
 def _convert(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> Split:

@@ -60,7 +60,8 @@ def score(outputs: Outputs, labels: np.ndarray, classes: tuple[str, ...]) -> Sco
     loss, accuracy = loss_and_accuracy(logits, labels)
     loss_plain, accuracy_plain = loss_and_accuracy(outputs.plain, labels)
     per_class = _class_scores(logits.argmax(-1), labels, classes)
-    present = [entry for entry in per_class if entry.images]
+    recalls = [entry.accuracy for entry in per_class if entry.accuracy is not None]
+    f1s = [entry.f1 for entry in per_class if entry.f1 is not None]
     top5 = None
     if len(classes) > 5:
         largest = np.argpartition(logits, -5)[:, -5:]
@@ -70,8 +71,8 @@ def score(outputs: Outputs, labels: np.ndarray, classes: tuple[str, ...]) -> Sco
         accuracy=accuracy,
         loss_plain=loss_plain,
         accuracy_plain=accuracy_plain,
-        balanced_accuracy=float(np.mean([entry.accuracy for entry in present])),
-        macro_f1=float(np.mean([entry.f1 for entry in present])),
+        balanced_accuracy=float(np.mean(recalls)),
+        macro_f1=float(np.mean(f1s)),
         top5_accuracy=top5,
         calibration_error=_calibration_error(softmax(logits), labels),
         classes=per_class,
