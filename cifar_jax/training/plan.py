@@ -92,7 +92,7 @@ def validate_sizes(config: Config, model: nn.Module) -> None:
         if not models.accepts_size(model, pixels, initial):
             raise UserError(
                 f"{what} {pixels}, but {name} accepts only images of {initial} × {initial} pixels: "
-                "remove image_size, or choose a network with global average pooling, such as "
+                "leave the setting out, or choose a network with global average pooling, such as "
                 "net-bn-gap or resnet18"
             )
 
