@@ -89,7 +89,7 @@ def validate_sizes(config: Config, model: nn.Module) -> None:
     sizes = [("data.image_size is", size)]
     sizes += [("a phase has image_size", phase.image_size or size) for phase in config.phases]
     for what, pixels in sizes:
-        if not models.accepts_size(model, pixels, initial):
+        if pixels != initial and not models.accepts_size(model, pixels, initial):
             raise UserError(
                 f"{what} {pixels}, but {name} accepts only images of {initial} × {initial} pixels: "
                 "leave the setting out, or choose a network with global average pooling, such as "
