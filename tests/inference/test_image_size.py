@@ -60,8 +60,12 @@ def test_a_run_on_whole_images_of_another_size(
         optimizer=Optimizer(name="adam", lr=0.02),
         phases=(Phase(until=0.5, image_size=16),),
         data=Data(
-            **{"dataset": f"folder:{pets}", "image_size": SIZE, "center_crop": False},
-            **{"validation": 0, "crop_padding": 18, "cutout": 2},
+            dataset=f"folder:{pets}",
+            image_size=SIZE,
+            center_crop=False,
+            validation=0,
+            crop_padding=18,
+            cutout=2,
         ),
         tta=TTAConfig(shift=2),
     )
@@ -115,4 +119,5 @@ class Flat(nn.Module):
 def test_variables_of_a_custom_network_fit_the_size() -> None:
     network = models.CustomModel(Flat, image_size=12).build("flat")
     variables = models.init_variables(network, jax.random.key(0), 12)
-    assert network.apply(variables, jnp.zeros((2, 12, 12, 3)), train=False).shape == (2, 10)
+    logits: Any = network.apply(variables, jnp.zeros((2, 12, 12, 3)), train=False)
+    assert logits.shape == (2, 10)
