@@ -68,7 +68,7 @@ def check_workdir(name: str, workdir: Path) -> None:
     """Raise UserError if a run folder would be inside a class of the data set `name`."""
     kind, _, path = name.partition(":")
     if kind == "folder":
-        layout.check_workdir(Path(path).expanduser().absolute(), workdir)
+        layout.check_workdir(Path(path).expanduser().resolve(), workdir.resolve())
 
 
 def _source(name: str, data_dir: Path | None, skip_bad_images: bool) -> cache.Source:

@@ -103,15 +103,11 @@ def find(path: Path) -> Listing:
 def check_workdir(path: Path, workdir: Path) -> None:
     """Raise UserError if a run folder would be inside a class folder of a folder of images.
 
-    The class would then contain the files of the run when the run is resumed.
+    The class would then contain the files of the run when the run is resumed. Both paths are
+    resolved.
     """
-    workdir = workdir.resolve()
     for root in find_splits(path)[0].values() or [path]:
-        inside = (
-            workdir.relative_to(root.resolve())
-            if workdir.is_relative_to(root.resolve())
-            else Path()
-        )
+        inside = workdir.relative_to(root) if workdir.is_relative_to(root) else Path()
         folder = root / Path(*inside.parts[:1])
         if len(inside.parts) > 1 and folder.is_dir() and any(_list(folder).files):
             raise UserError(

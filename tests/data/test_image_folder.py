@@ -13,6 +13,7 @@ from synthetic_cifar import png_with_size
 from cifar_jax import data
 from cifar_jax.cli import run
 from cifar_jax.data import image_folder
+from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
 
 
@@ -55,7 +56,7 @@ def test_folder_with_train_and_test(tmp_path: Path) -> None:
     assert dataset.test.labels.tolist() == [0, 0]
     assert (dataset.train.images.dtype, dataset.train.images.shape) == (np.uint8, (13, 32, 32, 3))
     assert not dataset.official
-    first = data.images.read_image(path / "train" / "dog" / "000.png")
+    first = read_image(path / "train" / "dog" / "000.png")
     index = [np.array_equal(image, first) for image in dataset.train.images].index(True)
     assert dataset.train.labels[index] == 1
 
@@ -157,7 +158,7 @@ def test_split_folders_are_recognized(
     assert len(dataset.train.labels) == (20 if test else 16) + held_out
     assert len(dataset.test.labels) == (10 if test else 4)
     if validation:
-        expected = {data.images.read_image(f).tobytes() for f in (path / validation).rglob("*.png")}
+        expected = {read_image(f).tobytes() for f in (path / validation).rglob("*.png")}
         assert {image.tobytes() for image in dataset.train.images[-6:]} == expected
         assert any(note.startswith(f"validation images: {path}") for note in dataset.notes)
 
