@@ -46,7 +46,7 @@ _OTHER_FORMS = {
     b"7z\xbc\xaf": "7z archive",
     b"Rar!": "RAR archive",
     b"MATLAB": "MATLAB file",
-    b"ARROW1": "Arrow file",
+    b"ARROW1": "file of Apache Arrow",
 }
 # MD5 of each batch file, from torchvision/datasets/cifar.py.
 BATCHES = {

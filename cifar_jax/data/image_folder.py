@@ -26,9 +26,9 @@ from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this number when a change to this module decodes the same files to different arrays.
+# Increase this number when a change decodes the same files to different arrays or refuses them.
 # Cache entries with another number are ignored.
-_VERSION = 3
+_VERSION = 4
 _TEST_FRACTION = 0.2
 # Largest number of unreadable files to name on standard error.
 _MAX_MESSAGES = 10
