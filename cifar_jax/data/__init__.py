@@ -6,8 +6,18 @@ import them.
 
 from pathlib import Path
 
-from cifar_jax.data import cache, cifar10, cifar100, cifar_archive, cifar_prepare, sources
+from cifar_jax.data import (
+    cache,
+    cifar10,
+    cifar100,
+    cifar_archive,
+    cifar_prepare,
+    image_folder,
+    layout,
+    sources,
+)
 from cifar_jax.data.dataset import Dataset, Labeled, Split, split_validation
+from cifar_jax.data.images import DEFAULT_TARGET, Target
 from cifar_jax.data.sources import SOURCES
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
@@ -18,6 +28,8 @@ __all__ = [
     "Dataset",
     "Labeled",
     "Split",
+    "Target",
+    "check_workdir",
     "default_data_dir",
     "import_path",
     "load",
@@ -30,7 +42,13 @@ __all__ = [
 _ARCHIVES = {module.ARCHIVE.name: module for module in (cifar10, cifar100)}
 
 
-def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = False) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    skip_bad_images: bool = False,
+    target: Target = DEFAULT_TARGET,
+) -> Dataset:
     """Load a data set by name.
 
     The first call decodes the images and stores them in a cache on disk. Later calls read the
@@ -42,15 +60,18 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
       skip_bad_images: whether to leave out the unreadable images of a folder.
+      target: to which size, and how, images are resized.
 
     Raises:
-      UserError: the name is unknown, images are missing or damaged, or a color channel has the same
-        value in all training images.
+      UserError: the name is unknown, images are missing or damaged, a color channel has the same
+        value in all training images, or the data set has another image size than `target`.
     """
-    entry, request = sources.find(name, data_dir, skip_bad_images)
+    entry, request = sources.find(name, data_dir, skip_bad_images, target)
     assert entry.source
     dataset = cache.load(entry.source(request))
     notes = list(dataset.notes)
+    if name.startswith("folder:"):
+        notes += image_folder.remarks(dataset)
     if dataset.white:
         notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
     if dataset.skipped:
@@ -59,7 +80,16 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
 
 
-def load_labeled(name: str, *, data_dir: Path | None = None) -> Labeled:
+def check_workdir(name: str, workdir: Path) -> None:
+    """Raise UserError if a run folder would be inside a class of the data set `name`."""
+    kind, _, path = name.partition(":")
+    if kind == "folder":
+        layout.check_workdir(Path(path).expanduser().resolve(), workdir.resolve())
+
+
+def load_labeled(
+    name: str, *, data_dir: Path | None = None, target: Target = DEFAULT_TARGET
+) -> Labeled:
     """Load labeled images for evaluation. They need not be the images of a training run.
 
     Args:
@@ -67,14 +97,15 @@ def load_labeled(name: str, *, data_dir: Path | None = None) -> Labeled:
         the test images are loaded. Of a folder without a folder of test images, and of a file with
         arrays `images` and `labels`, all images are loaded.
       data_dir: the folder in which tfds stores prepared data sets, as for `load`.
+      target: to which size, and how, images are resized.
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, or labels do not fit.
     """
-    entry, request = sources.find(name, data_dir, others="cifar10-c:FOLDER")
+    entry, request = sources.find(name, data_dir, target=target, others="cifar10-c:FOLDER")
     if entry.labeled:
         return entry.labeled(request)
-    dataset = load(name, data_dir=data_dir)
+    dataset = load(name, data_dir=data_dir, target=target)
     return Labeled(name, *dataset.test, dataset.classes)
 
 

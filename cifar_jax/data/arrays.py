@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Labeled, Split
+from cifar_jax.data.dataset import Arrays, Labeled, Split
+from cifar_jax.data.images import DEFAULT_TARGET, Target, fit
 from cifar_jax.errors import UserError, counted
 
 # Increase this number when a change to this module decodes the same files to different arrays.
@@ -26,7 +27,7 @@ _KEYS = {
 _PAIR = ("images", "labels")
 
 
-def npz_source(path: Path) -> Source:
+def npz_source(path: Path, target: Target = DEFAULT_TARGET) -> Source:
     """Return the training and test images of an `.npz` file as a `cache.Source`.
 
     Raises:
@@ -34,16 +35,16 @@ def npz_source(path: Path) -> Source:
     """
     path = path.expanduser().absolute()
     stat = _existing(path).stat()
-    content = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns])
+    content = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, target])
     return Source(
         name=f"npz:{path.name}",
-        entry=f"npz-{path_digest(path)}",
+        entry=f"npz-{path_digest(path)}{target.suffix}",
         signature=hashlib.sha256(content.encode()).hexdigest(),
-        decode=lambda: read_npz(path),
+        decode=lambda: read_npz(path, target),
     )
 
 
-def read_npz(path: Path) -> Arrays:
+def read_npz(path: Path, target: Target = DEFAULT_TARGET) -> Arrays:
     """Read the training, validation and test images of an `.npz` file.
 
     Raises:
@@ -51,7 +52,9 @@ def read_npz(path: Path) -> Arrays:
     """
     with _open(path) as arrays:
         splits = {
-            name: _split(path, arrays, *keys) for name in _KEYS if (keys := _find(arrays, name))
+            name: _split(path, arrays, keys, target)
+            for name in _KEYS
+            if (keys := _find(arrays, name))
         }
         names = _class_names(path, arrays)
         if missing := {"train", "test"} - splits.keys():
@@ -79,7 +82,7 @@ def read_npz(path: Path) -> Arrays:
     return Arrays(classes, train, splits["test"], reserved)
 
 
-def npz_labeled(path: Path) -> Labeled:
+def npz_labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read the test images of an `.npz` file, or its arrays `images` and `labels`.
 
     Raises:
@@ -93,10 +96,12 @@ def npz_labeled(path: Path) -> Labeled:
                 f"{path} has no labeled test images: its arrays are {', '.join(arrays)}, and "
                 "x_test and y_test, test_images and test_labels, or images and labels are needed"
             )
-        return Labeled(f"npz:{path}", *_split(path, arrays, *keys), _class_names(path, arrays))
+        return Labeled(
+            f"npz:{path}", *_split(path, arrays, keys, target), _class_names(path, arrays)
+        )
 
 
-def npy_labeled(paths: str) -> Labeled:
+def npy_labeled(paths: str, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read images and labels from two `.npy` files, whose paths are separated by a comma.
 
     Raises:
@@ -109,7 +114,7 @@ def npy_labeled(paths: str) -> Labeled:
     # A path may itself contain a comma.
     exists = [pair for pair in pairs if all(Path(path).expanduser().exists() for path in pair)]
     images, labels = (Path(path).expanduser() for path in (exists or pairs)[0])
-    split = _convert(load_npy(images), load_npy(labels), str(images), str(labels))
+    split = _convert(load_npy(images), load_npy(labels), str(images), str(labels), target)
     return Labeled(f"npy:{paths}", *split, None)
 
 
@@ -153,17 +158,16 @@ def check_range(name: str, labels: np.ndarray, classes: int) -> None:
         )
 
 
-def images_of(array: np.ndarray, name: str, size: int = IMAGE_SHAPE[0]) -> np.ndarray:
+def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> np.ndarray:
     """Return images as uint8 `[N, size, size, 3]`.
 
     Gray images become three equal channels. Values between 0 and 1 of float images become 0 to 255.
-    Images of another size are resized as files are: the largest centered square, with Pillow's
-    antialiased bicubic filter.
+    Images of another size are resized as files are, with Pillow's antialiased bicubic filter.
 
     Args:
       array: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float.
       name: name of the array in error messages.
-      size: height and width of the result in pixels.
+      target: the size, and how images become square.
 
     Raises:
       UserError: the array has another shape or type, or float values outside 0 to 1.
@@ -181,6 +185,7 @@ def images_of(array: np.ndarray, name: str, size: int = IMAGE_SHAPE[0]) -> np.nd
         raise UserError(
             f"the images in {name} are {array.dtype}: uint8, or float between 0 and 1, is needed"
         )
+    size = target.size
     images = np.zeros((len(array), size, size, 3), np.uint8)
     for start in range(0, len(array), _BLOCK):
         block = np.asarray(array[start : start + _BLOCK])
@@ -194,7 +199,7 @@ def images_of(array: np.ndarray, name: str, size: int = IMAGE_SHAPE[0]) -> np.nd
             block = np.round(block.astype(np.float32) * 255).astype(np.uint8)
         block = block.reshape(*block.shape[:3], -1)
         if block.shape[1:3] != (size, size):
-            block = _resize(block, size)
+            block = _resize(block, target)
         images[start : start + _BLOCK] = block
     return images
 
@@ -204,20 +209,14 @@ def _outside(block: np.ndarray) -> float:
     return float(block[~((block >= 0) & (block <= 1))][0])
 
 
-def _resize(images: np.ndarray, size: int) -> np.ndarray:
+def _resize(images: np.ndarray, target: Target) -> np.ndarray:
     """Resize uint8 images `[N, H, W, 1 or 3]` as `cifar_jax.data.images.decode` does."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     gray = images.shape[-1] == 1
-    resized = [
-        ImageOps.fit(
-            Image.fromarray(image[..., 0] if gray else image),
-            (size, size),
-            Image.Resampling.BICUBIC,
-        )
-        for image in images
-    ]
-    return np.stack([np.asarray(image).reshape(size, size, -1) for image in resized])
+    pictures = [Image.fromarray(image[..., 0] if gray else image) for image in images]
+    resized = [np.asarray(fit(picture, target)) for picture in pictures]
+    return np.stack(resized).reshape(len(images), target.size, target.size, -1)
 
 
 def _existing(path: Path) -> Path:
@@ -255,19 +254,22 @@ def _array(path: Path, arrays: Mapping[str, Any], key: str) -> np.ndarray:
         ) from error
 
 
-def _split(path: Path, arrays: Mapping[str, Any], images: str, labels: str) -> Split:
+def _split(path: Path, arrays: Mapping[str, Any], keys: tuple[str, str], target: Target) -> Split:
+    images, labels = keys
     pixels, numbers = (_array(path, arrays, key) for key in (images, labels))
-    return _convert(pixels, numbers, f"{path} ({images})", f"{path} ({labels})")
+    return _convert(pixels, numbers, f"{path} ({images})", f"{path} ({labels})", target)
 
 
-def _convert(images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str) -> Split:
+def _convert(
+    images: np.ndarray, labels: np.ndarray, images_name: str, labels_name: str, target: Target
+) -> Split:
     numbers = labels_of(labels, labels_name)
     if len(images) != len(numbers):
         raise UserError(
             f"{images_name} has {counted(len(images), 'image')}, but {labels_name} has "
             f"{counted(len(numbers), 'label')}"
         )
-    return Split(images_of(images, images_name), numbers)
+    return Split(images_of(images, images_name, target), numbers)
 
 
 def _class_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -7,6 +7,7 @@ import hashlib
 import pickle
 import tarfile
 import warnings
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ _OTHER_FORMS = {
     b"\x89HDF": "HDF5 file",
     b"7z\xbc\xaf": "7z archive",
     b"Rar!": "RAR archive",
+    b"MATLAB": "MATLAB file",
+    b"ARROW1": "file of Apache Arrow",
 }
 
 
@@ -91,12 +94,26 @@ def read_archive(archive: Archive, path: Path) -> Content:
         if hashlib.file_digest(file, algorithm).hexdigest() != checksum:
             size = path.stat().st_size
             problem = f"its {algorithm.upper().replace('SHA', 'SHA-')} differs"
-            if size != archive.size:
+            if not size:
+                problem = "it is empty"
+            elif name := _first_name(archive, path):
+                problem += f", and its first file is {name}"
+            elif size != archive.size:
                 problem += f", and it has {size:,} bytes instead of {archive.size:,}"
             raise _not_official(archive, path, problem)
     with tarfile.open(path) as tar:
         files = {name: tar.extractfile(f"{archive.folder}/{name}") for name in archive.files}
         return _decode(archive, path, {name: file.read() for name, file in files.items() if file})
+
+
+def _first_name(archive: Archive, path: Path) -> str | None:
+    """Return the name of the first file in a tar archive if it is not the official archive."""
+    try:
+        with tarfile.open(path) as tar:
+            name = next((member.name for member in tar if member.isfile()), "none")
+    except (OSError, EOFError, tarfile.TarError, zlib.error):
+        return None
+    return None if name.startswith(f"{archive.folder}/") else name
 
 
 def read_folder(archive: Archive, path: Path) -> Content:
@@ -108,7 +125,9 @@ def read_folder(archive: Archive, path: Path) -> Content:
     nested = path / archive.folder
     path = nested if nested.is_dir() else path
     if missing := [name for name in archive.files if not (path / name).is_file()]:
-        raise _not_official(archive, path, f"{missing[0]} is missing")
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5])
+        content = f"it contains {names}" if names else "it is empty"
+        raise _not_official(archive, path, f"{missing[0]} is missing; {content}")
     return _decode(archive, path, {name: (path / name).read_bytes() for name in archive.files})
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from cifar_jax.data import arrays
 from cifar_jax.data.dataset import Labeled
+from cifar_jax.data.images import DEFAULT_TARGET, Target
 from cifar_jax.errors import UserError, counted
 
 SEVERITIES = 5
@@ -32,7 +33,7 @@ class Corruption(NamedTuple):
     severities: tuple[Labeled, ...]
 
 
-def read(folder: Path) -> Iterator[Corruption]:
+def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
     """Yield the corruptions of a folder. The benchmark's corruptions come first.
 
     All files are checked before the first corruption is yielded. `labels.npy` holds the labels of
@@ -72,7 +73,7 @@ def read(folder: Path) -> Iterator[Corruption]:
             tuple(
                 Labeled(
                     f"{files[name]}, severity {severity}",
-                    arrays.images_of(pixels[name][part], str(files[name])),
+                    arrays.images_of(pixels[name][part], str(files[name]), target),
                     repeated[part],
                     None,
                 )

@@ -16,9 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Labeled, Split
+from cifar_jax.data.dataset import Arrays, Labeled, Split
+from cifar_jax.data.images import DEFAULT_TARGET, Target, ignore_warnings
 from cifar_jax.data.images import decode as decode_image
-from cifar_jax.data.images import ignore_warnings
 from cifar_jax.data.progress import progress
 from cifar_jax.data.records import read_array_record, read_tfrecord
 from cifar_jax.errors import UserError, nearest
@@ -181,7 +181,7 @@ def _check_features(path: Path) -> int | None:
     return int(label["classLabel"]["numClasses"])
 
 
-def source(path: Path, name: str | None = None) -> Source:
+def source(path: Path, name: str | None = None, target: Target = DEFAULT_TARGET) -> Source:
     """Return a tfds folder as a `cache.Source`.
 
     The signature of the source covers the names, sizes and modification times of all files.
@@ -190,6 +190,7 @@ def source(path: Path, name: str | None = None) -> Source:
       path: the folder of one version of a data set.
       name: name of the data set in messages and model cards. None: the name of the folder. Then the
         data set must have names of classes.
+      target: to which size, and how, images are resized.
     """
     folder = inspect(path)
     if not (folder.has_names or name):
@@ -206,31 +207,32 @@ def source(path: Path, name: str | None = None) -> Source:
         notes.append(f"not used: the split {', '.join(unused)}")
     return Source(
         name=name or folder.name,
-        entry=f"{folder.name}-{path_digest(path)}",
+        entry=f"{folder.name}-{path_digest(path)}{target.suffix}",
         signature=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
-        decode=lambda: decode(folder),
+        decode=lambda: decode(folder, target),
         notes=tuple(notes),
     )
 
 
-def labeled(name: str, data_dir: Path) -> Labeled:
+def labeled(name: str, data_dir: Path, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read the test images of a data set that tfds has prepared. The result is not cached.
 
     Args:
       name: see `find`.
       data_dir: the folder of all tfds data sets.
+      target: to which size, and how, images are resized.
 
     Raises:
       UserError: the data set is not prepared, is damaged, or has no test images.
     """
     folder = inspect(find(name, data_dir))
     with progress(f"Decoding {folder.name}", folder.counts[folder.test]) as advance:
-        split = decode_split(folder, folder.test, advance)
+        split = decode_split(folder, folder.test, target, advance)
     notes = (f"evaluated images: the split {folder.test} in {folder.path}",)
     return Labeled(f"tfds:{name}", *split, folder.classes if folder.has_names else None, notes)
 
 
-def decode(folder: TfdsFolder) -> Arrays:
+def decode(folder: TfdsFolder, target: Target = DEFAULT_TARGET) -> Arrays:
     """Decode the images of a tfds folder, in the order of the records.
 
     The images of a split `validation` follow those of the split `train`.
@@ -242,7 +244,7 @@ def decode(folder: TfdsFolder) -> Arrays:
     with progress(
         f"Decoding {folder.name} (once)", sum(folder.counts[n] for n in names)
     ) as advance:
-        splits = {name: decode_split(folder, name, advance) for name in names}
+        splits = {name: decode_split(folder, name, target, advance) for name in names}
     test, train, reserved = splits.pop(folder.test), splits["train"], None
     if validation := splits.get("validation"):
         reserved = len(validation.labels)
@@ -251,7 +253,7 @@ def decode(folder: TfdsFolder) -> Arrays:
 
 
 def decode_split(
-    folder: TfdsFolder, split: str, advance: Callable[[int], None] = lambda count: None
+    folder: TfdsFolder, split: str, target: Target, advance: Callable[[int], None]
 ) -> Split:
     """Decode the images of one split, in the order of the records.
 
@@ -262,7 +264,10 @@ def decode_split(
     """
     read = read_tfrecord if folder.format == "tfrecord" else read_array_record
     total = folder.counts[split]
-    images, labels = np.zeros((total, *IMAGE_SHAPE), np.uint8), np.zeros(total, np.int32)
+    images, labels = (
+        np.zeros((total, target.size, target.size, 3), np.uint8),
+        np.zeros(total, np.int32),
+    )
     for shard, end in zip(
         folder.shards[split],
         np.cumsum([shard.images for shard in folder.shards[split]]),
@@ -272,7 +277,7 @@ def decode_split(
         try:
             with ignore_warnings():
                 for record in read(shard.path):
-                    image, label = _parse(record)
+                    image, label = _parse(record, target)
                     if not 0 <= label < len(folder.classes):
                         raise ValueError(f"label {label} of {len(folder.classes)} classes")
                     if index < end:
@@ -289,13 +294,13 @@ def decode_split(
     return Split(images, labels)
 
 
-def _parse(record: bytes) -> tuple[np.ndarray, int]:
+def _parse(record: bytes, target: Target) -> tuple[np.ndarray, int]:
     """Return the image and the label of a serialized `tf.train.Example`."""
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
     feature = example.features.feature
-    image = decode_image(feature["image"].bytes_list.value[0], "an image")
+    image = decode_image(feature["image"].bytes_list.value[0], "an image", target=target)
     return image, feature["label"].int64_list.value[0]
 
 

@@ -72,7 +72,7 @@ def evaluate_corruptions(
     """
     model = load(path, best=best, custom=custom)
     outputs_of, notes, rows, images = None, (), [], 0
-    for corruption in corruptions.read(folder):
+    for corruption in corruptions.read(folder, model.target):
         pairs = []
         for part in corruption.severities:
             labels, notes = match_labels(model.classes, part._replace(name=str(folder)))

@@ -22,9 +22,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     decode = tfds_folder.decode
 
-    def count(folder: tfds_folder.TfdsFolder) -> Arrays:
+    def count(folder: tfds_folder.TfdsFolder, target: data.Target) -> Arrays:
         paths.append(folder.path)
-        return decode(folder)
+        return decode(folder, target)
 
     monkeypatch.setattr(tfds_folder, "decode", count)
     return paths

@@ -42,6 +42,8 @@ def test_npz_of_keras_and_of_medmnist(tmp_path: Path) -> None:
     assert (first.validation_images, second.validation_images) == (None, 3)
     assert first.fingerprint == second.fingerprint
     np.testing.assert_array_equal(first.test.images, [expected(image) for image in GRAY[9:]])
+    large = data.load(f"npz:{keras}", target=data.Target(64)).test.images
+    assert large.shape == (3, 64, 64, 3)
     assert data.load(f"npz:{keras}").fingerprint == first.fingerprint
     np.savez(keras, x_train=GRAY[:9], y_train=LABELS[:9], x_test=GRAY[:3], y_test=LABELS[9:])
     assert data.load(f"npz:{keras}").fingerprint != first.fingerprint
@@ -148,6 +150,8 @@ def test_sets_that_tfds_has_prepared(data_dir: Path) -> None:
     assert (dataset.name, dataset.classes) == ("tfds:shapes", ("0", "1", "2"))
     assert dataset.validation_images == 3
     np.testing.assert_array_equal(dataset.test.images, [expected(image) for image in GRAY[9:]])
+    original = data.load("tfds:shapes", target=data.Target(28)).test.images
+    np.testing.assert_array_equal(original[..., 0], GRAY[9:])
     assert data.load_labeled("tfds:shapes:1.0.0").classes is None
     with pytest.raises(UserError, match=r"version 2.0.0 .* only 1.0.0"):
         data.load("tfds:shapes:2.0.0")
