@@ -1,9 +1,10 @@
 """Functions that check paths and write files atomically."""
 
+import io
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,15 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     # A file name may contain bytes that are not UTF-8. They are escaped in the JSON text.
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], *, compress: bool = False) -> None:
+    """Write arrays by name to an `.npz` file, atomically."""
+    import numpy as np  # Commands that write no arrays do not need this slow import.
+
+    file = io.BytesIO()
+    (np.savez_compressed if compress else np.savez)(file, **arrays)
+    write_bytes(path, file.getvalue())
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "Split",
     "default_data_dir",
     "import_path",
+    "is_local",
     "load",
     "prepare",
     "split_validation",
@@ -59,6 +60,11 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
         skipped = counted(len(dataset.skipped), "image")
         notes.append(f"skipped {skipped} that cannot be read")
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
+
+
+def is_local(name: str) -> bool:
+    """Return whether `load` needs no download for this data set. It may still raise UserError."""
+    return name != "cifar10" or cifar10.folder(default_data_dir()).exists()
 
 
 def _source(name: str, data_dir: Path | None, skip_bad_images: bool) -> cache.Source:

@@ -12,8 +12,9 @@ from cifar_jax import data
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
 from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.folder import RunFolder
-from cifar_jax.training.evaluation import TTA, loss_and_accuracy
+from cifar_jax.training.evaluation import TTA
 
 DIGITS = data.load("digits")
 DATA = {
