@@ -54,8 +54,6 @@ class Chart(NamedTuple):
     x_ticks: list[Tick]
     y_ticks: list[Tick]
     lines: list[Line]
-    seeds: bool
-    """Whether a line has a band."""
 
     @property
     def description(self) -> str:
@@ -77,17 +75,16 @@ def chart(title: str, groups: Iterable[tuple[str, int, Sequence[Curve]]]) -> Cha
     lines = [_line(name, style, curves) for name, style, curves in drawn]
     values = [v for *_, curves in drawn for curve in curves for v in curve.values()]
     epochs = [epoch for *_, curves in drawn for curve in curves for epoch in curve]
-    left, right = (
-        (min(epochs), max(epochs)) if len({*epochs}) > 1 else (epochs[0] - 1, epochs[0] + 1)
-    )
+    first, last = min(epochs), max(epochs)
+    left, right = (first, last) if first < last else (first - 1, last + 1)
+    marks = [tick for tick in _ticks(left, right, 8) if first <= tick.value <= last]
     bottom, top = _padded(min(values), max(values))
     return Chart(
         title,
         f"{left} {-top:.6g} {right - left} {top - bottom:.6g}",
-        [tick for tick in _ticks(left, right, 6) if tick.value == int(tick.value)],
-        _ticks(bottom, top, 5),
+        [tick for tick in marks if tick.value == int(tick.value)],
+        _ticks(bottom, top, 7),
         lines,
-        any(line.band for line in lines),
     )
 
 
@@ -122,9 +119,9 @@ def _line(name: str, style_number: int, curves: Sequence[Curve]) -> Line:
     high = {epoch: max(curve[epoch] for curve in kept) for epoch in mean}
     low = {epoch: min(curve[epoch] for curve in kept) for epoch in mean}
     band = _path(high) + _path(dict(reversed(low.items()))).replace("M", "L") + "Z"
-    value = number(mean[last])
-    if len(kept) > 1:
-        value += f" ({number(low[last])}–{number(high[last])})"
+    value, ends = _text(mean[last]), (_text(low[last]), _text(high[last]))
+    if ends[0] != ends[1]:
+        value += f" ({'–'.join(ends)})"
     return Line(
         name,
         *style(style_number),
@@ -137,6 +134,10 @@ def _line(name: str, style_number: int, curves: Sequence[Curve]) -> Line:
     )
 
 
+def _text(value: float) -> str:
+    return f"{value:.2f}" if value >= 10 else number(value)
+
+
 def _path(curve: Curve) -> str:
     points = [f"{epoch},{number(-value)}" for epoch, value in curve.items()]
     # A line without a length shows the dot of a single epoch.
@@ -144,7 +145,7 @@ def _path(curve: Curve) -> str:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    margin = 0.06 * (high - low) or 0.1 * abs(high) or 1.0
+    margin = 0.06 * (high - low) or abs(high) or 1.0
     return (max(0.0, low - margin) if low >= 0 else low - margin), high + margin
 
 

@@ -10,7 +10,8 @@ const make = (tag, parent, properties = {}) => {
 for (const table of all("table.sortable")) {
   all("thead th:not([data-fixed])", table).forEach((th) => {
     const button = make("button", th, { type: "button" });
-    button.append(...[...th.childNodes].filter((node) => node !== button));
+    button.append(th.firstChild);
+    th.prepend(button);
     th.ariaSort = "none";
     button.onclick = () => {
       const column = th.cellIndex;
@@ -38,7 +39,7 @@ function ticks(low, high, count) {
   return values;
 }
 const points = (d) => [...d.matchAll(/[ML]([^,]+),([^MLZ]+)/g)].map(([, x, y]) => [+x, -parseFloat(y)]);
-const text = (value) => String(+value.toPrecision(4));
+const text = (value) => (value >= 10 ? value.toFixed(2) : String(+value.toPrecision(4)));
 
 for (const figure of all(".chart")) {
   const frame = figure.querySelector(".frame"), svg = figure.querySelector("svg:not(.key)");
@@ -70,8 +71,8 @@ for (const figure of all(".chart")) {
       if (index < 0) values[i].textContent = rest[i];
       else if (k < 0) values[i].textContent = "–";
       else {
-        const n = line.outline.length, range = n ? ` (${text(line.outline[n - 1 - k][1])}–${text(line.outline[k][1])})` : "";
-        values[i].textContent = text(line.points[k][1]) + range;
+        const n = line.outline.length, ends = n ? [text(line.outline[n - 1 - k][1]), text(line.outline[k][1])] : ["", ""];
+        values[i].textContent = text(line.points[k][1]) + (ends[0] === ends[1] ? "" : ` (${ends.join("–")})`);
       }
     });
   }
@@ -86,10 +87,10 @@ for (const figure of all(".chart")) {
     frame.classList.toggle("zoomed", !reset.hidden);
     svg.setAttribute("viewBox", [left, top, width, height].join(" "));
     all("span", frame).forEach((span) => span.remove());
-    const low = -top - height, labels = ticks(low, -top, 5);
+    const low = -top - height, labels = ticks(low, -top, 7);
     grid.setAttribute("d", labels.map((y) => `M${left},${-y}h${width}`).join(""));
     for (const y of labels) make("span", frame, { className: "y", textContent: +y.toPrecision(6) }).style.bottom = `${(100 * (y - low)) / height}%`;
-    for (const x of ticks(left, left + width, 6).filter(Number.isInteger))
+    for (const x of ticks(left, left + width, 8).filter((x) => Number.isInteger(x) && x >= epochs[0] && x <= epochs.at(-1)))
       make("span", frame, { className: "x", textContent: x }).style.left = `${percent(x)}%`;
     show(-1);
   }
