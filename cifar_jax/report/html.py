@@ -167,11 +167,14 @@ class GroupView:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups and the difference between them."""
+    """Two groups and the differences between them."""
 
     a: GroupView
     b: GroupView
-    result: Comparison
+    validation: Comparison | None
+    """Difference of the validation accuracies. None if it was not measured."""
+    test: Comparison
+    """Difference of the test accuracies."""
 
 
 def page(groups: Sequence[SeedGroup], *, pictures: bool = True) -> str:
@@ -223,11 +226,16 @@ def _pairs(views: Sequence[GroupView]) -> list[Pair]:
     """Return the pairs of groups that can be compared."""
     pairs = []
     for a, b in itertools.combinations(views, 2):
-        try:
-            pairs.append(Pair(a, b, compare(a.group, b.group)))
-        except UserError:  # No seed is finished in both groups, or the images differ.
-            continue
+        if test := _compare(a, b, "test_accuracy"):
+            pairs.append(Pair(a, b, _compare(a, b, "validation_accuracy"), test))
     return pairs
+
+
+def _compare(a: GroupView, b: GroupView, metric: str) -> Comparison | None:
+    try:
+        return compare(a.group, b.group, metric)
+    except UserError:  # No seed is finished in both groups, or the images differ.
+        return None
 
 
 def _scale(pairs: Sequence[Pair]) -> float:
@@ -235,7 +243,7 @@ def _scale(pairs: Sequence[Pair]) -> float:
     values = [
         abs(value)
         for pair in pairs
-        for value in (pair.result.difference, pair.result.low, pair.result.high)
+        for value in (pair.test.difference, pair.test.low, pair.test.high)
         if value is not None
     ]
     return max(values, default=1.0) or 1.0
@@ -267,7 +275,6 @@ def _environment() -> Environment:
         "duration": duration,
         "mean": statistics.fmean,
         "mean_std": mean_std,
-        "pairs": lambda comparison: len(comparison.seeds),
         "place": lambda value, scale: round(50 + 50 * value / scale, 2),
         "progress": progress,
         "short": lambda count: f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,}",
