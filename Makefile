@@ -91,7 +91,7 @@ tpu-check: setup ## Compile every train step for TPUs, without a TPU (EXTRA=tpu)
 	$(BIN)/python -m tools.tpu_check $(ARGS)
 
 test: $(TEST_SETUP) ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser" $(ARGS)
 
 torture: setup ## Kill, stop and damage runs, and compare them with undisturbed runs
 	$(BIN)/python -m tools.torture $(ARGS)

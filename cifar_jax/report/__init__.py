@@ -91,4 +91,5 @@ def _common_folder(paths: Sequence[Path]) -> Path:
     folders = [path if path.is_dir() else path.parent for path in paths or [RUNS]]
     if len(folders) == 1:
         return folders[0]
-    return Path(os.path.relpath(os.path.commonpath([folder.resolve() for folder in folders])))
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

@@ -59,12 +59,12 @@ for (const figure of all(".chart")) {
   const percent = (x) => (100 * (x - left)) / width;
   const cursor = make("div", frame, { className: "cursor", hidden: true });
   const brush = make("div", frame, { className: "brush", hidden: true });
-  const now = make("small", caption), reset = make("button", caption, { type: "button", textContent: "All epochs", hidden: true });
+  const now = caption.querySelector("small"), reset = make("button", caption, { type: "button", textContent: "All epochs", hidden: true });
 
   function show(index) {
     at = index;
     cursor.hidden = index < 0;
-    now.textContent = index < 0 ? "" : `epoch ${epochs[index]}`;
+    now.textContent = index < 0 ? "by epoch" : `epoch ${epochs[index]}`;
     if (index >= 0) cursor.style.left = `${percent(epochs[index])}%`;
     lines.forEach((line, i) => {
       const k = line.points.findIndex(([x]) => x === epochs[index]);
