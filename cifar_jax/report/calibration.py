@@ -16,7 +16,8 @@ class Bin(NamedTuple):
 
     low: float
     high: float
-    count: int
+    answers: int
+    """Number of answers."""
     confidence: float
     """Mean probability of the answers. 0 for an empty bin."""
     accuracy: float
@@ -49,6 +50,6 @@ def calibration_error(bins: list[Bin]) -> float:
 
     This is the mean over the answers of |accuracy - confidence| of their bin.
     """
-    total = sum(entry.count for entry in bins)
-    gaps = sum(entry.count * abs(entry.accuracy - entry.confidence) for entry in bins)
+    total = sum(entry.answers for entry in bins)
+    gaps = sum(entry.answers * abs(entry.accuracy - entry.confidence) for entry in bins)
     return 100 * gaps / total

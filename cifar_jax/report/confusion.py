@@ -12,7 +12,8 @@ class Confused(NamedTuple):
 
     label: int
     answer: int
-    count: int
+    images: int
+    """Number of images."""
     percent: float
     """Share of the images of class `label`."""
 

@@ -34,7 +34,7 @@ class ClassRow(NamedTuple):
 class Cell(NamedTuple):
     """A cell of the confusion matrix."""
 
-    count: int
+    images: int
     text: str
     shade: float
     """Strength of the color, from 0 to 1."""
@@ -69,7 +69,7 @@ class AnswersView:
     @property
     def largest_bin(self) -> int:
         """Number of answers in the largest bin."""
-        return max(entry.count for entry in self.bins)
+        return max(entry.answers for entry in self.bins)
 
 
 def view(answers: Answers, max_pictures: int) -> AnswersView:

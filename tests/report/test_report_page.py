@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ class _Reader(HTMLParser):
         self.sections[self._heading] += data + " "
 
 
-def outputs(run: Path, file: str, split: str, names: list[str], **more: int) -> None:
+def outputs(run: Path, file: str, split: str, names: list[str], **more: Any) -> None:
     """Write logits of 20 images per class, of which one in five has the wrong answer."""
     labels = np.arange(20 * len(names)) % len(names)
     answers = np.where(np.arange(len(labels)) % 5 == 4, (labels + 1) % len(names), labels)

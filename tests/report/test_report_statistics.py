@@ -22,7 +22,7 @@ def test_rows_of_the_confusion_matrix_are_true_classes() -> None:
     assert not percent[4].any()  # No image has the class 4.
     pairs = most_confused(matrix, 3)
     counts = sorted((matrix[i, j] for i in range(5) for j in range(5) if i != j), reverse=True)
-    assert [pair.count for pair in pairs] == counts[:3]
+    assert [pair.images for pair in pairs] == counts[:3]
     assert all(pair.label != pair.answer for pair in pairs)
     assert not most_confused(np.diag([3, 4]), 3)
 
@@ -39,11 +39,11 @@ def test_the_calibration_error_is_the_mean_gap_of_the_bins() -> None:
             gap = abs(correct[inside].mean() - CONFIDENCE[inside].mean())
             expected += 100 * inside.mean() * gap
     bins = reliability(CONFIDENCE, correct)
-    assert [entry.count for entry in bins] == counts
+    assert [entry.answers for entry in bins] == counts
     np.testing.assert_allclose(calibration_error(bins), expected)
     sure = reliability(np.ones(10), np.ones(10, bool))
     assert calibration_error(sure) == 0
-    assert sure[-1].count == 10
+    assert sure[-1].answers == 10
 
 
 def test_the_surest_mistakes_name_each_image_once() -> None:
