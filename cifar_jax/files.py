@@ -28,9 +28,12 @@ def local_path(path: str | Path, source: str = "") -> Path:
     # `Path` removes the second slash of a URL. A drive such as `C:` has only one letter.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
+        advice = "Copy the files to this machine or mount the bucket, and give the local path."
+        if url.lower().startswith("file://"):
+            advice = "Leave out file://."
         raise UserError(
             f"{f'{source}: ' if source else ''}{url} is a URL, and only local paths are accepted. "
-            "Copy the files to this machine or mount the bucket, and give the local path."
+            f"{advice}"
         )
     return Path(path)
 

@@ -28,6 +28,7 @@ _COMMANDS = {
     "train": "Train experiments, or continue them.",
     "evaluate": "Print loss and accuracy of a run.",
     "predict": "Classify images.",
+    "serve": "Classify pictures on a local web page.",
     "export": "Write a trained model as one file.",
     "import-torch": "Convert a PyTorch checkpoint to a run folder.",
     "runs": "List the runs and their state.",

@@ -7,7 +7,7 @@ import them.
 from collections.abc import Callable
 from pathlib import Path
 
-from cifar_jax.data import cache, cifar10, digits, image_folder
+from cifar_jax.data import cache, cifar10, digits, image_folder, layout
 from cifar_jax.data.cifar10 import import_path, prepare
 from cifar_jax.data.dataset import Dataset, Split, split_validation
 from cifar_jax.data.status import status
@@ -19,6 +19,7 @@ __all__ = [
     "DATASETS",
     "Dataset",
     "Split",
+    "check_workdir",
     "default_data_dir",
     "import_path",
     "is_local",
@@ -54,12 +55,21 @@ def load(name: str, *, data_dir: Path | None = None, skip_bad_images: bool = Fal
     """
     dataset = cache.load(_source(name, data_dir, skip_bad_images))
     notes = list(dataset.notes)
+    if name.startswith("folder:"):
+        notes += image_folder.remarks(dataset)
     if dataset.white:
         notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
     if dataset.skipped:
         skipped = counted(len(dataset.skipped), "image")
         notes.append(f"skipped {skipped} that cannot be read")
     return dataset._replace(official=dataset.content == cifar10.CONTENT, notes=tuple(notes))
+
+
+def check_workdir(name: str, workdir: Path) -> None:
+    """Raise UserError if a run folder would be inside a class of the data set `name`."""
+    kind, _, path = name.partition(":")
+    if kind == "folder":
+        layout.check_workdir(Path(path).expanduser().resolve(), workdir.resolve())
 
 
 def is_local(name: str) -> bool:
@@ -74,6 +84,8 @@ def _source(name: str, data_dir: Path | None, skip_bad_images: bool) -> cache.So
     if kind == "folder" and path:
         folder = local_path(path, "data.dataset")
         return image_folder.source(folder, skip_bad_images=skip_bad_images)
+    if "://" in name:
+        local_path(name, "data.dataset")
     hint = f"; did you mean folder:{path or name}?" if "/" in name else nearest(name, DATASETS)
     raise UserError(
         f"there is no data set {name!r}{hint or '.'} Choose {', '.join(DATASETS)}, or folder:PATH "

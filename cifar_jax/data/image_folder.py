@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
+from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Dataset, Split
 from cifar_jax.data.images import SixteenBitError, decode, ignore_warnings
 from cifar_jax.data.layout import Listing, find
 from cifar_jax.data.progress import notice, progress
@@ -26,9 +26,9 @@ from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this number when a change to this module decodes the same files to different arrays.
+# Increase this number when a change decodes the same files to different arrays or refuses them.
 # Cache entries with another number are ignored.
-_VERSION = 3
+_VERSION = 4
 _TEST_FRACTION = 0.2
 # Largest number of unreadable files to name on standard error.
 _MAX_MESSAGES = 10
@@ -88,6 +88,11 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
     ranges = {i: image for i, image in enumerate(images) if isinstance(image, SixteenBitError)}
     if ranges:
         white = _find_white(path, list(ranges.values()))
+        start = 0
+        for name, split in zip(("training", "validation", "test"), splits, strict=True):
+            end = start + len(split)
+            _check_range(path, name, [r for i, r in ranges.items() if start <= i < end], white)
+            start = end
         scaled = _decode_all([paths[i] for i in ranges], white, lambda count: None)
         for i, image in zip(ranges, scaled, strict=True):
             images[i] = image
@@ -108,18 +113,42 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
     for label, name in enumerate(listing.classes):
         if label not in train.labels:
             raise UserError(f"no training image of the class {name} in {path} can be read")
+    for name, files, split in (
+        ("validation", listing.validation, validation),
+        ("test", listing.test, test),
+    ):
+        if files and not len(split.labels):
+            raise UserError(f"no {name} image in {path} can be read")
     if listing.test is None:
         train, test = _hold_out(train, len(listing.classes))
         if not len(test.labels):
             raise UserError(
-                f"{path} has too few images to hold out some for the test. Add images, or arrange "
-                f"them as {path}/train/CLASS/* and {path}/test/CLASS/*."
+                f"{path} has too few different images to hold out some for the test. Add images, "
+                f"or arrange them as {path}/train/CLASS/* and {path}/test/CLASS/*."
             )
     reserved = None
     if listing.validation is not None:
         reserved = len(validation.labels)
         train = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
     return Arrays(listing.classes, train, test, reserved, white, errors)
+
+
+def remarks(dataset: Dataset) -> list[str]:
+    """Return lines for the log about classes without test images and copies of images."""
+    lines = []
+    end = len(dataset.train.labels) - (dataset.validation_images or 0)
+    validation = dataset.train.labels[end:]
+    for name, labels in (("validation", validation), ("test", dataset.test.labels)):
+        missing = [c for i, c in enumerate(dataset.classes) if i not in labels]
+        if missing and len(labels):
+            more = ", …" if len(missing) > 20 else ""
+            lines.append(f"classes without {name} images: {', '.join(missing[:20])}{more}")
+    known = {image.tobytes() for image in dataset.train.images}
+    copies = sum(image.tobytes() in known for image in dataset.test.images)
+    if copies:
+        total = counted(len(dataset.test.labels), "test image")
+        lines.append(f"{copies:,} of {total} are copies of training or validation images")
+    return lines
 
 
 def _decode_all(
@@ -165,10 +194,31 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
     return white
 
 
+def _check_range(path: Path, name: str, ranges: Sequence[SixteenBitError], white: int) -> None:
+    """Raise UserError if most 16-bit images of a split would be black. Report dark images.
+
+    Args:
+      path: the folder.
+      name: name of the split.
+      ranges: the 16-bit images of the split.
+      white: the value of white.
+    """
+    dark = [image for image in ranges if 0 < image.top < _MIN_RANGE * white]
+    if not dark:
+        return
+    text = (
+        f"{len(dark):,} of {counted(len(ranges), '16-bit image')} for {name} in {path} have no "
+        f"value above {max(image.top for image in dark)}, but white is {white} in this data set"
+    )
+    if 2 * len(dark) > len(ranges):
+        raise UserError(f"{text}: save all images with the same range, or with 8 bits per channel")
+    notice(f"{text}, so they are almost black; the first is {dark[0].name}")
+
+
 def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool) -> None:
     """Name unreadable images on standard error. Raise UserError if `skip_bad_images` is False."""
     for error in errors[:_MAX_MESSAGES]:
-        notice(error)
+        notice(" ".join(error.split()))
     if len(errors) > _MAX_MESSAGES:
         notice(f"… and {len(errors) - _MAX_MESSAGES:,} more")
     if skip_bad_images:
@@ -176,7 +226,10 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
     file = cache_dir() / f"unreadable-{path.name}-{path_digest(path)}.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, "".join(f"{error}\n" for error in errors).encode(errors="replace"))
+        write_bytes(
+            file,
+            "".join(f"{' '.join(error.split())}\n" for error in errors).encode(errors="replace"),
+        )
         place = f"all are listed in {file}"
     except OSError:
         place = "see above"

@@ -44,6 +44,7 @@ class SixteenBitError(UserError):
     """A gray 16-bit image cannot be converted, because the value of white is unknown.
 
     Attributes:
+      name: name of the image.
       low: 1st percentile of the pixel values.
       high: 99th percentile of the pixel values.
       top: largest pixel value.
@@ -52,6 +53,7 @@ class SixteenBitError(UserError):
     def __init__(self, name: str, values: np.ndarray) -> None:
         self.low, self.high = (float(v) for v in np.percentile(values, (1, 99)))
         self.top = int(values.max())
+        self.name = name
         super().__init__(
             f"{name} has 16-bit values of at most {self.top}, and the value of white is unknown: "
             "save it with 8 bits per channel"
@@ -82,15 +84,15 @@ def is_image(path: str) -> bool:
 def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     """Yield the files in a folder and its subfolders, sorted by path.
 
-    Hidden files and files that an operating system added are skipped. Links to folders are not
-    followed.
+    Hidden files, files that an operating system added, and pipes are skipped. Links to folders are
+    yielded, but not followed.
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not is_junk(entry.name)]
     for entry in sorted(visible, key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from walk(entry.path)
-        elif not entry.is_dir():
+        elif entry.is_symlink() or entry.is_file():
             yield entry
 
 
@@ -102,8 +104,8 @@ def read_image(
     Args:
       source: path of a file, or the content of a file.
       name: name of the image in error messages. The default is the path.
-      white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255, and an image
-        without values above 4095 is refused, because it would look black.
+      white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255. An image with
+        larger values is refused, and so is an image that uses less than a sixteenth of the values.
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
@@ -111,11 +113,16 @@ def read_image(
     """
     with ignore_warnings():
         try:
-            return decode(source, name, white)
+            return decode(source, name)
         except SixteenBitError as error:
-            if 0 < error.top <= _MAX_DARK:
+            if white and not (error.top <= white and (not error.top or error.top * 16 > white)):
+                raise UserError(
+                    f"{error.name} has 16-bit values of at most {error.top}, but the value of "
+                    f"white in the training images is {white}: save it with 8 bits per channel"
+                ) from None
+            if not white and 0 < error.top <= _MAX_DARK:
                 raise
-            return decode(source, name, 65535)
+            return decode(source, name, white or 65535)
 
 
 @contextlib.contextmanager
@@ -167,6 +174,10 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
     except Image.DecompressionBombError as error:
         raise too_large from error
     except Image.UnidentifiedImageError as error:
+        if content.startswith(b"version https://git-lfs"):
+            raise UserError(
+                f"{name} is a pointer of Git LFS, not the image: get it with `git lfs pull`"
+            ) from error
         if content.startswith(_TIFF):
             raise UserError(
                 f"{name} is a TIFF of a kind that cannot be read: save it as PNG"

@@ -36,7 +36,7 @@ def find(words: Sequence[str]) -> list[str | UserError]:
         if word == "-" or path.is_file():
             files.append(word)
         elif path.is_dir():
-            images = [entry.path for entry in walk(path) if is_image(entry.path)]
+            images = [e.path for e in walk(path) if not e.is_dir() and is_image(e.path)]
             files += images or [UserError(f"the folder {word} contains no image files")]
         elif "://" in word:
             files.append(UserError(f"{word} is a web address: download the image first"))

@@ -12,7 +12,7 @@ from cifar_jax import config as configs
 from cifar_jax import devices, distributed
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
-from cifar_jax.data import load
+from cifar_jax.data import check_workdir, load
 from cifar_jax.errors import UserError, counted
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
@@ -104,6 +104,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
     with ExitStack() as stack:
 
         def lock() -> None:
+            check_workdir(setup.config.data.dataset, request.workdir)
             stack.enter_context(
                 folders.open_run_folder(
                     request.workdir,
