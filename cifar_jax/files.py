@@ -1,13 +1,12 @@
 """Functions that check paths and write files atomically."""
 
-import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cifar_jax.errors import UserError
 
@@ -67,18 +66,22 @@ def write_arrays(path: Path, arrays: Mapping[str, Any], *, compress: bool = Fals
     """Write arrays by name to an `.npz` file, atomically."""
     import numpy as np  # Commands that write no arrays do not need this slow import.
 
-    file = io.BytesIO()
-    (np.savez_compressed if compress else np.savez)(file, **arrays)
-    write_bytes(path, file.getvalue())
+    save = np.savez_compressed if compress else np.savez
+    write_file(path, lambda file: save(file, **arrays))
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: `path` always holds the complete old or the complete new content."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file atomically, as `write_bytes` does. `write` writes to the open file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):
             with temporary.open("wb") as file:
-                file.write(content)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())  # Otherwise `path` could be empty after a power cut.
             temporary.replace(path)

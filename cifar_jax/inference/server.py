@@ -50,7 +50,7 @@ def application(model: Classifier, name: str) -> Starlette:
     lock = threading.Lock()  # Predictions use all cores, so they run one after the other.
 
     def answer(content: bytes) -> dict[str, Any]:
-        pixels = read_image(content, "The file", model.card.white)
+        pixels = read_image(content, "The file", model.card.white, model.target)
         with lock:
             probabilities = model.predict(pixels[None])[0]
             maps = attention_maps(model, pixels) if isinstance(model, TrainedNetwork) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Iterable
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,9 @@ class MissingImagesError(Exception):
 
 
 def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
-    """Return images of a run's validation or test split as data URIs of PNG files.
+    """Return images of a run's validation or test split as data URIs.
+
+    Images of up to 48x48 pixels are PNG files. Larger ones are shrunk to 96x96 pixels, as JPEG.
 
     Args:
       run: the run and its labels, which are compared with the labels of the data set.
@@ -34,7 +36,10 @@ def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
     """
     settings = run.run.settings
     name = settings.get("data.dataset", "cifar10")
-    dataset = _load(name, bool(settings.get("data.skip_bad_images")))
+    size = settings.get("data.image_size", data.DEFAULT_TARGET.size)
+    crop = settings.get("data.center_crop", data.DEFAULT_TARGET.center_crop)
+    skip = bool(settings.get("data.skip_bad_images"))
+    dataset = _load(name, skip, data.Target(size, crop))
     if dataset.fingerprint != run.run.data_sha256:
         raise MissingImagesError(
             f"{dataset.name} on this machine has other images, or the same images in another order"
@@ -44,11 +49,11 @@ def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
         found = data.split_validation(dataset.train, len(run.labels))[1]
     if not np.array_equal(found.labels, run.labels):
         raise MissingImagesError(f"{dataset.name} on this machine has other labels")
-    return [png(found.images[image]) for image in images]
+    return [_thumbnail(found.images[image]) for image in images]
 
 
-@cache
-def _load(name: str, skip_bad_images: bool) -> data.Dataset:
+@lru_cache(maxsize=1)
+def _load(name: str, skip_bad_images: bool, target: data.Target) -> data.Dataset:
     if not data.is_local(name):
         raise MissingImagesError(
             "CIFAR-10 is not on this machine: run `cifar-jax data prepare`, then this report again"
@@ -57,7 +62,7 @@ def _load(name: str, skip_bad_images: bool) -> data.Dataset:
     if name.startswith("folder:") and not folder.is_dir():
         raise MissingImagesError("the folder of images was moved or deleted")
     try:
-        return data.load(name, skip_bad_images=skip_bad_images)
+        return data.load(name, skip_bad_images=skip_bad_images, target=target)
     except UserError as error:
         raise MissingImagesError(str(error)) from None
 
@@ -78,6 +83,17 @@ def heat_map(percent: np.ndarray) -> str:
     pixels[diagonal, diagonal, :3] = BLUE
     pixels[diagonal, diagonal, 3] = 255 * np.sqrt(np.diag(percent) / 100)
     return png(pixels)
+
+
+def _thumbnail(pixels: np.ndarray) -> str:
+    if max(pixels.shape) <= 48:
+        return png(pixels)
+    from PIL import Image
+
+    image, file = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    image.thumbnail((96, 96))
+    image.save(file, "JPEG", quality=80, optimize=True)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def png(pixels: np.ndarray) -> str:

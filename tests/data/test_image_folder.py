@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from synthetic_cifar import png_with_size
 
 from cifar_jax import data
@@ -417,3 +417,42 @@ def test_a_run_finds_its_images_after_they_were_moved(
     capsys.readouterr()
     assert train(str(moved)) == 2
     assert "was started with other images of folder:pets" in capsys.readouterr().err
+
+
+def test_images_have_the_target_size_and_the_split_is_the_same_for_every_size(
+    tmp_path: Path,
+) -> None:
+    for name in ("cat", "dog"):
+        fill(tmp_path / "pets" / name, 10)
+    files = sorted((tmp_path / "pets").rglob("*.png"))
+    copied = tmp_path / "pets" / "cat" / "copy.png"
+    shutil.copy(files[0], copied)
+
+    def fitted(file: Path, size: int, center_crop: bool) -> bytes:
+        with Image.open(file) as image:
+            bicubic = Image.Resampling.BICUBIC
+            whole = image.resize((size, size), bicubic)
+            return (ImageOps.fit(image, (size, size), bicubic) if center_crop else whole).tobytes()
+
+    def names(split: data.Split, size: int, center_crop: bool) -> list[str]:
+        by_pixels = {fitted(file, size, center_crop): str(file) for file in files}
+        return [by_pixels[image.tobytes()] for image in split.images]
+
+    default = load(tmp_path / "pets")
+    expected = [names(split, 32, True) for split in (default.train, default.test)]
+    # The second round reads the cache.
+    for size, center_crop in [(64, True), (48, False), (32, False), (32, True)] * 2:
+        target = data.Target(size, center_crop)
+        dataset = data.load(f"folder:{tmp_path / 'pets'}", target=target)
+        assert dataset.image_shape == (size, size, 3)
+        splits = dataset.train, dataset.test
+        assert [names(split, size, center_crop) for split in splits] == expected
+        assert dataset.train.labels.tolist() == default.train.labels.tolist()
+    assert data.load(f"folder:{tmp_path / 'pets'}").fingerprint == default.fingerprint
+
+
+def test_a_data_set_of_arrays_refuses_another_size() -> None:
+    with pytest.raises(UserError, match="image_size is 64, but digits has images of 32 × 32"):
+        data.load("digits", target=data.Target(64))
+    with pytest.raises(UserError, match="center_crop has no effect on digits"):
+        data.load("digits", target=data.Target(center_crop=False))

@@ -16,7 +16,7 @@ from run_folders import MakeRun, change, write_outputs
 
 from cifar_jax import data
 from cifar_jax.errors import UserError
-from cifar_jax.report import html
+from cifar_jax.report import html, pictures
 from cifar_jax.report.groups import collect
 from cifar_jax.runs.reading import read_runs
 
@@ -27,6 +27,8 @@ DIGITS = {"data.dataset": "digits"}
 
 @pytest.fixture
 def page(tmp_path: Path) -> Page:
+    pictures._load.cache_clear()
+
     def make(**options: bool) -> str:
         return html.page(collect(read_runs([tmp_path / "runs"])), **options)
 
