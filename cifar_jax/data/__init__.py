@@ -24,6 +24,7 @@ from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import counted
 
 __all__ = [
+    "DEFAULT_TARGET",
     "SOURCES",
     "Dataset",
     "Labeled",
@@ -32,6 +33,7 @@ __all__ = [
     "check_workdir",
     "default_data_dir",
     "import_path",
+    "is_local",
     "load",
     "load_labeled",
     "prepare",
@@ -107,6 +109,12 @@ def load_labeled(
         return entry.labeled(request)
     dataset = load(name, data_dir=data_dir, target=target)
     return Labeled(name, *dataset.test, dataset.classes)
+
+
+def is_local(name: str) -> bool:
+    """Return whether `load` needs no download for this data set. It may still raise UserError."""
+    archive = _ARCHIVES.get(name)
+    return not archive or cifar_prepare.folder(archive.ARCHIVE, default_data_dir()).exists()
 
 
 def prepare(name: str = "cifar10", data_dir: Path | None = None) -> Path:

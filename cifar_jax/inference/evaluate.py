@@ -14,8 +14,9 @@ from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.inference.scores import Scores, score
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.folder import RunFolder
-from cifar_jax.training.evaluation import Outputs, compile_logits, loss_and_accuracy
+from cifar_jax.training.evaluation import Outputs, compile_logits
 
 BATCH_SIZE = 500
 """Number of images per batch. It equals the default of the setting `train.eval_batch_size`."""
@@ -166,9 +167,8 @@ def quick_accuracy(model: Classifier) -> float | None:
     The result is None if the model has other classes or another image size, or if CIFAR-10 is not
     on this machine.
     """
-    prepared = cifar10.folder(data.default_data_dir()).exists()
     is_cifar = model.classes == cifar10.CLASSES and model.image_shape == models.IMAGE_SHAPE
-    if not is_cifar or not prepared:
+    if not is_cifar or not data.is_local("cifar10"):
         return None
     test = data.load("cifar10").test
     return loss_and_accuracy(model.logits(test.images[:1000]), test.labels[:1000])[1]

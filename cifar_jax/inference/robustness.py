@@ -9,7 +9,7 @@ from cifar_jax import models
 from cifar_jax.data import corruptions
 from cifar_jax.inference.evaluate import compile_outputs, match_labels
 from cifar_jax.inference.load import load
-from cifar_jax.training.evaluation import loss_and_accuracy
+from cifar_jax.logits import loss_and_accuracy
 
 
 class CorruptionScores(NamedTuple):

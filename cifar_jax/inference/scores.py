@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.training.evaluation import Outputs, loss_and_accuracy, softmax
-
-_BINS = 15  # Number of bins of the calibration error, as in C. Guo et al., arXiv:1706.04599.
+from cifar_jax.calibration import calibration_error, reliability
+from cifar_jax.logits import loss_and_accuracy, softmax
+from cifar_jax.training.evaluation import Outputs
 
 
 class ClassScores(NamedTuple):
@@ -74,7 +74,9 @@ def score(outputs: Outputs, labels: np.ndarray, classes: tuple[str, ...]) -> Sco
         balanced_accuracy=float(np.mean(recalls)),
         macro_f1=float(np.mean(f1s)),
         top5_accuracy=top5,
-        calibration_error=_calibration_error(softmax(logits), labels),
+        calibration_error=calibration_error(
+            reliability(softmax(logits).max(-1), logits.argmax(-1) == labels)
+        ),
         classes=per_class,
     )
 
@@ -100,12 +102,3 @@ def _class_scores(
         )
         for name, n, a, right in zip(classes, images, answered, correct, strict=True)
     )
-
-
-def _calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean distance between confidence and accuracy over bins of confidence, in %."""
-    confidence = probabilities.max(-1)
-    correct = probabilities.argmax(-1) == labels
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=_BINS)
-    return float(100 * np.abs(gaps).sum() / len(labels))

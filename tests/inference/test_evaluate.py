@@ -15,8 +15,9 @@ from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
 from cifar_jax.inference.evaluate import evaluate, match_labels
 from cifar_jax.inference.scores import score
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.folder import RunFolder
-from cifar_jax.training.evaluation import TTA, Outputs, loss_and_accuracy
+from cifar_jax.training.evaluation import TTA, Outputs
 
 DIGITS = data.load("digits")
 DATA = {
