@@ -73,7 +73,7 @@ def import_torch(
     options = dict(zip(("mean", "std"), _NORMALIZATIONS[normalization], strict=False))
     options |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     folder = workdir or Path("runs") / f"{model}-imported" / "seed0"
-    network = import_torch(
+    network, key, ignored = import_torch(
         file,
         model,
         folder,
@@ -90,6 +90,10 @@ def import_torch(
         f"Assumed, because weights do not show it: {'' if stem_pool else 'no '}max-pooling after "
         f"the first convolution, which has stride 1; ReLU; mean {mean_text}; std {std_text}"
     )
+    if ignored:
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        source = f"Used the state dict {key}. " if key else ""
+        click.echo(f"{source}Ignored in {file}: {', '.join(ignored[:5])}{more}")
     accuracy = quick_accuracy(network)
     if accuracy is None:
         click.echo("Accuracy not measured: CIFAR-10 is not on this machine, or the classes differ")
