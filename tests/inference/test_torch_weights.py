@@ -20,6 +20,7 @@ from safetensors.numpy import save_file
 
 import cifar_jax
 from cifar_jax import cli, data
+from cifar_jax.config import Model
 from cifar_jax.data import Split, cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
@@ -94,6 +95,15 @@ def test_the_command_writes_a_run_folder_that_others_read(
     result = evaluate(run)
     assert (result.images, result.epoch) == (360, 0)
     assert 0 <= result.accuracy < 40
+
+
+def test_a_network_without_the_pooling_of_its_pretrained_weights_is_refused(tmp_path: Path) -> None:
+    save_file(state_dict("resnet10", "stem-pool"), tmp_path / "weights.safetensors")
+    run = tmp_path / "run"
+    import_torch(tmp_path / "weights.safetensors", "resnet10", run, stem_pool=True)
+    assert weights(run, Model(name="resnet10", arguments={"stem_pool": True}))
+    with pytest.raises(UserError, match=r"trained with stem_pool True, but .* stem_pool not set"):
+        weights(run, Model(name="resnet10"))
 
 
 @pytest.mark.parametrize("prefix", ["", "net.", "_orig_mod.student.module."])
