@@ -68,11 +68,12 @@ def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
     The shapes of the weights do not show, for example, the pooling after the first layer.
     """
     before, now = (
-        {"pooling": network.pooling, **network.arguments} for network in (trained, wanted)
+        models.create(network.name, pooling=network.pooling, **network.arguments)
+        for network in (trained, wanted)
     )
-    for option in sorted(before | now):
-        if before.get(option) != now.get(option):
-            had, has = before.get(option, "not set"), now.get(option, "not set")
+    for option in ("pooling", *sorted(trained.arguments | wanted.arguments)):
+        had, has = getattr(before, option, None), getattr(now, option, None)
+        if had != has:
             name = option if option == "pooling" else f"arguments[{option!r}]"
             raise UserError(
                 f"the weights of train.init_from={path} were trained with {option} {had}, but "
