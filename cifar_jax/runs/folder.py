@@ -218,11 +218,16 @@ def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
         owner.setdefault(setting["name"].rpartition(".")[2], setting["name"])
     last = {name: name.rpartition(".")[2] for name in changes}
     short = {name: part if owner.get(part) == name else name for name, part in last.items()}
-    text = ",".join(f"{short[name]}={value}" for name, value in changes.items())
+    text = ",".join(f"{short[name]}={_short(value)}" for name, value in changes.items())
     text = re.sub(r"[^\w.,=+@-]+", "-", text)
     if len(text) > 80:
         text = f"{text[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"{experiment}@{text}"
+
+
+def _short(value: Any) -> str:
+    """Return a value without `.0`. Other values keep the text of existing folder names."""
+    return configs.as_text(value) if isinstance(value, float) else str(value)
 
 
 def _lines(rows: list[MetricsRow]) -> bytes:

@@ -19,6 +19,7 @@ from cifar_jax.runs.schemas import CodeCard, DataCard, LayerRow, ModelCard, Netw
 from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import params_sha256
 from cifar_jax.training.setup import Setup
+from cifar_jax.user_modules import late_modules
 
 
 def make_card(
@@ -36,7 +37,8 @@ def make_card(
     code = None
     if custom.file:
         digest = code_digest(custom.source)
-        code = CodeCard(file=custom.file.name, sha256=digest, modules=dict(custom.modules))
+        modules = {**custom.modules, **late_modules(custom.loaded)}
+        code = CodeCard(file=custom.file.name, sha256=digest, modules=modules)
     return ModelCard(
         experiment=request.experiment,
         seed=request.seed,
