@@ -120,8 +120,8 @@ def load(path: Path, custom: models.CustomModel | None = None) -> Classifier:
     return TrainedNetwork(*_read_safetensors(path), path, custom)
 
 
-def weights(path: Path) -> dict[str, Any]:
-    """Return the variables in a safetensors file of any network.
+def weights(path: Path) -> tuple[ModelCard, dict[str, Any]]:
+    """Return the model card and the variables in a safetensors file of any network.
 
     Raises:
       UserError: the file has another format or is damaged.
@@ -131,7 +131,7 @@ def weights(path: Path) -> dict[str, Any]:
             f"{path} is a StableHLO file, whose weights cannot be read: use a run folder or a "
             "safetensors file"
         )
-    return _read_safetensors(path)[1]
+    return _read_safetensors(path)
 
 
 def _is_stablehlo(path: Path) -> bool:

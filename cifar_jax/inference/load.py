@@ -11,6 +11,7 @@ from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import existing_run_folder
 from cifar_jax.runs.schemas import ModelCard, Result, SavedState
+from cifar_jax.training.freezing import Pretrained
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Folder of small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
@@ -43,8 +44,8 @@ def load(
     return exports.load(file, custom)
 
 
-def weights(path: str | Path) -> dict[str, Any]:
-    """Return the variables of a trained model with any network.
+def pretrained(path: str | Path) -> Pretrained:
+    """Return the variables and the classes of a trained model with any network.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
@@ -54,7 +55,9 @@ def weights(path: str | Path) -> dict[str, Any]:
         variables.
     """
     path = local_path(path)
-    return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
+    read = read_run if path.is_dir() else exports.weights
+    card, variables = read(path if path.is_dir() else _find_file(path))
+    return Pretrained(variables, tuple(card.classes))
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:

@@ -74,6 +74,11 @@ def make(config: Config, images: int, image_size: int) -> Plan:
     return Plan(tuple(epochs))
 
 
+def suggested_batch_size(images: int) -> int:
+    """Return the largest power of two that gives at least 20 steps per epoch, or 1."""
+    return 1 << max((images // 20).bit_length() - 1, 0)
+
+
 def _variant(config: Config, image_size: int, progress: float) -> StepVariant:
     """Return the variant of an epoch. `progress` is the fraction of all epochs before it."""
     default = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))

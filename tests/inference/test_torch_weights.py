@@ -22,7 +22,7 @@ from cifar_jax import cli, data
 from cifar_jax.data import Split, cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
-from cifar_jax.inference.load import weights
+from cifar_jax.inference.load import pretrained
 from cifar_jax.inference.state_dict import read_state_dict
 from cifar_jax.inference.torch_weights import import_torch
 
@@ -87,7 +87,7 @@ def test_the_command_writes_a_run_folder_that_others_read(
     assert (card.mean, card.std) == ([0.5] * 3, [0.5] * 3)
     assert (card.imported_from, card.model.arguments) == (file.name, {"stem_pool": True})
     assert sum(layer.parameters for layer in card.layers) == 4_903_242
-    assert weights(run)["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
+    assert pretrained(run).variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
     config = run / "config.json"
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
     result = evaluate(run)
@@ -272,7 +272,7 @@ def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
 ) -> None:
     file = tmp_path / "weights.bin"
     torch.save(network, file, _use_new_zipfile_serialization=not is_legacy)
-    for load in (cifar_jax.load, weights):
+    for load in (cifar_jax.load, pretrained):
         with pytest.raises(UserError, match="is a PyTorch file: convert it with `cifar-jax import"):
             load(file)
     with pytest.raises(UserError, match=r"holds a whole .*, not its weights"):
