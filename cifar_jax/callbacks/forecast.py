@@ -107,7 +107,7 @@ def duration(seconds: float) -> str:
     >>> duration(42), duration(150), duration(3 * 3600)
     ('42 seconds', '2.5 minutes', '3 hours')
     """
-    if round(seconds) < 60:
+    if round(seconds) < 90:
         return counted(max(round(seconds), 1), "second")
     unit, value = ("minute", seconds / 60) if seconds < 5400 else ("hour", seconds / 3600)
     text = f"{value:.2g}" if value < 100 else f"{value:,.0f}"

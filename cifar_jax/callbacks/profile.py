@@ -27,7 +27,7 @@ class Profile(Callback):
     The steps are already compiled when the trace begins. Only the main process writes a trace.
 
     Args:
-      folder: the folder, which is created.
+      folder: the folder, which is created when the trace begins.
       line: function that writes a line about the trace.
 
     Raises:
@@ -41,8 +41,10 @@ class Profile(Callback):
         self._step = 0
         self._written = False
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
+            # Create nothing yet, because the run may be refused.
+            above = folder.absolute()
+            existing = next(path for path in (above, *above.parents) if path.exists())
+            with tempfile.TemporaryFile(dir=existing):
                 pass
         except OSError as error:
             raise UserError(

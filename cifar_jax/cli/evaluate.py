@@ -23,7 +23,7 @@ from cifar_jax.errors import UserError
     show_default=True,
     help="Images to evaluate on.",
 )
-@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
+@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
 @click.option(
     "--set",
     "settings",

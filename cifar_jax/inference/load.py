@@ -25,7 +25,7 @@ def load(
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. From a
         run folder, only the weights of one checkpoint are read.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package. Code in a run folder is
         never executed.
 

@@ -16,7 +16,7 @@ from cifar_jax.callbacks.metrics_file import MetricsFile
 from cifar_jax.callbacks.progress import Progress
 from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.callbacks.tensorboard import TensorBoard
-from cifar_jax.errors import Stopped, counted
+from cifar_jax.errors import Stopped
 from cifar_jax.runs import best_epoch
 from cifar_jax.runs.schemas import MetricsRow, Result
 from cifar_jax.training import start
@@ -83,9 +83,8 @@ def train(
                 for epoch in setup.plan.remaining(int(state.epoch)):
                     if stops_early(context):
                         progress.line(
-                            f"early stopping after epoch {epoch.number}, because the validation "
-                            f"{setup.config.train.best_by} was best "
-                            f"{counted(setup.config.train.early_stopping, 'epoch')} earlier"
+                            f"early stopping after epoch {epoch.number}: the best epoch is "
+                            f"{epoch.number - epochs_since_best(context)}"
                         )
                         break
                     context.epoch = epoch
@@ -119,13 +118,18 @@ def train(
 
 def stops_early(context: RunContext) -> bool:
     """Return whether the setting `train.early_stopping` ends the run before the next epoch."""
-    settings = context.setup.config.train
-    if settings.early_stopping is None or not context.rows:
+    patience = context.setup.config.train.early_stopping
+    if patience is None or not context.rows:
         return False
-    epochs = best_epoch.epochs_without_improvement(context.rows, settings.best_by)
     # The metrics may differ by rounding errors between processes.
-    (stops,) = distributed.all_max(epochs >= settings.early_stopping)
+    (stops,) = distributed.all_max(epochs_since_best(context) >= patience)
     return bool(stops)
+
+
+def epochs_since_best(context: RunContext) -> int:
+    """Return the number of completed epochs since the best epoch."""
+    best_by = context.setup.config.train.best_by
+    return best_epoch.epochs_without_improvement(context.rows, best_by)
 
 
 def train_epoch(
