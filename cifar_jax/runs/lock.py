@@ -45,3 +45,20 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
             f"{path} is on a file system without file locks ({error}). Mount it with locks, or "
             "choose a --workdir on another file system."
         ) from None
+
+
+def is_locked(path: Path) -> bool:
+    """Return whether a process trains in a run folder.
+
+    A lock file that cannot be opened, for example in a read-only folder, counts as not locked.
+    """
+    file = path / ".lock"
+    if not file.exists():
+        return False
+    try:
+        with filelock.FileLock(file).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False

@@ -40,11 +40,12 @@ def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
 
 
 def _read_tree(path: Path) -> list[RunRecord]:
-    runs = [run for folder in _run_folders(path) if (run := _read_folder(folder))]
+    runs = [run for folder in run_folders(path) if (run := read_folder(folder))]
     return runs or read_records(path)
 
 
-def _run_folders(path: Path) -> Iterator[Path]:
+def run_folders(path: Path) -> Iterator[Path]:
+    """Yield `path` or the folders in it, at any depth, that are run folders."""
     for folder, subfolders, files in os.walk(path):
         subfolders.sort()
         if "config.json" in files:
@@ -52,8 +53,12 @@ def _run_folders(path: Path) -> Iterator[Path]:
             yield Path(folder)
 
 
-def _read_folder(path: Path) -> RunRecord | None:
-    """Return the run in a folder, or None if its weights were imported, not trained."""
+def read_folder(path: Path) -> RunRecord | None:
+    """Return the run in a folder, or None if its weights were imported, not trained.
+
+    Raises:
+      UserError: a file of the run cannot be read.
+    """
     card_file, result_file = path / "model.json", path / "result.json"
     card = read(card_file, ModelCard) if card_file.exists() else None
     if card and card.imported_from is not None:

@@ -53,7 +53,8 @@ def check(config: Config, custom: CustomParts) -> None:
                 f"{list(factor.shape)}: it must return one number"
             )
     if custom.augmentation:
-        images = jax.ShapeDtypeStruct((config.batch_size, *models.IMAGE_SHAPE), jnp.uint8)
+        shape = models.image_shape(config.data.image_size)
+        images = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.uint8)
         augment = partial(custom.augmentation, **config.data.arguments)
         changed = _call(
             custom,

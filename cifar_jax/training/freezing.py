@@ -33,16 +33,20 @@ class Frozen(NamedTuple):
     """Paths of the BatchNorm layers in inference mode, such as `bn1`."""
 
 
-def last_layer(model: nn.Module) -> str:
+def last_layer(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> str:
     """Return the path of the only layer whose shape depends on the number of classes.
+
+    Args:
+      model: the network.
+      image_size: height and width of the images in pixels.
 
     Raises:
       UserError: there are several such layers.
     """
     number: int = getattr(model, "num_classes")  # noqa: B009
+    networks = [model.clone(num_classes=number + more) for more in (0, 1)]
     shapes = [
-        flatten_dict(models.variable_shapes(model.clone(num_classes=number + more))["params"])
-        for more in (0, 1)
+        flatten_dict(models.variable_shapes(network, image_size)["params"]) for network in networks
     ]
     layers = {"/".join(path[:-1]) for path, leaf in shapes[0].items() if leaf != shapes[1][path]}
     if len(layers) != 1:
@@ -53,20 +57,25 @@ def last_layer(model: nn.Module) -> str:
     return layers.pop()
 
 
-def frozen(model: nn.Module, freeze: str | None) -> Frozen:
+def frozen(model: nn.Module, freeze: str | None, image_size: int = models.IMAGE_SHAPE[0]) -> Frozen:
     """Return the part of a network that the setting `train.freeze` names.
+
+    Args:
+      model: the network.
+      freeze: the setting `train.freeze`.
+      image_size: height and width of the images in pixels.
 
     Raises:
       UserError: a pattern matches no layer, or no parameter remains to be trained.
     """
     if freeze is None:
         return Frozen()
-    shapes = models.variable_shapes(model)
+    shapes = models.variable_shapes(model, image_size)
     params = {"/".join(path) for path in flatten_dict(shapes["params"])}
     statistics = {"/".join(path) for path in flatten_dict(shapes.get("batch_stats", {}))}
     paths = params | statistics
     if freeze == "backbone":
-        last = f"{last_layer(model)}/"
+        last = f"{last_layer(model, image_size)}/"
         chosen = {path for path in paths if not path.startswith(last)}
     else:
         chosen = set()
@@ -86,7 +95,7 @@ def frozen(model: nn.Module, freeze: str | None) -> Frozen:
             "or use train.freeze=backbone"
         )
     norms = frozenset(path.rpartition("/")[0] for path in chosen & statistics)
-    _check_inference_mode(model, norms)
+    _check_inference_mode(model, norms, image_size)
     return Frozen(frozenset(params & chosen), norms)
 
 
@@ -121,7 +130,11 @@ def inference_mode(norms: frozenset[str]) -> AbstractContextManager[Any]:
 
 
 def start_variables(
-    model: nn.Module, initial: Mapping[str, Any], pretrained: Pretrained, classes: tuple[str, ...]
+    model: nn.Module,
+    initial: Mapping[str, Any],
+    pretrained: Pretrained,
+    classes: tuple[str, ...],
+    image_size: int = models.IMAGE_SHAPE[0],
 ) -> dict[str, Any]:
     """Return the variables that fine-tuning starts from, as NumPy arrays.
 
@@ -131,6 +144,7 @@ def start_variables(
       pretrained: the trained network. If its classes differ from `classes`, the last layer keeps
         its random variables.
       classes: names of the classes to train.
+      image_size: height and width of the images in pixels.
 
     Raises:
       UserError: the pretrained variables belong to another network.
@@ -138,16 +152,21 @@ def start_variables(
     variables = models.transfer(initial, pretrained.variables)
     if tuple(pretrained.classes) == tuple(classes):
         return variables
-    last = tuple(last_layer(model).split("/"))
+    last = tuple(last_layer(model, image_size).split("/"))
     random: dict[Path, Any] = flatten_dict(dict(initial["params"]))
     changed: dict[Path, Any] = flatten_dict(variables["params"])
     changed |= {path: np.asarray(random[path]) for path in random if path[:-1] == last}
     return variables | {"params": unflatten_dict(changed)}
 
 
-def describe(model: nn.Module, part: Frozen) -> str:
-    """Return a log line about the frozen part of a network."""
-    shapes: dict[str, Any] = flatten_dict(models.variable_shapes(model)["params"], sep="/")
+def describe(params: Any, part: Frozen) -> str:
+    """Return a log line about the frozen part of a network.
+
+    Args:
+      params: a tree of arrays or shapes.
+      part: the frozen part.
+    """
+    shapes: dict[str, Any] = flatten_dict(params, sep="/")
     fixed = sum(shapes[path].size for path in part.params)
     layers = dict.fromkeys(path.rpartition("/")[0] for path in shapes if path not in part.params)
     norms = counted(len(part.norms), "BatchNorm layer")
@@ -163,10 +182,10 @@ def _matches(path: str, pattern: str) -> bool:
     return any(fnmatchcase("/".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 
 
-def _check_inference_mode(model: nn.Module, norms: frozenset[str]) -> None:
+def _check_inference_mode(model: nn.Module, norms: frozenset[str], image_size: int) -> None:
     """Raise UserError if a layer in `norms` cannot be in inference mode."""
-    shapes = models.variable_shapes(model)
-    images = jax.ShapeDtypeStruct((2, *models.IMAGE_SHAPE), jnp.float32)
+    shapes = models.variable_shapes(model, image_size)
+    images = jax.ShapeDtypeStruct((2, *models.image_shape(image_size)), jnp.float32)
 
     def apply(variables: Any, images: jax.Array) -> Any:
         keys = {"dropout": jax.random.key(0)}

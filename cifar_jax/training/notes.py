@@ -1,8 +1,9 @@
 """Log lines at the start of a session that explain the settings of the run."""
 
+from cifar_jax import models
 from cifar_jax.errors import counted
 from cifar_jax.training import freezing, plan
-from cifar_jax.training.freezing import Pretrained
+from cifar_jax.training.freezing import Frozen, Pretrained
 from cifar_jax.training.setup import Setup
 
 
@@ -18,15 +19,16 @@ def settings_lines(setup: Setup, initial: Pretrained | None) -> list[str]:
 
 
 def _fine_tuning_lines(setup: Setup, initial: Pretrained | None) -> list[str]:
-    model, lines = setup.spec.model, []
+    spec, size, lines = setup.spec, setup.dataset.image_shape[0], []
     if initial and tuple(initial.classes) != tuple(setup.dataset.classes):
         names = ", ".join(initial.classes[:3]) + (", …" if len(initial.classes) > 3 else "")
         lines = [
-            f"the last layer, {freezing.last_layer(model)}, is new, because the pretrained network "
-            f"has other classes ({names})"
+            f"the last layer, {freezing.last_layer(spec.model, size)}, is new, because the "
+            f"pretrained network has other classes ({names})"
         ]
     if setup.config.train.freeze:
-        lines.append(freezing.describe(model, freezing.frozen(model, setup.config.train.freeze)))
+        params = models.variable_shapes(spec.model, size)["params"]
+        lines.append(freezing.describe(params, Frozen(spec.frozen, spec.frozen_norms)))
     return lines
 
 

@@ -15,7 +15,7 @@ from cifar_jax import config as configs
 from cifar_jax import devices, distributed, models
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
-from cifar_jax.data import Dataset, Split, load, split_validation
+from cifar_jax.data import Dataset, Split, Target, load, split_validation
 from cifar_jax.errors import UserError, counted
 from cifar_jax.models import initialization
 from cifar_jax.training import (
@@ -30,12 +30,13 @@ from cifar_jax.training import (
     schedules,
 )
 from cifar_jax.training import step as steps
+from cifar_jax.training.evaluation import scale_count
 from cifar_jax.training.freezing import Pretrained
 from cifar_jax.training.plan import Plan
 from cifar_jax.training.step import LossFn, StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
-"""Number of training images from which the whitening filters are computed, as in airbench."""
+"""Number of 32×32 training images from which the whitening filters are computed, as in airbench."""
 
 
 class Setup(NamedTuple):
@@ -79,7 +80,7 @@ def build_setup(
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
     if dataset is None:
-        dataset = load(config.data.dataset, skip_bad_images=config.data.skip_bad_images)
+        dataset = load_dataset(config)
     held_out = dataset.validation_images
     if held_out is None:
         held_out = config.data.validation
@@ -92,7 +93,7 @@ def build_setup(
                 "data.train_images"
             )
         train = Split(*(array[:count] for array in train))
-    run_plan = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
+    run_plan = plan.make(config, len(train.labels), dataset.image_shape[0])
     for variant in run_plan.variants:
         if variant.batch_size > len(train.labels):
             raise UserError(
@@ -120,6 +121,16 @@ def build_setup(
     )
 
 
+def load_dataset(config: Config) -> Dataset:
+    """Load the data set that the config names, in the size that the config names."""
+    settings = config.data
+    return load(
+        settings.dataset,
+        skip_bad_images=settings.skip_bad_images,
+        target=Target(settings.image_size, settings.center_crop),
+    )
+
+
 def make_model(config: Config, custom: CustomParts, **options: Any) -> nn.Module:
     """Return the network that the config describes."""
     settings = config.model
@@ -136,14 +147,17 @@ def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | No
     """Return the experiment file's network, or None if the run uses a network of the package."""
     if custom.model is None or config.model.name in models.MODELS:
         return None
-    return models.CustomModel(custom.model, config.model.name, custom.file, custom.source)
+    return models.CustomModel(
+        custom.model, config.model.name, custom.file, custom.source, config.data.image_size
+    )
 
 
 def _check_network(config: Config, model: nn.Module) -> None:
     """Raise if the parameter groups, frozen layers, whitening or image sizes do not fit."""
-    params = models.variable_shapes(model)["params"]
+    plan.validate_sizes(config, model)
+    params = models.variable_shapes(model, config.data.image_size)["params"]
     optimizers.validate_groups(params, config.optimizer, config.param_groups)
-    freezing.frozen(model, config.train.freeze)
+    freezing.frozen(model, config.train.freeze, config.data.image_size)
     channels = models.IMAGE_SHAPE[2]
     if config.init.whitening:
         layer, name = initialization.first_convolution({"params": params})
@@ -152,13 +166,6 @@ def _check_network(config: Config, model: nn.Module) -> None:
             raise UserError(
                 f"init.whitening needs a first convolution with {channels} input channels, and "
                 f"{layer} has {inputs}: turn init.whitening off, or choose another model"
-            )
-    for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
-        if not models.accepts_size(model, size):
-            raise UserError(
-                f"a phase has image_size {size}, but {config.model.name} accepts only images of "
-                f"{models.IMAGE_SHAPE[0]} × {models.IMAGE_SHAPE[1]} pixels: remove image_size, or "
-                "choose a network with global average pooling"
             )
 
 
@@ -197,12 +204,11 @@ def _make_loss(config: Config, train: Split, classes: Sequence[str]) -> LossFn:
 
 
 def _make_spec(config: Config, custom: CustomParts, model: nn.Module, loss: LossFn) -> StepSpec:
-    fixed = freezing.frozen(model, config.train.freeze)
+    fixed = freezing.frozen(model, config.train.freeze, config.data.image_size)
     frozen = fixed.params
     if config.init.whitening:
-        frozen = frozenset(
-            {"/".join(initialization.first_convolution(models.variable_shapes(model)))}
-        )
+        shapes = models.variable_shapes(model, config.data.image_size)
+        frozen = frozenset({"/".join(initialization.first_convolution(shapes))})
     match config.averaging:
         case configs.Ema(decay=decay, every=every):
             average = averaging.Ema(decay, every)
@@ -241,14 +247,19 @@ def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None)
     state = make_state(rng.make_streams(seed).init, learning_rates(setup.config))
     if pretrained is not None:
         changed = freezing.start_variables(
-            setup.spec.model, state.variables, pretrained, setup.dataset.classes
+            setup.spec.model,
+            state.variables,
+            pretrained,
+            setup.dataset.classes,
+            setup.dataset.image_shape[0],
         )
     elif settings.dirac or settings.whitening:
         changed = jax.device_get(state.variables)
         if settings.dirac:
             changed = initialization.dirac(changed)
         if settings.whitening:
-            images = batches.normalize(setup.train.images[:WHITENING_IMAGES], setup.dataset)
+            count = scale_count(WHITENING_IMAGES, setup.dataset.image_shape[0])
+            images = batches.normalize(setup.train.images[:count], setup.dataset)
             changed = initialization.whitened(changed, images)
         # Rounding may differ between processes, so all of them use the values of process 0.
         changed = distributed.broadcast_arrays(changed)
@@ -273,5 +284,5 @@ def random_state(setup: Setup, key: jax.Array, rates: jax.Array | np.ndarray) ->
 
     Whitening, Dirac filters and pretrained weights are not applied yet.
     """
-    variables = models.init_variables(setup.spec.model, key)
+    variables = models.init_variables(setup.spec.model, key, setup.dataset.image_shape[0])
     return steps.init_state(variables, setup.spec, rates)

@@ -1,0 +1,286 @@
+"""Compare the accuracy of two groups of runs, paired by seed. JAX is not imported."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from cifar_jax.errors import UserError, counted
+from cifar_jax.files import local_path
+from cifar_jax.report.groups import SeedGroup, collect, settings_text
+from cifar_jax.runs.reading import read_runs
+from cifar_jax.runs.records import read_outputs
+from cifar_jax.runs.run import RunRecord, experiments
+
+if TYPE_CHECKING:
+    import numpy as np
+
+LEVEL = 0.05
+"""Significance level of a verdict. The intervals have the confidence level `1 - LEVEL`."""
+
+MIN_SEEDS = 6
+"""Smallest number of pairs for which the sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
+
+_EXACT_PAIRS = 14
+"""Largest number of pairs for which the test tries all sign flips. It samples flips otherwise."""
+_SAMPLES = 100_000
+"""Number of sampled sign flips, and of bootstrap samples divided by ten."""
+
+
+class Spread(NamedTuple):
+    """Standard deviations of the test accuracy over the seeds, in percentage points.
+
+    The variance on a test set of n images is, on average over test sets, the variance `training`
+    plus the variance `test_set`, except for a factor (n - 1) / n.
+
+    Source: Jordan, "On the Variance of Neural Network Training with respect to Test Sets and
+    Distributions", arXiv:2304.01910, theorem 2.
+    """
+
+    total: float
+    """Standard deviation of the measured test accuracy."""
+    test_set: float
+    """Part of a finite test set: each image is classified correctly by some seeds only."""
+    training: float
+    """Estimated standard deviation on an infinitely large test set. 0 if the estimate of the
+    variance is negative."""
+
+
+class Comparison(NamedTuple):
+    """Difference in accuracy between two groups of runs, over the seeds that both have."""
+
+    a: tuple[float, ...]
+    """Accuracy of the first group in percent, one value per common seed."""
+    b: tuple[float, ...]
+    """Accuracy of the second group in percent, for the same seeds."""
+    seeds: tuple[int, ...]
+    """Seeds that both groups have, sorted."""
+    difference: float
+    """Mean of `b` minus `a`, in percentage points."""
+    low: float | None
+    """Lower end of the 95 % interval of `difference`. None for fewer than two seeds."""
+    high: float | None
+    """Upper end of the 95 % interval of `difference`. None for fewer than two seeds."""
+    p_value: float | None
+    """Two-sided p-value of the sign-flip test. None for fewer than two seeds."""
+    test_error: float | None
+    """Standard error of `difference` from the choice of the test images, in percentage points.
+    None if the outputs are not stored, or for the validation accuracy."""
+    spread_a: Spread | None
+    """Spread of the first group. None for fewer than two seeds, or without stored outputs."""
+    spread_b: Spread | None
+    """Spread of the second group, as for the first."""
+
+    @property
+    def verdict(self) -> str:
+        """One sentence that says what the pairs show."""
+        pairs = counted(len(self.seeds), "paired seed")
+        if len(self.seeds) < MIN_SEEDS:
+            return f"No verdict: {pairs} cannot reach p < {LEVEL}. At least {MIN_SEEDS} can."
+        assert self.p_value is not None
+        if self.p_value >= LEVEL:
+            return f"The {pairs} show no difference (p = {self.p_value:.2g})."
+        higher = "B" if self.difference > 0 else "A"
+        return f"{higher} is more accurate (p = {self.p_value:.2g}, {pairs})."
+
+
+def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Comparison:
+    """Return the difference in accuracy between two groups, over the seeds that both have.
+
+    Args:
+      a: first group of runs.
+      b: second group of runs.
+      metric: `test_accuracy` or `validation_accuracy`, after the last epoch.
+
+    Raises:
+      UserError: no seed is finished in both groups, a result lacks the metric, or the runs used
+        different data sets.
+    """
+    runs_a, runs_b = by_seed(a), by_seed(b)
+    seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
+    if not seeds:
+        raise UserError(
+            f"no seed is finished in both groups: {title(a)} has {_seeds(runs_a)}, "
+            f"{title(b)} has {_seeds(runs_b)}"
+        )
+    _check_data([*runs_a.values(), *runs_b.values()])
+    pairs_a = {seed: runs_a[seed] for seed in seeds}
+    pairs_b = {seed: runs_b[seed] for seed in seeds}
+    accuracy_a = tuple(_accuracy(run, metric) for run in pairs_a.values())
+    accuracy_b = tuple(_accuracy(run, metric) for run in pairs_b.values())
+    differences = [y - x for x, y in zip(accuracy_a, accuracy_b, strict=True)]
+    several = len(seeds) > 1  # A single pair has no spread.
+    low, high = bootstrap_interval(differences) if several else (None, None)
+    correct_a = _correct(pairs_a) if metric == "test_accuracy" else None
+    correct_b = _correct(pairs_b) if metric == "test_accuracy" else None
+    return Comparison(
+        accuracy_a,
+        accuracy_b,
+        seeds,
+        math.fsum(differences) / len(seeds),
+        low,
+        high,
+        sign_flip_p_value(differences) if several else None,
+        test_set_error(correct_a, correct_b),
+        spread(correct_a) if several and correct_a is not None else None,
+        spread(correct_b) if several and correct_b is not None else None,
+    )
+
+
+def find_group(name: str, folder: Path) -> SeedGroup:
+    """Return the runs that a user names.
+
+    Args:
+      name: an experiment, or a path to run folders or records of one experiment with the same
+        settings.
+      folder: folder with the runs of an experiment. Only runs without changed settings are used.
+
+    Raises:
+      UserError: there are no such runs, or the path contains several experiments or settings.
+    """
+    path = local_path(name)
+    is_path = path.exists()
+    if not is_path and name not in experiments():
+        raise UserError(f"{name} is neither an experiment nor a path with runs")
+    groups = [group for group in collect(read_runs([path if is_path else folder])) if group.runs]
+    if not is_path:
+        groups = [group for group in groups if group.experiment == name and not group.changes]
+    if not groups:
+        raise UserError(f"{folder} contains no run of {name} with unchanged settings")
+    if len(groups) > 1:
+        listing = "; ".join(title(group) for group in groups)
+        raise UserError(f"{name} contains runs of several settings: {listing}. Name one of them.")
+    return groups[0]
+
+
+def by_seed(group: SeedGroup) -> dict[int, RunRecord]:
+    """Return one finished run per seed: the first one if a seed was run more than once."""
+    runs: dict[int, RunRecord] = {}
+    for run in group.finished:
+        runs.setdefault(run.seed, run)
+    return runs
+
+
+def title(group: SeedGroup) -> str:
+    """Return the experiment and the changed settings of a group."""
+    return " ".join([group.experiment, *settings_text(group.changes)])
+
+
+def bootstrap_interval(differences: list[float]) -> tuple[float, float]:
+    """Return the 95 % BCa bootstrap interval of the mean of at least two paired differences.
+
+    If all differences are equal, both ends are this value.
+    """
+    import numpy as np
+    from scipy import stats
+
+    if len(set(differences)) == 1:
+        return differences[0], differences[0]
+    interval = stats.bootstrap(
+        (np.asarray(differences),),
+        np.mean,
+        confidence_level=1 - LEVEL,
+        n_resamples=_SAMPLES // 10,
+        rng=np.random.default_rng(0),
+        method="BCa",
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def sign_flip_p_value(differences: list[float]) -> float:
+    """Return the two-sided p-value of the sign-flip test for paired differences.
+
+    Without a difference between the groups, each sign is equally likely. The p-value is the share
+    of all combinations of signs whose mean is at least as far from 0 as the observed mean.
+    """
+    import numpy as np
+
+    values = np.asarray(differences)
+    count = len(values)
+    if count <= _EXACT_PAIRS:
+        signs = np.array(list(itertools.product((1, -1), repeat=count)))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), size=(_SAMPLES, count))
+        signs[0] = 1  # The observed signs are one of the combinations.
+    observed = abs(values.mean())
+    return float((abs(signs @ values) / count >= observed - 1e-9).mean())
+
+
+def holm(p_values: Mapping[str, float]) -> dict[str, float]:
+    """Return p-values corrected for several questions by the method of Holm.
+
+    Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
+    """
+    corrected: dict[str, float] = {}
+    largest = 0.0
+    for rank, name in enumerate(sorted(p_values, key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[name]))
+        corrected[name] = largest
+    return {name: corrected[name] for name in p_values}
+
+
+def spread(correct: np.ndarray) -> Spread:
+    """Return the spread over at least two seeds.
+
+    Args:
+      correct: whether each image was classified correctly, bool `[seeds, images]`.
+    """
+    images = correct.shape[1]
+    total = float(correct.mean(axis=1).var(ddof=1))
+    test_set = float(correct.var(axis=0, ddof=1).mean()) / images
+    training = max(0.0, (total - test_set) * images / (images - 1))
+    return Spread(*(100 * math.sqrt(variance) for variance in (total, test_set, training)))
+
+
+def test_set_error(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
+    """Return the standard error of `b` minus `a` from the choice of the images, in points.
+
+    Args:
+      a: whether each image was classified correctly, bool `[seeds, images]`, or None.
+      b: the same for the second group, with the same images.
+    """
+    if a is None or b is None or a.shape[1] != b.shape[1]:
+        return None
+    differences = b.mean(axis=0) - a.mean(axis=0)
+    return 100 * float(differences.std(ddof=1)) / math.sqrt(len(differences))
+
+
+def _accuracy(run: RunRecord, metric: str) -> float:
+    value = getattr(run.result, metric)
+    if value is None:
+        raise UserError(f"{run.path} has no {metric.replace('_', ' ')}")
+    return value
+
+
+def _check_data(runs: list[RunRecord]) -> None:
+    """Raise if the runs used different data sets."""
+    results = {run.path: run.result for run in runs if run.result}
+    (first, expected), *others = results.items()
+    for path, result in others:
+        if result.data_content != expected.data_content:
+            raise UserError(
+                f"the runs used different data sets: {first} used {expected.dataset}, {path} used "
+                f"{result.dataset}"
+            )
+
+
+def _correct(runs: Mapping[int, RunRecord]) -> np.ndarray | None:
+    """Return which test images each run classifies correctly, bool `[runs, images]`.
+
+    None if a run has no stored outputs.
+    """
+    import numpy as np
+
+    outputs = [read_outputs(run.outputs) for run in runs.values() if run.outputs]
+    if len(outputs) < len(runs) or len({len(output.labels) for output in outputs}) > 1:
+        return None
+    return np.stack([output.logits.argmax(-1) == output.labels for output in outputs])
+
+
+def _seeds(runs: Mapping[int, RunRecord]) -> str:
+    if not runs:
+        return "no finished run"
+    return f"seed {', '.join(map(str, sorted(runs)))}"

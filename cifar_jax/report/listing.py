@@ -1,0 +1,98 @@
+"""List the runs in a folder, with their state. JAX is not imported."""
+
+from __future__ import annotations
+
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import NamedTuple
+
+from cifar_jax.errors import UserError
+from cifar_jax.runs.lock import is_locked
+from cifar_jax.runs.reading import read_folder, run_folders
+from cifar_jax.runs.run import RunRecord
+
+
+class State(StrEnum):
+    """State of a run folder."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+    FINISHED = "finished"
+    DAMAGED = "damaged"
+    IMPORTED = "imported"
+
+
+class Entry(NamedTuple):
+    """One run folder in the list. Accuracies are in percent."""
+
+    path: str
+    state: State
+    experiment: str | None = None
+    seed: int | None = None
+    epoch: int | None = None
+    """Number of finished epochs."""
+    epochs: int | None = None
+    """Number of epochs in the settings."""
+    validation_accuracy: float | None = None
+    """Validation accuracy after the last finished epoch. None if it was not measured."""
+    test_accuracy: float | None = None
+    """Test accuracy. None if the run is not finished."""
+    minutes_left: float | None = None
+    """Estimated training time for the missing epochs: each takes as long as the last finished
+    epoch. None before the end of the first epoch."""
+    age_minutes: float | None = None
+    """Minutes since the run last wrote its metrics or result."""
+    problem: str | None = None
+    """Why the folder cannot be read. None if it is not damaged."""
+
+
+def list_runs(folder: Path) -> list[Entry]:
+    """Return an entry for each run folder in `folder`, at any depth, sorted by path.
+
+    Raises:
+      UserError: `folder` is missing.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder. Run folders are runs/EXPERIMENT/seedN.")
+    return sorted(_entry(path) for path in run_folders(folder))
+
+
+def _entry(path: Path) -> Entry:
+    age = _age_minutes(path)
+    try:
+        run = read_folder(path)
+    except UserError as error:
+        return Entry(str(path), State.DAMAGED, age_minutes=age, problem=str(error))
+    if run is None:
+        return Entry(str(path), State.IMPORTED, age_minutes=age)
+    last = run.rows[-1] if run.rows else None
+    state = State.FINISHED if run.result else State.STOPPED
+    if state == State.STOPPED and is_locked(path):
+        state = State.RUNNING
+    return Entry(
+        str(path),
+        state,
+        run.experiment,
+        run.seed,
+        run.epochs if run.result else last.epoch if last else 0,
+        run.epochs,
+        last.validation_accuracy if last else None,
+        run.result.test_accuracy if run.result else None,
+        None if run.result else _minutes_left(run),
+        age,
+    )
+
+
+def _minutes_left(run: RunRecord) -> float | None:
+    if not run.rows:
+        return None
+    before = run.rows[-2].wall_seconds if run.rows[1:] else 0.0
+    seconds = run.rows[-1].wall_seconds - before
+    return seconds * (run.epochs - run.rows[-1].epoch) / 60
+
+
+def _age_minutes(path: Path) -> float:
+    files = [path / name for name in ("config.json", "metrics.jsonl", "result.json")]
+    newest = max(file.stat().st_mtime for file in files if file.exists())
+    return max(0.0, (time.time() - newest) / 60)
