@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import runpy
 import sys
 import warnings
@@ -56,6 +57,16 @@ class CustomParts:
     """Names of all modules that were loaded after the file was executed."""
 
 
+class Cost(NamedTuple):
+    """The training time of an experiment on one machine, from the experiment file's docstring."""
+
+    text: str
+    """The time and the machine, such as `about 68 seconds on two CPU cores (AMD EPYC)`."""
+    minutes: float
+    machine: str
+    """Name of the machine, such as `two CPU cores (AMD EPYC)`."""
+
+
 class Experiment(NamedTuple):
     """The content of an experiment file."""
 
@@ -64,6 +75,8 @@ class Experiment(NamedTuple):
     config: Config
     description: str
     """First line of the experiment file's docstring."""
+    cost: Cost | None
+    """Training time on record. None if the docstring has no line that begins with `Cost:`."""
     path: Path
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
@@ -192,8 +205,20 @@ def _read(path: Path) -> Experiment:
             modules=modules,
             loaded=frozenset(sys.modules),
         )
-    description = (content.get("__doc__") or "").strip().partition("\n")[0]
-    return Experiment(_name(path), config, description, path, custom)
+    docstring = (content.get("__doc__") or "").strip()
+    description = docstring.partition("\n")[0]
+    return Experiment(_name(path), config, description, _cost(docstring), path, custom)
+
+
+def _cost(docstring: str) -> Cost | None:
+    """Return the first time and machine on the line that begins with `Cost:`."""
+    amount = r"(?:[\d.]+ to )?(?P<number>[\d.]+) (?P<unit>second|minute|hour)s?"
+    text = rf"(?P<text>(?:about )?{amount} on (?:an? )?(?P<machine>(?:\([^)]*\)|[^,(])+?))"
+    match = re.search(rf"^Cost: {text}(?:,|\.$|\n\n|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    if match is None:
+        return None
+    minutes = {"second": 1 / 60, "minute": 1, "hour": 60}[match["unit"]] * float(match["number"])
+    return Cost(" ".join(match["text"].split()), minutes, " ".join(match["machine"].split()))
 
 
 def _first_table(config: Config) -> int:
