@@ -112,12 +112,12 @@ def train(
     progress = Progress()
     callbacks = [Profile(profile, progress.line)] if profile else []
 
-    def train_one(request: RunRequest) -> str:
-        return _result_line(training.train(request, callbacks, progress))
+    def train_one(request: RunRequest) -> Result:
+        return training.train(request, callbacks, progress)
 
     try:
         if len(requests) == 1:
-            progress.note(train_one(requests[0]))
+            train_one(requests[0])
         else:
             train_each(requests, train_one, progress.note)
     except BaseException:
@@ -167,24 +167,4 @@ def _request(experiment: Experiment, config: Config, seed: int, folders: _Folder
         overrides=overrides,
         load_weights=load_weights and cache(partial(load_weights)),
         extend=folders.workdir is not None,
-    )
-
-
-def _result_line(result: Result) -> str:
-    paper = ""
-    if result.paper_accuracy and not result.overrides and result.data_official:
-        paper = f" (paper: {result.paper_accuracy:.2f} %)"
-    best = ""
-    if result.best_validation_epoch not in (None, result.epochs):
-        best = (
-            f"; {result.best_validation_test_accuracy:.2f} % at the best validation "
-            f"{result.settings.get('train.best_by', 'accuracy').replace('-', ' ')}, epoch "
-            f"{result.best_validation_epoch}"
-        )
-    plain = ""
-    if result.test_accuracy_plain not in (None, result.test_accuracy):
-        plain = f", {result.test_accuracy_plain:.2f} % without test-time augmentation"
-    return (
-        f"{result.experiment} seed {result.seed}: test accuracy {result.test_accuracy:.2f} %"
-        f"{plain}{paper}{best}"
     )

@@ -13,7 +13,7 @@ from cifar_jax.callbacks.base import Callback, CallbackList, CallMetrics, RunCon
 from cifar_jax.callbacks.checkpoint import Checkpoint, diverged
 from cifar_jax.callbacks.forecast import Forecast
 from cifar_jax.callbacks.metrics_file import MetricsFile
-from cifar_jax.callbacks.progress import Progress
+from cifar_jax.callbacks.progress import Progress, result_line
 from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.callbacks.tensorboard import TensorBoard
 from cifar_jax.errors import Stopped
@@ -57,6 +57,7 @@ def train(
                 progress.note(
                     f"the run in {request.workdir} is finished; use --fresh to train it again"
                 )
+                progress.note(result_line(result))
                 return result
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
@@ -75,6 +76,7 @@ def train(
                     )
                     for line in lines:
                         progress.line(line)
+                    progress.note("compiling")
                     steps = CompiledSteps(setup, request.seed, state)
                     evaluate = partial(compile_evaluation, setup, state, after_batch=signals.check)
                     held_out = len(setup.validation.labels) > 0
@@ -90,6 +92,8 @@ def train(
                         break
                     context.epoch = epoch
                     state = train_epoch(context, steps, state, hooks)
+                    if validate:
+                        progress.activity("validating")
                     try:
                         row = epoch_metrics(context, state, validate)
                     except Stopped as stopped:
@@ -106,6 +110,7 @@ def train(
                     stop_if_asked(context)
                 checkpoints.wait()
 
+                progress.activity("testing")
                 with signals.immediate():
                     test = evaluate(setup.dataset.test.images)
                     result, lines = write_result(
