@@ -92,7 +92,7 @@ def train(
     runtime.require(device)
     numbers = range(seeds) if seeds else [seed or 0]
     requests = [
-        _request(experiment, changed, number, _Folders(workdir, len(loaded) == 1, bool(seeds)))
+        make_request(experiment, changed, number, Folders(workdir, len(loaded) == 1, bool(seeds)))
         for experiment, changed in zip(loaded, configs, strict=True)
         for number in numbers
     ]
@@ -102,7 +102,9 @@ def train(
     progress = Progress()
 
     def train_one(request: RunRequest) -> str:
-        return _result_line(training.train(request, progress=progress))
+        result = training.train(request, progress=progress)
+        assert result, "the request evaluates the test images"
+        return _result_line(result)
 
     try:
         if len(requests) == 1:
@@ -115,7 +117,7 @@ def train(
         raise
 
 
-class _Folders:
+class Folders:
     """Chooses the run folder for each experiment and seed."""
 
     def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
@@ -128,7 +130,8 @@ class _Folders:
         return (self.workdir or Path("runs")) / name / f"seed{seed}"
 
 
-def _request(experiment: Experiment, config: Config, seed: int, folders: _Folders) -> RunRequest:
+def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
+    """Return the request for a run of an experiment with the settings `config`."""
     from cifar_jax import weights_loader
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity
