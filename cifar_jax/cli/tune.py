@@ -95,7 +95,7 @@ def tune(
 
     runtime.set_up()
     try:
-        from cifar_jax.tuning.files import StudySpec, best_file
+        from cifar_jax.tuning.files import StudySpec, best_file, check_folder
         from cifar_jax.tuning.tuner import Tuner
     except ModuleNotFoundError as error:
         if error.name != "optuna":
@@ -106,9 +106,6 @@ def tune(
     from cifar_jax.training.setup import build_setup
 
     runtime.require(device)
-    # Check settings and data first: if they are wrong, no study must be left behind.
-    setup = build_setup(shared, experiment.custom or CustomParts())
-    say = Progress().note
     spec = StudySpec(
         folder=workdir,
         experiment=experiment,
@@ -121,6 +118,10 @@ def tune(
             experiment, config, seed, Folders(path, single=True, seeds=False)
         ),
     )
+    check_folder(spec)
+    # Check settings and data first: if they are wrong, no study must be left behind.
+    setup = build_setup(shared, experiment.custom or CustomParts())
+    say = Progress().note
     tuner = Tuner(spec, say)
     images = counted(len(setup.validation.labels), "validation image")
     done = counted(len(read_study(workdir).trials), "trial")

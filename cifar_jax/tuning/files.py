@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -42,7 +43,9 @@ def best_experiment(spec: StudySpec, study: Study, path: Path) -> str:
     """Return the text of an experiment file with the settings of the best trial."""
     best = study.ranking[0]
     kept = [text for text in spec.overrides if text.partition("=")[0].strip() != "data.validation"]
-    changes = "".join(f"    {text!r},\n" for text in [*kept, *search.changes(best.values)])
+    changes = "".join(
+        f"    {json.dumps(text)},\n" for text in [*kept, *search.changes(best.values)]
+    )
     custom = spec.experiment.custom or CustomParts()
     parts = [p for p in ("model", "optimizer", "schedule", "augmentation") if getattr(custom, p)]
     return f'''"""Train `{study.experiment}` with the settings of trial {best.number} of a study.
@@ -55,7 +58,7 @@ finished trials.
 
 from cifar_jax import catalog, config
 
-BASE = catalog.load({spec.source!r})
+BASE = catalog.load({json.dumps(spec.source)})
 CHANGES = [
 {changes}]
 CONFIG = config.override(BASE.config, CHANGES).model_copy(update={{"paper": None}})
@@ -88,12 +91,15 @@ def check_folder(spec: StudySpec) -> None:
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
             raise UserError(f"{folder} contains files but no study (no {FILE}). {advice}")
         return
+    studies = read_study(folder), empty_study(spec)
+    there, here = (study.experiment for study in studies)
+    if there != here:
+        raise UserError(f"{folder} holds a study of {there}, not of {here}. {advice}")
     parts = []
-    for study in (read_study(folder), empty_study(spec)):
+    for study in studies:
         search = {f"SEARCH of {name}": value for name, value in study.search.items()}
-        named = {"experiment": study.experiment, "seed": study.seed}
-        settings = identity(study.settings)
-        parts.append({**named, **settings, **search, "code": study.code_sha256})
+        settings = {"seed": study.seed, **identity(study.settings)}
+        parts.append({**settings, **search, "code": study.code_sha256})
     changes = differences(*parts)
     if changes:
         texts = (

@@ -80,10 +80,9 @@ class Tuner:
     def __init__(self, spec: StudySpec, say: Callable[[str], object]) -> None:
         self.spec, self._say = spec, say
         self._distributions = {name: distribution(v) for name, v in spec.space.items()}
-        check_folder(spec)
         spec.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            check_folder(spec)  # Another process may have started a study in the meantime.
+            check_folder(spec)
             optuna.logging.set_verbosity(optuna.logging.ERROR)
             self._study = optuna.create_study(
                 study_name="study",
@@ -150,11 +149,8 @@ class Tuner:
 
     def _run_trial(self, claim: _Claim) -> None:
         trial, study = claim.trial, self._study
-        values, folder = (
-            from_params(self.spec.space, trial.params),
-            self.spec.folder / f"trial{trial.number}",
-        )
-        name = f"trial {trial.number}"
+        values = from_params(self.spec.space, trial.params)
+        folder, name = self.spec.folder / f"trial{trial.number}", f"trial {trial.number}"
         note = ""
         if values == experiment_values(self.spec.space, self.spec.config):
             note = " (the experiment's own values)"
