@@ -16,7 +16,7 @@ PY_VERSION   = $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c \
 CONSTRAINTS  = $(wildcard constraints/python$(PY_VERSION).txt)
 PYTHONS     := 3.11 3.12 3.13
 # uv can choose package versions for a Python version that is not installed.
-COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint \
+COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint --extra docs \
                  --custom-compile-command "make constraints" pyproject.toml
 empty :=
 comma := ,
@@ -25,24 +25,26 @@ extras = $(subst $(empty) ,$(comma),$(strip $(EXTRA) $(1)))
 USER_SETUP := $(VENV)/.installed$(addprefix -,$(extras))
 TEST_SETUP := $(VENV)/.installed-$(call extras,test)
 LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
+DOCS_SETUP := $(VENV)/.installed-$(call extras,docs)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo bench tpu-check test test-oldest test-slow test-dist torture mutants lint \
-        format data paper report weights readme dist constraints clean
+        format data paper report weights readme dist docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(TEST_SETUP): TOOLS := test
 $(LINT_SETUP): TOOLS := lint
+$(DOCS_SETUP): TOOLS := docs
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "cifar-jax needs Python 3.11 or newer. Try make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version): $$(command -v $(PYTHON))"
 	@$(PYTHON) -m venv $(VENV)
 
-$(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP): pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
+$(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP) $(DOCS_SETUP): pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
 	  -e '.$(addsuffix ],$(addprefix [,$(call extras,$(TOOLS))))'
 	@touch $@
@@ -98,6 +100,10 @@ test-slow: $(TEST_SETUP) ## Run the tests that train for minutes
 test-dist: $(TEST_SETUP) ## Install the wheel in a fresh environment and use it
 	$(BIN)/python -m pytest tests/test_dist.py $(ARGS)
 
+docs: $(DOCS_SETUP) ## Build the documentation site in build/site/
+	$(BIN)/python -m sphinx -q -n -W --keep-going docs build/site
+	@echo "Open build/site/index.html"
+
 dist: setup ## Build the wheel and the source archive in dist/
 	$(BIN)/python -m pip install --quiet build
 	$(BIN)/python -m build --quiet
@@ -121,7 +127,8 @@ constraints: setup ## Update the newest and oldest package versions in constrain
 	$(foreach version,$(PYTHONS),$(COMPILE) --python-version $(version) \
 	  --output-file constraints/python$(version).txt >/dev/null &&) true
 	$(COMPILE) --python-version 3.13 --resolution lowest-direct --exclude-newer 2025-10-15 \
-	  --exclude-newer-package optuna=2026-12-31 --only-binary :all: --no-binary promise --output-file constraints/oldest.txt >/dev/null
+	  --exclude-newer-package optuna=2026-12-31 --only-binary :all: --no-binary promise \
+	  --output-file constraints/oldest.txt >/dev/null
 
 clean: ## Delete .venv, build results and tool caches, but not runs/
 	rm -rf $(VENV) $(VENV)-oldest build dist .pytest_cache .ruff_cache .import_linter_cache

@@ -99,7 +99,7 @@ def load(
 ) -> Classifier:
     """Return a trained model from a run folder, an exported file, or the package's own networks.
 
-    The model's `predict` takes uint8 images `[N, 32, 32, 3]` or image files, and returns
+    The model's `predict` takes uint8 images `[N, H, W, 3]` or image files, and returns
     probabilities `[N, classes]`. The model's `classes` are the class names, and `card` describes
     the model. Loading needs neither the training images nor the optimizer.
 

@@ -49,7 +49,7 @@ class CustomParts:
     """The file's `SCHEDULE(step_info, **arguments)`, which returns a factor of the base learning
     rate."""
     augmentation: Callable[..., Any] | None = None
-    """The file's `AUGMENTATION(key, images, **arguments)`, which changes uint8 images `[N, 32, 32,
+    """The file's `AUGMENTATION(key, images, **arguments)`, which changes uint8 images `[N, H, W,
     3]`."""
     file: Path | None = None
     """Path of the experiment file. None if there are no custom parts."""

@@ -209,15 +209,17 @@ class TTAConfig(Settings):
 class Augmentation(Settings):
     """Random changes to the training images."""
 
-    crop_padding: Annotated[int, Field(ge=0, le=16)] = 0
-    """Padding on each side before a random crop, in pixels. 0: no crop."""
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    """Padding on each side before a random crop, in pixels, up to half of `data.image_size`. 0: no
+    crop."""
     crop_fill: Literal["zeros", "reflect"] = "zeros"
     """Content of the padding: `zeros` is black, `reflect` mirrors the image."""
     flip: bool | Literal["alternating"] = False
     """Mirror each image with probability 1/2. `alternating`: mirror a random half of the images in
     one epoch and the other half in the next epoch."""
-    cutout: Annotated[int, Field(ge=0, le=32)] = 0
-    """Side of a square that is erased from each image, in pixels. 0: no square."""
+    cutout: Annotated[int, Field(ge=0)] = 0
+    """Side of a square that is erased from each image, in pixels, up to `data.image_size`. 0: no
+    square."""
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Blend pairs of images and their labels. The ratio is drawn from Beta(mixup, mixup). 0:
     off."""
@@ -245,8 +247,9 @@ class Phase(Settings):
     until: OpenUnit
     """Fraction of the epochs after which the phase ends. The phase begins at the end of the
     previous phase."""
-    image_size: Annotated[int | None, Field(ge=8, le=32)] = None
-    """Height and width to which the images are resized, in pixels. None: 32."""
+    image_size: Annotated[int | None, Field(ge=8)] = None
+    """Height and width to which the images are resized, in pixels, up to `data.image_size`. None:
+    `data.image_size`."""
     batch_size: Annotated[int | None, Field(ge=1)] = None
     """Number of images per step. None: the run's `batch_size`."""
     augmentation: Augmentation | None = None
@@ -268,6 +271,12 @@ class Data(Augmentation):
     dataset: Annotated[str, AfterValidator(_tidy_path)] = "cifar10"
     """The data set: `cifar10`; `digits`, which is included in the package; or `folder:PATH` for
     your own images."""
+    image_size: Annotated[int, Field(ge=8, le=1024)] = 32
+    """Height and width of the images, in pixels. If the data set is a folder of images, the images
+    are resized to this size when they are read. Other data sets have 32 pixels."""
+    center_crop: bool = True
+    """How an image of a folder becomes square. If True, the largest centered square is used. If
+    False, the whole image is used, and its longer side is squeezed."""
     validation: Annotated[float, Field(ge=0)] = 0.1
     """Images held out for validation, from the end of the training set. A value below 1 is a
     fraction of the training set. A value of 1 or more is a number of images."""
@@ -296,7 +305,8 @@ class Train(Settings):
     """Number of training steps per compiled call. None: chosen so that one call takes about 0.2
     s."""
     eval_batch_size: Annotated[Count, RuntimeOnly()] = 500
-    """Number of images per evaluation batch."""
+    """Number of 32×32 images per evaluation batch. Batches of larger images are smaller, in
+    proportion to their pixels."""
     log_every: Annotated[Count, RuntimeOnly()] = 2000
     """Number of steps between loss lines in the log. Example: `[EPOCH 041 | IT 04000] LOSS:
     0.001`."""
@@ -364,6 +374,7 @@ class Config(Settings):
                 f"the phases end at until={', '.join(map(str, ends))}, but each phase must end "
                 "later than the one before: give them in order"
             )
+        self._check_pixels()
         if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
             raise UserError(
                 "tta.least_confident chooses which images get extra views, but no extra views are "
@@ -375,6 +386,26 @@ class Config(Settings):
                 f"init.{name} and train.init_from both set the initial weights: use only one"
             )
         return self
+
+    def _check_pixels(self) -> None:
+        """Raise if a number of pixels is too large for the size of the images."""
+        side = self.data.image_size
+        places: list[tuple[str, Augmentation | None]] = [("data", self.data)]
+        for number, phase in enumerate(self.phases):
+            places.append((f"phases[{number}].augmentation", phase.augmentation))
+            if phase.image_size and phase.image_size > side:
+                raise UserError(
+                    f"phases[{number}].image_size is {phase.image_size}, but it must be at most "
+                    f"{side}, which is data.image_size"
+                )
+        for place, augmentation in places:
+            limits = {"crop_padding": side // 2, "cutout": side}
+            for name, largest in limits.items():
+                if augmentation and (pixels := getattr(augmentation, name)) > largest:
+                    raise UserError(
+                        f"{place}.{name} is {pixels}, but it must be at most {largest}, because "
+                        f"the images have {side} × {side} pixels"
+                    )
 
 
 def from_flat(stored: Mapping[str, Any]) -> Config:

@@ -3,10 +3,10 @@
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from cifar_jax.errors import UserError
 
@@ -27,9 +27,12 @@ def local_path(path: str | Path, source: str = "") -> Path:
     # `Path` removes the second slash of a URL. A drive such as `C:` has only one letter.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
+        advice = "Copy the files to this machine or mount the bucket, and give the local path."
+        if url.lower().startswith("file://"):
+            advice = "Leave out file://."
         raise UserError(
             f"{f'{source}: ' if source else ''}{url} is a URL, and only local paths are accepted. "
-            "Copy the files to this machine or mount the bucket, and give the local path."
+            f"{advice}"
         )
     return Path(path)
 
@@ -61,11 +64,16 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: `path` always holds the complete old or the complete new content."""
+    write_file(path, lambda file: file.write(content))
+
+
+def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file atomically, as `write_bytes` does. `write` writes to the open file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):
             with temporary.open("wb") as file:
-                file.write(content)
+                write(file)
                 file.flush()
                 os.fsync(file.fileno())  # Otherwise `path` could be empty after a power cut.
             temporary.replace(path)

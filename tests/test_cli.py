@@ -278,6 +278,7 @@ def test_a_mistake_is_one_line_with_exit_code_2(
     [
         ["train", "basic", *QUICK, "--workdir", "URL"],
         ["train", "basic", "--set", "data.dataset=folder:URL"],
+        ["train", "basic", "--set", "data.dataset=URL"],
         ["train", "basic", *QUICK, "--set", "train.init_from=URL"],
         ["train", "URL"],
         ["evaluate", "URL"],
@@ -297,7 +298,8 @@ def test_a_mistake_is_one_line_with_exit_code_2(
 def test_a_url_is_not_a_path(run: Cli, tmp_path: Path, arguments: list[str], url: str) -> None:
     done = run(*(word.replace("URL", url) for word in arguments))
     assert done.code == 2
-    assert f"{url} is a URL, and only local paths are accepted. Copy" in done.err
+    advice = "Leave out file://." if url.startswith("file:") else "Copy the files"
+    assert f"{url} is a URL, and only local paths are accepted. {advice}" in done.err
     assert done.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

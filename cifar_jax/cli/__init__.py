@@ -29,6 +29,7 @@ _COMMANDS = {
     "tune": "Search for better settings of an experiment.",
     "evaluate": "Print loss and accuracy of a run.",
     "predict": "Classify images.",
+    "serve": "Classify pictures on a local web page.",
     "export": "Write a trained model as one file.",
     "import-torch": "Convert a PyTorch checkpoint to a run folder.",
     "runs": "List the runs and their state.",

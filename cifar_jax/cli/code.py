@@ -41,7 +41,8 @@ def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
             f"{experiment.path} defines a MODEL, but its CONFIG names the built-in network "
             f"{name!r}: use another name in CONFIG, such as Model(name='mine')"
         )
-    return CustomModel(parts.model, name, parts.file, parts.source)
+    size = experiment.config.data.image_size
+    return CustomModel(parts.model, name, parts.file, parts.source, size)
 
 
 def load_code(code: Path | None, run: Path) -> CustomModel | None:

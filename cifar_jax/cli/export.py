@@ -20,7 +20,7 @@ from cifar_jax.cli.output import LocalPath
     type=click.Choice(["safetensors", "stablehlo", "onnx"]),
     help="safetensors: the weights and the model card. stablehlo: a program for JAX on cpu, cuda "
     "and tpu. onnx: a program for ONNX runtimes. A program computes logits from uint8 images "
-    "[N, 32, 32, 3], for any N.",
+    "[N, H, W, 3], for any N.",
 )
 @click.option(
     "--output",

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from cifar_jax import runtime
-from cifar_jax.cli.output import LocalPath
+from cifar_jax.cli.output import LocalPath, WholeNumber
 from cifar_jax.errors import UserError
 
 _THREE = (float, float, float)
@@ -41,6 +41,13 @@ _LOW = 80.0
 )
 @click.option("--mean", type=_THREE, help="Channel means, instead of --normalization.")
 @click.option("--std", type=_THREE, help="Channel standard deviations, likewise.")
+@click.option(
+    "--image-size",
+    type=WholeNumber(8, 1024),
+    default=32,
+    show_default=True,
+    help="Height and width of the training images.",
+)
 @click.option("--stem-pool", is_flag=True, help="Max-pooling follows the first convolution.")
 def import_torch(
     file: Path,
@@ -50,6 +57,7 @@ def import_torch(
     normalization: str,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
+    image_size: int,
     stem_pool: bool,
 ) -> None:
     """Write the PyTorch weights in FILE as a run folder.
@@ -79,6 +87,7 @@ def import_torch(
         folder,
         classes=[name.strip() for name in classes.split(",")] if classes else None,
         stem_pool=stem_pool,
+        image_size=image_size,
         **options,
     )
     mean_text, std_text = (
@@ -88,11 +97,15 @@ def import_torch(
     click.echo(
         f"{model} with {len(network.classes)} classes, written to {folder}\n"
         f"Assumed, because weights do not show it: {'' if stem_pool else 'no '}max-pooling after "
-        f"the first convolution, which has stride 1; ReLU; mean {mean_text}; std {std_text}"
+        f"the first convolution, which has stride 1; ReLU; images of {image_size}×{image_size} "
+        f"pixels; mean {mean_text}; std {std_text}"
     )
     accuracy = quick_accuracy(network)
     if accuracy is None:
-        click.echo("Accuracy not measured: CIFAR-10 is not on this machine, or the classes differ")
+        click.echo(
+            "Accuracy not measured: CIFAR-10 is not on this machine, or the network has other "
+            "classes or another image size"
+        )
         return
     click.echo(f"Accuracy on the first 1,000 test images of CIFAR-10: {accuracy:.1f} %")
     if accuracy < _LOW:

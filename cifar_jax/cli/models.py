@@ -55,9 +55,9 @@ def summary(model: str, as_json: bool) -> None:
         options = experiment.config.model.model_dump()
         options |= options.pop("arguments", {})
         network = models.create(options.pop("name"), custom_model(experiment), **options)
+        rows = summarize(network, experiment.config.data.image_size)
     else:
-        network = models.create(model)
-    rows = summarize(network)
+        rows = summarize(models.create(model))
     if as_json:
         click.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return

@@ -51,7 +51,8 @@ def predict(
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
     packaged network, such as net-bn-gap. An IMAGE is an image file, a folder of image files, a
     pattern such as '*.jpg', or - for standard input. Images may have any size and any common
-    format. The largest square in the middle of each image is resized to 32×32.
+    format. The largest square in the middle of each image is resized to the size of the training
+    images, or the whole image if RUN was trained with data.center_crop=false.
     """
     if as_json and as_csv:
         raise UserError("--json and --csv cannot be combined: choose one")
@@ -70,11 +71,12 @@ def predict(
             "--views"
         )
     files = find(images)
+    pixels = read(files, model.card.white, model.target)
     if len(files) <= _BATCH:
-        rows = list(_rows(model, read(files, model.card.white), top, tta))
+        rows = list(_rows(model, pixels, top, tta))
     else:
         with progress("Predicting", len(files)) as advance:
-            rows = list(_rows(model, read(files, model.card.white), top, tta, advance))
+            rows = list(_rows(model, pixels, top, tta, advance))
     errors = [row["error"] for row in rows if "error" in row]
     for error in errors if len(rows) > 1 else ():
         click.echo(f"cifar-jax: {' '.join(error.split())}", err=True)

@@ -7,7 +7,6 @@ signature of the source files, which detects changes. A damaged or outdated entr
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import warnings
@@ -20,7 +19,7 @@ import numpy as np
 
 from cifar_jax.data.dataset import Arrays, Dataset, Split, describe
 from cifar_jax.data.progress import notice
-from cifar_jax.files import write_bytes
+from cifar_jax.files import write_file
 from cifar_jax.runtime import cache_dir
 
 # Increase this number when the layout of an entry or the meaning of its arrays changes. Entries
@@ -161,7 +160,6 @@ def _write(path: Path, source: Source, dataset: Dataset) -> None:
         "skipped": dataset.skipped,
     }
     arrays = dict(zip(_ARRAYS, (*dataset.train, *dataset.test), strict=True))
-    buffer = io.BytesIO()
-    np.savez(buffer, metadata=np.array(json.dumps(metadata)), **arrays)
+    text = np.array(json.dumps(metadata))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, buffer.getbuffer())
+    write_file(path, lambda file: np.savez(file, metadata=text, **arrays))

@@ -12,6 +12,7 @@ import pickle
 import tarfile
 import tempfile
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,8 @@ _OTHER_FORMS = {
     b"\x89HDF": "HDF5 file",
     b"7z\xbc\xaf": "7z archive",
     b"Rar!": "RAR archive",
+    b"MATLAB": "MATLAB file",
+    b"ARROW1": "file of Apache Arrow",
 }
 # MD5 of each batch file, from torchvision/datasets/cifar.py.
 BATCHES = {
@@ -128,7 +131,11 @@ def _read_archive(path: Path) -> Arrays:
         if hashlib.file_digest(file, "sha256").hexdigest() != ARCHIVE_SHA256:
             size = path.stat().st_size
             problem = "its SHA-256 differs"
-            if size != ARCHIVE_BYTES:
+            if not size:
+                problem = "it is empty"
+            elif name := _first_name(path):
+                problem += f", and its first file is {name}"
+            elif size != ARCHIVE_BYTES:
                 problem += f", and it has {size:,} bytes instead of {ARCHIVE_BYTES:,}"
             raise _not_official(path, problem)
     with tarfile.open(path) as archive:
@@ -136,11 +143,23 @@ def _read_archive(path: Path) -> Arrays:
         return _decode(path, {name: file.read() for name, file in files.items() if file})
 
 
+def _first_name(path: Path) -> str | None:
+    """Return the name of the first file in a tar archive if it is not an archive of CIFAR-10."""
+    try:
+        with tarfile.open(path) as archive:
+            name = next((member.name for member in archive if member.isfile()), "none")
+    except (OSError, EOFError, tarfile.TarError, zlib.error):
+        return None
+    return None if name.startswith(f"{BATCHES_FOLDER}/") else name
+
+
 def _read_folder(path: Path) -> Arrays:
     nested = path / BATCHES_FOLDER
     path = nested if nested.is_dir() else path
     if missing := [name for name in BATCHES if not (path / name).is_file()]:
-        raise _not_official(path, f"{missing[0]} is missing")
+        names = ", ".join(sorted(entry.name for entry in path.iterdir())[:5])
+        content = f"it contains {names}" if names else "it is empty"
+        raise _not_official(path, f"{missing[0]} is missing; {content}")
     return _decode(path, {name: (path / name).read_bytes() for name in BATCHES})
 
 

@@ -11,7 +11,7 @@ IMAGE_SHAPE = (32, 32, 3)
 
 
 class Split(NamedTuple):
-    """Part of a data set: `images` uint8 `[N, 32, 32, 3]` and `labels` int32 `[N]`."""
+    """Part of a data set: `images` uint8 `[N, H, W, 3]` and `labels` int32 `[N]`."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -61,6 +61,12 @@ class Dataset(NamedTuple):
     white: int | None = None
     skipped: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and number of channels of the images."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
 
 
 def split_validation(train: Split, validation: float) -> tuple[Split, Split]:
@@ -127,7 +133,7 @@ def channel_statistics(
 def fingerprint(train: Split, test: Split) -> str:
     """Return the SHA-256 of train images, train labels, test images and test labels, in this order.
 
-    Images are hashed as C-ordered uint8 `[N, 32, 32, 3]`, labels as little-endian int32.
+    Images are hashed as C-ordered uint8 `[N, H, W, 3]`, labels as little-endian int32.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -139,7 +145,7 @@ def fingerprint(train: Split, test: Split) -> str:
 def content_digest(train: Split, test: Split) -> str:
     """Return a SHA-256 that does not depend on the order of images within a split.
 
-    Each image is hashed together with its label: first the C-ordered uint8 `[32, 32, 3]`, then the
+    Each image is hashed together with its label: first the C-ordered uint8 `[H, W, 3]`, then the
     label as little-endian int32. The hashes of a split are sorted and then hashed together. The
     result is the hash of the two split hashes.
     """

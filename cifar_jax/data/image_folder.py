@@ -1,7 +1,8 @@
 """Read a data set from a folder of the user's own images.
 
 `layout` finds the images of the splits and classes. The images of a split are sorted by the SHA-256
-of the decoded image. This order looks random and does not depend on file names or dates.
+of the image in 32×32 pixels. This order looks random and does not depend on file names, on dates or
+on the size to which the images are resized.
 
 Without a folder of test images, a fifth of each class becomes the test images. If an image occurs
 several times, all copies are in the same split.
@@ -14,21 +15,28 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
-from cifar_jax.data.images import SixteenBitError, decode, ignore_warnings
+from cifar_jax.data.dataset import Arrays, Dataset, Split
+from cifar_jax.data.images import (
+    DEFAULT_TARGET,
+    SixteenBitError,
+    Target,
+    decode,
+    ignore_warnings,
+)
 from cifar_jax.data.layout import Listing, find
 from cifar_jax.data.progress import notice, progress
 from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this number when a change to this module decodes the same files to different arrays.
+# Increase this number when a change decodes the same files to different arrays or refuses them.
 # Cache entries with another number are ignored.
-_VERSION = 3
+_VERSION = 4
 _TEST_FRACTION = 0.2
 # Largest number of unreadable files to name on standard error.
 _MAX_MESSAGES = 10
@@ -36,7 +44,21 @@ _MAX_MESSAGES = 10
 _MIN_RANGE = 1 / 16
 
 
-def source(path: Path, *, skip_bad_images: bool = False) -> Source:
+class _Image(NamedTuple):
+    """An image of a folder."""
+
+    pixels: np.ndarray
+    """uint8 `[size, size, 3]`."""
+    key: bytes
+    """SHA-256 of the image in 32×32 pixels. It determines the order and the split, so the test
+    images are the same for every size."""
+
+
+_Labeled = list[tuple[_Image, int]]
+"""Images and their classes."""
+
+
+def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAULT_TARGET) -> Source:
     """Return a folder of images as a `cache.Source`.
 
     The signature of the source changes if an image is added, removed, renamed or modified.
@@ -44,6 +66,7 @@ def source(path: Path, *, skip_bad_images: bool = False) -> Source:
     Args:
       path: the folder.
       skip_bad_images: leave out unreadable images. If False, decoding them raises an error.
+      target: to which size, and how, the images are resized.
 
     Raises:
       UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
@@ -56,17 +79,25 @@ def source(path: Path, *, skip_bad_images: bool = False) -> Source:
         split and [(file.path[start:], *file[1:]) for file in split]
         for split in (listing.train, listing.validation, listing.test)
     ]
-    content = json.dumps([_VERSION, listing.classes, files, skip_bad_images])
+    entry, content = (
+        f"folder-{path_digest(path)}",
+        [_VERSION, listing.classes, files, skip_bad_images],
+    )
+    if target != DEFAULT_TARGET:
+        entry += f"-{target.size}{'' if target.center_crop else '-whole'}"
+        content.append(target)
     return Source(
         name=f"folder:{path.resolve().name}",
-        entry=f"folder-{path_digest(path)}",
-        signature=hashlib.sha256(content.encode()).hexdigest(),
-        decode=lambda: read(path, listing, skip_bad_images),
+        entry=entry,
+        signature=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        decode=lambda: read(path, listing, skip_bad_images, target),
         notes=listing.notes,
     )
 
 
-def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
+def read(
+    path: Path, listing: Listing, skip_bad_images: bool, target: Target = DEFAULT_TARGET
+) -> Arrays:
     """Read the images of a folder.
 
     Raises:
@@ -83,12 +114,17 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
     files = [file for split in splits for file in split]
     paths = [Path(file.path) for file in files]
     with progress(f"Reading {path} (once)", len(files)) as advance:
-        images = _decode_all(paths, None, advance)
+        images = _decode_all(paths, None, target, advance)
     white = None
     ranges = {i: image for i, image in enumerate(images) if isinstance(image, SixteenBitError)}
     if ranges:
         white = _find_white(path, list(ranges.values()))
-        scaled = _decode_all([paths[i] for i in ranges], white, lambda count: None)
+        start = 0
+        for name, split in zip(("training", "validation", "test"), splits, strict=True):
+            end = start + len(split)
+            _check_range(path, name, [r for i, r in ranges.items() if start <= i < end], white)
+            start = end
+        scaled = _decode_all([paths[i] for i in ranges], white, target, lambda count: None)
         for i, image in zip(ranges, scaled, strict=True):
             images[i] = image
     errors = tuple(str(image) for image in images if isinstance(image, UserError))
@@ -100,38 +136,68 @@ def read(path: Path, listing: Listing, skip_bad_images: bool) -> Arrays:
             [
                 (image, file.label)
                 for image, file in itertools.islice(pairs, len(split))
-                if isinstance(image, np.ndarray)
+                if isinstance(image, _Image)
             ]
         )
         for split in splits
     )
+    trained = {label for _, label in train}
     for label, name in enumerate(listing.classes):
-        if label not in train.labels:
+        if label not in trained:
             raise UserError(f"no training image of the class {name} in {path} can be read")
+    for name, files, split in (
+        ("validation", listing.validation, validation),
+        ("test", listing.test, test),
+    ):
+        if files and not split:
+            raise UserError(f"no {name} image in {path} can be read")
     if listing.test is None:
         train, test = _hold_out(train, len(listing.classes))
-        if not len(test.labels):
+        if not test:
             raise UserError(
-                f"{path} has too few images to hold out some for the test. Add images, or arrange "
-                f"them as {path}/train/CLASS/* and {path}/test/CLASS/*."
+                f"{path} has too few different images to hold out some for the test. Add images, "
+                f"or arrange them as {path}/train/CLASS/* and {path}/test/CLASS/*."
             )
-    reserved = None
-    if listing.validation is not None:
-        reserved = len(validation.labels)
-        train = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
-    return Arrays(listing.classes, train, test, reserved, white, errors)
+    reserved = None if listing.validation is None else len(validation)
+    train_split, test_split = (_stack(images, target) for images in (train + validation, test))
+    return Arrays(listing.classes, train_split, test_split, reserved, white, errors)
+
+
+def remarks(dataset: Dataset) -> list[str]:
+    """Return lines for the log about classes without test images and copies of images."""
+    lines = []
+    end = len(dataset.train.labels) - (dataset.validation_images or 0)
+    validation = dataset.train.labels[end:]
+    for name, labels in (("validation", validation), ("test", dataset.test.labels)):
+        missing = [c for i, c in enumerate(dataset.classes) if i not in labels]
+        if missing and len(labels):
+            more = ", …" if len(missing) > 20 else ""
+            lines.append(f"classes without {name} images: {', '.join(missing[:20])}{more}")
+    train, test = (
+        [hashlib.sha256(image.tobytes()).digest() for image in split.images]
+        for split in (dataset.train, dataset.test)
+    )
+    known = set(train)
+    copies = sum(digest in known for digest in test)
+    if copies:
+        total = counted(len(dataset.test.labels), "test image")
+        lines.append(f"{copies:,} of {total} are copies of training or validation images")
+    return lines
 
 
 def _decode_all(
-    paths: Sequence[Path], white: int | None, advance: Callable[[int], None]
-) -> list[np.ndarray | UserError]:
+    paths: Sequence[Path], white: int | None, target: Target, advance: Callable[[int], None]
+) -> list[_Image | UserError]:
     """Decode image files. The result for an unreadable file is the error."""
 
-    def attempt(path: Path) -> np.ndarray | UserError:
+    def attempt(path: Path) -> _Image | UserError:
         try:
-            return decode(path, white=white)
+            pixels = small = decode(path, white=white, target=target)
+            if target != DEFAULT_TARGET:
+                small = decode(path, white=white)
         except UserError as error:
             return error
+        return _Image(pixels, hashlib.sha256(small.tobytes()).digest())
 
     images = []
     pool = ThreadPoolExecutor()
@@ -165,10 +231,31 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
     return white
 
 
+def _check_range(path: Path, name: str, ranges: Sequence[SixteenBitError], white: int) -> None:
+    """Raise UserError if most 16-bit images of a split would be black. Report dark images.
+
+    Args:
+      path: the folder.
+      name: name of the split.
+      ranges: the 16-bit images of the split.
+      white: the value of white.
+    """
+    dark = [image for image in ranges if 0 < image.top < _MIN_RANGE * white]
+    if not dark:
+        return
+    text = (
+        f"{len(dark):,} of {counted(len(ranges), '16-bit image')} for {name} in {path} have no "
+        f"value above {max(image.top for image in dark)}, but white is {white} in this data set"
+    )
+    if 2 * len(dark) > len(ranges):
+        raise UserError(f"{text}: save all images with the same range, or with 8 bits per channel")
+    notice(f"{text}, so they are almost black; the first is {dark[0].name}")
+
+
 def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool) -> None:
     """Name unreadable images on standard error. Raise UserError if `skip_bad_images` is False."""
     for error in errors[:_MAX_MESSAGES]:
-        notice(error)
+        notice(" ".join(error.split()))
     if len(errors) > _MAX_MESSAGES:
         notice(f"… and {len(errors) - _MAX_MESSAGES:,} more")
     if skip_bad_images:
@@ -176,7 +263,10 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
     file = cache_dir() / f"unreadable-{path.name}-{path_digest(path)}.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(file, "".join(f"{error}\n" for error in errors).encode(errors="replace"))
+        write_bytes(
+            file,
+            "".join(f"{' '.join(error.split())}\n" for error in errors).encode(errors="replace"),
+        )
         place = f"all are listed in {file}"
     except OSError:
         place = "see above"
@@ -186,33 +276,34 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
     )
 
 
-def _sort(images: Sequence[tuple[np.ndarray, int]]) -> Split:
-    """Return a split of images and labels, sorted by the SHA-256 of each image."""
-    order = sorted(images, key=lambda pair: (hashlib.sha256(pair[0].tobytes()).digest(), pair[1]))
-    pixels = np.zeros((len(order), *IMAGE_SHAPE), np.uint8)
-    for i, (image, _) in enumerate(order):
-        pixels[i] = image
-    return Split(pixels, np.array([label for _, label in order], np.int32))
+def _sort(images: _Labeled) -> _Labeled:
+    """Return the images sorted by their keys."""
+    return sorted(images, key=lambda pair: (pair[0].key, pair[1]))
 
 
-def _hold_out(split: Split, classes: int) -> tuple[Split, Split]:
-    """Divide images that are sorted by SHA-256 into training and test images.
+def _stack(images: _Labeled, target: Target) -> Split:
+    """Return the images and labels as arrays."""
+    pixels = np.zeros((len(images), target.size, target.size, 3), np.uint8)
+    for i, (image, _) in enumerate(images):
+        pixels[i] = image.pixels
+    return Split(pixels, np.array([label for _, label in images], np.int32))
+
+
+def _hold_out(images: _Labeled, classes: int) -> tuple[_Labeled, _Labeled]:
+    """Divide images that are sorted by their keys into training and test images.
 
     The first fifth of each class becomes test images. A class with two or more images has at least
     one test image. If copies of an image would be in both splits, all become training images.
     """
-    is_test = np.zeros(len(split.labels), bool)
+    labels = np.array([label for _, label in images], np.int32)
+    is_test = np.zeros(len(images), bool)
     for label in range(classes):
-        members = np.flatnonzero(split.labels == label)
+        members = np.flatnonzero(labels == label)
         count = max(round(_TEST_FRACTION * len(members)), 1 if len(members) > 1 else 0)
         is_test[members[:count]] = True
-    # Copies of an image are neighbors, even if they have different classes.
-    is_copy = [(a == b).all() for a, b in itertools.pairwise(split.images)]
-    group = np.concatenate([[0], np.cumsum(~np.array(is_copy, bool))])
-    in_train = np.zeros(len(is_test), bool)
-    in_train[group[~is_test]] = True
-    is_test &= ~in_train[group]
-    return (
-        Split(split.images[~is_test], split.labels[~is_test]),
-        Split(split.images[is_test], split.labels[is_test]),
-    )
+    in_train = {
+        image.key for (image, _), held_out in zip(images, is_test, strict=True) if not held_out
+    }
+    train = [pair for pair in images if pair[0].key in in_train]
+    test = [pair for pair in images if pair[0].key not in in_train]
+    return train, test

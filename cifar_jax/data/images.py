@@ -1,8 +1,9 @@
-"""Read an image file of any size and mode as uint8 `[32, 32, 3]`.
+"""Read an image file of any size and mode as uint8 `[size, size, 3]`.
 
 Only the first frame is read. The image is rotated according to its EXIF data and converted to 8-bit
-RGB. Transparent pixels become white. Color profiles are ignored. The largest centered square is
-resized with Pillow's antialiased bicubic filter. An image of 32×32 pixels is not resized.
+RGB. Transparent pixels become white. Color profiles are ignored. The largest centered square, or
+the whole image, is resized with Pillow's antialiased bicubic filter. An image that already has the
+size is not resized.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -40,10 +41,23 @@ _MAGIC = (*_TIFF, b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"P4", b"P5", b"P
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
 
 
+class Target(NamedTuple):
+    """The size to which images are resized, and how they become square."""
+
+    size: int = IMAGE_SHAPE[0]
+    """Height and width in pixels."""
+    center_crop: bool = True
+    """Whether the largest centered square is used. False: the whole image is squeezed."""
+
+
+DEFAULT_TARGET = Target()
+
+
 class SixteenBitError(UserError):
     """A gray 16-bit image cannot be converted, because the value of white is unknown.
 
     Attributes:
+      name: name of the image.
       low: 1st percentile of the pixel values.
       high: 99th percentile of the pixel values.
       top: largest pixel value.
@@ -52,6 +66,7 @@ class SixteenBitError(UserError):
     def __init__(self, name: str, values: np.ndarray) -> None:
         self.low, self.high = (float(v) for v in np.percentile(values, (1, 99)))
         self.top = int(values.max())
+        self.name = name
         super().__init__(
             f"{name} has 16-bit values of at most {self.top}, and the value of white is unknown: "
             "save it with 8 bits per channel"
@@ -82,28 +97,32 @@ def is_image(path: str) -> bool:
 def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
     """Yield the files in a folder and its subfolders, sorted by path.
 
-    Hidden files and files that an operating system added are skipped. Links to folders are not
-    followed.
+    Hidden files, files that an operating system added, and pipes are skipped. Links to folders are
+    yielded, but not followed.
     """
     with os.scandir(folder) as entries:
         visible = [entry for entry in entries if not is_junk(entry.name)]
     for entry in sorted(visible, key=lambda entry: entry.name):
         if entry.is_dir(follow_symlinks=False):
             yield from walk(entry.path)
-        elif not entry.is_dir():
+        elif entry.is_symlink() or entry.is_file():
             yield entry
 
 
 def read_image(
-    source: Path | bytes, name: str | None = None, white: int | None = None
+    source: Path | bytes,
+    name: str | None = None,
+    white: int | None = None,
+    target: Target = DEFAULT_TARGET,
 ) -> np.ndarray:
-    """Read an image as uint8 `[32, 32, 3]`.
+    """Read an image as uint8 `[size, size, 3]`.
 
     Args:
       source: path of a file, or the content of a file.
       name: name of the image in error messages. The default is the path.
-      white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255, and an image
-        without values above 4095 is refused, because it would look black.
+      white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255. An image with
+        larger values is refused, and so is an image that uses less than a sixteenth of the values.
+      target: the size, and how the image becomes square.
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
@@ -111,11 +130,16 @@ def read_image(
     """
     with ignore_warnings():
         try:
-            return decode(source, name, white)
+            return decode(source, name, target=target)
         except SixteenBitError as error:
-            if 0 < error.top <= _MAX_DARK:
+            if white and not (error.top <= white and (not error.top or error.top * 16 > white)):
+                raise UserError(
+                    f"{error.name} has 16-bit values of at most {error.top}, but the value of "
+                    f"white in the training images is {white}: save it with 8 bits per channel"
+                ) from None
+            if not white and 0 < error.top <= _MAX_DARK:
                 raise
-            return decode(source, name, 65535)
+            return decode(source, name, white or 65535, target)
 
 
 @contextlib.contextmanager
@@ -126,7 +150,12 @@ def ignore_warnings() -> Iterator[None]:
         yield
 
 
-def decode(source: Path | bytes, name: str | None = None, white: int | None = None) -> np.ndarray:
+def decode(
+    source: Path | bytes,
+    name: str | None = None,
+    white: int | None = None,
+    target: Target = DEFAULT_TARGET,
+) -> np.ndarray:
     """Read an image as `read_image` does, but do not hide warnings.
 
     The caller must use `ignore_warnings`. Several threads may share one `ignore_warnings` context.
@@ -147,7 +176,7 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
         raise UserError(f"{name} is a HEIC image, which cannot be read: convert it to JPEG or PNG")
     Image.init()
     too_large = UserError(f"{name} has more than 89 million pixels: make it smaller")
-    height, width, _ = IMAGE_SHAPE
+    size = target.size, target.size
     try:
         formats = [f for f in FORMATS if f in Image.OPEN]
         with Image.open(io.BytesIO(content), formats=formats) as image:
@@ -155,18 +184,24 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
                 raise too_large
             # To save time, let the JPEG decoder shrink a large image to about four times the final
             # size. The quality stays the same.
-            image.draft(None, (4 * width, 4 * height))
+            image.draft(None, (4 * target.size, 4 * target.size))
             layout = str(image.tile)  # It names the pixel type. `load` deletes `tile`.
             image.load()
             rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
-        if rgb.size != (width, height):
-            rgb = ImageOps.fit(rgb, (width, height), Image.Resampling.BICUBIC)
+        if rgb.size != size and target.center_crop:
+            rgb = ImageOps.fit(rgb, size, Image.Resampling.BICUBIC)
+        elif rgb.size != size:
+            rgb = rgb.resize(size, Image.Resampling.BICUBIC)
         return np.array(rgb)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
         raise too_large from error
     except Image.UnidentifiedImageError as error:
+        if content.startswith(b"version https://git-lfs"):
+            raise UserError(
+                f"{name} is a pointer of Git LFS, not the image: get it with `git lfs pull`"
+            ) from error
         if content.startswith(_TIFF):
             raise UserError(
                 f"{name} is a TIFF of a kind that cannot be read: save it as PNG"
@@ -177,7 +212,7 @@ def decode(source: Path | bytes, name: str | None = None, white: int | None = No
     # For damaged files, Pillow raises OSError, SyntaxError, ValueError, struct.error and others.
     except Exception as error:
         if "MAX_TEXT" in str(error) and len(short := _without_metadata(content)) < len(content):
-            return decode(short, name, white)
+            return decode(short, name, white, target)
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error
 
 

@@ -2,23 +2,20 @@
 
 import json
 import os
-import re
-import unicodedata
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.data.images import is_image, is_junk, walk
+from cifar_jax.data.splits import find_splits, folders, layouts, split_in, splits_inside
 from cifar_jax.errors import UserError, counted, nearest
-from cifar_jax.runtime import cache_dir
 
-# Words that name a split. A folder name may also contain other words, such as `seg` or `set`.
-_SPLITS = {
-    "train": "train|training|trn",
-    "validation": "val|valid|validation|dev",
-    "test": "test|testing|tst|eval|evaluation",
+# Subfolders with these names hold inputs and targets, not classes.
+_NO_CLASSES = {
+    *("image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels"),
+    *("annotation", "annotations", "segmentation", "segmentations", "segmentationclass"),
 }
-_OTHER_WORDS = "(?:seg|set|data|dataset|images?|imgs?|pictures?|photos?|split|folder|dir)*"
 
 
 class File(NamedTuple):
@@ -53,6 +50,8 @@ class _Class(NamedTuple):
     """Number of files that are not images, by suffix."""
     output: Path | None
     """A run folder or a report in the class folder. None if there is none."""
+    links: list[str]
+    """Links to folders. They are not followed."""
 
 
 def find(path: Path) -> Listing:
@@ -63,22 +62,25 @@ def find(path: Path) -> Listing:
         class has no images.
     """
     if not path.is_dir():
-        problem = "is not a folder" if path.exists() else "does not exist"
+        problem = "is a file, not a folder: unpack it and" if path.exists() else "does not exist:"
         raise UserError(
-            f"{path} {problem}: name a folder of images with --set data.dataset=folder:PATH"
+            f"{path} {problem} name a folder of images with --set data.dataset=folder:PATH"
         )
-    splits, notes = _find_splits(path)
+    splits, notes = find_splits(path)
     root = splits.get("train", path)
     train = _find_classes(root, notes)
     classes = tuple(train)
     if len(classes) < 2:
+        inner = folders(root)[classes[0]] if classes else root
+        hint = f" Or name {inner}, if its subfolders are the classes." if folders(inner) else ""
         raise UserError(
             f"{root} has {counted(len(classes), 'class folder')}, but at least 2 are needed. "
-            f"Arrange the images as {_layouts(path)}."
+            f"Arrange the images as {layouts(path)}.{hint}"
         )
+    notes += _same_subfolders(root, classes)
     files: dict[str, list[File]] = {"train": _labeled(train, classes)}
     skipped = [found.others.total() for found in train.values()]
-    for kind in splits.keys() - {"train"}:
+    for kind in [kind for kind in ("validation", "test") if kind in splits]:
         held_out = _find_classes(splits[kind], notes, classes)
         files[kind] = _labeled(held_out, classes)
         skipped += [found.others.total() for found in held_out.values()]
@@ -98,75 +100,20 @@ def find(path: Path) -> Listing:
     )
 
 
-def _layouts(path: Path) -> str:
-    return f"{path}/train/CLASS/* and {path}/test/CLASS/*, or {path}/CLASS/*"
+def check_workdir(path: Path, workdir: Path) -> None:
+    """Raise UserError if a run folder would be inside a class folder of a folder of images.
 
-
-def _folders(path: Path) -> dict[str, Path]:
-    """Return the subfolders of a folder by name, sorted. Names are in Unicode's form NFC.
-
-    macOS stores names in another form. Folders that an operating system added are left out.
+    The class would then contain the files of the run when the run is resumed. Both paths are
+    resolved.
     """
-    with os.scandir(path) as entries:
-        found = [path / e.name for e in entries if e.is_dir() and not is_junk(e.name)]
-    folders: dict[str, Path] = {}
-    for folder in found:
-        name = unicodedata.normalize("NFC", folder.name)
-        if name in folders:
-            raise UserError(f"{path} has two folders with the name {name}: rename one of them")
-        if folder.resolve() != cache_dir().resolve():
-            folders[name] = folder
-    return dict(sorted(folders.items()))
-
-
-def _split_of(name: str) -> str | None:
-    """Return `train`, `validation` or `test` if a folder name means that split, else None."""
-    letters = re.sub("[^a-z]", "", name.casefold())
-    for split, words in _SPLITS.items():
-        if re.fullmatch(f"{_OTHER_WORDS}(?:{words}){_OTHER_WORDS}", letters):
-            return split
-    return None
-
-
-def _find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
-    """Return the folder of each split, and lines for the log about unused folders.
-
-    The result is empty if the subfolders of `path` are the classes.
-    """
-    named: dict[str, list[Path]] = {}
-    others = []
-    for name, folder in _folders(path).items():
-        if split := _split_of(name):
-            named.setdefault(split, []).append(folder)
-        else:
-            others.append(folder)
-    for split, folders in named.items():
-        if len(folders) > 1:
-            names = " and ".join(folder.name for folder in folders)
-            raise UserError(f"{path} has two folders of {split} images, {names}: rename one")
-    splits = {split: folders[0] for split, folders in named.items()}
-    if "train" not in splits:
-        # A folder `valid` without subfolders may be a class.
-        if "test" in splits or ("validation" in splits and _folders(splits["validation"])):
-            name = splits.get("test", splits.get("validation", path)).name
+    for root in find_splits(path)[0].values() or [path]:
+        inside = workdir.relative_to(root) if workdir.is_relative_to(root) else Path()
+        folder = root / Path(*inside.parts[:1])
+        if len(inside.parts) > 1 and folder.is_dir() and any(_list(folder).files):
             raise UserError(
-                f"{path} has a folder `{name}` but no folder `train`. Arrange the images as "
-                f"{_layouts(path)}."
+                f"the run folder {workdir} is inside {folder}, which contains images: choose "
+                "another --workdir"
             )
-        return {}, []
-    if len(splits) == 1 and others and not _folders(splits["train"]):
-        return {}, []  # Here `train` is a class.
-    notes = []
-    if others:
-        names = ", ".join(folder.name for folder in others)
-        notes.append(f"not used, because {path} has folders for the splits: {names}")
-    return {split: _unnested(folder) for split, folder in splits.items()}, notes
-
-
-def _unnested(folder: Path) -> Path:
-    """Return the only subfolder if its name is that of a split (`seg_train/seg_train`)."""
-    inside = list(_folders(folder).values())
-    return inside[0] if len(inside) == 1 and _split_of(inside[0].name) else folder
 
 
 def _find_classes(
@@ -184,19 +131,26 @@ def _find_classes(
         folders belong to a class.
     """
     found: dict[str, _Class] = {}
-    for name, folder in _folders(root).items():
+    subfolders = folders(root)
+    if len(subfolders) > 1 and {name.casefold() for name in subfolders} <= _NO_CLASSES:
+        raise UserError(
+            f"{root} has the folders {' and '.join(subfolders)}, which are not classes: "
+            f"arrange the images as {root}/CLASS/*"
+        )
+    for name, folder in subfolders.items():
         if not name.isprintable():
             raise UserError(
                 f"the folder {name!a} in {root} has characters in its name that cannot be printed: "
                 "rename it"
             )
-        inside = {_split_of(inner) for inner in _folders(folder)}
-        if "train" in inside and len(inside - {None}) > 1:
-            raise UserError(
-                f"{folder} has folders for the splits: put the classes into the splits, as in "
-                f"{root}/train/CLASS/* and {root}/test/CLASS/*"
-            )
+        if splits_inside(folder):
+            advice = "put the classes into the splits, as in "
+            advice += f"{root}/train/CLASS/* and {root}/test/CLASS/*"
+            if len(subfolders) == 1:
+                advice = f"name that folder with --set data.dataset=folder:{folder}"
+            raise UserError(f"{folder} has folders for the splits: {advice}")
         content = _list(folder)
+        notes += [f"not used, because it is a link to a folder: {link}" for link in content.links]
         if content.output and content.files:
             raise UserError(
                 f"{folder} has images and the output {content.output} of cifar-jax: move the "
@@ -215,7 +169,7 @@ def _find_classes(
         else:
             found[name] = content
     with os.scandir(root) as entries:
-        visible = [e for e in entries if not e.is_dir() and not is_junk(e.name)]
+        visible = [e for e in entries if e.is_file() and not is_junk(e.name)]
     strays = sum(is_image(entry.path) for entry in visible)
     if strays and not found:
         raise UserError(
@@ -228,13 +182,41 @@ def _find_classes(
     return found
 
 
+def _same_subfolders(root: Path, classes: tuple[str, ...]) -> list[str]:
+    """Return a line for the log if all class folders have the same subfolders and no images.
+
+    The class folders may then be splits, or parts of a cross-validation.
+
+    Raises:
+      UserError: the name of a class folder contains a word for a split.
+    """
+    found = folders(root)
+    inside = [folders(found[name]) for name in classes]
+    if len(inside[0]) < 2 or any(inner.keys() != inside[0].keys() for inner in inside):
+        return []
+    names = ", ".join(classes[:20])
+    text = f"the folders {names} in {root} all have the subfolders {', '.join(inside[0])}"
+    if any(split_in(name) for name in classes):
+        raise UserError(
+            f"{text}, so it is unclear which are the classes: name the splits `train`, `val` and "
+            "`test`, or put the images of a class into one folder"
+        )
+    return [f"check the classes: {text}"]
+
+
 def _list(folder: Path) -> _Class:
     """List the files in a class folder and its subfolders."""
-    content = _Class([], Counter(), None)
+    content = _Class([], Counter(), None, [])
     for entry in walk(folder):
-        if is_image(entry.path):
-            stat = entry.stat()
-            content.files.append(File(entry.path, 0, stat.st_size, stat.st_mtime_ns))
+        if entry.is_dir():
+            content.links.append(entry.path)
+        elif is_image(entry.path):
+            size, modified = 0, 0
+            # A link to a missing file has no size. Reading the image reports the link.
+            with suppress(OSError):
+                stat = entry.stat()
+                size, modified = stat.st_size, stat.st_mtime_ns
+            content.files.append(File(entry.path, 0, size, modified))
         elif entry.name in ("config.json", "report.md") and _is_output(Path(entry.path)):
             content = content._replace(output=Path(entry.path).parent)
         else:

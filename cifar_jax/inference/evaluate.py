@@ -62,7 +62,7 @@ def evaluate(
     model = load(path, best=best, custom=custom)
     skipped = model.card.data.skipped_images if model.card.data else 0
     name = dataset_name or _dataset_name(path, model)
-    dataset = data.load(name, skip_bad_images=skipped > 0)
+    dataset = data.load(name, skip_bad_images=skipped > 0, target=model.target)
     _check_images(path, model, dataset, split)
     images, labels = _select(path, model, dataset, split)
     outputs = _compute(model, images)
@@ -85,10 +85,12 @@ def evaluate(
 def quick_accuracy(model: Classifier) -> float | None:
     """Return the accuracy in percent on the first 1,000 test images of CIFAR-10.
 
-    The result is None if the model has other classes, or if CIFAR-10 is not on this machine.
+    The result is None if the model has other classes or another image size, or if CIFAR-10 is not
+    on this machine.
     """
     prepared = cifar10.folder(data.default_data_dir()).exists()
-    if model.classes != cifar10.CLASSES or not prepared:
+    is_cifar = model.classes == cifar10.CLASSES and model.image_shape == models.IMAGE_SHAPE
+    if not is_cifar or not prepared:
         return None
     test = data.load("cifar10").test
     return loss_and_accuracy(model.logits(test.images[:1000]), test.labels[:1000])[1]

@@ -7,7 +7,8 @@
                   metadata
 
 The programs of stablehlo and onnx work without this package. They normalize uint8 images
-[N, 32, 32, 3], for any N, and return float32 logits [N, classes].
+[N, H, W, 3], for any N, and return float32 logits [N, classes]. H and W are those of the training
+images.
 """
 
 import hashlib
@@ -17,7 +18,7 @@ import os
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
             function = onnx_files.open_session(draft)
         else:
             function = jax.jit(load(draft, network.custom).function)
-        difference = _largest_difference(network.logits, function)
+        difference = _largest_difference(network.logits, function, network.image_shape)
     tolerance = TOLERANCES[network.card.precision]
     if not difference <= tolerance:
         raise UserError(
@@ -185,7 +186,9 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
 def _to_stablehlo(network: TrainedNetwork) -> bytes:
     try:
         with ops.force_platform():
-            exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(_any_batch())
+            exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(
+                _any_batch(network)
+            )
     except Exception as error:  # The code of a custom model may raise anything.
         if network.custom is None:
             raise
@@ -243,7 +246,8 @@ def _hidden_stderr() -> Iterator[None]:
 
 
 def _to_onnx(network: TrainedNetwork) -> bytes:
-    return onnx_files.convert(network, _any_batch(), _card_json(network, digest(_flatten(network))))
+    card = _card_json(network, digest(_flatten(network)))
+    return onnx_files.convert(network, _any_batch(network), card)
 
 
 def _flatten(network: TrainedNetwork) -> dict[str, np.ndarray]:
@@ -251,8 +255,9 @@ def _flatten(network: TrainedNetwork) -> dict[str, np.ndarray]:
     return {name: np.asarray(leaf) for name, leaf in leaves.items()}
 
 
-def _any_batch() -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jax_export.symbolic_shape("batch, 32, 32, 3"), np.uint8)
+def _any_batch(network: TrainedNetwork) -> jax.ShapeDtypeStruct:
+    (batch,) = jax_export.symbolic_shape("batch")
+    return jax.ShapeDtypeStruct((batch, *network.image_shape), np.uint8)
 
 
 def _card_json(network: TrainedNetwork, sha256: str, indent: int | None = None) -> str:
@@ -269,14 +274,16 @@ def _parse_card(text: str | bytes, path: Path) -> ModelCard:
 
 
 def _largest_difference(
-    expected: Callable[[np.ndarray], np.ndarray], actual: Callable[[np.ndarray], Any]
+    expected: Callable[[np.ndarray], np.ndarray],
+    actual: Callable[[np.ndarray], Any],
+    image_shape: Sequence[int],
 ) -> float:
     """Return the largest difference between two functions, relative to the largest logit.
 
     The functions are compared on a batch of five random images, and on a single image. The result
     is infinite if the shapes or types of their outputs differ.
     """
-    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, *image_shape), np.uint8)
     largest = 0.0
     for batch in (images, images[:1]):
         a, b = expected(batch), np.asarray(actual(batch))

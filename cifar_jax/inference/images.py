@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cifar_jax.data.images import is_image, read_image, walk
+from cifar_jax.data.images import DEFAULT_TARGET, Target, is_image, read_image, walk
 from cifar_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ class Image(NamedTuple):
     name: str
     """Path of the image, `-` for standard input, or empty if no file was found."""
     pixels: np.ndarray | None
-    """uint8 `[32, 32, 3]`; None if the image could not be read."""
+    """uint8 `[H, W, 3]`; None if the image could not be read."""
     error: str = ""
     """Why the image could not be read; otherwise empty."""
 
@@ -36,7 +36,7 @@ def find(words: Sequence[str]) -> list[str | UserError]:
         if word == "-" or path.is_file():
             files.append(word)
         elif path.is_dir():
-            images = [entry.path for entry in walk(path) if is_image(entry.path)]
+            images = [e.path for e in walk(path) if not e.is_dir() and is_image(e.path)]
             files += images or [UserError(f"the folder {word} contains no image files")]
         elif "://" in word:
             files.append(UserError(f"{word} is a web address: download the image first"))
@@ -50,10 +50,13 @@ def find(words: Sequence[str]) -> list[str | UserError]:
     return files
 
 
-def read(files: Sequence[str | UserError], white: int | None = None) -> Iterator[Image]:
+def read(
+    files: Sequence[str | UserError], white: int | None = None, target: Target = DEFAULT_TARGET
+) -> Iterator[Image]:
     """Yield the images in order. For a file that cannot be read, yield an `Image` with an error.
 
-    `white` is the 16-bit value that becomes 255; see `cifar_jax.data.images.read_image`.
+    `white` is the 16-bit value that becomes 255, and `target` is the size to which images are
+    resized; see `cifar_jax.data.images.read_image`.
     """
     for file in files:
         if isinstance(file, UserError):
@@ -62,6 +65,6 @@ def read(files: Sequence[str | UserError], white: int | None = None) -> Iterator
         try:
             source = sys.stdin.buffer.read() if file == "-" else Path(file)
             name = "standard input" if file == "-" else file
-            yield Image(file, read_image(source, name, white))
+            yield Image(file, read_image(source, name, white, target))
         except UserError as error:
             yield Image(file, None, str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ import numpy as np
 from flax import linen as nn
 
 from cifar_jax import models
-from cifar_jax.data import pipeline
+from cifar_jax.data import Target, pipeline
 from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import ModelCard
-from cifar_jax.training.evaluation import TTA, Outputs, apply_tta, softmax
+from cifar_jax.training.evaluation import TTA, Outputs, apply_tta, scale_count, softmax
 
 Images = np.ndarray | Sequence[str | Path]
-"""uint8 `[N, 32, 32, 3]`, or image files of any size and common format."""
+"""uint8 `[N, H, W, 3]`, or image files of any size and common format.
+
+H and W are those of the model."""
 
 
 class Classifier:
@@ -31,25 +34,27 @@ class Classifier:
 
     Args:
       card: the model card, which describes the network, its classes and its normalization.
-      function: computes float32 logits `[N, classes]` from uint8 images `[N, 32, 32, 3]`. JAX can
+      function: computes float32 logits `[N, classes]` from uint8 images `[N, H, W, 3]`. JAX can
         trace it.
       source: name of the model in error messages.
 
     Raises:
-      UserError: the model does not take images of 32x32 pixels.
+      UserError: the model does not take square RGB images.
     """
 
     batch_size = 256
-    """Largest number of images in one call of the function."""
+    """Largest number of 32×32 images in one call of the function."""
 
     def __init__(
         self, card: ModelCard, function: Callable[[jax.Array], Any], source: Path | str
     ) -> None:
-        if tuple(card.input_shape) != models.IMAGE_SHAPE:
+        height, *_ = shape = tuple(card.input_shape)
+        if shape != models.image_shape(height):
             raise UserError(
-                f"{source} needs images of shape {list(card.input_shape)}, but cifar-jax supports "
-                f"only {list(models.IMAGE_SHAPE)}"
+                f"{source} needs images of shape {list(shape)}, but cifar-jax supports only square "
+                "images with 3 channels"
             )
+        self.image_shape = shape
         self.card = card
         self.function = function
 
@@ -57,6 +62,11 @@ class Classifier:
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in the order of the logits."""
         return tuple(self.card.classes)
+
+    @property
+    def target(self) -> Target:
+        """The size to which image files are resized, and how they become square."""
+        return Target(self.image_shape[0], self.card.center_crop)
 
     @property
     def tta(self) -> TTA:
@@ -67,7 +77,8 @@ class Classifier:
         """Return the class probabilities of images, float32 `[N, classes]`.
 
         Args:
-          images: uint8 `[N, 32, 32, 3]`, or image files of any size and common format.
+          images: uint8 `[N, H, W, 3]`, with the `image_shape` of the model, or image files of any
+            size and common format.
           tta: test-time augmentation. None: one view of each image is used. `least_confident` is
             ignored, because the result for an image would depend on the other images.
 
@@ -91,12 +102,14 @@ class Classifier:
         Arguments and exceptions are the same as for `logits`.
         """
         if not hasattr(images, "dtype"):
-            files = [read_image(Path(file), white=self.card.white) for file in images]
-            images = np.stack(files) if files else np.zeros((0, *models.IMAGE_SHAPE), np.uint8)
+            options = {"white": self.card.white, "target": self.target}
+            files = [read_image(Path(file), **options) for file in images]
+            images = np.stack(files) if files else np.zeros((0, *self.image_shape), np.uint8)
         images = np.asarray(images)
-        if images.shape[1:] != models.IMAGE_SHAPE or images.dtype != np.uint8:
+        if images.shape[1:] != self.image_shape or images.dtype != np.uint8:
             raise UserError(
-                f"images must be uint8 [N, 32, 32, 3], not {images.dtype} {list(images.shape)}"
+                f"images must be uint8 [N, {', '.join(map(str, self.image_shape))}], not "
+                f"{images.dtype} {list(images.shape)}"
             )
         if not len(images):
             nothing = np.zeros((0, len(self.classes)), np.float32)
@@ -105,8 +118,9 @@ class Classifier:
 
     def _logits(self, images: np.ndarray) -> np.ndarray:
         logits = []
-        for start in range(0, len(images), self.batch_size):
-            batch = images[start : start + self.batch_size]
+        largest = scale_count(self.batch_size, self.image_shape[0])
+        for start in range(0, len(images), largest):
+            batch = images[start : start + largest]
             # JAX compiles one program per batch size. Rounding sizes up to powers of two limits the
             # number of programs.
             size = 1 << (len(batch) - 1).bit_length()
@@ -144,12 +158,12 @@ class TrainedNetwork(Classifier):
         if card.code and custom is None and card.model.name not in models.MODELS:
             raise UserError(_missing_code(card, source))
         options = card.model.model_dump(exclude={"name", "arguments"}) | card.model.arguments
-        self.custom = custom
+        self.custom = custom = custom and replace(custom, image_size=self.image_shape[0])
         self.module: nn.Module = models.create(
             card.model.name, custom, **options, dtype=jnp.dtype(card.precision)
         )
         self.variables = models.match_variables(
-            variables, models.variable_shapes(self.module), str(source)
+            variables, models.variable_shapes(self.module, self.image_shape[0]), str(source)
         )
 
     def normalize(self, images: jax.Array) -> jax.Array:

@@ -57,6 +57,7 @@ def import_torch(
     mean: Sequence[float] = CIFAR10_MEAN,
     std: Sequence[float] = CIFAR10_STD,
     stem_pool: bool = False,
+    image_size: int = models.IMAGE_SHAPE[0],
 ) -> TrainedNetwork:
     """Convert a PyTorch state dict to a run folder, and return the network.
 
@@ -69,6 +70,7 @@ def import_torch(
       mean, std: values that normalized each channel of the training images, for pixels in 0..1.
       stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer. The
         weights do not show this.
+      image_size: height and width of the training images. The weights do not show this.
 
     Raises:
       UserError: the file contains no state dict or another network, the number of classes is wrong,
@@ -112,9 +114,10 @@ def import_torch(
             "model": {"name": name, "num_classes": len(classes), "arguments": arguments},
             "precision": "float32",
             "classes": list(classes),
+            "input_shape": list(models.image_shape(image_size)),
             "mean": list(mean),
             "std": list(std),
-            "layers": [LayerRow(**vars(layer)) for layer in summarize(module)],
+            "layers": [LayerRow(**vars(layer)) for layer in summarize(module, image_size)],
             "imported_from": file.name,
         },
         ModelCard,

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax.errors import UserError, nearest
 from cifar_jax.models.basic import Basic
-from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel, validate_options
+from cifar_jax.models.custom import IMAGE_SHAPE, CustomModel, image_shape, validate_options
 from cifar_jax.models.net import Net, NetBNGAP
 from cifar_jax.models.resnet import ResNet10, ResNet10Separable, ResNet18
 from cifar_jax.models.speednet import SpeedNet
@@ -27,6 +27,7 @@ __all__ = [
     "accepts_size",
     "count_parameters",
     "create",
+    "image_shape",
     "init_variables",
     "match_variables",
     "transfer",
@@ -87,29 +88,38 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
     return build(**options)
 
 
-def variable_shapes(model: nn.Module) -> Any:
-    """Return the shapes and types of the model's variables, without computing the variables."""
-    images = jax.ShapeDtypeStruct((1, *IMAGE_SHAPE), jnp.float32)
-    return nn.unbox(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
-
-
-def accepts_size(model: nn.Module, image_size: int) -> bool:
-    """Return whether a model with variables for 32×32 images also accepts another image size.
+def variable_shapes(model: nn.Module, image_size: int = IMAGE_SHAPE[0]) -> Any:
+    """Return the shapes and types of the model's variables, without computing the variables.
 
     Args:
       model: the network.
       image_size: height and width of the images in pixels.
     """
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, IMAGE_SHAPE[2]), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *image_shape(image_size)), jnp.float32)
+    return nn.unbox(jax.eval_shape(partial(model.init, train=False), jax.random.key(0), images))
+
+
+def accepts_size(model: nn.Module, image_size: int, initial_size: int = IMAGE_SHAPE[0]) -> bool:
+    """Return whether a model with variables for one image size also accepts another size.
+
+    Args:
+      model: the network.
+      image_size: height and width of the images in pixels.
+      initial_size: height and width of the images with which the variables are initialized.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape(image_size)), jnp.float32)
     try:
-        jax.eval_shape(partial(model.apply, train=False), variable_shapes(model), images)
+        shapes = variable_shapes(model, initial_size)
+        jax.eval_shape(partial(model.apply, train=False), shapes, images)
     except Exception:  # A custom model may raise any exception.
         return False
     return True
 
 
-def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    """Return the initial variables of a network.
+def init_variables(
+    model: nn.Module, key: jax.Array, image_size: int = IMAGE_SHAPE[0]
+) -> dict[str, Any]:
+    """Return the initial variables of a network for square images of `image_size` pixels.
 
     The package's networks and their subclasses use PyTorch's default initialization. Kernels, and
     biases of layers with a kernel, are uniform between -1/√fan_in and 1/√fan_in
@@ -123,8 +133,8 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
     """
     package = tuple(_module_class(build) for build in MODELS.values())
     if not isinstance(model, package):
-        return _module_init(model, key)
-    shapes: dict[tuple[str, ...], Any] = flatten_dict(variable_shapes(model))
+        return _module_init(model, key, image_size)
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(variable_shapes(model, image_size))
     drawn = [path for path in sorted(shapes) if (*path[:-1], "kernel") in shapes]
     ends = list(itertools.accumulate(shapes[path].size for path in drawn))
     numbers = jax.random.uniform(key, (ends[-1],), minval=-1, maxval=1)
@@ -137,7 +147,7 @@ def init_variables(model: nn.Module, key: jax.Array) -> dict[str, Any]:
         variables[path] = piece.reshape(shapes[path].shape) / math.sqrt(fan_in)
     added = [path for path in shapes if path[-1] not in ("kernel", "bias", "scale", "mean", "var")]
     if added:
-        own = flatten_dict(_module_init(model, key))
+        own = flatten_dict(_module_init(model, key, image_size))
         variables |= {path: own[path] for path in added}
     return unflatten_dict(variables)
 
@@ -224,5 +234,6 @@ def _module_class(build: Callable[..., nn.Module]) -> Any:
     return build.func if isinstance(build, partial) else build
 
 
-def _module_init(model: nn.Module, key: jax.Array) -> dict[str, Any]:
-    return nn.unbox(model.init(key, jnp.zeros((1, *IMAGE_SHAPE)), train=False))
+def _module_init(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
+    images = jnp.zeros((1, *image_shape(image_size)))
+    return nn.unbox(model.init(key, images, train=False))

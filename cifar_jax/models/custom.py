@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 from cifar_jax.errors import UserError, one_line
 
 IMAGE_SHAPE = (32, 32, 3)
-"""Height, width and number of channels of an image."""
+"""Height, width and number of channels of an image of CIFAR-10."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class CustomModel:
     """Path of the experiment file, or None if there is no file."""
     source: bytes = b""
     """Content of the experiment file. Empty if there is no file."""
+    image_size: int = IMAGE_SHAPE[0]
+    """Height and width of the images for which the module is checked."""
 
     def __post_init__(self) -> None:
         if not issubclass(self._module_class, nn.Module):
@@ -92,7 +94,7 @@ class CustomModel:
     def _validate(self, model: nn.Module, classes: int, dtype: Any) -> None:
         """Raise UserError if the model cannot be trained or evaluated."""
         key = jax.random.key(0)
-        images = jax.ShapeDtypeStruct((2, *IMAGE_SHAPE), dtype)
+        images = jax.ShapeDtypeStruct((2, *image_shape(self.image_size)), dtype)
 
         def evaluate(variables: Any, x: jax.Array) -> Any:
             return model.apply(variables, x, train=False)
@@ -137,6 +139,11 @@ class CustomModel:
         except Exception as error:  # The module may raise anything.
             reason = one_line(error, self.file)
             raise UserError(f"{self} fails when it is called: {reason}") from error
+
+
+def image_shape(image_size: int) -> tuple[int, int, int]:
+    """Return height, width and number of channels of a square image."""
+    return image_size, image_size, IMAGE_SHAPE[2]
 
 
 def validate_options(owner: str, module_class: Any, options: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ class Layer:
     image."""
 
 
-def summarize(model: nn.Module) -> list[Layer]:
+def summarize(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> list[Layer]:
     """Return the layers of a model in the order of the forward pass. Only shapes are computed.
 
     A layer is a module of `models.layers` or one of Linen's layers. The row of a layer includes the
@@ -66,8 +66,8 @@ def summarize(model: nn.Module) -> list[Layer]:
         rows[path].output_size = _size(args[0] if args and path in tabulated else None, result)
         return result
 
-    images = jax.ShapeDtypeStruct((1, *models.IMAGE_SHAPE), jnp.float32)
-    variables = models.variable_shapes(model)
+    images = jax.ShapeDtypeStruct((1, *models.image_shape(image_size)), jnp.float32)
+    variables = models.variable_shapes(model, image_size)
     with nn.intercept_methods(record), ops.force_platform():
         traced = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False))(variables, images)
 

@@ -176,6 +176,9 @@ class ModelCard(Stored):
     """Names of the classes, in the order of the logits."""
     input_shape: list[int] = [32, 32, 3]
     """Height, width and channels of an image. The channels are red, green and blue."""
+    center_crop: bool = True
+    """How an image file becomes square: True if the largest centered square is used, False if the
+    whole image is squeezed."""
     input_range: list[float] = [0, 255]
     """Smallest and largest pixel value that the model takes, before normalization."""
     mean: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=3, max_length=3)]

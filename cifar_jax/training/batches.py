@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cifar_jax import models
 from cifar_jax.data import Dataset, Split, augment, pipeline
 from cifar_jax.training.plan import StepVariant
 from cifar_jax.training.schedules import StepInfo
 
 CustomAugmentation = Callable[[jax.Array, jax.Array], jax.Array]
-"""Function from a random key and uint8 images `[N, 32, 32, 3]` to images of the same shape and
+"""Function from a random key and uint8 images `[N, H, W, 3]` to images of the same shape and
 type."""
 
 _FLIP_STREAM = np.uint32(2**32 - 1)
@@ -28,7 +27,7 @@ class TrainData(NamedTuple):
     """
 
     images: jax.Array
-    """Images as rows, uint8 `[N, 32 * 32 * 3]`."""
+    """Images as rows, uint8 `[N, H * W * 3]`."""
     labels: jax.Array
     """Classes, int32 `[N]`."""
 
@@ -51,7 +50,7 @@ def make_batch(
     """Return the images and labels of a train step.
 
     Args:
-      dataset: provides the mean, the standard deviation and the classes.
+      dataset: provides the image shape, the mean, the standard deviation and the classes.
       variant: image size and augmentation of the epoch.
       precision: data type of the returned images, "float32" or "bfloat16".
       data: the training images and labels.
@@ -65,7 +64,7 @@ def make_batch(
       With mixup or cutmix they are class probabilities, float32 `[N, classes]`.
     """
     settings, step_key = variant.augmentation, jax.random.fold_in(key, info.step)
-    images = pipeline.take(data.images, indices).reshape(-1, *models.IMAGE_SHAPE)
+    images = pipeline.take(data.images, indices).reshape(-1, *dataset.image_shape)
     labels = data.labels[indices]
     images = augment.augment(
         step_key,

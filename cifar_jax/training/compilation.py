@@ -243,7 +243,7 @@ def compile_evaluation(
     Args:
       setup: the setup of the run.
       state: a state with the right shapes. It is not donated.
-      images: uint8 `[N, 32, 32, 3]`.
+      images: uint8 `[N, H, W, 3]`.
       after_batch: function called after each batch. An exception from it ends the evaluation.
     """
     precision, tta = setup.config.train.precision, setup.config.tta

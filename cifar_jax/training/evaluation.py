@@ -68,14 +68,15 @@ def compile_logits(
       images: uint8 `[N, H, W, C]`, at least one image. They are put on the devices in batches, and
         the last batch is padded.
       normalize: function from uint8 images to the network's input.
-      batch_size: number of images per batch, rounded up to a multiple of the number of devices.
+      batch_size: number of 32×32 images per batch, rounded up to a multiple of the number of
+        devices. Batches of larger images are smaller; see `scale_count`.
       mesh: the devices.
       precision: type of the model's computation, `float32` or `bfloat16`. It affects only the
         speed.
       after_batch: function called after each batch. An exception from it ends the evaluation.
       tta: test-time augmentation. None: only the unchanged images.
     """
-    batch = min(batch_size, len(images))
+    batch = min(scale_count(batch_size, images.shape[1]), len(images))
     batch = -(-batch // mesh.size) * mesh.size
     sharding = devices.batch_sharding(mesh)
 
@@ -108,6 +109,15 @@ def compile_logits(
         return apply_tta(logits_of, images, tta)
 
     return evaluate
+
+
+def scale_count(count: int, image_size: int) -> int:
+    """Return the number of square images with at most as many pixels as `count` 32×32 images.
+
+    The result is at least 1 and at most `count`. It keeps the memory of a batch of large images
+    small.
+    """
+    return max(1, min(count, count * 32**2 // image_size**2))
 
 
 def apply_tta(

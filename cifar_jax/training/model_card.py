@@ -31,6 +31,7 @@ def make_card(
       initial: pretrained variables that the run starts from. None: random weights.
     """
     dataset, config, custom = setup.dataset, request.config, request.custom
+    layers = summarize(setup.spec.model, dataset.image_shape[0])
     code = None
     if custom.file:
         digest = code_digest(custom.source)
@@ -41,11 +42,13 @@ def make_card(
         model=NetworkCard(num_classes=len(dataset.classes), **config.model.model_dump()),
         precision=config.train.precision,
         classes=list(dataset.classes),
+        input_shape=list(dataset.image_shape),
+        center_crop=config.data.center_crop,
         mean=list(dataset.mean),
         std=list(dataset.std),
         white=dataset.white,
         tta=TTACard(**config.tta.model_dump()),
-        layers=[LayerRow(**vars(layer)) for layer in summarize(setup.spec.model)],
+        layers=[LayerRow(**vars(layer)) for layer in layers],
         data=DataCard(
             name=dataset.name,
             sha256=dataset.fingerprint,
@@ -144,7 +147,7 @@ def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None
         weights = checkpoints.weights(saved)
     except DamagedError:
         return  # The damage is reported when the checkpoint is restored.
-    shapes = models.variable_shapes(setup.spec.model)
+    shapes = models.variable_shapes(setup.spec.model, setup.dataset.image_shape[0])
     try:
         models.match_variables(weights, shapes, "the last checkpoint")
     except UserError as error:

@@ -7,8 +7,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from flax import linen as nn
+
+from cifar_jax import models
 from cifar_jax.config import Augmentation, Config
 from cifar_jax.data import pipeline
+from cifar_jax.errors import UserError
 
 
 class StepVariant(NamedTuple):
@@ -72,6 +76,25 @@ def make(config: Config, images: int, image_size: int) -> Plan:
         steps = pipeline.steps_per_epoch(images, variant.batch_size, config.data.last_batch)
         epochs.append(Epoch(number, variant, epochs[-1].end if epochs else 0, steps))
     return Plan(tuple(epochs))
+
+
+def validate_sizes(config: Config, model: nn.Module) -> None:
+    """Raise if the network cannot be trained on images of the sizes in the config.
+
+    The package's networks without global pooling are defined for 32×32 images only. A custom
+    network may adapt its parameters to `data.image_size`.
+    """
+    name, size = config.model.name, config.data.image_size
+    initial = models.IMAGE_SHAPE[0] if name in models.MODELS else size
+    sizes = [("data.image_size is", size)]
+    sizes += [("a phase has image_size", phase.image_size or size) for phase in config.phases]
+    for what, pixels in sizes:
+        if pixels != initial and not models.accepts_size(model, pixels, initial):
+            raise UserError(
+                f"{what} {pixels}, but {name} accepts only images of {initial} × {initial} pixels: "
+                "leave the setting out, or choose a network with global average pooling, such as "
+                "net-bn-gap or resnet18"
+            )
 
 
 def _variant(config: Config, image_size: int, progress: float) -> StepVariant:

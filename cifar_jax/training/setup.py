@@ -15,16 +15,17 @@ from cifar_jax import config as configs
 from cifar_jax import devices, distributed, models
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
-from cifar_jax.data import Dataset, Split, load, split_validation
+from cifar_jax.data import Dataset, Split, Target, load, split_validation
 from cifar_jax.errors import UserError, counted, one_line
 from cifar_jax.models import initialization
 from cifar_jax.training import averaging, batches, losses, optimizers, plan, rng, schedules
 from cifar_jax.training import step as steps
+from cifar_jax.training.evaluation import scale_count
 from cifar_jax.training.plan import Plan
 from cifar_jax.training.step import StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
-"""Number of training images from which the whitening filters are computed, as in airbench."""
+"""Number of 32×32 training images from which the whitening filters are computed, as in airbench."""
 
 
 class Setup(NamedTuple):
@@ -68,7 +69,7 @@ def build_setup(
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
     if dataset is None:
-        dataset = load(config.data.dataset, skip_bad_images=config.data.skip_bad_images)
+        dataset = load_dataset(config)
     held_out = dataset.validation_images
     if held_out is None:
         held_out = config.data.validation
@@ -81,7 +82,7 @@ def build_setup(
                 "data.train_images"
             )
         train = Split(*(array[:count] for array in train))
-    run_plan = plan.make(config, len(train.labels), models.IMAGE_SHAPE[0])
+    run_plan = plan.make(config, len(train.labels), dataset.image_shape[0])
     for variant in run_plan.variants:
         if variant.batch_size > len(train.labels):
             raise UserError(
@@ -108,6 +109,16 @@ def build_setup(
     )
 
 
+def load_dataset(config: Config) -> Dataset:
+    """Load the data set that the config names, in the size that the config names."""
+    settings = config.data
+    return load(
+        settings.dataset,
+        skip_bad_images=settings.skip_bad_images,
+        target=Target(settings.image_size, settings.center_crop),
+    )
+
+
 def make_model(config: Config, custom: CustomParts, **options: Any) -> nn.Module:
     """Return the network that the config describes."""
     settings = config.model
@@ -124,7 +135,9 @@ def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | No
     """Return the experiment file's network, or None if the run uses a network of the package."""
     if custom.model is None or config.model.name in models.MODELS:
         return None
-    return models.CustomModel(custom.model, config.model.name, custom.file, custom.source)
+    return models.CustomModel(
+        custom.model, config.model.name, custom.file, custom.source, config.data.image_size
+    )
 
 
 def _check_custom(config: Config, custom: CustomParts) -> None:
@@ -166,7 +179,8 @@ def _check_custom(config: Config, custom: CustomParts) -> None:
                 f"{list(factor.shape)}: it must return one number"
             )
     if custom.augmentation:
-        images = jax.ShapeDtypeStruct((config.batch_size, *models.IMAGE_SHAPE), jnp.uint8)
+        shape = models.image_shape(config.data.image_size)
+        images = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.uint8)
         augment = partial(custom.augmentation, **config.data.arguments)
         changed = _call_custom(
             custom,
@@ -199,7 +213,8 @@ def _custom_file(custom: CustomParts) -> str:
 
 def _check_network(config: Config, model: nn.Module) -> None:
     """Raise if the parameter groups, whitening or the image sizes do not fit the network."""
-    params = models.variable_shapes(model)["params"]
+    plan.validate_sizes(config, model)
+    params = models.variable_shapes(model, config.data.image_size)["params"]
     optimizers.validate_groups(params, config.optimizer, config.param_groups)
     channels = models.IMAGE_SHAPE[2]
     if config.init.whitening:
@@ -210,21 +225,13 @@ def _check_network(config: Config, model: nn.Module) -> None:
                 f"init.whitening needs a first convolution with {channels} input channels, and "
                 f"{layer} has {inputs}: turn init.whitening off, or choose another model"
             )
-    for size in {phase.image_size or models.IMAGE_SHAPE[0] for phase in config.phases}:
-        if not models.accepts_size(model, size):
-            raise UserError(
-                f"a phase has image_size {size}, but {config.model.name} accepts only images of "
-                f"{models.IMAGE_SHAPE[0]} × {models.IMAGE_SHAPE[1]} pixels: remove image_size, or "
-                "choose a network with global average pooling"
-            )
 
 
 def _make_spec(config: Config, custom: CustomParts, model: nn.Module) -> StepSpec:
     frozen = frozenset()
     if config.init.whitening:
-        frozen = frozenset(
-            {"/".join(initialization.first_convolution(models.variable_shapes(model)))}
-        )
+        shapes = models.variable_shapes(model, config.data.image_size)
+        frozen = frozenset({"/".join(initialization.first_convolution(shapes))})
     match config.averaging:
         case configs.Ema(decay=decay, every=every):
             average = averaging.Ema(decay, every)
@@ -269,7 +276,8 @@ def initial_state(
         if settings.dirac:
             changed = initialization.dirac(changed)
         if settings.whitening:
-            images = batches.normalize(setup.train.images[:WHITENING_IMAGES], setup.dataset)
+            count = scale_count(WHITENING_IMAGES, setup.dataset.image_shape[0])
+            images = batches.normalize(setup.train.images[:count], setup.dataset)
             changed = initialization.whitened(changed, images)
         # Rounding may differ between processes, so all of them use the values of process 0.
         changed = distributed.broadcast_arrays(changed)
@@ -294,5 +302,5 @@ def random_state(setup: Setup, key: jax.Array, rates: jax.Array | np.ndarray) ->
 
     Whitening, Dirac filters and pretrained weights are not applied yet.
     """
-    variables = models.init_variables(setup.spec.model, key)
+    variables = models.init_variables(setup.spec.model, key, setup.dataset.image_shape[0])
     return steps.init_state(variables, setup.spec, rates)

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 
 from cifar_jax import config as configs
-from cifar_jax import devices, distributed
+from cifar_jax import devices, distributed, models
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
-from cifar_jax.data import load
+from cifar_jax.data import check_workdir
 from cifar_jax.errors import UserError, counted
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
@@ -21,7 +21,7 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import Device, MetricsRow, Result, SavedState
 from cifar_jax.training import model_card
 from cifar_jax.training.request import RunRequest
-from cifar_jax.training.setup import Setup
+from cifar_jax.training.setup import Setup, load_dataset
 from cifar_jax.training.step import TrainState
 
 
@@ -61,8 +61,7 @@ def _check_folder_of_images(request: RunRequest) -> None:
     if kind != "folder" or (is_known and not Path(path).expanduser().is_dir()):
         return
     if card := folder.card():
-        images = load(settings.dataset, skip_bad_images=settings.skip_bad_images)
-        model_card.check_images(request.workdir, card, images)
+        model_card.check_images(request.workdir, card, load_dataset(request.config))
 
 
 def check_processes(request: RunRequest) -> None:
@@ -104,6 +103,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
     with ExitStack() as stack:
 
         def lock() -> None:
+            check_workdir(setup.config.data.dataset, request.workdir)
             stack.enter_context(
                 folders.open_run_folder(
                     request.workdir,
@@ -235,6 +235,8 @@ def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> st
     numbers = sorted({epoch.steps for epoch in setup.plan.epochs})
     *fewer, most = numbers
     steps = " or ".join([*(f"{number:,}" for number in fewer), counted(most, "step")])
+    side = dataset.image_shape[0]
+    size = "" if side == models.IMAGE_SHAPE[0] else f" of {side}×{side} pixels"
     arithmetic = ""
     if device.platform != "cpu":
         precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore
@@ -244,7 +246,7 @@ def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> st
         f"{counted(len(setup.plan.epochs), 'epoch')} of {steps} on {dataset.name}, "
         f"{len(dataset.classes)} classes, {len(setup.train.labels):,} training, "
         f"{len(setup.validation.labels):,} validation and {len(dataset.test.labels):,} test "
-        f"images, on {device.count} × {device.kind}{arithmetic}; {request.workdir}"
+        f"images{size}, on {device.count} × {device.kind}{arithmetic}; {request.workdir}"
     )
 
 

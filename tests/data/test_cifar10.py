@@ -3,6 +3,7 @@
 import gc
 import json
 import pickle
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -92,6 +93,11 @@ def test_other_files_are_refused(archive: Path, batches: Path, data_dir: Path) -
     empty = batches.with_name("images")
     (empty / "train" / "cat").mkdir(parents=True)
     assert_refused(empty, data_dir, "data_batch_1 is missing.*data.dataset=folder:PATH")
+    assert_refused(empty, data_dir, "it contains train")
+    other = batches.with_name("cifar-100-python.tar.gz")
+    with tarfile.open(other, "w:gz") as tar:
+        tar.add(batches / "data_batch_1", "cifar-100-python/train")
+    assert_refused(other, data_dir, "its first file is cifar-100-python/train")
     (batches / "data_batch_3").unlink()
     assert_refused(batches, data_dir, "data_batch_3 is missing")
     with pytest.raises(FileNotFoundError, match="nowhere"):

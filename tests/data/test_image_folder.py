@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from synthetic_cifar import png_with_size
 
 from cifar_jax import data
 from cifar_jax.cli import run
 from cifar_jax.data import image_folder
+from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
 
 
@@ -55,7 +56,7 @@ def test_folder_with_train_and_test(tmp_path: Path) -> None:
     assert dataset.test.labels.tolist() == [0, 0]
     assert (dataset.train.images.dtype, dataset.train.images.shape) == (np.uint8, (13, 32, 32, 3))
     assert not dataset.official
-    first = data.images.read_image(path / "train" / "dog" / "000.png")
+    first = read_image(path / "train" / "dog" / "000.png")
     index = [np.array_equal(image, first) for image in dataset.train.images].index(True)
     assert dataset.train.labels[index] == 1
 
@@ -137,6 +138,10 @@ def test_hidden_and_other_files_are_skipped(pets: Path, capsys: pytest.CaptureFi
         ("TRAIN", "Val", None),
         ("train_images", "validation", "testset"),
         ("train", "valid", "Test"),
+        ("ILSVRC2012_img_train", "ILSVRC2012_img_val", None),
+        ("PetsTrain", "PetsVal", "PetsTest"),
+        ("train_augmented", None, "holdout"),
+        ("train", None, "test_public"),
     ],
 )
 def test_split_folders_are_recognized(
@@ -153,7 +158,7 @@ def test_split_folders_are_recognized(
     assert len(dataset.train.labels) == (20 if test else 16) + held_out
     assert len(dataset.test.labels) == (10 if test else 4)
     if validation:
-        expected = {data.images.read_image(f).tobytes() for f in (path / validation).rglob("*.png")}
+        expected = {read_image(f).tobytes() for f in (path / validation).rglob("*.png")}
         assert {image.tobytes() for image in dataset.train.images[-6:]} == expected
         assert any(note.startswith(f"validation images: {path}") for note in dataset.notes)
 
@@ -163,6 +168,44 @@ def test_classes_with_the_names_of_splits(tmp_path: Path) -> None:
         fill(tmp_path / name, 5)
     assert load(tmp_path / "vehicles").classes == ("bus", "train")
     assert load(tmp_path / "forms").classes == ("invalid", "valid")
+
+
+def test_equal_subfolders_and_incomplete_splits_are_reported(tmp_path: Path) -> None:
+    for name in ("fold1/cat", "fold1/dog", "fold2/cat", "fold2/dog"):
+        fill(tmp_path / "folds" / name, 3)
+    note = (
+        f"check the classes: the folders fold1, fold2 in {tmp_path}/folds all have the subfolders"
+    )
+    assert f"{note} cat, dog" in load(tmp_path / "folds").notes
+    path = tmp_path / "pets"
+    for name in ("train/cat", "train/dog", "test/cat"):
+        fill(path / name, 3, seed=len(name))
+    shutil.copy(path / "train/cat/000.png", path / "test/cat/copy.png")
+    for _ in range(2):  # The second call reads the cache.
+        assert load(path).notes[-2:] == (
+            "classes without test images: dog",
+            "1 of 4 test images are copies of training or validation images",
+        )
+
+
+def test_links_and_pipes(pets: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = load(pets)
+    os.mkfifo(pets / "dog" / "pipe")
+    fill(pets.parent / "more", 3)
+    (pets / "dog" / "more").symlink_to(pets.parent / "more")
+    dataset = load(pets)
+    assert dataset.fingerprint == first.fingerprint
+    assert f"not used, because it is a link to a folder: {pets}/dog/more" in dataset.notes
+    (pets / "dog" / "lost.png").symlink_to("nowhere")
+    with pytest.raises(UserError, match="1 of 36 images"):
+        load(pets)
+    assert f"{pets}/dog/lost.png cannot be read: No such file" in capsys.readouterr().err
+    (pets / "kitty").symlink_to("cat")
+    with pytest.raises(UserError, match=r"pets/cat and .*pets/kitty are the same folder"):
+        load(pets)
+    (pets / "all").symlink_to(".")
+    with pytest.raises(UserError, match="pets/all is a link to a folder that contains it"):
+        load(pets)
 
 
 def test_output_of_the_package_is_no_class(pets: Path) -> None:
@@ -209,6 +252,10 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_data_set(tmp_path: Path) -
     assert dataset.white == 4095
     assert dataset.train.images.max() == round(2999 * 255 / 4095)
     assert any("16-bit images: 0 to 4095 became 0 to 255" in note for note in dataset.notes)
+    write("splits/train", 0, 4000)
+    write("splits/test", 0, 65_000)
+    with pytest.raises(UserError, match=r"12 of 12 16-bit images for tr.* white is 65535"):
+        load(tmp_path / "splits")
     write("offset", 30_000, 31_000)
     with pytest.raises(UserError, match=r"most are between .* which are too few gray values"):
         load(tmp_path / "offset")
@@ -230,6 +277,15 @@ def test_bad_images_are_skipped_on_request(pets: Path) -> None:
         assert "skipped 12 images that cannot be read" in dataset.notes
     with pytest.raises(UserError, match="cannot be read"):
         load(pets)
+    (pets / "test" / "cat").mkdir(parents=True)
+    (pets / "test" / "cat" / "broken.png").write_bytes(
+        b"version https://git-lfs.github.com/spec/v1"
+    )
+    (pets / "train").mkdir()
+    for name in ("cat", "dog", "axolotl"):
+        (pets / name).rename(pets / "train" / name)
+    with pytest.raises(UserError, match=r"no test image in .* can be read"):
+        data.load(f"folder:{pets}", skip_bad_images=True)
 
 
 def test_unreadable_images_are_named_and_refused(
@@ -265,6 +321,17 @@ def test_unreadable_images_are_named_and_refused(
         (["train/dog", "train/cat", "test/car"], r"car has no class .* images\. The .* cat, dog"),
         (["Train/dog", "val/dog", "valid/cat"], "two folders of validation images, val and valid"),
         (["dog/train", "dog/test", "cat/train"], "pets/dog has folders for the splits"),
+        (
+            ["pets/train/dog", "pets/test/dog"],
+            r"splits: name that .* data.dataset=folder:.*pets/pets",
+        ),
+        (["train/train/dog", "train/val/dog"], r"pets/train has folders for the splits: name that"),
+        (["zoo/dog", "zoo/cat"], "Or name .*pets/zoo, if its subfolders are the classes"),
+        (["Dog_train", "test dog", "cat"], "seem to be splits of one class"),
+        (["clean_train/dog", "clean_train/cat", "new/dog", "new/cat"], "unclear which are the cl"),
+        (["train/dog", "train/cat", "test_a/dog", "test_b/dog"], "two folders of test images"),
+        (["bus", "train/steam", "train/diesel"], "If `train` is a class, rename it"),
+        (["train/images", "train/masks"], "images and masks, which are not classes"),
     ],
 )
 def test_other_layouts_are_refused(folders: list[str], match: str, tmp_path: Path) -> None:
@@ -285,13 +352,13 @@ def test_paths_that_are_not_image_folders(tmp_path: Path) -> None:
         load(tmp_path / "nowhere")
     with pytest.raises(UserError, match="~no-such-user/pets does not exist"):
         data.load("folder:~no-such-user/pets")
-    with pytest.raises(UserError, match="file is not a folder"):
+    with pytest.raises(UserError, match="file is a file, not a folder: unpack it"):
         load(tmp_path / "file")
     with pytest.raises(UserError, match="or folder:PATH for your own images"):
         data.load("folder:")
     for name in ("dog", "cat"):
         fill(tmp_path / "pets" / name, 1)
-    with pytest.raises(UserError, match="too few images to hold out some"):
+    with pytest.raises(UserError, match="too few different images to hold out some"):
         load(tmp_path / "pets")
     (tmp_path / "pets" / os.fsdecode(b"caf\xe9")).mkdir()
     with pytest.raises(UserError, match="cannot be printed: rename it"):
@@ -304,6 +371,17 @@ def train(folder: str) -> int:
     for setting in ("data.validation=0.2", "epochs=1", "batch_size=4", "train.devices=1"):
         arguments += ["--set", setting]
     return run(arguments)
+
+
+def test_a_run_folder_inside_a_class_is_refused(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(pets / "cat")
+    assert train("..") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"the run folder {pets}/cat/runs/" in error
+    assert f"is inside {pets}/cat, which contains images: choose another --workdir" in error
+    assert not (pets / "cat" / "runs").exists()
 
 
 def test_a_run_finds_its_images_after_they_were_moved(
@@ -339,3 +417,42 @@ def test_a_run_finds_its_images_after_they_were_moved(
     capsys.readouterr()
     assert train(str(moved)) == 2
     assert "was started with other images of folder:pets" in capsys.readouterr().err
+
+
+def test_images_have_the_target_size_and_the_split_is_the_same_for_every_size(
+    tmp_path: Path,
+) -> None:
+    for name in ("cat", "dog"):
+        fill(tmp_path / "pets" / name, 10)
+    files = sorted((tmp_path / "pets").rglob("*.png"))
+    copied = tmp_path / "pets" / "cat" / "copy.png"
+    shutil.copy(files[0], copied)
+
+    def fitted(file: Path, size: int, center_crop: bool) -> bytes:
+        with Image.open(file) as image:
+            bicubic = Image.Resampling.BICUBIC
+            whole = image.resize((size, size), bicubic)
+            return (ImageOps.fit(image, (size, size), bicubic) if center_crop else whole).tobytes()
+
+    def names(split: data.Split, size: int, center_crop: bool) -> list[str]:
+        by_pixels = {fitted(file, size, center_crop): str(file) for file in files}
+        return [by_pixels[image.tobytes()] for image in split.images]
+
+    default = load(tmp_path / "pets")
+    expected = [names(split, 32, True) for split in (default.train, default.test)]
+    # The second round reads the cache.
+    for size, center_crop in [(64, True), (48, False), (32, False), (32, True)] * 2:
+        target = data.Target(size, center_crop)
+        dataset = data.load(f"folder:{tmp_path / 'pets'}", target=target)
+        assert dataset.image_shape == (size, size, 3)
+        splits = dataset.train, dataset.test
+        assert [names(split, size, center_crop) for split in splits] == expected
+        assert dataset.train.labels.tolist() == default.train.labels.tolist()
+    assert data.load(f"folder:{tmp_path / 'pets'}").fingerprint == default.fingerprint
+
+
+def test_a_data_set_of_arrays_refuses_another_size() -> None:
+    with pytest.raises(UserError, match="image_size is 64, but digits has images of 32 × 32"):
+        data.load("digits", target=data.Target(64))
+    with pytest.raises(UserError, match="center_crop has no effect on digits"):
+        data.load("digits", target=data.Target(center_crop=False))

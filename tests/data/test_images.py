@@ -91,6 +91,9 @@ def test_16_bit_images_that_would_become_black_are_refused() -> None:
         read_image(dark)
     bright = read_image(encoded(Image.fromarray(values * 16)))
     np.testing.assert_allclose(read_image(dark, white=4095), bright, atol=2)
+    for white in (1023, 65535):
+        with pytest.raises(UserError, match=f"3968, but the value of white .* is {white}: save"):
+            read_image(dark, white=white)
     with pytest.raises(UserError, match="16-bit colors that use at most 12 bits"):
         read_image(png_16_bit(np.full((8, 8, 3), 4095)))
     assert is_close(read_image(png_16_bit(np.full((8, 8, 3), 0x8080))), (128,) * 3)

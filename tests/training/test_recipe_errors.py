@@ -39,6 +39,10 @@ def groups(*patterns: str) -> dict[str, str]:
             {"phases": '[{"until": 0.5, "image_size": 24}]'},
             "a phase has image_size 24, but tiny accepts only images of 32 × 32",
         ),
+        (
+            {"data__image_size": 64},
+            "data.image_size is 64, but tiny accepts only images of 32 × 32",
+        ),
         ({"phases": '[{"until": 0.5, "batch_size": 64}]'}, "batch_size is 64, but .* has only 32"),
         (
             {"averaging__name": "lookahead", "averaging__every": 1000},
@@ -64,6 +68,8 @@ def test_settings_that_do_not_fit_the_network_or_the_data_are_refused(
             {"phases": '[{"until": 0.5, "image_size": 40}]'},
             r"phases\[0\]\.image_size is 40, but it must be",
         ),
+        ({"data__cutout": 33}, "data.cutout is 33, but it must be at most 32"),
+        ({"data__crop_padding": 17}, "data.crop_padding is 17, but it must be at most 16"),
         ({"init__whitening": True, "train__init_from": "basic"}, "init.whitening and train.init_f"),
         ({"init__dirac": True, "train__init_from": "basic"}, "init.dirac and train.init_from both"),
         ({"tta__least_confident": 0.5}, "set tta.flip or tta.shift as well"),

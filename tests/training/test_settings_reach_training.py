@@ -244,7 +244,14 @@ TESTED_BY_HAND = {
 }
 """Maps each setting of a single optimizer or schedule to the run in `RUNS` that tests it."""
 TESTED_ELSEWHERE = {
-    *("data.dataset", "train.init_from", "optimizer.newton_schulz_steps", "param_groups"),
+    *(
+        "data.dataset",
+        "data.image_size",
+        "data.center_crop",
+        "train.init_from",
+        "optimizer.newton_schulz_steps",
+        "param_groups",
+    ),
     *("averaging", "phases", "init.dirac", "init.whitening"),
     *("tta.flip", "tta.shift", "tta.least_confident"),
 }

@@ -1,0 +1,73 @@
+"""Settings of the documentation site, which `make docs` builds with Sphinx."""
+
+import re
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+
+project = "cifar_jax"
+copyright = "The cifar_jax maintainers"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "cifar_jax"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+pygments_style, pygments_dark_style = "friendly", "github-dark"
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # A generated page may begin at any heading level.
+
+default_role = "code"  # Docstrings mark code with single backticks.
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_default_options = {"members": True}
+autodoc_preserve_defaults = True
+autodoc_class_signature = "separated"
+napoleon_numpy_docstring = False
+
+
+def write_results(app: Sphinx) -> None:
+    """Write the page with the README's result tables, which are generated from the records."""
+    text = (ROOT / "README.md").read_text()
+    sections = re.findall(r"^## (?:Results|Better recipes)\n.*?(?=^## )", text, re.M | re.S)
+    body = "".join(sections).removeprefix("## Results\n")
+    for folder, replacement in (
+        ("docs/", ""),
+        ("results", "../results"),
+        ("experiments/", "../experiments/"),
+    ):
+        body = body.replace(f"]({folder}", f"]({replacement}")
+    page = f"# Results\n\n![Accuracy by epoch](../results/curves.svg)\n\n{body}"
+    target = DOCS / "results.md"
+    if not target.exists() or target.read_text() != page:
+        target.write_text(page)
+
+
+def adapt_links(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Make links to files outside of docs/ work on the site, which can link only to files.
+
+    A link to a folder becomes plain text. A link to README.md leads to the page with the results.
+    """
+
+    def adapted(link: re.Match[str]) -> str:
+        text, target = link.groups()
+        if target.startswith("../README.md"):
+            return f"[{text}](results.md)"
+        file = DOCS / target.partition("#")[0]
+        return text if file.is_dir() or file.suffix == ".md" else link[0]
+
+    source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]*)\)", adapted, source[0])
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions above to the build."""
+    app.connect("builder-inited", write_results)
+    app.connect("source-read", adapt_links)
