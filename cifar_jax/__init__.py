@@ -129,7 +129,7 @@ def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
         return None
     from cifar_jax.inference.load import weights
 
-    return partial(weights, source)
+    return partial(weights, source, config.model)
 
 
 def __getattr__(name: str) -> Any:

@@ -10,28 +10,22 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
-import os
 import runpy
 import sys
-import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError, nearest, one_line
 from cifar_jax.files import local_path
+from cifar_jax.user_modules import local_modules
 
 _PACKAGE = Path(__file__).parent
 # The folder is next to the package in a git checkout, and inside the package in a wheel.
 _FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
-_STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 
 
 @dataclass(frozen=True)
@@ -56,8 +50,10 @@ class CustomParts:
     source: bytes = b""
     """Content of the experiment file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each module that the file imports, by module name. Modules of installed packages
-    are left out."""
+    """SHA-256 of each module that the file imports, by module name, and of each other file in its
+    folder that the file reads, by path. Modules of installed packages are left out."""
+    loaded: frozenset[str] = frozenset()
+    """Names of all modules that were loaded after the file was executed."""
 
 
 class Experiment(NamedTuple):
@@ -174,12 +170,15 @@ def _name(path: Path) -> str:
 
 def _read(path: Path) -> Experiment:
     try:
-        with _local_modules(path.absolute().parent) as modules:
+        with local_modules(path) as modules:
             content = runpy.run_path(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{path} cannot be executed: {one_line(error, path)}") from error
+    except (Exception, SystemExit) as error:
+        hint = ""
+        if "relative import" in str(error):
+            hint = ": import from the folder of the file without a dot, as in `import helper`"
+        raise UserError(f"{path} cannot be executed: {one_line(error, path)}{hint}") from error
     config = content.get("CONFIG")
     if not isinstance(config, Config):
         problem = "defines no CONFIG"
@@ -197,81 +196,10 @@ def _read(path: Path) -> Experiment:
             file=path,
             source=path.read_bytes(),
             modules=modules,
+            loaded=frozenset(sys.modules),
         )
     description = (content.get("__doc__") or "").strip().partition("\n")[0]
     return Experiment(_name(path), config, description, path, custom, content.get("SEARCH"))
-
-
-@contextmanager
-def _local_modules(folder: Path) -> Iterator[dict[str, str]]:
-    """Make the modules in `folder` importable in this context, and yield their SHA-256 digests.
-
-    The dictionary of digests is filled when the context ends. It contains every imported module
-    that is user code. These modules are imported anew and then unloaded, so each experiment gets
-    the `_base.py` of its own folder.
-    """
-    digests: dict[str, str] = {}
-    loaded_before = _unload_local(folder)
-    writes_bytecode = sys.dont_write_bytecode
-    # If a file is edited twice within a second, Python may reuse outdated bytecode.
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(folder))
-    try:
-        yield digests
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(str(folder))
-        sys.dont_write_bytecode = writes_bytecode
-        imported = _unload_local(folder)
-        sys.modules.update(loaded_before)
-    for name, module in imported.items():
-        if (file := Path(_location(module))).is_file():
-            digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _unload_local(folder: Path) -> dict[str, ModuleType]:
-    modules = list(sys.modules.items())
-    return {n: sys.modules.pop(n) for n, m in modules if _is_local(n, _location(m), folder)}
-
-
-def _is_local(name: str, location: str, folder: Path) -> bool:
-    """Return whether a module is user code.
-
-    User code is in `folder`, or outside of the standard library and of all installed packages.
-    """
-    package = name.partition(".")[0]
-    if not location or package == "cifar_jax" or package.startswith("__"):
-        return False
-    path = f"{folder}{os.sep}{package}"
-    if f"{location}{os.sep}".startswith((f"{path}.", f"{path}{os.sep}")):
-        return True
-    if location.startswith(_STANDARD_LIBRARY):
-        return False
-    if "site-packages" in location or "dist-packages" in location:
-        return False
-    return not _is_distribution(package)
-
-
-def _location(module: Any) -> str:
-    """Return the path of a module's file or folder, or an empty string if it has none.
-
-    This does not load modules that are loaded lazily.
-    """
-    try:
-        attributes = object.__getattribute__(module, "__dict__")
-    except AttributeError:
-        return ""
-    return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
-
-
-@cache
-def _is_distribution(package: str) -> bool:
-    """Return whether a package is installed. Editable installs count too."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _first_table(config: Config) -> int:

@@ -50,12 +50,16 @@ HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
 Arguments = dict[str, bool | int | float | str]
 
 
+FILE_KINDS = ("folder", "npz")
+"""Kinds of data sets that are named by a path, as in `folder:PATH`. The path may change."""
+
+
 def _tidy_path(dataset: str) -> str:
-    """Return one spelling of a folder of images: `folder:./pets/` becomes `folder:pets`."""
+    """Return one spelling of a path: `folder:./pets/` becomes `folder:pets`."""
     kind, _, path = dataset.partition(":")
-    if kind != "folder" or not path or "://" in path:
+    if kind not in FILE_KINDS or not path or "://" in path:
         return dataset
-    return f"folder:{PurePath(path)}"
+    return f"{kind}:{PurePath(path)}"
 
 
 class Model(Settings):
@@ -269,14 +273,15 @@ class Data(Augmentation):
     """The data set, its validation split, and the augmentation."""
 
     dataset: Annotated[str, AfterValidator(_tidy_path)] = "cifar10"
-    """The data set: `cifar10`; `digits`, which is included in the package; or `folder:PATH` for
-    your own images."""
+    """The data set: `cifar10`; `cifar100`; `digits`, which is included in the package;
+    `folder:PATH` for your own images; `tfds:NAME` for a data set that tensorflow-datasets has
+    prepared; or `npz:FILE` for a NumPy archive."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
-    """Height and width of the images, in pixels. If the data set is a folder of images, the images
-    are resized to this size when they are read. Other data sets have 32 pixels."""
+    """Height and width of the images, in pixels. The images of `folder:`, `tfds:` and `npz:` are
+    resized to this size when they are read. The other data sets have 32 pixels."""
     center_crop: bool = True
-    """How an image of a folder becomes square. If True, the largest centered square is used. If
-    False, the whole image is used, and its longer side is squeezed."""
+    """How an image of `folder:`, `tfds:` or `npz:` becomes square. If True, the largest centered
+    square is used. If False, the whole image is used, and its longer side is squeezed."""
     validation: Annotated[float, Field(ge=0)] = 0.1
     """Images held out for validation, from the end of the training set. A value below 1 is a
     fraction of the training set. A value of 1 or more is a number of images."""
@@ -425,10 +430,10 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """
     config = config if isinstance(config, Config) else from_flat(config)
     settings = dotted.part(config, runtime_only=False)
-    # A folder of images may be moved. The model card identifies its images by their digest.
+    # A folder or file may be moved. The model card identifies its images by their digest.
     kind, _, path = settings["data.dataset"].partition(":")
-    if kind == "folder" and path:
-        settings["data.dataset"] = f"folder:{Path(path).absolute().name}"
+    if kind in FILE_KINDS and path:
+        settings["data.dataset"] = f"{kind}:{Path(path).absolute().name}"
     return settings
 
 

@@ -81,7 +81,7 @@ def import_torch(
     options = dict(zip(("mean", "std"), _NORMALIZATIONS[normalization], strict=False))
     options |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     folder = workdir or Path("runs") / f"{model}-imported" / "seed0"
-    network = import_torch(
+    network, key, ignored = import_torch(
         file,
         model,
         folder,
@@ -100,6 +100,10 @@ def import_torch(
         f"the first convolution, which has stride 1; ReLU; images of {image_size}×{image_size} "
         f"pixels; mean {mean_text}; std {std_text}"
     )
+    if ignored:
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        source = f"Used the state dict {key}. " if key else ""
+        click.echo(f"{source}Ignored in {file}: {', '.join(ignored[:5])}{more}")
     accuracy = quick_accuracy(network)
     if accuracy is None:
         click.echo(

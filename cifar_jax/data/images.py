@@ -49,6 +49,13 @@ class Target(NamedTuple):
     center_crop: bool = True
     """Whether the largest centered square is used. False: the whole image is squeezed."""
 
+    @property
+    def suffix(self) -> str:
+        """Ending of the names of cache entries. It is empty for the default."""
+        if self == Target():
+            return ""
+        return f"-{self.size}{'' if self.center_crop else '-whole'}"
+
 
 DEFAULT_TARGET = Target()
 
@@ -163,7 +170,7 @@ def decode(
     Raises:
       SixteenBitError: the image has gray 16-bit values, and `white` is None.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     name = name or (str(source) if isinstance(source, Path) else "the image")
     try:
@@ -176,7 +183,6 @@ def decode(
         raise UserError(f"{name} is a HEIC image, which cannot be read: convert it to JPEG or PNG")
     Image.init()
     too_large = UserError(f"{name} has more than 89 million pixels: make it smaller")
-    size = target.size, target.size
     try:
         formats = [f for f in FORMATS if f in Image.OPEN]
         with Image.open(io.BytesIO(content), formats=formats) as image:
@@ -188,11 +194,7 @@ def decode(
             layout = str(image.tile)  # It names the pixel type. `load` deletes `tile`.
             image.load()
             rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
-        if rgb.size != size and target.center_crop:
-            rgb = ImageOps.fit(rgb, size, Image.Resampling.BICUBIC)
-        elif rgb.size != size:
-            rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-        return np.array(rgb)
+        return np.array(fit(rgb, target))
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -214,6 +216,18 @@ def decode(
         if "MAX_TEXT" in str(error) and len(short := _without_metadata(content)) < len(content):
             return decode(short, name, white, target)
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error
+
+
+def fit(image: "Image.Image", target: Target) -> "Image.Image":
+    """Resize an image to the size of `target`."""
+    from PIL import Image, ImageOps
+
+    size = target.size, target.size
+    if image.size == size:
+        return image
+    if target.center_crop:
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _without_metadata(png: bytes) -> bytes:

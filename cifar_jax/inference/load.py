@@ -4,13 +4,14 @@ from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
+from cifar_jax.config import Model
 from cifar_jax.errors import UserError
 from cifar_jax.files import local_path
 from cifar_jax.inference import exports
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import existing_run_folder
-from cifar_jax.runs.schemas import ModelCard, Result, SavedState
+from cifar_jax.runs.schemas import ModelCard, NetworkCard, Result, SavedState
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Folder of small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
@@ -43,18 +44,42 @@ def load(
     return exports.load(file, custom)
 
 
-def weights(path: str | Path) -> dict[str, Any]:
+def weights(path: str | Path, model: Model | None = None) -> dict[str, Any]:
     """Return the variables of a trained model with any network.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
+      model: settings of the network that starts from the variables.
 
     Raises:
       UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
-        variables.
+        variables; or `model` is the same network with other options.
     """
     path = local_path(path)
-    return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
+    card, variables = read_run(path) if path.is_dir() else exports.weights(_find_file(path))
+    if model and model.name == card.model.name and model.name in models.MODELS:
+        _check_options(card.model, model, path)
+    return variables
+
+
+def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
+    """Raise if two networks have the same layers but compute something else.
+
+    The shapes of the weights do not show, for example, the pooling after the first layer.
+    """
+    before, now = (
+        models.create(network.name, pooling=network.pooling, **network.arguments)
+        for network in (trained, wanted)
+    )
+    for option in ("pooling", *sorted(trained.arguments | wanted.arguments)):
+        had, has = getattr(before, option, None), getattr(now, option, None)
+        if had != has:
+            name = option if option == "pooling" else f"arguments[{option!r}]"
+            raise UserError(
+                f"the weights of train.init_from={path} were trained with {option} {had}, but "
+                f"this network has {option} {has}: set {name} of Model(...) in the experiment "
+                "file to the same value"
+            )
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from cifar_jax.report.charts import Chart, chart
 from cifar_jax.runs.schemas import FORMAT, Stored, read
 
 FILE = "study.json"
@@ -74,14 +76,23 @@ class Study(Stored):
         return sorted(finished, key=lambda trial: -(trial.validation_accuracy or 0))
 
     @property
-    def history(self) -> list[tuple[int, float]]:
-        """The best validation accuracy so far, for each finished trial: (number, percent)."""
-        best, points = 0.0, []
-        for trial in self.trials:
-            if trial.state == TrialState.FINISHED and trial.validation_accuracy is not None:
-                best = max(best, trial.validation_accuracy)
-                points.append((trial.number, best))
-        return points
+    def history(self) -> Chart | None:
+        """The validation accuracy of each trial: best so far, finished trials, pruned trials."""
+        last = {
+            state: {
+                trial.number: list(trial.accuracies.values())[-1]
+                for trial in self.trials
+                if trial.state == state and trial.accuracies
+            }
+            for state in (TrialState.FINISHED, TrialState.PRUNED)
+        }
+        finished = last[TrialState.FINISHED]
+        best = dict(zip(finished, itertools.accumulate(finished.values(), max), strict=True))
+        curves = {"best so far": best, "finished": finished, "pruned": last[TrialState.PRUNED]}
+        return chart(
+            "Validation accuracy, %",
+            [(name, i, [curve] if curve else []) for i, (name, curve) in enumerate(curves.items())],
+        )
 
 
 def read_study(folder: Path) -> Study:

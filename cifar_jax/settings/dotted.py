@@ -218,8 +218,8 @@ def _parse(name: str, text: str, field: FieldInfo) -> Any:
         such_as = json.dumps(fields.example(kind))
         raise _error(f"{name}={text}", f"{problem}expected a list such as {such_as}")
     if field.discriminator:
-        choices = (f"{name}.{field.discriminator}={tag}" for tag in fields.tags(field))
-        expected = " or ".join([*choices, "none"])
+        choices = [f"--set {name}.{field.discriminator}={tag}" for tag in fields.tags(field)]
+        raise _error(f"{name}={text}", f"write {', '.join(choices)} or --set {name}=none")
     raise _error(f"{name}={text}", f"expected {expected}")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from cifar_jax import models
 from cifar_jax.catalog import code_digest
+from cifar_jax.config import FILE_KINDS
 from cifar_jax.data import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.models.summary import summarize
@@ -18,6 +19,7 @@ from cifar_jax.runs.schemas import CodeCard, DataCard, LayerRow, ModelCard, Netw
 from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import params_sha256
 from cifar_jax.training.setup import Setup
+from cifar_jax.user_modules import late_modules
 
 
 def make_card(
@@ -35,7 +37,8 @@ def make_card(
     code = None
     if custom.file:
         digest = code_digest(custom.source)
-        code = CodeCard(file=custom.file.name, sha256=digest, modules=dict(custom.modules))
+        modules = {**custom.modules, **late_modules(custom.loaded)}
+        code = CodeCard(file=custom.file.name, sha256=digest, modules=modules)
     return ModelCard(
         experiment=request.experiment,
         seed=request.seed,
@@ -120,8 +123,8 @@ def check_images(path: Path, card: ModelCard, dataset: Dataset) -> None:
     else:
         return
     remedy = "Set TFDS_DATA_DIR to the data folder that the run was started with"
-    if dataset.name.startswith("folder:"):
-        remedy = "Name the folder of those images with --set data.dataset=folder:PATH"
+    if dataset.name.partition(":")[0] in FILE_KINDS:
+        remedy = "Name those images with --set data.dataset=folder:PATH or npz:FILE"
     raise UserError(
         f"the run in {path} was started with {difference} of {card.data.name}. {remedy}, or choose "
         "another --workdir."

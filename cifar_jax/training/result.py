@@ -11,9 +11,10 @@ from cifar_jax import config as configs
 from cifar_jax import distributed, models
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.errors import UserError
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.schemas import Result
-from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
+from cifar_jax.training.evaluation import LogitsFn
 from cifar_jax.training.step import TrainState
 
 

@@ -194,6 +194,11 @@ def _check_custom(config: Config, custom: CustomParts) -> None:
                 f"{_custom_file(custom)}: AUGMENTATION returns {what} for images of shape "
                 f"{list(images.shape)}: it must keep the shape"
             )
+        if changed.dtype != images.dtype:
+            raise UserError(
+                f"{_custom_file(custom)}: AUGMENTATION returns {changed.dtype} for uint8 images: "
+                "it must return uint8 pixels between 0 and 255"
+            )
 
 
 def _call_custom(custom: CustomParts, name: str, function: Callable[[], Any]) -> Any:

@@ -51,14 +51,14 @@ def finished_result(request: RunRequest) -> Result | None:
 
 
 def _check_folder_of_images(request: RunRequest) -> None:
-    """Raise if the folder of images differs from the images of a finished run.
+    """Raise if a folder or file of images differs from the images of a finished run.
 
-    Nothing is checked if the original folder of images was deleted and no other is named.
+    Nothing is checked if the original images were deleted and no others are named.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
     is_known = folder.identity().settings["data.dataset"] == settings.dataset
-    if kind != "folder" or (is_known and not Path(path).expanduser().is_dir()):
+    if kind not in configs.FILE_KINDS or (is_known and not Path(path).expanduser().exists()):
         return
     if card := folder.card():
         model_card.check_images(request.workdir, card, load_dataset(request.config))

@@ -16,10 +16,11 @@ from cifar_jax.callbacks.progress import Progress
 from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.callbacks.tensorboard import TensorBoard
 from cifar_jax.errors import Stopped
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.schemas import MetricsRow, Result
 from cifar_jax.training import start
 from cifar_jax.training.compilation import CompiledSteps, compile_evaluation
-from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
+from cifar_jax.training.evaluation import LogitsFn
 from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import write_result
 from cifar_jax.training.schedules import StepInfo
@@ -145,7 +146,7 @@ def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | N
     sums = jax.device_get(state.metrics)
     validation_loss = validation_accuracy = None
     if validate:
-        logits = validate(state.evaluated).logits
+        context.validation_logits = logits = validate(state.evaluated).logits
         validation_loss, validation_accuracy = loss_and_accuracy(logits, setup.validation.labels)
     last_step = StepInfo(epoch.end - 1, epoch.number, setup.plan.steps)
     factor = float(setup.spec.schedule(last_step)) * float(state.plateau.scale)

@@ -14,11 +14,12 @@ from short_runs import assert_same_run, killed_at, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
 from cifar_jax.config import Config
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.models import initialization
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
-from cifar_jax.training.evaluation import TTA, apply_tta, loss_and_accuracy
+from cifar_jax.training.evaluation import TTA, apply_tta
 from cifar_jax.training.rng import make_streams
 from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.setup import build_setup, initial_state, learning_rates, random_state
