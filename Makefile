@@ -137,7 +137,8 @@ constraints: setup ## Update the newest and oldest package versions in constrain
 	$(foreach version,$(PYTHONS),$(COMPILE) --python-version $(version) \
 	  --output-file constraints/python$(version).txt >/dev/null &&) true
 	$(COMPILE) --python-version 3.13 --resolution lowest-direct --exclude-newer 2025-10-15 \
-	  --only-binary :all: --no-binary promise --output-file constraints/oldest.txt >/dev/null
+	  --exclude-newer-package optuna=2026-12-31 --only-binary :all: --no-binary promise \
+	  --output-file constraints/oldest.txt >/dev/null
 
 clean: ## Delete .venv, build results and tool caches, but not runs/
 	rm -rf $(VENV) $(VENV)-oldest build dist .pytest_cache .ruff_cache .import_linter_cache

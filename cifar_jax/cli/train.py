@@ -102,7 +102,7 @@ def train(
     runtime.require(device)
     numbers = range(seeds) if seeds else [seed or 0]
     requests = [
-        _request(experiment, changed, number, _Folders(workdir, len(loaded) == 1, bool(seeds)))
+        make_request(experiment, changed, number, Folders(workdir, len(loaded) == 1, bool(seeds)))
         for experiment, changed in zip(loaded, configs, strict=True)
         for number in numbers
     ]
@@ -113,7 +113,9 @@ def train(
     callbacks = [Profile(profile, progress.line)] if profile else []
 
     def train_one(request: RunRequest) -> Result:
-        return training.train(request, callbacks, progress)
+        result = training.train(request, callbacks, progress)
+        assert result, "the request evaluates the test images"
+        return result
 
     try:
         if len(requests) == 1:
@@ -126,7 +128,7 @@ def train(
         raise
 
 
-class _Folders:
+class Folders:
     """Chooses the run folder for each experiment and seed."""
 
     def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
@@ -139,7 +141,8 @@ class _Folders:
         return (self.workdir or Path("runs")) / name / f"seed{seed}"
 
 
-def _request(experiment: Experiment, config: Config, seed: int, folders: _Folders) -> RunRequest:
+def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
+    """Return the request for a run of an experiment with the settings `config`."""
     from cifar_jax import weights_loader
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity

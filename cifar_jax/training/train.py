@@ -32,8 +32,8 @@ from cifar_jax.training.step import TrainState
 
 def train(
     request: RunRequest, callbacks: Sequence[Callback] = (), progress: Progress | None = None
-) -> Result:
-    """Train a run and return its result.
+) -> Result | None:
+    """Train a run and return its result, or None if the request leaves out the test images.
 
     An unfinished run is resumed. A finished run is not trained again. In a multi-process run, all
     processes must call this with the same request.
@@ -46,7 +46,8 @@ def train(
 
     Raises:
       UserError: the settings contradict each other, do not fit the data, or are not those of the
-        run in the folder; or the loss is not finite.
+        run in the folder.
+      Diverged: the loss is not finite.
       Stopped: a signal arrived. The run is saved.
     """
     progress = progress or Progress()
@@ -109,6 +110,8 @@ def train(
                     hooks.on_epoch_end(state, row)
                     stop_if_asked(context)
                 checkpoints.wait()
+                if not request.evaluate_test:
+                    return None
 
                 progress.activity("testing")
                 with signals.immediate():
