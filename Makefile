@@ -16,7 +16,7 @@ PY_VERSION   = $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c \
 CONSTRAINTS  = $(wildcard constraints/python$(PY_VERSION).txt)
 PYTHONS     := 3.11 3.12 3.13
 # uv can choose package versions for a Python version that is not installed.
-COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint --extra docs \
+COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint --extra docs --extra browser \
                  --custom-compile-command "make constraints" pyproject.toml
 empty :=
 comma := ,
