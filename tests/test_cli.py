@@ -170,7 +170,7 @@ def trained(monkeypatch) -> list[Path]:
     """
     folders = []
 
-    def train(request: RunRequest, progress: object) -> SimpleNamespace:
+    def train(request: RunRequest, callbacks: object, progress: object) -> SimpleNamespace:
         folders.append(request.workdir)
         if request.config.batch_size == 7:
             raise Stopped(signal.SIGTERM, saved=True)
