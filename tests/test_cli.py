@@ -185,6 +185,7 @@ def trained(monkeypatch) -> list[Path]:
             test_accuracy_plain=49.0,
             paper_accuracy=request.config.paper and request.config.paper.test_accuracy,
             overrides=request.overrides,
+            settings={},
             data_official=True,
             epochs=2,
             best_validation_epoch=1,
