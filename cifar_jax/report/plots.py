@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cifar_jax.errors import UserError
@@ -55,10 +55,15 @@ _CAPTION_LENGTH = 30
 
 def svg(groups: Sequence[SeedGroup], description: str) -> bytes:
     """Return the figure as an SVG file whose metadata contain `description`."""
+    return render(lambda: draw(groups), description)
+
+
+def render(draw: Callable[[], Figure], description: str) -> bytes:
+    """Return the figure that `draw` returns as an SVG file, with the style of all figures."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         metadata = {"Date": None, "Description": description}
-        draw(groups).savefig(buffer, format="svg", metadata=metadata)
+        draw().savefig(buffer, format="svg", metadata=metadata)
     lines = buffer.getvalue().splitlines()
     return b"\n".join(line.rstrip() for line in lines) + b"\n"  # No trailing whitespace in git.
 

@@ -1,11 +1,11 @@
-"""Generate the README's tables and their figure from the records in `results/`."""
+"""Generate the README's tables and figures from the records in `results/`."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,26 +23,27 @@ class _Readme(NamedTuple):
     """Current text of the README."""
     updated: str
     """Text of the README with tables from the current records."""
-    figure: Path
-    """Path of the figure."""
+    figures: dict[Path, Callable[[str], bytes]]
+    """Functions that return the content of a figure from its description, by path."""
     description: str
-    """Text with a digest of the results in the figure. A figure without this text is outdated."""
-    groups: list[SeedGroup]
-    """Groups of runs that the figure shows."""
+    """Text with a digest of the results. A figure without this text is outdated."""
     left_out: list[str]
     """One line for each record that is not in the tables."""
 
-    def figure_is_current(self) -> bool:
-        """Return whether the figure shows the current records.
+    def outdated(self) -> list[Path]:
+        """Return the figures that are missing or do not show the current records.
 
-        The drawing itself is not compared, because it depends on the version of matplotlib.
+        The drawings are not compared, because they depend on the version of matplotlib.
         """
-        figure = self.figure
-        return figure.exists() and self.description in figure.read_text(encoding="utf-8")
+        return [
+            path
+            for path in self.figures
+            if not path.exists() or self.description not in path.read_text(encoding="utf-8")
+        ]
 
 
 def update_readme(readme: Path, records: Path) -> tuple[bool, list[str]]:
-    """Update the README's tables and their figure.
+    """Update the README's tables and its two figures.
 
     The table of the paper's experiments replaces the text between `<!-- results -->` and
     `<!-- /results -->`. The table of better recipes replaces the text between `<!-- recipes -->`
@@ -55,14 +56,12 @@ def update_readme(readme: Path, records: Path) -> tuple[bool, list[str]]:
       UserError: a marker is missing, or a record cannot be read.
     """
     new = _generate(readme, records)
-    redraw = not new.figure_is_current()
-    if redraw:
-        from cifar_jax.report import plots
-
-        write_bytes(new.figure, plots.svg(new.groups, new.description))
+    redraw = new.outdated()
+    for path in redraw:
+        write_bytes(path, new.figures[path](new.description))
     if new.updated != new.text:
         write_bytes(readme, new.updated.encode())
-    return redraw or new.updated != new.text, new.left_out
+    return bool(redraw) or new.updated != new.text, new.left_out
 
 
 def readme_is_current(readme: Path, records: Path) -> bool:
@@ -72,7 +71,7 @@ def readme_is_current(readme: Path, records: Path) -> bool:
       UserError: a marker is missing, or a record cannot be read.
     """
     new = _generate(readme, records)
-    return new.updated == new.text and new.figure_is_current()
+    return new.updated == new.text and not new.outdated()
 
 
 def _generate(readme: Path, records: Path) -> _Readme:
@@ -89,10 +88,22 @@ def _generate(readme: Path, records: Path) -> _Readme:
     ]
     pairs = recipes.pairs([*paper, *better])
     peers = recipes.read_peers(records / "peers.json")
-    figure = records / "curves.svg"
     updated = _replace(readme, text, "results", [*markdown.readme(paper), *left_out])
     updated = _replace(readme, updated, "recipes", markdown.recipes(pairs, peers))
-    return _Readme(text, updated, figure, _description(paper), paper, left_out)
+
+    def curves(description: str) -> bytes:
+        from cifar_jax.report import plots
+
+        return plots.svg(paper, description)
+
+    def minutes(description: str) -> bytes:
+        from cifar_jax.report import minutes, plots
+
+        measured = minutes.points([*paper, *better], peers)
+        return plots.render(lambda: minutes.draw(measured), description)
+
+    figures = {records / "curves.svg": curves, records / "minutes.svg": minutes}
+    return _Readme(text, updated, figures, _description([*paper, *better]), left_out)
 
 
 def _replace(readme: Path, text: str, name: str, blocks: Sequence[str]) -> str:

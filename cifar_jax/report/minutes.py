@@ -1,0 +1,140 @@
+"""Draw the figure of test accuracy by training time, one panel for CPUs and one for GPUs."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+from matplotlib.transforms import Bbox
+
+from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.plots import GREY, INK, TRAIN, VALIDATION
+from cifar_jax.report.recipes import Peer
+
+_STYLES = {
+    "the paper's recipe": (TRAIN, "o"),
+    "better recipe": (VALIDATION, "D"),
+    "other people's code": (GREY, "s"),
+}
+
+
+_PLACES = (
+    *((7, 0, "left"), (-7, 0, "right"), (0, 10, "center"), (0, -10, "center")),
+    *((5, 9, "left"), (5, -9, "left"), (-5, 9, "right"), (-5, -9, "right"), (5, -16, "left")),
+)
+"""Offsets of a name from its point, in points, and the side of the name that is at the offset."""
+
+
+class Point(NamedTuple):
+    """A measurement in the figure."""
+
+    label: str
+    kind: str
+    """A key of `_STYLES`."""
+    minutes: float
+    """Training time of one run in minutes: mean over the seeds."""
+    accuracy: float
+    """Test accuracy in percent: mean over the seeds."""
+    is_gpu: bool
+
+
+def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
+    """Return a point for each group with results, and for each measurement of other code."""
+    found = []
+    for group in groups:
+        if results := group.results:
+            found.append(
+                Point(
+                    group.experiment,
+                    "the paper's recipe" if group.paper else "better recipe",
+                    statistics.fmean(group.measured("wall_seconds")) / 60,
+                    statistics.fmean(group.measured()),
+                    results[0].device.platform != "cpu",
+                )
+            )
+    for peer in peers:
+        name = peer.name.partition(" (")[0]
+        found.append(Point(name, "other people's code", peer.minutes, peer.accuracy, False))
+    return found
+
+
+def draw(measured: Sequence[Point]) -> Figure:
+    """Return the figure. The time axes are logarithmic and have different ranges.
+
+    The accuracy axis is logarithmic in the error, so that accuracies near 95 % can be told apart.
+    """
+    figure = Figure(figsize=(10.3, 4.4))
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
+    cpu, gpu = ([p for p in measured if p.is_gpu == is_gpu] for is_gpu in (False, True))
+    _panel(left, "two CPU cores", cpu, (0.7, 330))
+    _panel(right, "NVIDIA H200, shared by several runs", gpu, (3.2, 21))
+    left.set_ylabel("test accuracy, %")
+    handles = [
+        Line2D([], [], lw=0, color=color, marker=marker, ms=6, label=kind)
+        for kind, (color, marker) in _STYLES.items()
+    ]
+    figure.legend(handles=handles, loc="upper right", ncols=3, fontsize=9)
+    figure.tight_layout(rect=(0, 0, 1, 0.94))
+    taken: list[Bbox] = []
+    for axes, shown in ((left, cpu), (right, gpu)):
+        _labels(axes, shown, taken)
+    return figure
+
+
+def _panel(axes: Axes, title: str, measured: Sequence[Point], limits: tuple[float, float]) -> None:
+    for point in measured:
+        color, marker = _STYLES[point.kind]
+        axes.plot(point.minutes, point.accuracy, marker, color=color, ms=6, zorder=3)
+    axes.set_xscale("log")
+    axes.set_xlim(*limits)
+    axes.set_yscale("function", functions=(_height, _accuracy))
+    axes.set_ylim(58, 96)
+    axes.set_yticks([60, 70, 80, 85, 90, 92, 94, 95])
+    axes.set_xlabel("minutes of training")
+    axes.set_title(title, loc="left", weight="bold")
+    axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100) if limits[0] < tick < limits[1]])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda minute, _: f"{minute:g}"))
+    axes.minorticks_off()
+
+
+def _height(accuracy: np.ndarray) -> np.ndarray:
+    return -np.log(np.maximum(100 - accuracy, 1e-3))
+
+
+def _accuracy(height: np.ndarray) -> np.ndarray:
+    return 100 - np.exp(-height)
+
+
+def _labels(axes: Axes, measured: Sequence[Point], taken: list[Bbox]) -> None:
+    """Write the name of each point next to it, at the first place without another name or point.
+
+    `taken` lists the occupied areas in pixels. The areas of this panel are added to it.
+    """
+    renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
+    for point in measured:
+        x, y = axes.transData.transform((point.minutes, point.accuracy))
+        taken.append(Bbox.from_bounds(x - 5, y - 5, 10, 10))
+    for point in sorted(measured, key=lambda point: -point.accuracy):
+        for dx, dy, side in _PLACES:
+            text = axes.annotate(
+                point.label,
+                (point.minutes, point.accuracy),
+                (dx, dy),
+                textcoords="offset points",
+                fontsize=8.5,
+                color=INK,
+                ha=side,
+                va="center",
+            )
+            box = text.get_window_extent(renderer)
+            if not any(box.overlaps(other) for other in taken) or (dx, dy, side) == _PLACES[-1]:
+                taken.append(box)
+                break
+            text.remove()
