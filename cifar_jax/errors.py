@@ -45,7 +45,7 @@ def explain(error: Exception) -> str | None:
     jax_error = sys.modules["jax"].errors.JaxRuntimeError if "jax" in sys.modules else ()
     device_is_full = isinstance(error, jax_error) and "RESOURCE_EXHAUSTED" in str(error)
     if device_is_full or isinstance(error, MemoryError):
-        reason = str(error).partition("\n")[0] or "MemoryError"
+        reason = str(error).partition("\n")[0].rstrip(".") or "MemoryError"
         return (
             f"out of memory: {reason}. End other programs, lower batch_size or "
             "train.eval_batch_size, or use more devices."

@@ -15,9 +15,14 @@ class Request(NamedTuple):
     """What to load: the text after the colon of the name, and options."""
 
     argument: str
-    data_dir: Path
+    given_data_dir: Path | None
     skip_bad_images: bool = False
     target: Target = DEFAULT_TARGET
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder of all tfds data sets. Without a home folder, the default raises UserError."""
+        return self.given_data_dir or tfds_folder.default_data_dir()
 
     @property
     def path(self) -> Path:
@@ -97,10 +102,9 @@ def find(
     kind, _, argument = name.partition(":")
     entry = SOURCES.get(kind)
     if entry and (":" in entry.form) == bool(argument) and (entry.source or others):
-        folder = data_dir or tfds_folder.default_data_dir()
         if ":" not in entry.form:
             _refuse_target(name, target)
-        return entry, Request(argument, folder, skip_bad_images, target)
+        return entry, Request(argument, data_dir, skip_bad_images, target)
     if "://" in name:
         local_path(name, "data.dataset")
     forms = [known.form for known in SOURCES.values() if known.source or others]

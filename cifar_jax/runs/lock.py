@@ -56,7 +56,9 @@ def is_locked(path: Path) -> bool:
     if not file.exists():
         return False
     try:
-        with filelock.FileLock(file).acquire(timeout=0):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # As in `lock`.
+            filelock.FileLock(file).acquire(timeout=0).lock.release()
             return False
     except filelock.Timeout:
         return True
