@@ -317,7 +317,7 @@ def test_a_lock_left_on_another_host_is_named(tmp_path: Path, monkeypatch) -> No
         pass
 
 
-def test_runs_are_listed_without_warnings_on_a_file_system_without_locks(
+def test_a_lock_is_found_without_a_warning_on_a_file_system_without_locks(
     tmp_path: Path, monkeypatch, recwarn
 ) -> None:
     (tmp_path / ".lock").touch()
@@ -326,7 +326,7 @@ def test_runs_are_listed_without_warnings_on_a_file_system_without_locks(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    assert not is_locked(tmp_path)
+    assert is_locked(tmp_path)  # There, a file that exists is the lock.
     assert not recwarn.list
 
 
