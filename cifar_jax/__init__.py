@@ -6,7 +6,7 @@ Its public API is `train`, `load`, `Config` and `Callback`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cifar_jax.config import Config
     from cifar_jax.inference.model import Classifier
     from cifar_jax.runs.schemas import Result
+    from cifar_jax.training.freezing import Pretrained
 
 __all__ = ["Callback", "Config", "load", "train"]
 
@@ -85,7 +86,9 @@ def train(
         extend=True,
     )
     try:
-        return train(request, callbacks)
+        result = train(request, callbacks)
+        assert result, "the request evaluates the test images"
+        return result
     except Stopped as stopped:
         if stopped.signum == signal.SIGINT:
             raise KeyboardInterrupt(str(stopped)) from None
@@ -103,7 +106,7 @@ def load(
 
     Args:
       path: a run folder, an exported file, or the name of a packaged network, such as `net-bn-gap`.
-      best: load the checkpoint with the best validation accuracy instead of the last one.
+      best: load the checkpoint of the best epoch instead of the last one.
       model: the network class or instance, if the network is a custom one. The copy of its code in
         the run folder is never executed.
 
@@ -118,16 +121,16 @@ def load(
     return load(path, best=best, custom=None if model is None else CustomModel(model))
 
 
-def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
-    """Return a function that loads the variables named by the setting `train.init_from`.
+def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
+    """Return a function that loads the trained network named by the setting `train.init_from`.
 
     Return None if the setting is None.
     """
     if (source := config.train.init_from) is None:
         return None
-    from cifar_jax.inference.load import weights
+    from cifar_jax.inference.load import pretrained
 
-    return partial(weights, source, config.model)
+    return partial(pretrained, source, config.model)
 
 
 def __getattr__(name: str) -> Any:

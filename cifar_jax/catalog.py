@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import runpy
 import sys
 import warnings
@@ -56,6 +57,16 @@ class CustomParts:
     """Names of all modules that were loaded after the file was executed."""
 
 
+class Cost(NamedTuple):
+    """The training time of an experiment on one machine, from the experiment file's docstring."""
+
+    text: str
+    """The time and the machine, such as `about 68 seconds on two CPU cores (AMD EPYC)`."""
+    minutes: float
+    machine: str
+    """Name of the machine, such as `two CPU cores (AMD EPYC)`."""
+
+
 class Experiment(NamedTuple):
     """The content of an experiment file."""
 
@@ -64,9 +75,14 @@ class Experiment(NamedTuple):
     config: Config
     description: str
     """First line of the experiment file's docstring."""
+    cost: Cost | None
+    """Training time on record. None if the docstring has no line that begins with `Cost:`."""
     path: Path
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
+    search: Any = None
+    """The file's `SEARCH`, unchecked: the settings that `cifar-jax tune` searches. None if the file
+    defines none."""
 
 
 def experiments_folder() -> Path:
@@ -115,14 +131,16 @@ def load(name_or_path: str) -> Experiment:
 
 
 def code_digest(source: bytes) -> str:
-    """Return the SHA-256 of Python code, ignoring `CONFIG`, docstrings, comments and layout.
+    """Return the SHA-256 of Python code, ignoring settings, docstrings, comments and layout.
+
+    The settings are the assignments to `CONFIG` and `SEARCH`.
 
     The code is not executed. The digest is the same in all supported Python versions.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
-        tree.body = [node for node in tree.body if not _is_config(node)]
+        tree.body = [node for node in tree.body if not _is_settings(node)]
         code = _dump(tree).encode()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         code = source
@@ -147,9 +165,10 @@ def _dump(node: Any) -> str:
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _is_config(node: ast.stmt) -> bool:
+def _is_settings(node: ast.stmt) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == "CONFIG" for target in targets)
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    return bool(names & {"CONFIG", "SEARCH"})
 
 
 def _files() -> dict[str, Path]:
@@ -192,8 +211,21 @@ def _read(path: Path) -> Experiment:
             modules=modules,
             loaded=frozenset(sys.modules),
         )
-    description = (content.get("__doc__") or "").strip().partition("\n")[0]
-    return Experiment(_name(path), config, description, path, custom)
+    docstring = (content.get("__doc__") or "").strip()
+    description = docstring.partition("\n")[0]
+    search = content.get("SEARCH")
+    return Experiment(_name(path), config, description, _cost(docstring), path, custom, search)
+
+
+def _cost(docstring: str) -> Cost | None:
+    """Return the first time and machine on the line that begins with `Cost:`."""
+    amount = r"(?:[\d.]+ to )?(?P<number>[\d.]+) (?P<unit>second|minute|hour)s?"
+    text = rf"(?P<text>(?:about )?{amount} on (?:an? )?(?P<machine>(?:\([^)]*\)|[^,(])+?))"
+    match = re.search(rf"^Cost: {text}(?:,|\.$|\n\n|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    if match is None:
+        return None
+    minutes = {"second": 1 / 60, "minute": 1, "hour": 60}[match["unit"]] * float(match["number"])
+    return Cost(" ".join(match["text"].split()), minutes, " ".join(match["machine"].split()))
 
 
 def _first_table(config: Config) -> int:

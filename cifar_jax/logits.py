@@ -21,3 +21,17 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
     losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(labels)), labels]
     correct = logits.argmax(-1) == labels
     return float(losses.mean()), float(100 * correct.mean())
+
+
+def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of the accuracies of the classes in percent.
+
+    Classes without an image are left out.
+
+    Args:
+      logits: `[N, classes]`.
+      labels: int32 `[N]`.
+    """
+    images = np.bincount(labels)
+    correct = np.bincount(labels, weights=logits.argmax(-1) == labels)
+    return float(100 * np.mean(correct[images > 0] / images[images > 0]))

@@ -55,6 +55,17 @@ def test_experiments_are_data_with_a_command_and_an_accuracy() -> None:
         assert imports <= {"cifar_jax.config", "_base", "_speednet"}
 
 
+def test_costs_on_record() -> None:
+    costs = {name: catalog.load(name).cost for name in catalog.names()}
+    assert costs["fast-net"] == (
+        "19 minutes on two CPU cores (AMD EPYC, AVX2)",
+        *(19, "two CPU cores (AMD EPYC, AVX2)"),
+    )
+    minutes = {name: round(cost.minutes, 1) for name, cost in costs.items() if cost}
+    assert minutes.keys() == costs.keys()
+    assert [minutes[name] for name in ("basic", "resnet10", "speedrun-94")] == [1.1, 4.7, 29]
+
+
 def test_an_experiment_can_be_a_file(tmp_path: Path) -> None:
     ours = catalog.load("net-bn-gap")
     mine = load(tmp_path, ours.path.read_text(), "my_own.py")
@@ -183,6 +194,7 @@ CODE = b'def SCHEDULE(info, x=None):\n    return 0.5 + len(f"{x:{x}}")\n'
         (CODE.replace(b"\n    ", b'\n  """A docstring."""\n  '), True),
         (CODE + b"CONFIG = 1\n", True),
         (CODE + b"CONFIG: int = 2\n", True),
+        (CODE + b"SEARCH = {}\n", True),
         (CODE.replace(b"0.5", b"0.25"), False),
         (CODE.replace(b"{x:", b"{x!r:"), False),
         (CODE + b"CONFIGS = 1\n", False),

@@ -13,7 +13,7 @@ from rich.progress import Progress as ProgressBar
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
 from cifar_jax.files import naming
-from cifar_jax.runs.schemas import MetricsRow
+from cifar_jax.runs.schemas import MetricsRow, Result
 
 if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
@@ -92,7 +92,18 @@ class Progress(Callback):
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Write a line with the metrics of the epoch."""
         self._context.logged = (0.0, 0)
-        self.line(_epoch_line(metrics, len(self._context.setup.plan.epochs)))
+        setup = self._context.setup
+        self.line(_epoch_line(metrics, len(setup.plan.epochs), setup.config.train.best_by))
+
+    def on_end(self, result: Result) -> None:
+        """Write a line with the test accuracy."""
+        self.line(result_line(result))
+
+    def activity(self, text: str) -> None:
+        """Show in the progress bar what the run does besides training, such as `validating`."""
+        if self._bar:
+            self._bar.update(self._task, metrics=text, speed="")
+            self._bar.refresh()
 
     def close(self) -> None:
         """Remove the progress bar and close the log file."""
@@ -109,7 +120,28 @@ class Progress(Callback):
                 self._log.write(text + "\n")
 
 
-def _epoch_line(row: MetricsRow, epochs: int) -> str:
+def result_line(result: Result) -> str:
+    """Return a line with the test accuracy of a finished run."""
+    paper = ""
+    if result.paper_accuracy and not result.overrides and result.data_official:
+        paper = f" (paper: {result.paper_accuracy:.2f} %)"
+    best = ""
+    if result.best_validation_epoch not in (None, result.epochs):
+        best = (
+            f"; {result.best_validation_test_accuracy:.2f} % at the best validation "
+            f"{result.settings.get('train.best_by', 'accuracy').replace('-', ' ')}, epoch "
+            f"{result.best_validation_epoch}"
+        )
+    plain = ""
+    if result.test_accuracy_plain not in (None, result.test_accuracy):
+        plain = f", {result.test_accuracy_plain:.2f} % without test-time augmentation"
+    return (
+        f"{result.experiment} seed {result.seed}: test accuracy {result.test_accuracy:.2f} %"
+        f"{plain}{paper}{best}"
+    )
+
+
+def _epoch_line(row: MetricsRow, epochs: int, best_by: str) -> str:
     parts = [
         f"epoch {row.epoch:{len(str(epochs))}d}/{epochs}",
         f"train loss {row.train_loss:.4f} acc {row.train_accuracy:5.2f} %",
@@ -117,6 +149,8 @@ def _epoch_line(row: MetricsRow, epochs: int) -> str:
     if row.validation_loss is not None:
         accuracy = row.validation_accuracy
         parts.append(f"validation loss {row.validation_loss:.4f} acc {accuracy:5.2f} %")
+        if best_by == "balanced-accuracy":
+            parts.append(f"balanced {row.validation_balanced_accuracy:5.2f} %")
     parts += [
         f"lr {row.learning_rate:.3g}",
         f"{row.images_per_second:,.0f} images/s",

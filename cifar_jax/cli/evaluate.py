@@ -37,7 +37,7 @@ _CORRUPTIONS = "cifar10-c:"
     help="Evaluate on other labeled images: folder:PATH, npz:FILE, npy:IMAGES,LABELS, tfds:NAME, "
     "cifar10-c:FOLDER, cifar10, cifar100 or digits.",
 )
-@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
+@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
 @click.option(
     "--set",
     "settings",

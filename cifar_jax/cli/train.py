@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=WholeNumber(0, 2**32 - 1), help="Random seed.  [default: 0]")
 @click.option("--seeds", type=WholeNumber(1), help="Train seeds 0 to N-1, one after another.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@click.option(
+    "--profile",
+    type=LocalPath(file_okay=False),
+    metavar="DIR",
+    help="Write a profiler trace of a few steps, for TensorBoard or Perfetto.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the run in the folder and start over.")
 @click.option(
     "--distributed",
@@ -48,6 +54,7 @@ def train(
     seed: int | None,
     seeds: int | None,
     settings: Sequence[str],
+    profile: Path | None,
     fresh: bool,
     multi_process: bool,
     device: str | None,
@@ -78,11 +85,14 @@ def train(
     loaded = [catalog.load(name) for name in experiments or catalog.names()]
     if paper:
         loaded = [experiment for experiment in loaded if experiment.config.paper]
+    if profile and len(loaded) * (seeds or 1) > 1:
+        raise UserError("--profile traces one run: name one experiment, and leave out --seeds")
     configs = [config.override(experiment.config, settings) for experiment in loaded]
 
     runtime.set_up()
 
     from cifar_jax import distributed
+    from cifar_jax.callbacks.profile import Profile
     from cifar_jax.callbacks.progress import Progress
     from cifar_jax.cli.run_many import train_each
     from cifar_jax.training import train as training
@@ -92,7 +102,7 @@ def train(
     runtime.require(device)
     numbers = range(seeds) if seeds else [seed or 0]
     requests = [
-        _request(experiment, changed, number, _Folders(workdir, len(loaded) == 1, bool(seeds)))
+        make_request(experiment, changed, number, Folders(workdir, len(loaded) == 1, bool(seeds)))
         for experiment, changed in zip(loaded, configs, strict=True)
         for number in numbers
     ]
@@ -100,13 +110,16 @@ def train(
     names = [f"{request.experiment} seed {request.seed}" for request in requests]
     distributed.require_equal({"runs": names}, "arguments")
     progress = Progress()
+    callbacks = [Profile(profile, progress.line)] if profile else []
 
-    def train_one(request: RunRequest) -> str:
-        return _result_line(training.train(request, progress=progress))
+    def train_one(request: RunRequest) -> Result:
+        result = training.train(request, callbacks, progress)
+        assert result, "the request evaluates the test images"
+        return result
 
     try:
         if len(requests) == 1:
-            progress.note(train_one(requests[0]))
+            train_one(requests[0])
         else:
             train_each(requests, train_one, progress.note)
     except BaseException:
@@ -115,7 +128,7 @@ def train(
         raise
 
 
-class _Folders:
+class Folders:
     """Chooses the run folder for each experiment and seed."""
 
     def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
@@ -128,7 +141,8 @@ class _Folders:
         return (self.workdir or Path("runs")) / name / f"seed{seed}"
 
 
-def _request(experiment: Experiment, config: Config, seed: int, folders: _Folders) -> RunRequest:
+def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
+    """Return the request for a run of an experiment with the settings `config`."""
     from cifar_jax import weights_loader
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity
@@ -156,23 +170,4 @@ def _request(experiment: Experiment, config: Config, seed: int, folders: _Folder
         overrides=overrides,
         load_weights=load_weights and cache(partial(load_weights)),
         extend=folders.workdir is not None,
-    )
-
-
-def _result_line(result: Result) -> str:
-    paper = ""
-    if result.paper_accuracy and not result.overrides and result.data_official:
-        paper = f" (paper: {result.paper_accuracy:.2f} %)"
-    best = ""
-    if result.best_validation_epoch not in (None, result.epochs):
-        best = (
-            f"; {result.best_validation_test_accuracy:.2f} % at the best validation accuracy, "
-            f"epoch {result.best_validation_epoch}"
-        )
-    plain = ""
-    if result.test_accuracy_plain not in (None, result.test_accuracy):
-        plain = f", {result.test_accuracy_plain:.2f} % without test-time augmentation"
-    return (
-        f"{result.experiment} seed {result.seed}: test accuracy {result.test_accuracy:.2f} %"
-        f"{plain}{paper}{best}"
     )

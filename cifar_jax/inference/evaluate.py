@@ -57,7 +57,7 @@ def evaluate(
     Args:
       path: a run folder, an export, or the name of a packaged network.
       split: `train`, `validation` or `test`.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package.
       dataset_name: `folder:PATH` or `npz:FILE` with the new path, if the images were moved. None:
         the data set of the training.

@@ -12,6 +12,7 @@ from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import existing_run_folder
 from cifar_jax.runs.schemas import ModelCard, NetworkCard, Result, SavedState
+from cifar_jax.training.freezing import Pretrained
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Folder of small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
@@ -25,7 +26,7 @@ def load(
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. From a
         run folder, only the weights of one checkpoint are read.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package. Code in a run folder is
         never executed.
 
@@ -44,8 +45,8 @@ def load(
     return exports.load(file, custom)
 
 
-def weights(path: str | Path, model: Model | None = None) -> dict[str, Any]:
-    """Return the variables of a trained model with any network.
+def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
+    """Return the variables and the classes of a trained model with any network.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
@@ -59,7 +60,7 @@ def weights(path: str | Path, model: Model | None = None) -> dict[str, Any]:
     card, variables = read_run(path) if path.is_dir() else exports.weights(_find_file(path))
     if model and model.name == card.model.name and model.name in models.MODELS:
         _check_options(card.model, model, path)
-    return variables
+    return Pretrained(variables, tuple(card.classes))
 
 
 def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar_jax.calibration import calibration_error, reliability
-from cifar_jax.logits import loss_and_accuracy, softmax
+from cifar_jax.logits import balanced_accuracy, loss_and_accuracy, softmax
 from cifar_jax.training.evaluation import Outputs
 
 
@@ -60,7 +60,6 @@ def score(outputs: Outputs, labels: np.ndarray, classes: tuple[str, ...]) -> Sco
     loss, accuracy = loss_and_accuracy(logits, labels)
     loss_plain, accuracy_plain = loss_and_accuracy(outputs.plain, labels)
     per_class = _class_scores(logits.argmax(-1), labels, classes)
-    recalls = [entry.accuracy for entry in per_class if entry.accuracy is not None]
     f1s = [entry.f1 for entry in per_class if entry.f1 is not None]
     top5 = None
     if len(classes) > 5:
@@ -71,7 +70,7 @@ def score(outputs: Outputs, labels: np.ndarray, classes: tuple[str, ...]) -> Sco
         accuracy=accuracy,
         loss_plain=loss_plain,
         accuracy_plain=accuracy_plain,
-        balanced_accuracy=float(np.mean(recalls)),
+        balanced_accuracy=balanced_accuracy(logits, labels),
         macro_f1=float(np.mean(f1s)),
         top5_accuracy=top5,
         calibration_error=calibration_error(

@@ -249,7 +249,7 @@ def _check_place(path: Path) -> None:
 
 def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
     """Return the name of a setting that depends on the number of epochs, or None."""
-    if settings["schedule.name"] not in ("constant", "plateau", "step"):
+    if settings["schedule.name"] not in ("constant", "plateau", "step", "milestones"):
         return f"the {settings['schedule.name']} schedule"
     if any(group.get("until") for group in settings["param_groups"]):
         return "param_groups (until)"

@@ -80,10 +80,11 @@ def check(run: RunRecord) -> Outputs:
                 f"{path} cannot be recorded: it was trained with uncommitted code ({commit}). "
                 "Commit the code, then train again with --fresh."
             )
-    if [row.epoch for row in run.rows] != list(range(1, run.epochs + 1)):
+    epochs = run.result.epochs  # With early stopping, the run has fewer epochs than its settings.
+    if [row.epoch for row in run.rows] != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} cannot be recorded: metrics.jsonl does not have one line for each of its "
-            f"{counted(run.epochs, 'epoch')}"
+            f"{counted(epochs, 'epoch')}"
         )
     if run.outputs is None:
         raise UserError(f"{path} cannot be recorded: it has no outputs.npz")

@@ -122,7 +122,7 @@ def as_text(value: Any) -> str:
         value = int(value)
     if value is None:
         return "none"
-    return json.dumps(value) if isinstance(value, bool | list) else str(value)
+    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
@@ -213,7 +213,8 @@ def _parse(name: str, text: str, field: FieldInfo) -> Any:
         with suppress(ValidationError):
             return adapter.validate_python(value, context=fields.RAISE_AT_ROOT)
     expected = fields.describe_type(kind, field)
-    if fields.list_item(kind):
+    is_only_a_list = all(fields.list_item(m) or m is NoneType for m in fields.members(kind))
+    if is_only_a_list:
         problem = "" if _is_json(text) else "not valid JSON; "
         such_as = json.dumps(fields.example(kind))
         raise _error(f"{name}={text}", f"{problem}expected a list such as {such_as}")

@@ -69,7 +69,7 @@ def write_result(
         "model": config.model.name,
         "dataset": setup.dataset.name,
         "parameters": models.count_parameters(state.params),
-        "epochs": len(setup.plan.epochs),
+        "epochs": int(state.epoch),
         "steps": int(state.step),
         "train_loss": last and last.train_loss,
         "train_accuracy": last and last.train_accuracy,

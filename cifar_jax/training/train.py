@@ -11,12 +11,14 @@ import jax
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallbackList, CallMetrics, RunContext
 from cifar_jax.callbacks.checkpoint import Checkpoint, diverged
+from cifar_jax.callbacks.forecast import Forecast
 from cifar_jax.callbacks.metrics_file import MetricsFile
-from cifar_jax.callbacks.progress import Progress
+from cifar_jax.callbacks.progress import Progress, result_line
 from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.callbacks.tensorboard import TensorBoard
 from cifar_jax.errors import Stopped
-from cifar_jax.logits import loss_and_accuracy
+from cifar_jax.logits import balanced_accuracy, loss_and_accuracy
+from cifar_jax.runs import best_epoch
 from cifar_jax.runs.schemas import MetricsRow, Result
 from cifar_jax.training import start
 from cifar_jax.training.compilation import CompiledSteps, compile_evaluation
@@ -30,8 +32,8 @@ from cifar_jax.training.step import TrainState
 
 def train(
     request: RunRequest, callbacks: Sequence[Callback] = (), progress: Progress | None = None
-) -> Result:
-    """Train a run and return its result.
+) -> Result | None:
+    """Train a run and return its result, or None if the request leaves out the test images.
 
     An unfinished run is resumed. A finished run is not trained again. In a multi-process run, all
     processes must call this with the same request.
@@ -44,7 +46,8 @@ def train(
 
     Raises:
       UserError: the settings contradict each other, do not fit the data, or are not those of the
-        run in the folder; or the loss is not finite.
+        run in the folder.
+      Diverged: the loss is not finite.
       Stopped: a signal arrived. The run is saved.
     """
     progress = progress or Progress()
@@ -55,6 +58,7 @@ def train(
                 progress.note(
                     f"the run in {request.workdir} is finished; use --fresh to train it again"
                 )
+                progress.note(result_line(result))
                 return result
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
@@ -63,7 +67,8 @@ def train(
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
-            hooks = [MetricsFile(), TensorBoard(), *callbacks, progress, signals, save]
+            forecast = Forecast(progress.line)
+            hooks = [MetricsFile(), TensorBoard(), *callbacks, progress, forecast, signals, save]
             with closing(CallbackList(hooks)) as hooks:
                 with signals.immediate():
                     progress.open_log(folder.log)
@@ -72,6 +77,7 @@ def train(
                     )
                     for line in lines:
                         progress.line(line)
+                    progress.note("compiling")
                     steps = CompiledSteps(setup, request.seed, state)
                     evaluate = partial(compile_evaluation, setup, state, after_batch=signals.check)
                     held_out = len(setup.validation.labels) > 0
@@ -79,8 +85,16 @@ def train(
                 hooks.on_start(context, state)
 
                 for epoch in setup.plan.remaining(int(state.epoch)):
+                    if stops_early(context):
+                        progress.line(
+                            f"early stopping after epoch {epoch.number}: the best epoch is "
+                            f"{epoch.number - epochs_since_best(context)}"
+                        )
+                        break
                     context.epoch = epoch
                     state = train_epoch(context, steps, state, hooks)
+                    if validate:
+                        progress.activity("validating")
                     try:
                         row = epoch_metrics(context, state, validate)
                     except Stopped as stopped:
@@ -96,7 +110,10 @@ def train(
                     hooks.on_epoch_end(state, row)
                     stop_if_asked(context)
                 checkpoints.wait()
+                if not request.evaluate_test:
+                    return None
 
+                progress.activity("testing")
                 with signals.immediate():
                     test = evaluate(setup.dataset.test.images)
                     result, lines = write_result(
@@ -106,6 +123,22 @@ def train(
                         progress.line(line)
                 hooks.on_end(result)
     return result
+
+
+def stops_early(context: RunContext) -> bool:
+    """Return whether the setting `train.early_stopping` ends the run before the next epoch."""
+    patience = context.setup.config.train.early_stopping
+    if patience is None or not context.rows:
+        return False
+    # The metrics may differ by rounding errors between processes.
+    (stops,) = distributed.all_max(epochs_since_best(context) >= patience)
+    return bool(stops)
+
+
+def epochs_since_best(context: RunContext) -> int:
+    """Return the number of completed epochs since the best epoch."""
+    best_by = context.setup.config.train.best_by
+    return best_epoch.epochs_without_improvement(context.rows, best_by)
 
 
 def train_epoch(
@@ -141,10 +174,12 @@ def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | N
     """Evaluate the validation images, and return the metrics of the epoch that just ended."""
     setup, epoch = context.setup, context.epoch
     sums = jax.device_get(state.metrics)
-    validation_loss = validation_accuracy = None
+    validation_loss = validation_accuracy = balanced = None
     if validate:
         context.validation_logits = logits = validate(state.evaluated).logits
-        validation_loss, validation_accuracy = loss_and_accuracy(logits, setup.validation.labels)
+        labels = setup.validation.labels
+        validation_loss, validation_accuracy = loss_and_accuracy(logits, labels)
+        balanced = balanced_accuracy(logits, labels)
     last_step = StepInfo(epoch.end - 1, epoch.number, setup.plan.steps)
     factor = float(setup.spec.schedule(last_step)) * float(state.plateau.scale)
     return MetricsRow(
@@ -154,6 +189,7 @@ def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | N
         train_accuracy=100 * int(sums.correct) / int(sums.images),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
+        validation_balanced_accuracy=balanced,
         learning_rate=setup.config.optimizer.lr * factor,
         images_per_second=round(context.images_per_second, 1),
         wall_seconds=round(context.elapsed(), 1),

@@ -24,7 +24,7 @@ from cifar_jax.config import Model
 from cifar_jax.data import Split, cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.evaluate import evaluate
-from cifar_jax.inference.load import weights
+from cifar_jax.inference.load import pretrained
 from cifar_jax.inference.state_dict import read_state_dict
 from cifar_jax.inference.torch_weights import import_torch
 
@@ -89,7 +89,7 @@ def test_the_command_writes_a_run_folder_that_others_read(
     assert (card.mean, card.std) == ([0.5] * 3, [0.5] * 3)
     assert (card.imported_from, card.model.arguments) == (file.name, {"stem_pool": True})
     assert sum(layer.parameters for layer in card.layers) == 4_903_242
-    assert weights(run)["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
+    assert pretrained(run).variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
     config = run / "config.json"
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
     result = evaluate(run)
@@ -101,10 +101,10 @@ def test_a_network_without_the_pooling_of_its_pretrained_weights_is_refused(tmp_
     save_file(state_dict("resnet10", "stem-pool"), tmp_path / "weights.safetensors")
     run = tmp_path / "run"
     import_torch(tmp_path / "weights.safetensors", "resnet10", run, stem_pool=True)
-    assert weights(run, Model(name="resnet10", arguments={"stem_pool": True}))
-    assert weights("net-bn-gap", Model(name="net-bn-gap", pooling="max"))  # The default.
+    assert pretrained(run, Model(name="resnet10", arguments={"stem_pool": True}))
+    assert pretrained("net-bn-gap", Model(name="net-bn-gap", pooling="max"))  # The default.
     with pytest.raises(UserError, match=r"trained with stem_pool True, but .* stem_pool False"):
-        weights(run, Model(name="resnet10"))
+        pretrained(run, Model(name="resnet10"))
 
 
 @pytest.mark.parametrize("prefix", ["", "net.", "_orig_mod.student.module."])
@@ -302,7 +302,7 @@ def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
 ) -> None:
     file = tmp_path / "weights.bin"
     torch.save(network, file, _use_new_zipfile_serialization=not is_legacy)
-    for load in (cifar_jax.load, weights):
+    for load in (cifar_jax.load, pretrained):
         with pytest.raises(UserError, match="is a PyTorch file: convert it with `cifar-jax import"):
             load(file)
     with pytest.raises(UserError, match=r"holds a whole .*, not its weights"):
@@ -346,7 +346,7 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
 )
 def test_a_file_without_weights_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "model.pth").write_bytes(content)
-    for read in (read_state_dict, cifar_jax.load, weights):
+    for read in (read_state_dict, cifar_jax.load, pretrained):
         with pytest.raises(UserError, match=message):
             read(tmp_path / "model.pth")
 
