@@ -190,7 +190,7 @@ def source(path: Path, name: str | None = None, target: Target = DEFAULT_TARGET)
       path: the folder of one version of a data set.
       name: name of the data set in messages and model cards. None: the name of the folder. In this
         case, the classes must have names.
-      target: to which size, and how, images are resized.
+      target: size of the returned images, and the way to make them square.
     """
     folder = inspect(path)
     if not (folder.has_names or name):
@@ -220,7 +220,7 @@ def labeled(name: str, data_dir: Path, target: Target = DEFAULT_TARGET) -> Label
     Args:
       name: see `find`.
       data_dir: the folder of all tfds data sets.
-      target: to which size, and how, images are resized.
+      target: size of the returned images, and the way to make them square.
 
     Raises:
       UserError: the data set is not prepared, is damaged, or has no test images.
