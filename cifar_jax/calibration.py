@@ -47,7 +47,8 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 def calibration_error(bins: list[Bin]) -> float:
     """Return the expected calibration error in percentage points.
 
-    This is the mean of |accuracy - confidence| over the bins, weighted by their predictions.
+    This is the mean of |accuracy - confidence| over the bins. The weight of a bin is its number of
+    predictions.
     """
     total = sum(entry.answers for entry in bins)
     gaps = sum(entry.answers * abs(entry.accuracy - entry.confidence) for entry in bins)

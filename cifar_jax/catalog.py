@@ -81,8 +81,8 @@ class Experiment(NamedTuple):
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
     search: Any = None
-    """The file's `SEARCH`, not yet validated: the settings that `cifar-jax tune` searches, and their
-    values. None if the file has no `SEARCH`."""
+    """The file's `SEARCH`, not yet validated: the settings that `cifar-jax tune` searches. None if
+    the file has no `SEARCH`."""
 
 
 def experiments_folder() -> Path:

@@ -51,7 +51,7 @@ Arguments = dict[str, bool | int | float | str]
 
 
 FILE_KINDS = ("folder", "npz")
-"""Kinds of data sets that are named by a path, as in `folder:PATH`. The path may change."""
+"""Kinds of data sets that are named by a path, as in `folder:PATH`. The files may be moved."""
 
 
 def _tidy_path(dataset: str) -> str:
@@ -132,11 +132,11 @@ class Schedule(Settings):
         "plateau",
         "custom",
     ] = "constant"
-    """Form of the schedule. `constant`: never changes; `step`: reduced every `step_epochs` epochs; `milestones`:
-    reduced after the epochs in `milestones`; `cosine`: decays to zero; `warmup-cosine`: rises
-    linearly and decays to `end` along a cosine; `one-cycle`: rises and falls along cosines;
-    `linear`: decays to `end`; `triangular`: rises and falls linearly; `plateau`: reduced when the
-    validation loss stops falling; `custom`: the experiment file's `SCHEDULE`."""
+    """Form of the schedule. `constant`: never changes; `step`: reduced every `step_epochs` epochs;
+    `milestones`: reduced after the epochs in `milestones`; `cosine`: decays to zero;
+    `warmup-cosine`: rises linearly and decays to `end` along a cosine; `one-cycle`: rises and falls
+    along cosines; `linear`: decays to `end`; `triangular`: rises and falls linearly; `plateau`:
+    reduced when the validation loss stops falling; `custom`: the experiment file's `SCHEDULE`."""
     factor: OpenUnit = 0.5
     """`step`, `milestones` and `plateau`: factor by which each reduction multiplies the learning
     rate."""
@@ -347,8 +347,8 @@ class Train(Settings):
     """Data type of the computation. Parameters, BatchNorm statistics and logits are always
     float32."""
     init_from: str | None = None
-    """Run folder, exported file or packaged network with pretrained weights to start from. If the
-    classes of the network differ, the last layer is reinitialized. None: random weights."""
+    """Run folder, exported file or packaged network with pretrained weights to start from. If
+    its classes are not those of the data set, the last layer is reinitialized. None: random weights."""
     freeze: str | None = None
     """Layers that keep their pretrained weights and BatchNorm statistics. `backbone`: all layers
     except the last. Otherwise glob patterns for the paths of the layers, separated by commas, such
@@ -453,12 +453,13 @@ class Config(Settings):
         if any(milestone >= self.epochs for milestone in self.schedule.milestones):
             raise UserError(
                 f"schedule.milestones is {list(self.schedule.milestones)}, but the run has only "
-                f"{counted(self.epochs, 'epoch')}: each milestone must be below the number of epochs"
+                f"{counted(self.epochs, 'epoch')}: each milestone must be below the number of "
+                "epochs"
             )
         return self
 
     def _check_pixels(self) -> None:
-        """Raise UserError if an image size, crop padding or cutout is larger than the images allow."""
+        """Raise UserError if an image size, crop padding or cutout is too large for the images."""
         side = self.data.image_size
         places: list[tuple[str, Augmentation | None]] = [("data", self.data)]
         for number, phase in enumerate(self.phases):

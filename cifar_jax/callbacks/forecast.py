@@ -45,7 +45,7 @@ class Forecast(Callback):
         if self._done:
             return
         now, epoch = time.perf_counter(), self._context.epoch
-        # Start again in each epoch, because the validation between two epochs is not training.
+        # Start again in each epoch, because validation runs between two epochs.
         if self._began is None or self._began[1] < epoch.begin:
             self._began, self._calls = (now, metrics.step), 0
             return

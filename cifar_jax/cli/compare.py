@@ -91,7 +91,7 @@ def _print(result: Comparison, titles: tuple[str, ...], metric: str) -> None:
             click.echo(f"Standard deviation over the seeds of {letter}: {_spread(spread)}")
     if result.spread_a is None and metric == "test_accuracy":
         click.echo(
-            "The spread over the seeds is not divided by its causes, because a run has no stored test "
+            "The causes of the spread over the seeds are unknown, because a run has no stored test "
             "outputs."
         )
     click.echo(f"\n{result.verdict}")

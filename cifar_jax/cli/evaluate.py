@@ -61,8 +61,8 @@ def evaluate(
     """Print how well RUN classifies a split of its data set, or other labeled images.
 
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
-    packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy with
-    one view of each image is printed too.
+    packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy
+    without it is printed too.
     """
     if any(not setting.startswith("data.dataset=") for setting in settings):
         raise UserError("evaluate takes only --set data.dataset=NAME: leave out other settings")
@@ -117,7 +117,7 @@ def _print_scores(result: Evaluation) -> None:
     )
     if scores.loss_plain != scores.loss:
         text += (
-            f"; with one view of each image {scores.accuracy_plain:.2f} %, loss "
+            f"; without test-time augmentation {scores.accuracy_plain:.2f} %, loss "
             f"{scores.loss_plain:.4f}"
         )
     click.echo(text)
@@ -151,14 +151,14 @@ def _print_robustness(result: Robustness) -> None:
         f"{known or len(extra)} corruptions and 5 severities, {result.images:,} images each"
     )
     if result.mean_accuracy_plain != result.mean_accuracy:
-        text += f"; with one view of each image {result.mean_accuracy_plain:.2f} %"
+        text += f"; without test-time augmentation {result.mean_accuracy_plain:.2f} %"
     click.echo(text)
     if known and known != 15:
         click.echo(f"The folder has {known} of the 15 corruptions of the benchmark.")
     if known and extra:
         click.echo(
-            f"The mean leaves out {counted(len(extra), 'corruption')} (*) that the benchmark does not "
-            f"have. The mean over all corruptions is {result.mean_accuracy_all:.2f} %."
+            f"The mean excludes {counted(len(extra), 'corruption')} (*) that the benchmark lacks. "
+            f"The mean over all corruptions is {result.mean_accuracy_all:.2f} %."
         )
     print_table(
         ("corruption / severity", *map(str, range(1, 6)), "mean"),

@@ -92,7 +92,7 @@ def check_workdir(name: str, workdir: Path) -> None:
 def load_labeled(
     name: str, *, data_dir: Path | None = None, target: Target = DEFAULT_TARGET
 ) -> Labeled:
-    """Load labeled images for evaluation. The images may be other than those of a run.
+    """Load labeled images for evaluation. The images need not belong to a run.
 
     Args:
       name: a name that `load` accepts, or `npy:IMAGES,LABELS`. If the data set has test images,

@@ -48,7 +48,7 @@ def read_npz(path: Path, target: Target = DEFAULT_TARGET) -> Arrays:
     """Read the training, validation and test images of an `.npz` file.
 
     Raises:
-      UserError: arrays are missing or do not fit together, or a class has no training image.
+      UserError: arrays are missing or do not match, or a class has no training image.
     """
     with _open(path) as arrays:
         splits = {
@@ -86,7 +86,7 @@ def npz_labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read the test images of an `.npz` file, or its arrays `images` and `labels`.
 
     Raises:
-      UserError: the file is missing, or arrays are missing or do not fit together.
+      UserError: the file or an array is missing, or the arrays do not match.
     """
     path = path.expanduser()
     with _open(_existing(path)) as arrays:
@@ -105,7 +105,7 @@ def npy_labeled(paths: str, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read images and labels from two `.npy` files, whose paths are separated by a comma.
 
     Raises:
-      UserError: a file is missing, or the arrays do not fit together.
+      UserError: a file is missing, or the arrays do not match.
     """
     parts = paths.split(",")
     pairs = [(",".join(parts[:i]), ",".join(parts[i:])) for i in range(1, len(parts))]
@@ -134,7 +134,7 @@ def labels_of(array: np.ndarray, name: str) -> np.ndarray:
     """Return labels as int32 `[N]`. `array` has the shape `[N]` or `[N, 1]`.
 
     Raises:
-      UserError: the array has another shape, or is not of integers.
+      UserError: the array has another shape, or its values are not integers.
     """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
@@ -183,8 +183,8 @@ def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> 
         raise UserError(f"{name} contains no images: its shape is {list(array.shape)}")
     if array.dtype.kind != "f" and array.dtype != np.uint8:
         raise UserError(
-            f"the images in {name} have the type {array.dtype}: they must be uint8, or float between "
-            "0 and 1"
+            f"the images in {name} have the type {array.dtype}: they must be uint8, or float "
+            "between 0 and 1"
         )
     size = target.size
     images = np.zeros((len(array), size, size, 3), np.uint8)

@@ -38,7 +38,7 @@ class Archive(NamedTuple):
       version: version of the data set in tfds.
       url: address of the archive.
       size: size of the archive in bytes.
-      checksum: published checksum of the archive, after the name of the hash function and a colon.
+      checksum: hash function and published checksum of the archive, as in `md5:eb9058c3`.
       folder: name of the folder in the archive.
       files: MD5 of each file in the folder.
       test: name of the file with the test images. The other files with images are for training.
@@ -107,7 +107,7 @@ def read_archive(archive: Archive, path: Path) -> Content:
 
 
 def _first_name(archive: Archive, path: Path) -> str | None:
-    """Return the name of the first file in a tar archive, or None if it is an official name.
+    """Return the name of the first file in a tar archive, or None if the name is official.
 
     Return None if the archive cannot be read.
     """

@@ -175,7 +175,7 @@ def read(
 
 
 def remarks(dataset: Dataset) -> list[str]:
-    """Return log lines about classes without held-out images, and about copied test images."""
+    """Return log lines about classes without validation or test images, and copied test images."""
     lines = []
     end = len(dataset.train.labels) - (dataset.validation_images or 0)
     validation = dataset.train.labels[end:]
@@ -243,7 +243,9 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
 
 
 def _check_range(path: Path, name: str, ranges: Sequence[SixteenBitError], white: int) -> None:
-    """Raise UserError if most 16-bit images of a split are almost black. Report a few such images.
+    """Raise UserError if most 16-bit images of a split are almost black.
+
+    If only a few are almost black, write a notice.
 
     Args:
       path: the folder.

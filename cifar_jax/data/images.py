@@ -128,8 +128,8 @@ def read_image(
     Args:
       source: path of a file, or the content of a file.
       name: name of the image in error messages. The default is the path.
-      white: the 16-bit value that becomes 255. None: 65535. If a value is given, the largest value
-        of an image must be at most `white` and above a sixteenth of it.
+      white: the 16-bit value that becomes 255. None: 65535. If it is given, the largest 16-bit
+        value of the image must be at most `white` and more than `white` / 16.
       target: size of the returned image, and the way to make it square.
 
     Raises:
@@ -143,7 +143,8 @@ def read_image(
             if white and not (error.top <= white and (not error.top or error.top * 16 > white)):
                 raise UserError(
                     f"{error.name} has 16-bit values of at most {error.top}, but the value of "
-                    f"white in the training images is {white}: save the image with 8 bits per channel"
+                    f"white in the training images is {white}: save the image with 8 bits per "
+                    "channel"
                 ) from None
             if not white and 0 < error.top <= _MAX_DARK:
                 raise

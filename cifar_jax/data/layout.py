@@ -141,8 +141,8 @@ def find_labeled(path: Path) -> Listing:
 def check_workdir(path: Path, workdir: Path) -> None:
     """Raise UserError if a run folder would be inside a class folder of a folder of images.
 
-    The files of the run would otherwise become part of the class. Both paths must be absolute and
-    without links.
+    The files of the run would otherwise become part of the class. Both arguments are resolved
+    paths.
     """
     for root in find_splits(path)[0].values() or [path]:
         inside = workdir.relative_to(root) if workdir.is_relative_to(root) else Path()

@@ -21,7 +21,7 @@ class Request(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """The argument as a path. URLs are refused."""
+        """`argument` as a path. URLs are refused."""
         return local_path(self.argument, "data.dataset")
 
 

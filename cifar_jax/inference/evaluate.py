@@ -241,7 +241,7 @@ def compile_outputs(model: Classifier, images: np.ndarray) -> Callable[[np.ndarr
 
     Args:
       model: the trained model.
-      images: first images for the function, uint8 `[N, H, W, 3]`.
+      images: the first images that the function evaluates, uint8 `[N, H, W, 3]`.
     """
     if not isinstance(model, TrainedNetwork):
         return lambda images: model.outputs(images, model.tta)

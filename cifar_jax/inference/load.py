@@ -50,7 +50,7 @@ def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
-      model: settings of the network that is initialized with the variables.
+      model: settings of the network that is initialized with the variables. None: not checked.
 
     Raises:
       UserError: the model does not exist or is damaged, or is a StableHLO export, which has no

@@ -36,7 +36,7 @@ class Robustness(NamedTuple):
     seed: int
     data: str
     images: int
-    """Number of images with one corruption and one severity."""
+    """Number of images per corruption and severity."""
     epoch: int | None
     step: int | None
     mean_accuracy: float

@@ -10,7 +10,7 @@ from cifar_jax.training.evaluation import Outputs
 
 
 class ClassScores(NamedTuple):
-    """The scores of one class. Fractions are in percent, and None if they are undefined."""
+    """The scores of one class. Scores are in percent. A score is None if it is undefined."""
 
     name: str
     images: int

@@ -12,9 +12,9 @@ charts.py      the line charts of the page
 curves.py      metrics by epoch, and their mean over the seeds
 answers.py     the predicted classes of validation and test images
 confusion.py   which classes a network confuses
-calibration.py whether the probabilities of a network are right
 pictures.py    images of the data set on the page
 compare.py     the difference in accuracy between two groups of runs
+listing.py     the list of run folders and their states
 study.py       studies of settings, as `cifar-jax tune` stores them
 readme.py      the README's tables and figure, from the records in results/
 """

@@ -36,7 +36,7 @@ class RunAnswers:
 
 @dataclass(frozen=True)
 class Answers:
-    """The classes that the runs of a group predict for a split. Runs without outputs are left out."""
+    """The classes that the runs of a group predict for a split. All runs have stored outputs."""
 
     split: str
     """`validation` or `test`."""
@@ -90,7 +90,7 @@ def group_answers(group: SeedGroup) -> list[Answers]:
 
 
 def surest_mistakes(answers: Answers, count: int) -> list[Mistake]:
-    """Return the `count` images with the largest probabilities of a wrong class."""
+    """Return the `count` images whose wrong predicted class has the largest probability."""
     first = answers.runs[0]
     runs = [run for run in answers.runs if np.array_equal(run.labels, first.labels)]
     # Several runs may classify the same image wrongly, so take `count` mistakes from each run.

@@ -90,7 +90,7 @@ def chart(title: str, groups: Iterable[tuple[str, int, Sequence[Curve]]]) -> Cha
 
 
 def style(number: int) -> tuple[int, int]:
-    """Return the numbers of the color and the dash pattern of a line."""
+    """Return the indices of the color and the dash pattern for a line."""
     return number % COLORS, number // COLORS % DASHES
 
 

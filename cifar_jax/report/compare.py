@@ -25,7 +25,7 @@ MIN_SEEDS = 6
 """Smallest number of pairs for which the sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
 
 _EXACT_PAIRS = 14
-"""Largest number of pairs for which the test tries all sign flips. For more pairs, it samples sign flips."""
+"""Largest number of pairs for which the test tries all sign flips. For more pairs, it samples."""
 _SAMPLES = 100_000
 """Number of sampled sign flips. The bootstrap uses a tenth of this number."""
 
@@ -192,8 +192,8 @@ def bootstrap_interval(differences: list[float]) -> tuple[float, float]:
 def sign_flip_p_value(differences: list[float]) -> float:
     """Return the two-sided p-value of the sign-flip test for paired differences.
 
-    If the groups do not differ, both signs of a difference are equally likely. The p-value is the share
-    of all combinations of signs whose mean is at least as far from 0 as the observed mean.
+    If the groups do not differ, both signs of a difference are equally likely. The p-value is the
+    share of all combinations of signs whose mean is at least as far from 0 as the observed mean.
     """
     import numpy as np
 
@@ -235,7 +235,7 @@ def spread(correct: np.ndarray) -> Spread:
 
 
 def test_set_error(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Return the standard error of `b` minus `a` from the choice of the images, in points.
+    """Return the standard error of `b` minus `a` from the choice of the images, in percentage points.
 
     Args:
       a: whether each image was classified correctly, bool `[seeds, images]`, or None.
@@ -255,7 +255,7 @@ def _accuracy(run: RunRecord, metric: str) -> float:
 
 
 def _check_data(runs: list[RunRecord]) -> None:
-    """Raise if the runs used different data sets."""
+    """Raise UserError if the runs used different data sets."""
     results = {run.path: run.result for run in runs if run.result}
     (first, expected), *others = results.items()
     for path, result in others:

@@ -56,8 +56,8 @@ def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
 def _load(name: str, skip_bad_images: bool, target: data.Target) -> data.Dataset:
     if not data.is_local(name):
         raise MissingImagesError(
-            f"the data set {name} is not on this machine: run `cifar-jax data prepare {name}`, then "
-            "this report again"
+            f"{name} is not on this machine: run `cifar-jax data prepare {name}`, then this report "
+            "again"
         )
     folder = Path(name.removeprefix("folder:")).expanduser()
     if name.startswith("folder:") and not folder.is_dir():
@@ -73,7 +73,8 @@ def heat_map(percent: np.ndarray) -> str:
 
     Args:
       percent: percentage of each row's images, `[classes, classes]`. The opacity of a pixel
-        increases with the square root of the percentage. The diagonal is blue, and the other pixels are orange.
+        increases with the square root of the percentage. The diagonal is blue, and the other pixels
+        are orange.
     """
     pixels = np.zeros((*percent.shape, 4), np.uint8)
     pixels[..., :3] = ORANGE

@@ -115,7 +115,7 @@ class RunFolder:
         """Finish the run: write its logits and labels, then its result."""
         write_arrays(self.outputs, outputs, compress=True)
         write_json(self._result, schemas.dump(result))
-        self._validation.unlink(missing_ok=True)  # `outputs` has the final logits.
+        self._validation.unlink(missing_ok=True)  # outputs.npz has the final logits.
 
     def extend(self, identity: RunIdentity) -> None:
         """Increase the number of epochs to that of `identity`, if `identity` has more epochs.

@@ -100,7 +100,7 @@ class MetricsRow(Stored):
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     validation_balanced_accuracy: float | None = None
-    """Mean over the classes of their validation accuracy in percent. None without validation images."""
+    """Mean of the validation accuracies of the classes, in percent."""
     learning_rate: float
     """Learning rate of the last step in the epoch."""
     images_per_second: float

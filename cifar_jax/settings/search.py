@@ -69,7 +69,7 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
       fixed: names of settings that must not be searched.
 
     Raises:
-      UserError: `search` is no search space, names an unknown setting, or has an invalid value.
+      UserError: `search` is not a search space, names an unknown setting, or has an invalid value.
     """
     if not isinstance(search, Mapping) or not search:
         raise UserError(f"expected settings and their values, such as {_EXAMPLE}")

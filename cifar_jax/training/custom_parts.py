@@ -15,7 +15,7 @@ from cifar_jax.training import rng, schedules
 
 
 def check(config: Config, custom: CustomParts) -> None:
-    """Raise UserError if a custom part is missing or invalid, or an argument of `MODEL` is reserved."""
+    """Raise UserError if a custom part is missing or invalid."""
     for name in config.model.arguments:
         if name in ("num_classes", "dtype", "dropout", "pooling"):
             raise UserError(f"model.arguments.{name} is set by the package: remove it")

@@ -123,8 +123,8 @@ def compile_logits(
 def scale_count(count: int, image_size: int) -> int:
     """Scale a number of 32×32 images to square images with another height and width.
 
-    The scaled number of images has at most as many pixels in total, so a batch of large images needs
-    no more memory. The result is at least 1 and at most `count`.
+    The scaled number of images has at most as many pixels in total. This limits the memory of a
+    batch of large images. The result is at least 1 and at most `count`.
     """
     return max(1, min(count, count * 32**2 // image_size**2))
 

@@ -88,7 +88,7 @@ class Tuner:
                 study_name="study",
                 storage=JournalStorage(_open_journal(spec.folder / "journal.jsonl")),
                 direction="maximize",
-                # Keep all trials at first: learning rate schedules make early epochs hard to compare.
+                # Prune late: learning rate schedules make early epochs hard to compare.
                 pruner=optuna.pruners.MedianPruner(
                     _TRIALS_BEFORE_PRUNING, n_warmup_steps=max(2, spec.config.epochs // 4)
                 ),
@@ -121,7 +121,7 @@ class Tuner:
                 if held := self._hold(number):
                     trial = study.get_trials(deepcopy=False)[number]
                     if trial.params.keys() != self._distributions.keys():
-                        study.tell(number, state=TrialState.FAIL)  # It was killed before it began.
+                        study.tell(number, state=TrialState.FAIL)  # The trial never began.
                     elif trial.state == TrialState.RUNNING:
                         return _Claim(optuna.trial.Trial(study, trial._trial_id), held)
                     held.release()
@@ -158,7 +158,7 @@ class Tuner:
         reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
         try:
             config = override(self.spec.config, search.changes(values))
-        except UserError as error:  # These values contradict each other.
+        except UserError as error:  # The searched values contradict each other.
             study.tell(trial, state=TrialState.PRUNED)
             self._say(f"{name} is left out: {str(error).removeprefix('--set ')}")
             return

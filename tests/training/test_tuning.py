@@ -236,7 +236,7 @@ def test_the_best_settings_are_an_experiment(make_spec, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "holds another study (seed is 0 in the folder and 1 in this command)"),
+        ({"seed": 1}, "holds another study: seed is 0 in the folder and 1 in this command"),
         ({"space": {"batch_size": [4, 8]}}, "SEARCH of optimizer.lr is {"),
         (
             {"experiment": Experiment("other", None, "", Path(), None)},
