@@ -190,7 +190,7 @@ def _read(path: Path) -> Experiment:
     except (Exception, SystemExit) as error:
         hint = ""
         if "relative import" in str(error):
-            hint = ". Write `import helper` instead of `from . import helper`."
+            hint = ". Leave out the dot, as in `import helper`."
         raise UserError(f"{path} cannot be executed: {one_line(error, path)}{hint}") from error
     config = content.get("CONFIG")
     if not isinstance(config, Config):

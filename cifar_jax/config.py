@@ -348,7 +348,8 @@ class Train(Settings):
     float32."""
     init_from: str | None = None
     """Run folder, exported file or packaged network with pretrained weights to start from. If
-    its classes are not those of the data set, the last layer is reinitialized. None: random weights."""
+    its classes are not those of the data set, the last layer is reinitialized. None: random
+    weights."""
     freeze: str | None = None
     """Layers that keep their pretrained weights and BatchNorm statistics. `backbone`: all layers
     except the last. Otherwise glob patterns for the paths of the layers, separated by commas, such

@@ -235,7 +235,9 @@ def spread(correct: np.ndarray) -> Spread:
 
 
 def test_set_error(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Return the standard error of `b` minus `a` from the choice of the images, in percentage points.
+    """Return the standard error from the choice of the images, in percentage points.
+
+    It is the standard error of the accuracy of `b` minus the accuracy of `a`.
 
     Args:
       a: whether each image was classified correctly, bool `[seeds, images]`, or None.
