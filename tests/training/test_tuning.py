@@ -239,7 +239,7 @@ def test_the_best_settings_are_an_experiment(make_spec, tmp_path: Path) -> None:
         ({"seed": 1}, "holds another study: seed is 0 in the folder and 1 in this command"),
         ({"space": {"batch_size": [4, 8]}}, "SEARCH of optimizer.lr is {"),
         (
-            {"experiment": Experiment("other", None, "", Path(), None)},
+            {"experiment": Experiment("other", None, "", None, Path(), None)},
             "a study of lab, not of other",
         ),  # pyright: ignore
     ],
