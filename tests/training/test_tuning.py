@@ -73,7 +73,7 @@ def make_spec(make_config: Make, tmp_path: Path) -> Callable[..., StudySpec]:
     base = make_config(**TINY | {"model__name": "dense", "epochs": 3})
 
     def make(name: str = "study", space: Any = SPACE, **fields: Any) -> StudySpec:
-        experiment = Experiment("lab", base, "", Path("lab.py"), None)
+        experiment = Experiment("lab", base, "", None, Path("lab.py"), None)
         spec = StudySpec(
             folder=tmp_path / name,
             experiment=experiment,
