@@ -58,7 +58,7 @@ def explain(error: Exception) -> str | None:
 
 
 def one_line(error: BaseException, file: Path | str | None = None) -> str:
-    """Return the type and first line of an exception, and the last line of `file` that it passed.
+    """Return the type and first line of an exception, and its line number in `file`.
 
     >>> one_line(ValueError("no such layer"))
     'ValueError: no such layer'

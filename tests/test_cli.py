@@ -108,7 +108,7 @@ def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch) -> None:
         assert f"\n{name}: " in f"\n{text}".replace(":\n", ": \n")
     assert f"\n  jax {report['versions']['jax']}\n" in text
     assert "\n  JAX_EXAMPLE 1\n" in text
-    assert "cifar10:3.0.2: not there" in text
+    assert "cifar10:3.0.2: not prepared" in text
 
 
 # Training

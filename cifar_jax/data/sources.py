@@ -1,4 +1,4 @@
-"""The registry of data sets: which names there are, and what each can be used for."""
+"""The registry of data sets: their names, and functions that read them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from cifar_jax.files import local_path
 
 
 class Request(NamedTuple):
-    """What to load: the text after the colon of the name, and options."""
+    """A request to load a data set. `argument` is the part of its name after the colon."""
 
     argument: str
     given_data_dir: Path | None
@@ -26,7 +26,7 @@ class Request(NamedTuple):
 
     @property
     def path(self) -> Path:
-        """The argument as a path. URLs are refused."""
+        """`argument` as a path. URLs are refused."""
         return local_path(self.argument, "data.dataset")
 
 
@@ -34,9 +34,10 @@ class Entry(NamedTuple):
     """A kind of data set.
 
     Attributes:
-      form: the name as the user writes it.
-      source: returns the data set for training. None: it is for evaluation only.
-      labeled: returns labeled images for evaluation. None: the test images of `source`.
+      form: the name as the user writes it, such as `folder:PATH`.
+      source: function that returns the data set for training. None: it is for evaluation only.
+      labeled: function that returns images for evaluation. None: the test images of `source` are
+        used.
     """
 
     form: str
@@ -92,9 +93,9 @@ def find(
       name: name of the data set, such as `cifar10` or `folder:PATH`.
       data_dir: the folder of all tfds data sets. None: the default folder.
       skip_bad_images: whether to leave out the unreadable images of a folder.
-      target: to which size, and how, images are resized.
-      others: a form that only the caller knows, for the error message. Empty: the data set is for
-        training.
+      target: size of the returned images, and the way to make them square.
+      others: another form that the caller accepts, for the error message. Empty if the data set is
+        for training.
 
     Raises:
       UserError: there is no such data set, or its images always have another size than `target`.
@@ -112,7 +113,7 @@ def find(
     if entry and (entry.source or others):
         hint = f"; did you mean {entry.form}?"
     elif entry:
-        hint = ", because these files are for evaluation only."
+        hint = " for training: these files are for evaluation only."
     elif "/" in name:
         hint = f"; did you mean folder:{argument or name}?"
     else:
@@ -123,7 +124,7 @@ def find(
 
 
 def _refuse_target(name: str, target: Target) -> None:
-    """Raise if a data set of arrays would have to be resized."""
+    """Raise UserError if `target` would change the images of a data set with a fixed size."""
     problem = ""
     if target.size != DEFAULT_TARGET.size:
         side = DEFAULT_TARGET.size
