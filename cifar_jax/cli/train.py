@@ -129,9 +129,9 @@ class _Folders:
 
 
 def _request(experiment: Experiment, config: Config, seed: int, folders: _Folders) -> RunRequest:
-    from cifar_jax import weights_loader
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity
+    from cifar_jax.inference.load import weights_loader
     from cifar_jax.models import MODELS
     from cifar_jax.runs.folder import default_name
     from cifar_jax.training.request import RunRequest

@@ -110,7 +110,7 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 
 
 def read_image(
-    source: Path | bytes,
+    source: "Path | bytes | Image.Image",
     name: str | None = None,
     white: int | None = None,
     target: Target = DEFAULT_TARGET,
@@ -118,7 +118,7 @@ def read_image(
     """Read an image as uint8 `[size, size, 3]`.
 
     Args:
-      source: path of a file, or the content of a file.
+      source: path of a file, the content of a file, or a Pillow image.
       name: name of the image in error messages. The default is the path.
       white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255. An image with
         larger values is refused, and so is an image that uses less than a sixteenth of the values.
@@ -151,7 +151,7 @@ def ignore_warnings() -> Iterator[None]:
 
 
 def decode(
-    source: Path | bytes,
+    source: "Path | bytes | Image.Image",
     name: str | None = None,
     white: int | None = None,
     target: Target = DEFAULT_TARGET,
@@ -163,9 +163,14 @@ def decode(
     Raises:
       SixteenBitError: the image has gray 16-bit values, and `white` is None.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     name = name or (str(source) if isinstance(source, Path) else "the image")
+    if isinstance(source, Image.Image):
+        try:
+            return _convert(source, name, white, target)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow opens files without reading.
+            raise UserError(f"{name} is a damaged image ({reason(error)})") from error
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
@@ -176,7 +181,6 @@ def decode(
         raise UserError(f"{name} is a HEIC image, which cannot be read: convert it to JPEG or PNG")
     Image.init()
     too_large = UserError(f"{name} has more than 89 million pixels: make it smaller")
-    size = target.size, target.size
     try:
         formats = [f for f in FORMATS if f in Image.OPEN]
         with Image.open(io.BytesIO(content), formats=formats) as image:
@@ -185,14 +189,7 @@ def decode(
             # To save time, let the JPEG decoder shrink a large image to about four times the final
             # size. The quality stays the same.
             image.draft(None, (4 * target.size, 4 * target.size))
-            layout = str(image.tile)  # It names the pixel type. `load` deletes `tile`.
-            image.load()
-            rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
-        if rgb.size != size and target.center_crop:
-            rgb = ImageOps.fit(rgb, size, Image.Resampling.BICUBIC)
-        elif rgb.size != size:
-            rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-        return np.array(rgb)
+            return _convert(image, name, white, target)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -214,6 +211,21 @@ def decode(
         if "MAX_TEXT" in str(error) and len(short := _without_metadata(content)) < len(content):
             return decode(short, name, white, target)
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error
+
+
+def _convert(image: "Image.Image", name: str, white: int | None, target: Target) -> np.ndarray:
+    """Return a Pillow image as uint8 `[size, size, 3]`. Raise as `decode` does."""
+    from PIL import Image, ImageOps
+
+    layout = str(getattr(image, "tile", ""))  # It names the pixel type. `load` deletes `tile`.
+    image.load()
+    rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
+    size = target.size, target.size
+    if rgb.size != size and target.center_crop:
+        rgb = ImageOps.fit(rgb, size, Image.Resampling.BICUBIC)
+    elif rgb.size != size:
+        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
+    return np.array(rgb)
 
 
 def _without_metadata(png: bytes) -> bytes:

@@ -1,9 +1,12 @@
 """Load a trained model from a run folder, an export, or the package."""
 
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
+from cifar_jax.config import Config
 from cifar_jax.errors import UserError
 from cifar_jax.files import local_path
 from cifar_jax.inference import exports
@@ -55,6 +58,15 @@ def weights(path: str | Path) -> dict[str, Any]:
     """
     path = local_path(path)
     return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
+
+
+def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
+    """Return a function that loads the variables named by the setting `train.init_from`.
+
+    Return None if the setting is None.
+    """
+    source = config.train.init_from
+    return None if source is None else partial(weights, source)
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:
