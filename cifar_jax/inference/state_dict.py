@@ -41,10 +41,7 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
         without prefixes, a weight is NaN or infinite, or reading the file needs PyTorch 2.6 or
         newer, which is not installed.
     """
-    with path.open("rb") as file:
-        # A safetensors file begins with an 8-byte size and a JSON object.
-        is_safetensors = file.read(9)[8:] == b"{"
-    tensors = _read_safetensors(path) if is_safetensors else _read_torch(path)
+    tensors = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
     arrays: dict[str, np.ndarray] = {}
     for key, array in tensors.items():
         if _COUNTERS.fullmatch(key):
@@ -64,6 +61,12 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             )
         arrays[name] = array
     return arrays
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins like a safetensors file: an 8-byte size and a JSON object."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 def is_torch_file(path: Path) -> bool:

@@ -237,6 +237,7 @@ def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: P
         with pytest.raises(UserError, match="must be a path, a Pillow image or an array"):
             model.predict(images)
     Image.fromarray(np.tile(IMAGES[0], (9, 9, 1))).save(tmp_path / "whole.png")
-    half = (tmp_path / "whole.png").read_bytes()[:9000]
+    content = (tmp_path / "whole.png").read_bytes()
+    half = content[: len(content) // 2]
     with pytest.raises(UserError, match="image 0 is a damaged image"):
         model.predict(Image.open(io.BytesIO(half)))

@@ -1,0 +1,156 @@
+"""Names and layouts of PyTorch for the weights of the package's networks.
+
+resnet18, resnet10   the names of pytorch-cifar (github.com/kuangliu/pytorch-cifar); the names
+                     of torchvision and of this package can be read, too
+other networks       the names of this package, as in `benchmarks/torch_models.py`
+"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from cifar_jax.errors import UserError
+from cifar_jax.inference.state_dict import summarize_keys
+
+FORMAT = "pt"
+"""The format in the metadata of a safetensors file with PyTorch's names."""
+
+RESNETS = ("resnet18", "resnet10")
+"""The networks with the names of pytorch-cifar."""
+
+_Paths = list[tuple[str, ...]]
+_Names = dict[tuple[str, ...], str]
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
+_LEAVES |= {"mean": "running_mean", "var": "running_var"}
+# The first name is from pytorch-cifar, the second from torchvision. Some repositories mix both.
+_SPELLINGS = [
+    {"shortcut": shortcut, "fc": fc}
+    for shortcut in ("shortcut", "downsample")
+    for fc in ("linear", "fc")
+]
+_FLATTENED_CHANNELS = {"basic": 16, "net": 256}
+"""Number of channels of the image that becomes the input of `fc1`. PyTorch flattens this image in
+the order CHW, and this package in the order HWC."""
+
+
+def to_torch(model: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Return the PyTorch state dict of a network, without the counters `num_batches_tracked`.
+
+    Args:
+      model: name of the network.
+      variables: arrays of the collections `params` and `batch_stats`.
+    """
+    arrays: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
+    names = _spellings(model, list(arrays))[0]
+    tensors = {}
+    for path, name in names.items():
+        array = np.asarray(arrays[path])
+        if array.ndim == 4:  # HWIO to OIHW
+            array = array.transpose(3, 2, 0, 1)
+        elif array.ndim == 2:
+            if channels := _flattened_channels(model, path):
+                side = round((len(array) / channels) ** 0.5)
+                array = array.reshape(side, side, channels, -1).transpose(2, 0, 1, 3)
+            array = array.reshape(-1, array.shape[-1]).T
+        tensors[name] = np.ascontiguousarray(array)
+    for scale in _unit_scales(names):
+        tensors[scale] = np.ones_like(tensors[scale.replace(".weight", ".bias")])
+    return tensors
+
+
+def from_torch(
+    model: str, tensors: Mapping[str, np.ndarray], shapes: Any, file: Path
+) -> dict[str, Any]:
+    """Return the variables of a network in a PyTorch state dict.
+
+    Args:
+      model: name of the network.
+      tensors: the state dict, without the counters `num_batches_tracked`.
+      shapes: the variables or their shapes; only the names are used.
+      file: name of the file in error messages.
+
+    Raises:
+      UserError: the state dict belongs to another network.
+    """
+    # Use the spelling with the most matching names. Error messages use the same spelling.
+    spellings = _spellings(model, list(flatten_dict(shapes)))
+    names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
+    scales = _unit_scales(names)
+    missing = [name for name in names.values() if name not in tensors]
+    extra = sorted(tensors.keys() - {*names.values(), *scales})
+    if missing or extra:
+        what = f"lacks `{missing[0]}`" if missing else f"has an unexpected `{extra[0]}`"
+        raise UserError(
+            f"{file} does not hold the weights of this --model: it {what}. It contains "
+            f"{summarize_keys(tensors)}. Choose the --model that was trained."
+        )
+    for scale in scales:
+        if scale in tensors and (tensors[scale] != 1).any():
+            raise UserError(
+                f"{file} has values other than 1 in `{scale}`, but the BatchNorm layers of {model} "
+                "have no scale: choose the --model that was trained"
+            )
+    variables = {}
+    for path, name in names.items():
+        array = tensors[name]
+        if array.ndim == 4:  # OIHW to HWIO
+            array = array.transpose(2, 3, 1, 0)
+        elif array.ndim == 2:
+            if channels := _flattened_channels(model, path):
+                side = round((array.shape[1] / channels) ** 0.5)
+                if channels * side**2 == array.shape[1]:
+                    array = array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
+            array = array.reshape(len(array), -1).T
+        variables[path] = np.ascontiguousarray(array)
+    return {"batch_stats": {}} | unflatten_dict(variables)
+
+
+def last_layers(model: str, shapes: Any) -> list[str]:
+    """Return the names that the last layer of a network may have in PyTorch."""
+    layer = "fc" if "fc" in shapes["params"] else "fc3"
+    spellings = _spellings(model, [("params", layer, "kernel")])
+    names = [name.removesuffix(".weight") for names in spellings for name in names.values()]
+    return list(dict.fromkeys(names))
+
+
+def _spellings(model: str, paths: _Paths) -> list[_Names]:
+    """Return the PyTorch name of each variable, in every possible spelling.
+
+    For example, `("params", "stage2_block1", "conv1", "kernel")` of a ResNet is
+    `layer2.0.conv1.weight`.
+    """
+    spellings = []
+    for spelling in _SPELLINGS if model in RESNETS else ():
+        names = {path: [_torch_layer(part, spelling) for part in path[1:-1]] for path in paths}
+        spellings.append(names)
+    spellings.append({path: path[1:-1] for path in paths})
+    return [
+        {path: ".".join([*parts, _LEAVES[path[-1]]]) for path, parts in names.items()}
+        for names in spellings
+    ]
+
+
+def _torch_layer(part: str, spelling: Mapping[str, str]) -> str:
+    if block := re.fullmatch(r"stage(\d)_block(\d)", part):
+        return f"layer{block[1]}.{int(block[2]) - 1}"
+    if shortcut := re.fullmatch(r"shortcut_(conv|bn)", part):
+        return f"{spelling['shortcut']}.{int(shortcut[1] == 'bn')}"
+    return spelling.get(part, part)
+
+
+def _unit_scales(names: _Names) -> list[str]:
+    """Return the names of scales that are parameters in PyTorch, but always 1 in this package."""
+    return [
+        name.replace(".running_mean", ".weight")
+        for path, name in names.items()
+        if path[-1] == "mean" and ("params", *path[1:-1], "scale") not in names
+    ]
+
+
+def _flattened_channels(model: str, path: tuple[str, ...]) -> int | None:
+    return _FLATTENED_CHANNELS.get(model) if path[-2] == "fc1" else None
