@@ -24,18 +24,20 @@ extras = $(subst $(empty) ,$(comma),$(strip $(EXTRA) $(1)))
 # One marker file for each set of extras, so that `make EXTRA=tpu` installs missing packages.
 USER_SETUP := $(VENV)/.installed$(addprefix -,$(extras))
 TEST_SETUP := $(VENV)/.installed-$(call extras,test)
+BROWSER_SETUP := $(VENV)/.installed-$(call extras,browser test)
 LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
 DOCS_SETUP := $(VENV)/.installed-$(call extras,docs)
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo bench tpu-check test test-oldest test-slow test-dist torture mutants lint \
-        format data paper report weights readme dist docs constraints clean
+.PHONY: help setup demo bench tpu-check test test-oldest test-slow test-browser test-dist torture \
+        mutants lint format data paper report weights sample-report readme dist docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(TEST_SETUP): TOOLS := test
+$(BROWSER_SETUP): TOOLS := browser test
 $(LINT_SETUP): TOOLS := lint
 $(DOCS_SETUP): TOOLS := docs
 $(BIN)/python:
@@ -44,7 +46,8 @@ $(BIN)/python:
 	@echo "Creating $(VENV) with $$($(PYTHON) --version): $$(command -v $(PYTHON))"
 	@$(PYTHON) -m venv $(VENV)
 
-$(USER_SETUP) $(TEST_SETUP) $(LINT_SETUP) $(DOCS_SETUP): pyproject.toml $(wildcard constraints/*.txt) | $(BIN)/python
+$(USER_SETUP) $(TEST_SETUP) $(BROWSER_SETUP) $(LINT_SETUP) $(DOCS_SETUP): pyproject.toml \
+        $(wildcard constraints/*.txt) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) \
 	  -e '.$(addsuffix ],$(addprefix [,$(call extras,$(TOOLS))))'
 	@touch $@
@@ -73,6 +76,10 @@ weights: setup ## Add the weights of a recorded run to the package (RUN=runs/bas
 	$(CLI) export $(RUN) --to safetensors --force \
 	  --output cifar_jax/weights/$(notdir $(patsubst %/,%,$(dir $(RUN:/=)))).safetensors
 
+sample-report: setup ## Update the sample report in docs/ from the records in results/
+	$(CLI) report results --no-pictures --output build/sample-report
+	cp build/sample-report/report.html docs/sample-report.html
+
 readme: setup ## Update the README's tables and figure from the records in results/
 	$(CLI) report --readme README.md
 
@@ -86,7 +93,7 @@ tpu-check: setup ## Compile every train step for TPUs, without a TPU (EXTRA=tpu)
 	$(BIN)/python -m tools.tpu_check $(ARGS)
 
 test: $(TEST_SETUP) ## Run the tests that take seconds
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not browser" $(ARGS)
 
 torture: setup ## Kill, stop and damage runs, and compare them with undisturbed runs
 	$(BIN)/python -m tools.torture $(ARGS)
@@ -96,6 +103,9 @@ test-oldest: ## Run make test with the oldest allowed package versions (PYTHON=p
 
 test-slow: $(TEST_SETUP) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
+
+test-browser: $(BROWSER_SETUP) ## Open the pages in Chromium, if it is installed
+	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-dist: $(TEST_SETUP) ## Install the wheel in a fresh environment and use it
 	$(BIN)/python -m pytest tests/test_dist.py $(ARGS)

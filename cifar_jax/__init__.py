@@ -126,7 +126,7 @@ def load(
 
     Args:
       path: a run folder, an exported file, or the name of a packaged network, such as `net-bn-gap`.
-      best: load the checkpoint with the best validation accuracy instead of the last one.
+      best: load the checkpoint of the best epoch instead of the last one.
       model: the network class or instance, if the network is a custom one. The copy of its code in
         the run folder is never executed.
 

@@ -10,28 +10,23 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.metadata
-import os
+import re
 import runpy
 import sys
-import sysconfig
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError, nearest, one_line
 from cifar_jax.files import local_path
+from cifar_jax.user_modules import local_modules
 
 _PACKAGE = Path(__file__).parent
 # The folder is next to the package in a git checkout, and inside the package in a wheel.
 _FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
-_STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 
 
 @dataclass(frozen=True)
@@ -56,8 +51,20 @@ class CustomParts:
     source: bytes = b""
     """Content of the experiment file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each module that the file imports, by module name. Modules of installed packages
-    are left out."""
+    """SHA-256 of each module that the file imports, by module name, and of each other file in its
+    folder that the file reads, by path. Modules of installed packages are left out."""
+    loaded: frozenset[str] = frozenset()
+    """Names of all modules that were loaded after the file was executed."""
+
+
+class Cost(NamedTuple):
+    """The training time of an experiment on one machine, from the experiment file's docstring."""
+
+    text: str
+    """The time and the machine, such as `about 68 seconds on two CPU cores (AMD EPYC)`."""
+    minutes: float
+    machine: str
+    """Name of the machine, such as `two CPU cores (AMD EPYC)`."""
 
 
 class Experiment(NamedTuple):
@@ -68,6 +75,8 @@ class Experiment(NamedTuple):
     config: Config
     description: str
     """First line of the experiment file's docstring."""
+    cost: Cost | None
+    """Training time on record. None if the docstring has no line that begins with `Cost:`."""
     path: Path
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
@@ -168,12 +177,15 @@ def _name(path: Path) -> str:
 
 def _read(path: Path) -> Experiment:
     try:
-        with _local_modules(path.absolute().parent) as modules:
+        with local_modules(path) as modules:
             content = runpy.run_path(str(path))
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    except Exception as error:
-        raise UserError(f"{path} cannot be executed: {one_line(error, path)}") from error
+    except (Exception, SystemExit) as error:
+        hint = ""
+        if "relative import" in str(error):
+            hint = ": import from the folder of the file without a dot, as in `import helper`"
+        raise UserError(f"{path} cannot be executed: {one_line(error, path)}{hint}") from error
     config = content.get("CONFIG")
     if not isinstance(config, Config):
         problem = "defines no CONFIG"
@@ -191,81 +203,22 @@ def _read(path: Path) -> Experiment:
             file=path,
             source=path.read_bytes(),
             modules=modules,
+            loaded=frozenset(sys.modules),
         )
-    description = (content.get("__doc__") or "").strip().partition("\n")[0]
-    return Experiment(_name(path), config, description, path, custom)
+    docstring = (content.get("__doc__") or "").strip()
+    description = docstring.partition("\n")[0]
+    return Experiment(_name(path), config, description, _cost(docstring), path, custom)
 
 
-@contextmanager
-def _local_modules(folder: Path) -> Iterator[dict[str, str]]:
-    """Make the modules in `folder` importable in this context, and yield their SHA-256 digests.
-
-    The dictionary of digests is filled when the context ends. It contains every imported module
-    that is user code. These modules are imported anew and then unloaded, so each experiment gets
-    the `_base.py` of its own folder.
-    """
-    digests: dict[str, str] = {}
-    loaded_before = _unload_local(folder)
-    writes_bytecode = sys.dont_write_bytecode
-    # If a file is edited twice within a second, Python may reuse outdated bytecode.
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, str(folder))
-    try:
-        yield digests
-    finally:
-        with suppress(ValueError):
-            sys.path.remove(str(folder))
-        sys.dont_write_bytecode = writes_bytecode
-        imported = _unload_local(folder)
-        sys.modules.update(loaded_before)
-    for name, module in imported.items():
-        if (file := Path(_location(module))).is_file():
-            digests[name] = hashlib.sha256(file.read_bytes()).hexdigest()
-
-
-def _unload_local(folder: Path) -> dict[str, ModuleType]:
-    modules = list(sys.modules.items())
-    return {n: sys.modules.pop(n) for n, m in modules if _is_local(n, _location(m), folder)}
-
-
-def _is_local(name: str, location: str, folder: Path) -> bool:
-    """Return whether a module is user code.
-
-    User code is in `folder`, or outside of the standard library and of all installed packages.
-    """
-    package = name.partition(".")[0]
-    if not location or package == "cifar_jax" or package.startswith("__"):
-        return False
-    path = f"{folder}{os.sep}{package}"
-    if f"{location}{os.sep}".startswith((f"{path}.", f"{path}{os.sep}")):
-        return True
-    if location.startswith(_STANDARD_LIBRARY):
-        return False
-    if "site-packages" in location or "dist-packages" in location:
-        return False
-    return not _is_distribution(package)
-
-
-def _location(module: Any) -> str:
-    """Return the path of a module's file or folder, or an empty string if it has none.
-
-    This does not load modules that are loaded lazily.
-    """
-    try:
-        attributes = object.__getattribute__(module, "__dict__")
-    except AttributeError:
-        return ""
-    return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
-
-
-@cache
-def _is_distribution(package: str) -> bool:
-    """Return whether a package is installed. Editable installs count too."""
-    try:
-        importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+def _cost(docstring: str) -> Cost | None:
+    """Return the first time and machine on the line that begins with `Cost:`."""
+    amount = r"(?:[\d.]+ to )?(?P<number>[\d.]+) (?P<unit>second|minute|hour)s?"
+    text = rf"(?P<text>(?:about )?{amount} on (?:an? )?(?P<machine>(?:\([^)]*\)|[^,(])+?))"
+    match = re.search(rf"^Cost: {text}(?:,|\.$|\n\n|\Z)", docstring, re.MULTILINE | re.DOTALL)
+    if match is None:
+        return None
+    minutes = {"second": 1 / 60, "minute": 1, "hour": 60}[match["unit"]] * float(match["number"])
+    return Cost(" ".join(match["text"].split()), minutes, " ".join(match["machine"].split()))
 
 
 def _first_table(config: Config) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.settings import dotted
 from cifar_jax.settings.dotted import as_text, differences, flatten, override
 from cifar_jax.settings.fields import RuntimeOnly, Settings
@@ -48,12 +48,16 @@ HalfOpenUnit = Annotated[float, Field(ge=0, lt=1)]
 Arguments = dict[str, bool | int | float | str]
 
 
+FILE_KINDS = ("folder", "npz")
+"""Kinds of data sets that are named by a path, as in `folder:PATH`. The path may change."""
+
+
 def _tidy_path(dataset: str) -> str:
-    """Return one spelling of a folder of images: `folder:./pets/` becomes `folder:pets`."""
+    """Return one spelling of a path: `folder:./pets/` becomes `folder:pets`."""
     kind, _, path = dataset.partition(":")
-    if kind != "folder" or not path or "://" in path:
+    if kind not in FILE_KINDS or not path or "://" in path:
         return dataset
-    return f"folder:{PurePath(path)}"
+    return f"{kind}:{PurePath(path)}"
 
 
 class Model(Settings):
@@ -115,14 +119,25 @@ class Schedule(Settings):
     """The learning rate schedule. `plateau` is updated after an epoch, all others at each step."""
 
     name: Literal[
-        "constant", "step", "cosine", "one-cycle", "linear", "triangular", "plateau", "custom"
+        "constant",
+        "step",
+        "milestones",
+        "cosine",
+        "warmup-cosine",
+        "one-cycle",
+        "linear",
+        "triangular",
+        "plateau",
+        "custom",
     ] = "constant"
-    """Form of the schedule. `constant`; `step`: reduced every `step_epochs` epochs; `cosine`:
-    decays to zero; `one-cycle`: rises and falls along cosines; `linear`: decays to `end`;
-    `triangular`: rises and falls linearly; `plateau`: reduced when the validation loss stops
-    falling; `custom`: the experiment file's `SCHEDULE`."""
+    """Form of the schedule. `constant`; `step`: reduced every `step_epochs` epochs; `milestones`:
+    reduced after the epochs in `milestones`; `cosine`: decays to zero; `warmup-cosine`: rises
+    linearly and decays to `end` along a cosine; `one-cycle`: rises and falls along cosines;
+    `linear`: decays to `end`; `triangular`: rises and falls linearly; `plateau`: reduced when the
+    validation loss stops falling; `custom`: the experiment file's `SCHEDULE`."""
     factor: OpenUnit = 0.5
-    """`step` and `plateau`: factor by which each reduction multiplies the learning rate."""
+    """`step`, `milestones` and `plateau`: factor by which each reduction multiplies the learning
+    rate."""
     patience: Annotated[int, Field(ge=0)] = 5
     """`plateau`: the learning rate is reduced after more than this number of epochs without
     improvement."""
@@ -130,15 +145,33 @@ class Schedule(Settings):
     """`plateau`: smallest relative decrease of the loss that counts as an improvement."""
     step_epochs: Count = 30
     """`step`: number of epochs between reductions."""
+    milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
+    """`milestones`: numbers of the epochs after which the learning rate is reduced, in ascending
+    order."""
     warmup: OpenUnit = 0.3
-    """`one-cycle` and `triangular`: fraction of the training steps in which the learning rate
-    rises."""
+    """`warmup-cosine`, `one-cycle` and `triangular`: fraction of the training steps in which the
+    learning rate rises."""
     start: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """`triangular`: first learning rate, as a fraction of `optimizer.lr`."""
+    """`warmup-cosine` and `triangular`: first learning rate, as a fraction of `optimizer.lr`."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """`linear` and `triangular`: last learning rate, as a fraction of `optimizer.lr`."""
+    """`warmup-cosine`, `linear` and `triangular`: last learning rate, as a fraction of
+    `optimizer.lr`."""
     arguments: Arguments = Field(default={})
     """Keyword arguments of the experiment file's `SCHEDULE`."""
+
+    @model_validator(mode="after")
+    def _milestones_fit(self) -> Self:
+        if (self.name == "milestones") != bool(self.milestones):
+            raise UserError(
+                "schedule.name=milestones and schedule.milestones need each other: set both, such "
+                "as --set schedule.name=milestones --set 'schedule.milestones=[30,40]'"
+            )
+        if list(self.milestones) != sorted({max(epoch, 1) for epoch in self.milestones}):
+            raise UserError(
+                f"schedule.milestones is {list(self.milestones)}, but the epochs must be at least "
+                "1 and in ascending order"
+            )
+        return self
 
 
 class Loss(Settings):
@@ -146,6 +179,20 @@ class Loss(Settings):
 
     label_smoothing: HalfOpenUnit = 0.0
     """Label smoothing: fraction of each label that is spread evenly over all classes."""
+    class_weights: (
+        Literal["balanced"] | Annotated[tuple[float, ...], Field(strict=False)] | None
+    ) = None
+    """Weight of each class in the training loss, as a list in the order of the classes. `balanced`:
+    inversely proportional to the number of training images of the class. None: equal weights."""
+
+    @model_validator(mode="after")
+    def _weights_are_positive(self) -> Self:
+        weights = self.class_weights
+        if isinstance(weights, tuple) and not (weights and min(weights) > 0):
+            raise UserError(
+                f"loss.class_weights is {list(weights)}, but each class needs a weight above 0"
+            )
+        return self
 
 
 class Ema(Settings):
@@ -267,14 +314,15 @@ class Data(Augmentation):
     """The data set, its validation split, and the augmentation."""
 
     dataset: Annotated[str, AfterValidator(_tidy_path)] = "cifar10"
-    """The data set: `cifar10`; `digits`, which is included in the package; or `folder:PATH` for
-    your own images."""
+    """The data set: `cifar10`; `cifar100`; `digits`, which is included in the package;
+    `folder:PATH` for your own images; `tfds:NAME` for a data set that tensorflow-datasets has
+    prepared; or `npz:FILE` for a NumPy archive."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
-    """Height and width of the images, in pixels. If the data set is a folder of images, the images
-    are resized to this size when they are read. Other data sets have 32 pixels."""
+    """Height and width of the images, in pixels. The images of `folder:`, `tfds:` and `npz:` are
+    resized to this size when they are read. The other data sets have 32 pixels."""
     center_crop: bool = True
-    """How an image of a folder becomes square. If True, the largest centered square is used. If
-    False, the whole image is used, and its longer side is squeezed."""
+    """How an image of `folder:`, `tfds:` or `npz:` becomes square. If True, the largest centered
+    square is used. If False, the whole image is used, and its longer side is squeezed."""
     validation: Annotated[float, Field(ge=0)] = 0.1
     """Images held out for validation, from the end of the training set. A value below 1 is a
     fraction of the training set. A value of 1 or more is a number of images."""
@@ -291,14 +339,23 @@ class Data(Augmentation):
 
 
 class Train(Settings):
-    """How the run is executed. Only `precision` and `init_from` change what is learned."""
+    """How the run is executed: precision, pretrained weights, and the choice of the epoch."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. Parameters, BatchNorm statistics and logits are always
     float32."""
     init_from: str | None = None
     """Run folder, exported file or packaged network with pretrained weights to start from. If the
-    number of classes differs, the last layer is reinitialized. None: random weights."""
+    classes differ, the last layer is reinitialized. None: random weights."""
+    freeze: str | None = None
+    """Layers that keep their pretrained weights and BatchNorm statistics. `backbone`: all layers
+    except the last. Otherwise glob patterns for the paths of the layers, separated by commas, such
+    as `conv1, bn1, stage*`. None: all layers are trained."""
+    best_by: Literal["accuracy", "loss", "balanced-accuracy"] = "accuracy"
+    """Validation metric that determines the best epoch. `balanced-accuracy` is the mean of the
+    accuracies of the classes."""
+    early_stopping: Annotated[int | None, Field(ge=1)] = None
+    """End the run after this number of epochs without a new best epoch. None: train all epochs."""
     steps_per_call: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
     """Number of training steps per compiled call. None: chosen so that one call takes about 0.2
     s."""
@@ -309,8 +366,8 @@ class Train(Settings):
     """Number of steps between loss lines in the log. Example: `[EPOCH 041 | IT 04000] LOSS:
     0.001`."""
     keep_checkpoints: Annotated[Count, RuntimeOnly()] = 2
-    """Number of latest end-of-epoch checkpoints to keep. The checkpoint with the best validation
-    accuracy is always kept too."""
+    """Number of latest end-of-epoch checkpoints to keep. The checkpoint of the best epoch is always
+    kept too."""
     checkpoint_minutes: Annotated[float | None, Field(gt=0), RuntimeOnly()] = 10.0
     """Minutes between checkpoints within an epoch. None: save only at the end of each epoch."""
     devices: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
@@ -344,6 +401,9 @@ class Config(Settings):
     param_groups: Annotated[tuple[ParamGroup, ...], Field(strict=False)] = ()
     """Groups of parameters with their own optimizer. A parameter belongs to the first group that
     matches it. Each group has `parameters`, `optimizer` and `until`."""
+    clip_norm: Annotated[float | None, Field(gt=0)] = None
+    """Largest norm of the gradient of all trained parameters. A longer gradient is scaled to this
+    norm. None: gradients are not clipped."""
     schedule: Schedule = Schedule()
     """Learning rate schedule."""
     loss: Loss = Loss()
@@ -382,6 +442,16 @@ class Config(Settings):
             name = "whitening" if self.init.whitening else "dirac"
             raise UserError(
                 f"init.{name} and train.init_from both set the initial weights: use only one"
+            )
+        if self.train.freeze and not self.train.init_from:
+            raise UserError(
+                "train.freeze keeps pretrained weights, but train.init_from names none: set "
+                "train.init_from, such as --set train.init_from=fast-net-bn-gap"
+            )
+        if any(milestone >= self.epochs for milestone in self.schedule.milestones):
+            raise UserError(
+                f"schedule.milestones is {list(self.schedule.milestones)}, but the run has only "
+                f"{counted(self.epochs, 'epoch')}: each milestone must be below epochs"
             )
         return self
 
@@ -423,10 +493,10 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """
     config = config if isinstance(config, Config) else from_flat(config)
     settings = dotted.part(config, runtime_only=False)
-    # A folder of images may be moved. The model card identifies its images by their digest.
+    # A folder or file may be moved. The model card identifies its images by their digest.
     kind, _, path = settings["data.dataset"].partition(":")
-    if kind == "folder" and path:
-        settings["data.dataset"] = f"folder:{Path(path).absolute().name}"
+    if kind in FILE_KINDS and path:
+        settings["data.dataset"] = f"{kind}:{Path(path).absolute().name}"
     return settings
 
 

@@ -53,7 +53,7 @@ def explain(error: Exception) -> str | None:
     return None
 
 
-def one_line(error: Exception, file: Path | str | None = None) -> str:
+def one_line(error: BaseException, file: Path | str | None = None) -> str:
     """Return the type and first line of an exception, and the last line of `file` that it passed.
 
     >>> one_line(ValueError("no such layer"))

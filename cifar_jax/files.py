@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -60,6 +60,14 @@ def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
     # A file name may contain bytes that are not UTF-8. They are escaped in the JSON text.
     write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Any], *, compress: bool = False) -> None:
+    """Write arrays by name to an `.npz` file, atomically."""
+    import numpy as np  # Commands that write no arrays do not need this slow import.
+
+    save = np.savez_compressed if compress else np.savez
+    write_file(path, lambda file: save(file, **arrays))
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:

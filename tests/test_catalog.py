@@ -4,6 +4,7 @@ import ast
 import hashlib
 import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from cifar_jax import catalog
 from cifar_jax.catalog import code_digest
 from cifar_jax.errors import UserError
+from cifar_jax.user_modules import late_modules
 
 HEAD = "from cifar_jax.config import *\n"
 CONFIG = "CONFIG = Config(model=Model(name='net'), epochs={}, batch_size=8, optimizer=Optimizer())"
@@ -51,6 +53,17 @@ def test_experiments_are_data_with_a_command_and_an_accuracy() -> None:
             assert words in (ast.get_docstring(tree) or "")
         imports = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert imports <= {"cifar_jax.config", "_base", "_speednet"}
+
+
+def test_costs_on_record() -> None:
+    costs = {name: catalog.load(name).cost for name in catalog.names()}
+    assert costs["fast-net"] == (
+        "19 minutes on two CPU cores (AMD EPYC, AVX2)",
+        *(19, "two CPU cores (AMD EPYC, AVX2)"),
+    )
+    minutes = {name: round(cost.minutes, 1) for name, cost in costs.items() if cost}
+    assert minutes.keys() == costs.keys()
+    assert [minutes[name] for name in ("basic", "resnet10", "speedrun-94")] == [1.1, 4.7, 29]
 
 
 def test_an_experiment_can_be_a_file(tmp_path: Path) -> None:
@@ -194,3 +207,50 @@ def test_settings_comments_and_layout_are_not_code(changed: bytes, is_same: bool
 
 def test_the_digest_is_the_same_in_all_versions_of_python() -> None:
     assert code_digest(CODE) == ("a4f1c55ffb7425c40b492bfc8d244dd47075347c4fe9cc92e38ef03d01101f73")
+
+
+@pytest.mark.parametrize(
+    ("code", "file"),
+    [
+        ("exec((folder / 'helper.txt').read_text())", "helper.txt"),
+        ("rate = float((folder / 'helper.txt').read_text().partition('=')[2])", "helper.txt"),
+        ("import runpy; rate = runpy.run_path(str(folder / 'helper.py'))['rate']", "helper.py"),
+        ("sys.path.insert(0, str(folder / 'a.zip')); from zipped import rate", "a.zip"),
+        ("from package.part.helper import rate", "package.part.helper"),
+    ],
+)
+def test_other_files_that_an_experiment_reads_have_a_digest(
+    code: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "package/part").mkdir(parents=True)  # Namespace packages have no __init__.py.
+    for name in ("helper.txt", "helper.py", "package/part/helper.py"):
+        (tmp_path / name).write_text("rate = 3.0")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("zipped.py", "rate = 3.0")
+    head = f"import sys; from pathlib import Path; folder = Path({str(tmp_path)!r})\n"
+    assert load_rate(tmp_path, f"{head}{code}\nSCHEDULE = lambda info: rate") == (
+        3.0,
+        {file: hashlib.sha256(_content(tmp_path, file)).hexdigest()},
+    )
+
+
+def _content(folder: Path, name: str) -> bytes:
+    path = folder / name
+    return (path if path.exists() else folder / f"{name.replace('.', '/')}.py").read_bytes()
+
+
+def test_modules_that_are_imported_later_have_a_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "late_helper.py").write_text("rate = 3.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "def SCHEDULE(info):\n    from late_helper import rate\n    return rate"
+    custom = load(tmp_path / "own", VALID + text).custom
+    assert custom is not None
+    assert custom.schedule is not None
+    assert not custom.modules
+    assert custom.schedule(None) == 3.0
+    digest = hashlib.sha256(b"rate = 3.0").hexdigest()
+    assert late_modules(custom.loaded) == {"late_helper": digest}
+    del sys.modules["late_helper"]

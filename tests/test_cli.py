@@ -144,6 +144,10 @@ def test_train_evaluate_and_report_a_run(run: Cli, tmp_path: Path) -> None:
     assert report.code == 0
     assert "data.dataset=digits" in report.out
     assert (tmp_path / "runs/report.md").exists()
+    page = (tmp_path / "runs/report.html").read_text()
+    assert "Answers for the validation images" in page
+    assert "<summary>Layers (" in page
+    assert page.count('src="data:image/png;base64,') > 1  # Pictures of mistakes.
     assert run("report", "--record", "results", str(folder)).code == 2
     assert not (tmp_path / "results").exists()
 

@@ -79,3 +79,9 @@ def test_a_network_trains_on_the_digits(installed: Path, tmp_path: Path) -> None
     assert "test accuracy" in run(installed / "cifar-jax", *command, folder=tmp_path)
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert result["git_commit"] is None
+
+
+def test_the_report_page_is_written_without_the_checkout(installed: Path, tmp_path: Path) -> None:
+    record = str(ROOT / "results/basic-seed0.json")
+    run(installed / "cifar-jax", "report", record, "--output", "out", folder=tmp_path)
+    assert "Confusion matrix" in (tmp_path / "out/report.html").read_text()

@@ -11,6 +11,8 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import MetricsRow, Result, RunIdentity
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from cifar_jax.training.plan import Epoch
     from cifar_jax.training.setup import Setup
     from cifar_jax.training.step import TrainState
@@ -57,6 +59,9 @@ class RunContext:
     """Loss sum and number of images of the epoch at the last loss line in the log."""
     images_per_second: float = 0.0
     """Training speed in the last trained epoch, which may belong to an earlier session."""
+    validation_logits: np.ndarray | None = None
+    """Logits of the validation images after the last epoch of this session, float32
+    `[N, classes]`. None without validation images."""
     stop_signal: int | None = None
     """Number of the signal that asked the run to save and stop. It is the same in all processes.
     None if there was no signal."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
 from cifar_jax.errors import UserError
+from cifar_jax.runs import best_epoch
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.schemas import MetricsRow
 
@@ -47,13 +48,18 @@ class Checkpoint(Callback):
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Save a checkpoint at the end of the epoch."""
-        self.save(state, end_of_epoch=True, validation_accuracy=metrics.validation_accuracy)
+        best_by = self._context.setup.config.train.best_by
+        # Without a score, checkpoints are ranked by their validation accuracy.
+        score = None if best_by == "accuracy" else best_epoch.score(metrics, best_by)
+        accuracy = metrics.validation_accuracy
+        self.save(state, score=score, end_of_epoch=True, validation_accuracy=accuracy)
 
-    def save(self, state: TrainState, **about: Any) -> None:
+    def save(self, state: TrainState, score: float | None = None, **about: Any) -> None:
         """Save a state, the training time, and the position of the last loss line in the log.
 
         Args:
           state: the state to save.
+          score: number by which checkpoints are ranked. None: the validation accuracy.
           **about: further arguments of `Checkpoints.save`.
 
         Raises:
@@ -68,7 +74,7 @@ class Checkpoint(Callback):
             "elapsed_seconds": round(context.elapsed(), 3),
             "images_per_second": context.images_per_second,
             "logged": list(context.logged),
-        }
+        } | ({} if score is None else {"score": score})
         self._checkpoints.save(state, extra=extra, **about)
         self._saved_at = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""The callback that writes the metrics of each epoch to the run folder."""
+"""The callback that writes the metrics and the validation outputs to the run folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ if TYPE_CHECKING:
 
 
 class MetricsFile(Callback):
-    """Appends the metrics of each epoch to `metrics.jsonl`. Only the main process writes."""
+    """Writes `metrics.jsonl` and `validation.npz` after each epoch, in the main process only."""
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Store the run folder for later calls."""
-        self._folder = context.folder
+        """Store the context for later calls."""
+        self._context = context
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Append the metrics of the epoch."""
-        if distributed.is_main_process():
-            self._folder.append_row(metrics)
+        """Append the metrics of the epoch, and replace the outputs for the validation images."""
+        context = self._context
+        if not distributed.is_main_process():
+            return
+        context.folder.append_row(metrics)
+        if context.validation_logits is not None:
+            labels = context.setup.validation.labels
+            context.folder.write_validation(context.validation_logits, labels, metrics.epoch)

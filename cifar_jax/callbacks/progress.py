@@ -92,7 +92,8 @@ class Progress(Callback):
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Write a line with the metrics of the epoch."""
         self._context.logged = (0.0, 0)
-        self.line(_epoch_line(metrics, len(self._context.setup.plan.epochs)))
+        setup = self._context.setup
+        self.line(_epoch_line(metrics, len(setup.plan.epochs), setup.config.train.best_by))
 
     def close(self) -> None:
         """Remove the progress bar and close the log file."""
@@ -109,7 +110,7 @@ class Progress(Callback):
                 self._log.write(text + "\n")
 
 
-def _epoch_line(row: MetricsRow, epochs: int) -> str:
+def _epoch_line(row: MetricsRow, epochs: int, best_by: str) -> str:
     parts = [
         f"epoch {row.epoch:{len(str(epochs))}d}/{epochs}",
         f"train loss {row.train_loss:.4f} acc {row.train_accuracy:5.2f} %",
@@ -117,6 +118,8 @@ def _epoch_line(row: MetricsRow, epochs: int) -> str:
     if row.validation_loss is not None:
         accuracy = row.validation_accuracy
         parts.append(f"validation loss {row.validation_loss:.4f} acc {accuracy:5.2f} %")
+        if best_by == "balanced-accuracy":
+            parts.append(f"balanced {row.validation_balanced_accuracy:5.2f} %")
     parts += [
         f"lr {row.learning_rate:.3g}",
         f"{row.images_per_second:,.0f} images/s",

@@ -70,6 +70,7 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Run the command line and exit."""
+    _open_standard_streams()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # This hides start-up messages of XLA.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -127,6 +128,18 @@ def run(arguments: Sequence[str]) -> int:
 def _fail(message: str, code: int) -> int:
     click.echo(f"cifar-jax: {' '.join(message.split())}", err=True)
     return code
+
+
+def _open_standard_streams() -> None:
+    """Open the null device for each standard stream that is closed.
+
+    Otherwise a file of the run would get the number of the stream, and messages would go into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # The system chooses the lowest free number.
 
 
 def hide_background_errors() -> None:

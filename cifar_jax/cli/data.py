@@ -11,7 +11,7 @@ from cifar_jax.cli.output import LocalPath
 
 @click.group()
 def data() -> None:
-    """Show, download or import the CIFAR-10 images."""
+    """Show, download or import the images of CIFAR-10 and CIFAR-100."""
 
 
 @data.command()
@@ -22,22 +22,31 @@ def status() -> None:
     click.echo(status())
 
 
-@data.command()
-def prepare() -> None:
-    """Download CIFAR-10 and prepare it for training."""
+@data.command(short_help="Download CIFAR-10 or CIFAR-100 and prepare it for training.")
+@click.argument("name", type=click.Choice(["cifar10", "cifar100"]), default="cifar10")
+def prepare(name: str) -> None:
+    """Download the data set NAME and prepare it for training.
+
+    NAME is cifar10, which is the default, or cifar100.
+    """
     from cifar_jax.data import prepare
 
-    click.echo(f"CIFAR-10 is prepared in {prepare()}")
+    click.echo(f"{_title(name)} is prepared in {prepare(name)}")
 
 
-@data.command("import", short_help="Prepare CIFAR-10 from a downloaded archive.")
+@data.command("import", short_help="Prepare CIFAR-10 or CIFAR-100 from a downloaded archive.")
 @click.argument("path", type=LocalPath())
 def import_(path: Path) -> None:
-    """Prepare CIFAR-10 from PATH, without access to the internet.
+    """Prepare CIFAR-10 or CIFAR-100 from PATH, without access to the internet.
 
-    PATH is the official archive, cifar-10-python.tar.gz, or its unpacked folder,
-    cifar-10-batches-py.
+    PATH is the official archive, cifar-10-python.tar.gz or cifar-100-python.tar.gz, or its unpacked
+    folder, cifar-10-batches-py or cifar-100-python.
     """
     from cifar_jax.data import import_path
 
-    click.echo(f"CIFAR-10 is prepared in {import_path(path)}")
+    folder = import_path(path)
+    click.echo(f"{_title(folder.parent.name)} is prepared in {folder}")
+
+
+def _title(name: str) -> str:
+    return name.replace("cifar", "CIFAR-")

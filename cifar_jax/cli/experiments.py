@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from cifar_jax.cli.output import AS_JSON, print_table
 
+if TYPE_CHECKING:
+    from cifar_jax.catalog import Cost
+
 
 @click.command(short_help="List the experiments and their settings.")
 @AS_JSON
 def experiments(as_json: bool) -> None:
-    """List the experiments: network, tables in the paper, hyperparameters, paper accuracy."""
+    """List the experiments: network, hyperparameters, paper accuracy, and training time.
+
+    The training time is the time on record, on the machine in the last column.
+    """
     from cifar_jax import catalog, config
 
     loaded = [catalog.load(name) for name in catalog.names()]
@@ -28,6 +35,8 @@ def experiments(as_json: bool) -> None:
                     "tables": paper.tables if paper else None,
                     "paper_accuracy": paper.test_accuracy if paper else None,
                     "paper_parameters": paper.parameters if paper else None,
+                    "minutes": experiment.cost.minutes if experiment.cost else None,
+                    "machine": experiment.cost.machine if experiment.cost else None,
                     "settings": config.flatten(experiment.config),
                 }
             )
@@ -47,7 +56,16 @@ def experiments(as_json: bool) -> None:
                 str(run.batch_size),
                 run.optimizer.name,
                 f"{run.paper.test_accuracy:.2f}" if run.paper else "",
+                _minutes(experiment.cost),
+                experiment.cost.machine if experiment.cost else "",
             )
         )
     columns = ("Experiment", "Model", "Tables", "Epochs", "LR", "Batch", "Optimizer", "Paper %")
-    print_table(columns, cells, right=(3, 5, 7))
+    print_table((*columns, "Minutes", "Machine"), cells, right=(3, 5, 7, 8))
+
+
+def _minutes(cost: Cost | None) -> str:
+    """Return the minutes with two digits, and `~` before an estimate."""
+    if cost is None:
+        return ""
+    return f"{'~' * cost.text.startswith('about')}{cost.minutes:.2g}"

@@ -30,7 +30,7 @@ from cifar_jax.cli.output import LocalPath
     help="File to write.  [default: EXPERIMENT-seedN.TO; for torch, "
     "EXPERIMENT-seedN.torch.safetensors]",
 )
-@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
+@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
 @CODE
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(

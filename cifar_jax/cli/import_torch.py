@@ -83,7 +83,7 @@ def import_torch(
     options: dict[str, Any] = dict(zip(("mean", "std"), values, strict=False))
     options |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     folder = workdir or Path("runs") / f"{model}-imported" / "seed0"
-    network = import_torch(
+    network, key, ignored = import_torch(
         file,
         model,
         folder,
@@ -110,6 +110,10 @@ def import_torch(
                 "stride 1; ReLU"
             )
         click.echo(f"Assumed, because weights do not show it: {layers}; {images}")
+    if ignored:
+        more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
+        source = f"Used the state dict {key}. " if key else ""
+        click.echo(f"{source}Ignored in {file}: {', '.join(ignored[:5])}{more}")
     accuracy = quick_accuracy(network)
     if accuracy is None:
         click.echo(

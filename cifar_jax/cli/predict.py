@@ -31,7 +31,7 @@ _BATCH = 256
 @click.option("--top", type=WholeNumber(1), default=3, show_default=True, help="Classes to show.")
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
+@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
 @click.option(
     "--views", is_flag=True, help="Average over the views of the run's test-time augmentation."
 )

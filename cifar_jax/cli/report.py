@@ -17,8 +17,9 @@ from cifar_jax.errors import UserError
     "--output",
     type=LocalPath(),
     metavar="FOLDER",
-    help="Write report.md and report.svg to FOLDER.",
+    help="Write the report to FOLDER.",
 )
+@click.option("--no-pictures", is_flag=True, help="Leave images of the data set out of the page.")
 @click.option(
     "--record",
     "results",
@@ -33,13 +34,17 @@ from cifar_jax.errors import UserError
     help="Instead, update the tables in FILE, and their figure, from results/ next to it.",
 )
 def report(
-    runs: Sequence[Path], output: Path | None, results: Path | None, readme: Path | None
+    runs: Sequence[Path],
+    output: Path | None,
+    no_pictures: bool,
+    results: Path | None,
+    readme: Path | None,
 ) -> None:
-    """Print a table of runs next to the paper's results, and write it to report.md with curves.
+    """Print a table of runs next to the paper's results, and write a report with figures.
 
     RUNS are run folders, records, or folders that contain run folders or records. The default is
-    runs/. The report is written to the folder that --output names. Without --output, it is written
-    to RUNS, if RUNS is a single folder with several runs.
+    runs/. The report is the page report.html, and report.md for GitHub. It is written to RUNS or,
+    if there are several, to the folder that contains all RUNS.
     """
     if sum(map(bool, (output, results, readme))) > 1:
         raise UserError("--output, --record and --readme cannot be combined: choose one")
@@ -61,7 +66,5 @@ def report(
         for line in left_out:
             click.echo(f"not in the tables: {line}")
         click.echo(f"{readme} {'updated' if changed else 'is up to date'}")
-    elif written := report.report(runs, folder=output):
-        click.echo(f"written to {written}")
-    elif runs:
-        click.echo("to write report.md with curves, add --output FOLDER")
+    elif written := report.report(runs, folder=output, pictures=not no_pictures):
+        click.echo(f"written to {' and '.join(map(str, written))}")

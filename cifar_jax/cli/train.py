@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @click.option("--seed", type=WholeNumber(0, 2**32 - 1), help="Random seed.  [default: 0]")
 @click.option("--seeds", type=WholeNumber(1), help="Train seeds 0 to N-1, one after another.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting.")
+@click.option(
+    "--profile",
+    type=LocalPath(file_okay=False),
+    metavar="DIR",
+    help="Write a profiler trace of a few steps, for TensorBoard or Perfetto.",
+)
 @click.option("--fresh", is_flag=True, help="Delete the run in the folder and start over.")
 @click.option(
     "--distributed",
@@ -48,6 +54,7 @@ def train(
     seed: int | None,
     seeds: int | None,
     settings: Sequence[str],
+    profile: Path | None,
     fresh: bool,
     multi_process: bool,
     device: str | None,
@@ -78,11 +85,14 @@ def train(
     loaded = [catalog.load(name) for name in experiments or catalog.names()]
     if paper:
         loaded = [experiment for experiment in loaded if experiment.config.paper]
+    if profile and len(loaded) * (seeds or 1) > 1:
+        raise UserError("--profile traces one run: name one experiment, and leave out --seeds")
     configs = [config.override(experiment.config, settings) for experiment in loaded]
 
     runtime.set_up()
 
     from cifar_jax import distributed
+    from cifar_jax.callbacks.profile import Profile
     from cifar_jax.callbacks.progress import Progress
     from cifar_jax.cli.run_many import train_each
     from cifar_jax.training import train as training
@@ -100,9 +110,10 @@ def train(
     names = [f"{request.experiment} seed {request.seed}" for request in requests]
     distributed.require_equal({"runs": names}, "arguments")
     progress = Progress()
+    callbacks = [Profile(profile, progress.line)] if profile else []
 
     def train_one(request: RunRequest) -> str:
-        return _result_line(training.train(request, progress=progress))
+        return _result_line(training.train(request, callbacks, progress))
 
     try:
         if len(requests) == 1:
@@ -166,8 +177,9 @@ def _result_line(result: Result) -> str:
     best = ""
     if result.best_validation_epoch not in (None, result.epochs):
         best = (
-            f"; {result.best_validation_test_accuracy:.2f} % at the best validation accuracy, "
-            f"epoch {result.best_validation_epoch}"
+            f"; {result.best_validation_test_accuracy:.2f} % at the best validation "
+            f"{result.settings.get('train.best_by', 'accuracy').replace('-', ' ')}, epoch "
+            f"{result.best_validation_epoch}"
         )
     plain = ""
     if result.test_accuracy_plain not in (None, result.test_accuracy):

@@ -4,38 +4,44 @@ The packages tfds, Pillow, pooch and rich are slow to import. Only the functions
 import them.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
-from cifar_jax.data import cache, cifar10, digits, image_folder, layout
-from cifar_jax.data.cifar10 import import_path, prepare
-from cifar_jax.data.dataset import Dataset, Split, split_validation
+from cifar_jax.data import (
+    cache,
+    cifar10,
+    cifar100,
+    cifar_archive,
+    cifar_prepare,
+    image_folder,
+    layout,
+    sources,
+)
+from cifar_jax.data.dataset import Dataset, Labeled, Split, split_validation
 from cifar_jax.data.images import DEFAULT_TARGET, Target
+from cifar_jax.data.sources import SOURCES
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
-from cifar_jax.errors import UserError, counted, nearest
-from cifar_jax.files import local_path
+from cifar_jax.errors import counted
 
 __all__ = [
-    "DATASETS",
+    "DEFAULT_TARGET",
+    "SOURCES",
     "Dataset",
+    "Labeled",
     "Split",
     "Target",
     "check_workdir",
     "default_data_dir",
     "import_path",
+    "is_local",
     "load",
+    "load_labeled",
     "prepare",
     "split_validation",
     "status",
 ]
 
-# To add a data set, add its name and a function. The function takes the folder of prepared data
-# sets, or None for the default folder, and returns a `cache.Source`.
-DATASETS: dict[str, Callable[[Path | None], cache.Source]] = {
-    "cifar10": lambda data_dir: cifar10.source(data_dir or default_data_dir()),
-    "digits": lambda data_dir: digits.source(),
-}
+_ARCHIVES = {module.ARCHIVE.name: module for module in (cifar10, cifar100)}
 
 
 def load(
@@ -51,17 +57,20 @@ def load(
     cache.
 
     Args:
-      name: one of `DATASETS`, or `folder:PATH` for a folder of images (see `image_folder`).
+      name: `cifar10`, `cifar100`, `digits`, `folder:PATH` for a folder of images, `tfds:NAME` for a
+        data set that tfds has prepared, or `npz:FILE` for a file of arrays. See `sources`.
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
       skip_bad_images: whether to leave out the unreadable images of a folder.
-      target: to which size, and how, the images of a folder are resized.
+      target: to which size, and how, images are resized.
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, a color channel has the same
         value in all training images, or the data set has another image size than `target`.
     """
-    dataset = cache.load(_source(name, data_dir, skip_bad_images, target))
+    entry, request = sources.find(name, data_dir, skip_bad_images, target)
+    assert entry.source
+    dataset = cache.load(entry.source(request))
     notes = list(dataset.notes)
     if name.startswith("folder:"):
         notes += image_folder.remarks(dataset)
@@ -80,37 +89,54 @@ def check_workdir(name: str, workdir: Path) -> None:
         layout.check_workdir(Path(path).expanduser().resolve(), workdir.resolve())
 
 
-def _source(
-    name: str, data_dir: Path | None, skip_bad_images: bool, target: Target
-) -> cache.Source:
-    if name in DATASETS:
-        _refuse_target(name, target)
-        return DATASETS[name](data_dir)
-    kind, _, path = name.partition(":")
-    if kind == "folder" and path:
-        folder = local_path(path, "data.dataset")
-        return image_folder.source(folder, skip_bad_images=skip_bad_images, target=target)
-    if "://" in name:
-        local_path(name, "data.dataset")
-    hint = f"; did you mean folder:{path or name}?" if "/" in name else nearest(name, DATASETS)
-    raise UserError(
-        f"there is no data set {name!r}{hint or '.'} Choose {', '.join(DATASETS)}, or folder:PATH "
-        "for your own images."
-    )
+def load_labeled(
+    name: str, *, data_dir: Path | None = None, target: Target = DEFAULT_TARGET
+) -> Labeled:
+    """Load labeled images for evaluation. They need not be the images of a training run.
+
+    Args:
+      name: a name that `load` accepts, or `npy:IMAGES,LABELS`. Of a data set with several splits,
+        the test images are loaded. Of a folder without a folder of test images, and of a file with
+        arrays `images` and `labels`, all images are loaded.
+      data_dir: the folder in which tfds stores prepared data sets, as for `load`.
+      target: to which size, and how, images are resized.
+
+    Raises:
+      UserError: the name is unknown, images are missing or damaged, or labels do not fit.
+    """
+    entry, request = sources.find(name, data_dir, target=target, others="cifar10-c:FOLDER")
+    if entry.labeled:
+        return entry.labeled(request)
+    dataset = load(name, data_dir=data_dir, target=target)
+    return Labeled(name, *dataset.test, dataset.classes)
 
 
-def _refuse_target(name: str, target: Target) -> None:
-    """Raise if a data set of arrays would have to be resized."""
-    problem = ""
-    if target.size != DEFAULT_TARGET.size:
-        side = DEFAULT_TARGET.size
-        problem = (
-            f"data.image_size is {target.size}, but {name} has images of {side} × {side} pixels"
-        )
-    elif not target.center_crop:
-        problem = f"data.center_crop has no effect on {name}, whose images are square"
-    if problem:
-        raise UserError(
-            f"{problem}: leave out the setting, or set data.dataset to a folder of images "
-            "(folder:PATH)"
-        )
+def is_local(name: str) -> bool:
+    """Return whether `load` needs no download for this data set. It may still raise UserError."""
+    archive = _ARCHIVES.get(name)
+    return not archive or cifar_prepare.folder(archive.ARCHIVE, default_data_dir()).exists()
+
+
+def prepare(name: str = "cifar10", data_dir: Path | None = None) -> Path:
+    """Download CIFAR-10 or CIFAR-100, prepare it in `data_dir`, and return the new folder.
+
+    Raises:
+      UserError: the data set is already prepared, or the archive cannot be downloaded.
+    """
+    return cifar_prepare.prepare(_ARCHIVES[name].ARCHIVE, data_dir)
+
+
+def import_path(path: Path, data_dir: Path | None = None) -> Path:
+    """Prepare CIFAR-10 or CIFAR-100 from a downloaded archive, and return the new folder.
+
+    Args:
+      path: the official archive, its unpacked folder, or the parent of the unpacked folder.
+      data_dir: the folder in which tfds stores prepared data sets, as for `load`.
+
+    Raises:
+      UserError: `path` is not official, or the data set is already prepared.
+    """
+    path.stat()  # If `path` is missing, raise before anything is created.
+    is_100 = cifar_archive.is_similar(cifar100.ARCHIVE, path)
+    module = cifar100 if is_100 and not cifar_archive.is_similar(cifar10.ARCHIVE, path) else cifar10
+    return cifar_prepare.import_path(module.ARCHIVE, path, data_dir)

@@ -17,6 +17,24 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+class Labeled(NamedTuple):
+    """Labeled images for evaluation only.
+
+    Attributes:
+      name: name of the images in messages.
+      images: uint8 `[N, 32, 32, 3]`.
+      labels: int32 `[N]`.
+      classes: names of the classes, in the order of the labels. None: the classes have no names.
+      notes: lines about the images for the user.
+    """
+
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...] | None
+    notes: tuple[str, ...] = ()
+
+
 class Arrays(NamedTuple):
     """The content of a data set. `Dataset` describes the fields."""
 
@@ -32,7 +50,8 @@ class Dataset(NamedTuple):
     """A data set in memory.
 
     Attributes:
-      name: `cifar10`, `digits`, or `folder:NAME` for a folder of images called NAME.
+      name: the name of the data set, such as `cifar10` or `tfds:svhn_cropped`. For a folder or file
+        called NAME, it is `folder:NAME` or `npz:NAME`.
       classes: names of the classes, in the order of the labels.
       train: the training images, including the images that `split_validation` holds out.
       test: the test images.

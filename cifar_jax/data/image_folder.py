@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import Arrays, Dataset, Split
+from cifar_jax.data.dataset import Arrays, Dataset, Labeled, Split
 from cifar_jax.data.images import (
     DEFAULT_TARGET,
     SixteenBitError,
@@ -28,7 +28,7 @@ from cifar_jax.data.images import (
     decode,
     ignore_warnings,
 )
-from cifar_jax.data.layout import Listing, find
+from cifar_jax.data.layout import Listing, find, find_labeled
 from cifar_jax.data.progress import notice, progress
 from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
@@ -79,20 +79,31 @@ def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAUL
         split and [(file.path[start:], *file[1:]) for file in split]
         for split in (listing.train, listing.validation, listing.test)
     ]
-    entry, content = (
-        f"folder-{path_digest(path)}",
-        [_VERSION, listing.classes, files, skip_bad_images],
-    )
+    content = [_VERSION, listing.classes, files, skip_bad_images]
     if target != DEFAULT_TARGET:
-        entry += f"-{target.size}{'' if target.center_crop else '-whole'}"
         content.append(target)
     return Source(
         name=f"folder:{path.resolve().name}",
-        entry=entry,
+        entry=f"folder-{path_digest(path)}{target.suffix}",
         signature=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         decode=lambda: read(path, listing, skip_bad_images, target),
         notes=listing.notes,
     )
+
+
+def labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
+    """Read all labeled images of a folder for evaluation. The result is not cached.
+
+    Raises:
+      UserError: the layout is wrong, or images cannot be read.
+    """
+    path = path.expanduser()
+    listing = find_labeled(path)
+    arrays = read(path, listing, skip_bad_images=False, target=target)
+    notes = list(listing.notes)
+    if arrays.white:
+        notes.append(f"16-bit images: 0 to {arrays.white} became 0 to 255")
+    return Labeled(f"folder:{path}", *arrays.train, arrays.classes, tuple(notes))
 
 
 def read(

@@ -49,6 +49,13 @@ class Target(NamedTuple):
     center_crop: bool = True
     """Whether the largest centered square is used. False: the whole image is squeezed."""
 
+    @property
+    def suffix(self) -> str:
+        """Ending of the names of cache entries. It is empty for the default."""
+        if self == Target():
+            return ""
+        return f"-{self.size}{'' if self.center_crop else '-whole'}"
+
 
 DEFAULT_TARGET = Target()
 
@@ -167,10 +174,7 @@ def decode(
 
     name = name or (str(source) if isinstance(source, Path) else "the image")
     if isinstance(source, Image.Image):
-        try:
-            return _convert(source, name, white, target)
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow opens files without reading.
-            raise UserError(f"{name} is a damaged image ({reason(error)})") from error
+        return _convert(source, name, white, target)
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
@@ -215,17 +219,21 @@ def decode(
 
 def _convert(image: "Image.Image", name: str, white: int | None, target: Target) -> np.ndarray:
     """Return a Pillow image as uint8 `[size, size, 3]`. Raise as `decode` does."""
+    encoding = f"{image.format} {getattr(image, 'tile', '')}"  # `load` deletes `tile`.
+    image.load()
+    return np.array(fit(_to_rgb(_rotate(image), encoding, name, white), target))
+
+
+def fit(image: "Image.Image", target: Target) -> "Image.Image":
+    """Resize an image to the size of `target`."""
     from PIL import Image, ImageOps
 
-    layout = str(getattr(image, "tile", ""))  # It names the pixel type. `load` deletes `tile`.
-    image.load()
-    rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
     size = target.size, target.size
-    if rgb.size != size and target.center_crop:
-        rgb = ImageOps.fit(rgb, size, Image.Resampling.BICUBIC)
-    elif rgb.size != size:
-        rgb = rgb.resize(size, Image.Resampling.BICUBIC)
-    return np.array(rgb)
+    if image.size == size:
+        return image
+    if target.center_crop:
+        return ImageOps.fit(image, size, Image.Resampling.BICUBIC)
+    return image.resize(size, Image.Resampling.BICUBIC)
 
 
 def _without_metadata(png: bytes) -> bytes:

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.data.images import is_image, is_junk, walk
-from cifar_jax.data.splits import find_splits, folders, layouts, split_in, splits_inside
+from cifar_jax.data.splits import (
+    find_splits,
+    folders,
+    layouts,
+    split_in,
+    split_of,
+    splits_inside,
+    unnested,
+)
 from cifar_jax.errors import UserError, counted, nearest
 
 # Subfolders with these names hold inputs and targets, not classes.
@@ -98,6 +106,36 @@ def find(path: Path) -> Listing:
         sum(skipped),
         tuple(notes),
     )
+
+
+def find_labeled(path: Path) -> Listing:
+    """List the images of a folder for evaluation, as the training images of the listing.
+
+    If the folder has a subfolder for test images, only these images are listed. Otherwise the
+    subfolders are the classes.
+
+    Raises:
+      UserError: the folder is missing, the layout is wrong, or there are no images.
+    """
+    if not path.is_dir():
+        raise UserError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}")
+    notes: list[str] = []
+    named = {split_of(name): folder for name, folder in folders(path).items()}
+    root = path
+    if "test" in named and folders(named["test"]):
+        root = unnested(named["test"])
+        notes.append(f"evaluated images: {root}")
+    elif "train" in named and folders(named["train"]):
+        raise UserError(
+            f"{path} has a folder `{named['train'].name}` but no folder `test`: name the folder "
+            "whose subfolders are the classes"
+        )
+    found = _find_classes(root, notes)
+    files = _labeled(found, tuple(found))
+    if not files:
+        raise UserError(f"{root} has no class folders with images: arrange them as {root}/CLASS/*")
+    skipped = sum(content.others.total() for content in found.values())
+    return Listing(tuple(found), files, None, [], skipped, tuple(notes))
 
 
 def check_workdir(path: Path, workdir: Path) -> None:

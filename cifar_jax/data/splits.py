@@ -126,7 +126,7 @@ def find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
         for split, folder in splits.items()
         if split != "validation" and not split_of(folder.name)
     ]
-    return {split: _unnested(folder) for split, folder in splits.items()}, notes
+    return {split: unnested(folder) for split, folder in splits.items()}, notes
 
 
 def _has_images(folder: Path) -> bool:
@@ -160,7 +160,7 @@ def _add_longer_names(path: Path, named: dict[str, list[Path]], others: list[Pat
             )
 
 
-def _unnested(folder: Path) -> Path:
+def unnested(folder: Path) -> Path:
     """Return the only subfolder if its name is that of a split (`seg_train/seg_train`).
 
     Raises:

@@ -2,13 +2,9 @@
 
 from pathlib import Path
 
-from cifar_jax.data import cache, cifar10, digits, tfds_folder
+from cifar_jax.data import cache, cifar10, cifar100, cifar_prepare, digits, tfds_folder
+from cifar_jax.data.cifar_archive import Archive
 from cifar_jax.errors import UserError
-
-_MISSING = (
-    "not there; `cifar-jax data prepare` downloads it, `cifar-jax data import PATH` takes the "
-    "official archive"
-)
 
 
 def status(data_dir: Path | None = None) -> str:
@@ -17,17 +13,36 @@ def status(data_dir: Path | None = None) -> str:
     Only metadata are read. Damaged data are reported; they do not raise an error.
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
-    path = cifar10.folder(data_dir)
     root = cache.cache_dir()
     size = sum(file.stat().st_size for file in root.glob("*.npz"))
+    official = [cifar10.ARCHIVE, cifar100.ARCHIVE]
     return "\n".join(
         [
             f"data folder: {data_dir}",
-            f"  cifar10:{cifar10.VERSION}: {_describe(path) if path.exists() else _MISSING}",
+            *(f"  {a.name}:{a.version}: {_describe_official(a, data_dir)}" for a in official),
+            *(f"  tfds:{name}: {_describe(path)}" for name, path in _others(data_dir).items()),
             f"  digits: part of the package, {_cached(digits.source())}",
             f"cache: {root} ({size / 1e6:.0f} MB of images)",
         ]
     )
+
+
+def _describe_official(archive: Archive, data_dir: Path) -> str:
+    path = cifar_prepare.folder(archive, data_dir)
+    if path.exists():
+        return _describe(path)
+    argument = "" if archive is cifar10.ARCHIVE else f" {archive.name}"
+    return (
+        f"not there; `cifar-jax data prepare{argument}` downloads it, `cifar-jax data import PATH` "
+        "takes the official archive"
+    )
+
+
+def _others(data_dir: Path) -> dict[str, Path]:
+    """Return the folders of other data sets that tfds has prepared, by name."""
+    folders = [file.parent for file in sorted(data_dir.glob("*/*/dataset_info.json"))]
+    official = (cifar10.ARCHIVE.name, cifar100.ARCHIVE.name)
+    return {f.parent.name: f for f in folders if f.parent.name not in official}
 
 
 def _describe(path: Path) -> str:

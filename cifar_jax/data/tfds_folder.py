@@ -2,27 +2,29 @@
 
 The data set is a folder `DATA_DIR/NAME/VERSION`. Stock tfds writes and reads the same folders. The
 images are in ArrayRecord or TFRecord files, called shards. Each record is a serialized
-`tf.train.Example` message with a PNG image and a label.
+`tf.train.Example` message with a PNG or JPEG image and a label.
 """
 
 import hashlib
-import io
 import json
 import os
-import struct
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from cifar_jax.data.cache import Source, path_digest
-from cifar_jax.data.dataset import IMAGE_SHAPE, Arrays, Split
+from cifar_jax.data.dataset import Arrays, Labeled, Split
+from cifar_jax.data.images import DEFAULT_TARGET, Target, ignore_warnings
+from cifar_jax.data.images import decode as decode_image
 from cifar_jax.data.progress import progress
-from cifar_jax.errors import UserError
+from cifar_jax.data.records import read_array_record, read_tfrecord
+from cifar_jax.errors import UserError, nearest
 from cifar_jax.files import home_path
 
-_BATCH = 1000  # Number of records that are read at a time.
+_INFO = "dataset_info.json"
 
 
 class Shard(NamedTuple):
@@ -33,11 +35,20 @@ class Shard(NamedTuple):
 
 
 class TfdsFolder(NamedTuple):
-    """The metadata of a tfds folder. `shards` maps the name of each split to its files."""
+    """The metadata of a tfds folder.
+
+    Attributes:
+      path: the folder.
+      format: `array_record` or `tfrecord`.
+      classes: names of the classes. If the data set has no names, the labels as text.
+      has_names: whether the data set has names of classes.
+      shards: the files of each split.
+    """
 
     path: Path
     format: str
     classes: tuple[str, ...]
+    has_names: bool
     shards: dict[str, list[Shard]]
 
     @property
@@ -50,11 +61,61 @@ class TfdsFolder(NamedTuple):
         """The number of images in each split."""
         return {name: sum(s.images for s in shards) for name, shards in self.shards.items()}
 
+    @property
+    def test(self) -> str:
+        """The split with the test images: `validation` if there is no split `test`."""
+        return "test" if "test" in self.shards else "validation"
+
 
 def default_data_dir() -> Path:
     """Return the folder of all tfds data sets: `$TFDS_DATA_DIR` or `~/tensorflow_datasets`."""
     folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return home_path(folder, "TFDS_DATA_DIR")
+
+
+def find(name: str, data_dir: Path) -> Path:
+    """Return the folder of a data set that tfds has prepared.
+
+    Args:
+      name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`. The default is the
+        newest version.
+      data_dir: the folder of all tfds data sets.
+
+    Raises:
+      UserError: the data set is not prepared.
+    """
+    set_name, _, version = name.partition(":")
+    if not re.fullmatch(r"\w+(/[\w.+-]*\w)?", set_name):
+        raise UserError(
+            f"tfds:{name} is not the name of a tfds data set: give tfds:NAME, tfds:NAME/CONFIG or "
+            "tfds:NAME:VERSION"
+        )
+    versions = _versions(data_dir / set_name)
+    if version in versions or (versions and not version):
+        return data_dir / set_name / (version or versions[-1])
+    if versions:
+        raise UserError(
+            f"version {version} of the tfds data set {set_name} is not prepared in {data_dir}, "
+            f"only {', '.join(versions)}: choose one of these"
+        )
+    configs = sorted(file.parents[1].name for file in data_dir.glob(f"{set_name}/*/*/{_INFO}"))
+    if configs:
+        names = ", ".join(f"tfds:{set_name}/{config}" for config in dict.fromkeys(configs))
+        raise UserError(f"tfds:{name} has several configurations: choose {names}")
+    prepared = sorted({file.parents[1].name for file in data_dir.glob(f"*/*/{_INFO}")})
+    raise UserError(
+        f"the tfds data set {name} is not prepared in {data_dir}{nearest(name, prepared) or '.'} "
+        f"Prepared there: {', '.join(prepared) or 'nothing'}. cifar-jax does not download it: "
+        f"prepare it with tensorflow_datasets.load({set_name!r}), or set TFDS_DATA_DIR to another "
+        "folder."
+    )
+
+
+def _versions(path: Path) -> list[str]:
+    """Return the prepared versions of a data set, from the oldest to the newest."""
+    versions = [file.parent.name for file in path.glob(f"*/{_INFO}")]
+    numbers = [v for v in versions if re.fullmatch(r"\d+\.\d+\.\d+", v)]
+    return sorted(numbers, key=lambda version: [int(part) for part in version.split(".")])
 
 
 def inspect(path: Path) -> TfdsFolder:
@@ -63,11 +124,17 @@ def inspect(path: Path) -> TfdsFolder:
     If the folder has shards in both formats, the ArrayRecord shards are used.
 
     Raises:
-      UserError: the folder is damaged or incomplete.
+      UserError: the folder is damaged or incomplete, or has no features `image` and `label`.
     """
     try:
-        info = json.loads((path / "dataset_info.json").read_text("utf-8"))
-        classes = tuple((path / "label.labels.txt").read_text("utf-8").splitlines())
+        info = json.loads((path / _INFO).read_text("utf-8"))
+        number = _check_features(path)
+        names = path / "label.labels.txt"
+        # tfds writes no names if the data set has none, as for MNIST.
+        has_names = number is None or names.exists()
+        classes = tuple(
+            names.read_text("utf-8").splitlines() if has_names else map(str, range(number or 0))
+        )
         formats = [info.get("fileFormat", "tfrecord"), *info.get("alternativeFileFormats", [])]
         format = next((f for f in ("array_record", "tfrecord") if f in formats), None)
         if format is None:
@@ -84,130 +151,164 @@ def inspect(path: Path) -> TfdsFolder:
         raise _unusable(path, f"{Path(error.filename).name} is missing") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _unusable(path, "its metadata are damaged") from error
-    if not {"train", "test"} <= shards.keys():
+    folder = TfdsFolder(path, format, classes, has_names, shards)
+    if folder.test not in shards:
         raise _unusable(path, f"its splits are {sorted(shards)}, not train and test")
     for shard in (shard for split in shards.values() for shard in split):
         if not shard.path.exists():
             raise _unusable(path, f"{shard.path.name} is missing")
-    return TfdsFolder(path, format, classes, shards)
+    return folder
 
 
-def source(path: Path) -> Source:
+def _check_features(path: Path) -> int | None:
+    """Return the number of classes in `features.json`, or None if there is no such file.
+
+    Raises:
+      UserError: the records have no 8-bit image called `image` or no class called `label`.
+    """
+    file = path / "features.json"
+    if not file.exists():
+        return None
+    features = json.loads(file.read_text("utf-8")).get("featuresDict", {}).get("features", {})
+    image, label = (features.get(name, {}) for name in ("image", "label"))
+    if "image" not in image or "classLabel" not in label:
+        names = ", ".join(sorted(features))
+        raise _unusable(
+            path, f"its features are {names or 'unnamed'}, but `image` and `label` are needed"
+        )
+    if (dtype := image["image"].get("dtype", "uint8")) != "uint8":
+        raise _unusable(path, f"its images are {dtype}, not uint8")
+    return int(label["classLabel"]["numClasses"])
+
+
+def source(path: Path, name: str | None = None, target: Target = DEFAULT_TARGET) -> Source:
     """Return a tfds folder as a `cache.Source`.
 
     The signature of the source covers the names, sizes and modification times of all files.
+
+    Args:
+      path: the folder of one version of a data set.
+      name: name of the data set in messages and model cards. None: the name of the folder. Then the
+        data set must have names of classes.
+      target: to which size, and how, images are resized.
     """
     folder = inspect(path)
+    if not (folder.has_names or name):
+        raise _unusable(path, "label.labels.txt is missing")
+    if "train" not in folder.shards:
+        raise _unusable(path, f"its splits are {sorted(folder.shards)}, not train and test")
     files = [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(path.iterdir())]
+    notes = []
+    if folder.test != "test":
+        notes.append(f"test images: the split {folder.test}, because there is no split test")
+    elif "validation" in folder.shards:
+        notes.append("validation images: the split validation (data.validation is not used)")
+    if unused := sorted(folder.shards.keys() - {"train", "validation", "test"}):
+        notes.append(f"not used: the split {', '.join(unused)}")
     return Source(
-        name=folder.name,
-        entry=f"{folder.name}-{path_digest(path)}",
+        name=name or folder.name,
+        entry=f"{folder.name}-{path_digest(path)}{target.suffix}",
         signature=hashlib.sha256(json.dumps(files).encode()).hexdigest(),
-        decode=lambda: decode(folder),
+        decode=lambda: decode(folder, target),
+        notes=tuple(notes),
     )
 
 
-def decode(folder: TfdsFolder) -> Arrays:
+def labeled(name: str, data_dir: Path, target: Target = DEFAULT_TARGET) -> Labeled:
+    """Read the test images of a data set that tfds has prepared. The result is not cached.
+
+    Args:
+      name: see `find`.
+      data_dir: the folder of all tfds data sets.
+      target: to which size, and how, images are resized.
+
+    Raises:
+      UserError: the data set is not prepared, is damaged, or has no test images.
+    """
+    folder = inspect(find(name, data_dir))
+    with progress(f"Decoding {folder.name}", folder.counts[folder.test]) as advance:
+        split = decode_split(folder, folder.test, target, advance)
+    notes = (f"evaluated images: the split {folder.test} in {folder.path}",)
+    return Labeled(f"tfds:{name}", *split, folder.classes if folder.has_names else None, notes)
+
+
+def decode(folder: TfdsFolder, target: Target = DEFAULT_TARGET) -> Arrays:
     """Decode the images of a tfds folder, in the order of the records.
+
+    The images of a split `validation` follow those of the split `train`.
 
     Raises:
       UserError: a shard is damaged.
     """
-    total = folder.counts["train"] + folder.counts["test"]
-    with progress(f"Decoding {folder.name} (once)", total) as advance:
-        train = _decode_split(folder, "train", advance)
-        test = _decode_split(folder, "test", advance)
-    return Arrays(folder.classes, train, test)
+    names = [name for name in ("train", "validation", "test") if name in folder.shards]
+    with progress(
+        f"Decoding {folder.name} (once)", sum(folder.counts[n] for n in names)
+    ) as advance:
+        splits = {name: decode_split(folder, name, target, advance) for name in names}
+    test, train, reserved = splits.pop(folder.test), splits["train"], None
+    if validation := splits.get("validation"):
+        reserved = len(validation.labels)
+        train = Split(*(np.concatenate(parts) for parts in zip(train, validation, strict=True)))
+    return Arrays(folder.classes, train, test, reserved)
 
 
-def _decode_split(folder: TfdsFolder, split: str, advance: Callable[[int], None]) -> Split:
-    read = read_tfrecord if folder.format == "tfrecord" else _read_array_record
-    images, labels = [], []
-    for shard in folder.shards[split]:
-        start = len(labels)
+def decode_split(
+    folder: TfdsFolder, split: str, target: Target, advance: Callable[[int], None]
+) -> Split:
+    """Decode the images of one split, in the order of the records.
+
+    Gray images become three equal channels. Images of another size are resized as files are.
+
+    Raises:
+      UserError: a shard is damaged.
+    """
+    read = read_tfrecord if folder.format == "tfrecord" else read_array_record
+    total = folder.counts[split]
+    images, labels = (
+        np.zeros((total, target.size, target.size, 3), np.uint8),
+        np.zeros(total, np.int32),
+    )
+    for shard, end in zip(
+        folder.shards[split],
+        np.cumsum([shard.images for shard in folder.shards[split]]),
+        strict=True,
+    ):
+        index = start = int(end) - shard.images
         try:
-            for record in read(shard.path):
-                image, label = _parse(record)
-                if not 0 <= label < len(folder.classes):
-                    raise ValueError(f"label {label} of {len(folder.classes)} classes")
-                images.append(image)
-                labels.append(label)
-                advance(1)
-            if (count := len(labels) - start) != shard.images:
+            with ignore_warnings():
+                for record in read(shard.path):
+                    image, label = _parse(record, target)
+                    if not 0 <= label < len(folder.classes):
+                        raise ValueError(f"label {label} of {len(folder.classes)} classes")
+                    if index < end:
+                        images[index], labels[index] = image, label
+                        advance(1)
+                    index += 1
+            if (count := index - start) != shard.images:
                 raise ValueError(f"{count:,} images instead of {shard.images:,}")
-        # A damaged shard raises RuntimeError in array_record, DecodeError in protobuf, and OSError
-        # or SyntaxError in Pillow.
+        # A damaged shard raises RuntimeError in array_record, and DecodeError in protobuf.
         except Exception as error:
             # Messages of the libraries name bytes and chunks, which do not help a user.
-            detail = f" ({error})" if type(error) is ValueError else ""
+            detail = f" ({error})" if type(error) in (ValueError, UserError) else ""
             raise _unusable(folder.path, f"{shard.path.name} is damaged{detail}") from error
-    return Split(np.stack(images), np.array(labels, np.int32))
+    return Split(images, labels)
 
 
-def _parse(record: bytes) -> tuple[np.ndarray, int]:
+def _parse(record: bytes, target: Target) -> tuple[np.ndarray, int]:
     """Return the image and the label of a serialized `tf.train.Example`."""
-    from PIL import Image
     from tensorflow_datasets.proto import tf_example_pb2
 
     example = tf_example_pb2.Example.FromString(record)  # pyright: ignore[reportAttributeAccessIssue]
     feature = example.features.feature
-    file = io.BytesIO(feature["image"].bytes_list.value[0])
-    # Other formats are not allowed, because Pillow runs programs to read some of them.
-    with Image.open(file, formats=("PNG", "JPEG")) as image:
-        if (*image.size[::-1], len(image.getbands())) != IMAGE_SHAPE or image.mode != "RGB":
-            width, height = image.size
-            raise ValueError(f"an image is {width}×{height} {image.mode}, not 32×32 RGB")
-        return np.asarray(image), feature["label"].int64_list.value[0]
-
-
-def _read_array_record(path: Path) -> Iterator[bytes]:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    reader = ArrayRecordReader(os.fsencode(path))
-    try:
-        count = reader.num_records()
-        for start in range(0, count, _BATCH):
-            yield from reader.read(start, min(start + _BATCH, count))
-    finally:
-        reader.close()
-
-
-def read_tfrecord(path: Path) -> Iterator[bytes]:
-    """Yield the records of a TFRecord file.
-
-    A record consists of the length of the content as 8 little-endian bytes, the masked CRC-32C of
-    the length, the content, and the masked CRC-32C of the content:
-    https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details
-
-    Raises:
-      ValueError: a checksum is wrong, or the file ends within a record.
-    """
-    remaining = path.stat().st_size
-    with path.open("rb") as file:
-        while header := file.read(12):
-            length = struct.unpack("<Q", _verified(header, 8))[0]
-            remaining -= 12 + length + 4
-            if remaining < 0:  # Check before `read` allocates memory for a wrong length.
-                raise ValueError("it ends within a record")
-            yield _verified(file.read(length + 4), length)
-
-
-def _verified(content: bytes, length: int) -> bytes:
-    """Return the first `length` bytes. Raise ValueError if the checksum after them is wrong."""
-    import google_crc32c
-
-    if len(content) != length + 4:
-        raise ValueError("it ends within a record")
-    body = content[:length]
-    crc = google_crc32c.value(body)
-    masked = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-    if struct.unpack("<I", content[length:])[0] != masked:
-        raise ValueError("a checksum is wrong")
-    return body
+    image = decode_image(feature["image"].bytes_list.value[0], "an image", target=target)
+    return image, feature["label"].int64_list.value[0]
 
 
 def _unusable(path: Path, problem: str) -> UserError:
-    return UserError(
-        f"the data folder {path} cannot be used: {problem}. Move the folder away, then run "
-        "`cifar-jax data prepare` or `cifar-jax data import PATH`."
-    )
+    remedy = "Prepare the data set again with tensorflow_datasets, or choose another data set."
+    if path.parent.name in ("cifar10", "cifar100"):
+        remedy = (
+            "Move the folder away, then run `cifar-jax data prepare` or `cifar-jax data import "
+            "PATH`."
+        )
+    return UserError(f"the data folder {path} cannot be used: {problem}. {remedy}")

@@ -1,41 +1,48 @@
-"""Measure the loss and accuracy of a trained model over a whole split of its data set."""
+"""Measure how well a trained model classifies the images of its run, or other labeled images."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cifar_jax import data, devices, models
+from cifar_jax.config import FILE_KINDS
 from cifar_jax.data import Dataset, Split, cifar10, split_validation
+from cifar_jax.data.arrays import check_range
 from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
+from cifar_jax.inference.scores import Scores, score
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.folder import RunFolder
-from cifar_jax.training.evaluation import Outputs, compile_logits, loss_and_accuracy
+from cifar_jax.training.evaluation import Outputs, compile_logits
 
 BATCH_SIZE = 500
 """Number of images per batch. It equals the default of the setting `train.eval_batch_size`."""
 
 
 class Evaluation(NamedTuple):
-    """Loss in nats and accuracy in percent of a trained model over a split."""
+    """Scores of a trained model over a set of images."""
 
     experiment: str
     seed: int
-    split: str
+    split: str | None
+    """Split of the run's data set; None if the images are not from this data set."""
+    data: str
+    """Name of the data set."""
     images: int
     epoch: int | None
     """Epoch of the weights; None if it is unknown."""
     step: int | None
     """Training step of the weights; None if it is unknown."""
-    loss: float
-    """Loss with the run's test-time augmentation."""
-    accuracy: float
-    """Accuracy with the run's test-time augmentation."""
-    loss_plain: float
-    """Loss with one view of each image."""
-    accuracy_plain: float
-    """Accuracy with one view of each image."""
+    scores: Scores
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all fields and scores in one dict for JSON."""
+        fields = self._asdict() | self.scores._asdict()
+        del fields["scores"]
+        return fields | {"classes": [entry._asdict() for entry in self.scores.classes]}
 
 
 def evaluate(
@@ -45,15 +52,15 @@ def evaluate(
     custom: models.CustomModel | None = None,
     dataset_name: str | None = None,
 ) -> Evaluation:
-    """Measure the loss and accuracy of a trained model on the data set that it was trained on.
+    """Return the scores of a trained model on the data set that it was trained on.
 
     Args:
       path: a run folder, an export, or the name of a packaged network.
       split: `train`, `validation` or `test`.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package.
-      dataset_name: `folder:PATH` with the new path, if a folder of images was moved. None: the
-        data set of the training.
+      dataset_name: `folder:PATH` or `npz:FILE` with the new path, if the images were moved. None:
+        the data set of the training.
 
     Raises:
       UserError: the model cannot be loaded, the images on this machine are not the images that the
@@ -65,20 +72,92 @@ def evaluate(
     dataset = data.load(name, skip_bad_images=skipped > 0, target=model.target)
     _check_images(path, model, dataset, split)
     images, labels = _select(path, model, dataset, split)
-    outputs = _compute(model, images)
-    loss, accuracy = loss_and_accuracy(outputs.logits, labels)
-    loss_plain, accuracy_plain = loss_and_accuracy(outputs.plain, labels)
+    return _describe(model, split, dataset.name, compile_outputs(model, images)(images), labels)
+
+
+def evaluate_on(
+    path: Path, name: str, best: bool = False, custom: models.CustomModel | None = None
+) -> tuple[Evaluation, tuple[str, ...]]:
+    """Return the scores of a trained model on labeled images other than those of its run.
+
+    Args:
+      path: a run folder, an export, or the name of a packaged network.
+      name: name of the images; see `cifar_jax.data.load_labeled`.
+      best: use the checkpoint with the best validation accuracy instead of the last.
+      custom: the custom model, if the network is not part of the package.
+
+    Returns:
+      The scores, and lines for the user about the images and their classes.
+
+    Raises:
+      UserError: the model or the images cannot be loaded, or the classes differ.
+    """
+    model = load(path, best=best, custom=custom)
+    images = data.load_labeled(name, target=model.target)
+    labels, notes = match_labels(model.classes, images)
+    outputs = compile_outputs(model, images.images)(images.images)
+    return _describe(model, None, name, outputs, labels), (*images.notes, *notes)
+
+
+def match_labels(
+    classes: tuple[str, ...], images: data.Labeled
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels of images as indices of a model's classes, and lines for the user.
+
+    Classes are matched by name. If the classes of the images have no names, the labels must already
+    be indices of the model's classes.
+
+    Args:
+      classes: the model's classes.
+      images: the images and their labels.
+
+    Raises:
+      UserError: the images have a class that the model does not have.
+    """
+    if images.classes is None:
+        check_range(images.name, images.labels, len(classes))
+        first, last = classes[0], classes[-1]
+        notes = [
+            f"the classes of {images.name} have no names: label 0 is taken as {first}, and label "
+            f"{len(classes) - 1} as {last}"
+        ]
+        labels = images.labels
+    else:
+        if others := [name for name in images.classes if name not in classes]:
+            raise UserError(
+                f"{images.name} has classes that the model does not have: {_some(others)}. The "
+                f"model has {_some(classes)}."
+            )
+        labels = np.array([classes.index(name) for name in images.classes], np.int32)[images.labels]
+        notes = []
+    present = [classes[label] for label in np.unique(labels)]
+    if len(present) < len(classes):
+        notes.append(
+            f"{images.name} has images of {len(present)} of the model's {len(classes)} classes: "
+            f"{_some(present)}"
+        )
+    return labels, tuple(notes)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return names as text. Of more than 20 names, the first 20 and the number of the others."""
+    others = len(names) - 20
+    return ", ".join(names[:20]) + (f" and {others} more" if others > 0 else "")
+
+
+def _describe(
+    model: Classifier, split: str | None, name: str, outputs: Outputs, labels: np.ndarray
+) -> Evaluation:
+    card = model.card
     return Evaluation(
-        experiment=model.card.experiment,
-        seed=model.card.seed,
+        experiment=card.experiment,
+        seed=card.seed,
         split=split,
+        data=name,
         images=len(labels),
-        epoch=model.card.epoch,
-        step=model.card.step,
-        loss=loss,
-        accuracy=accuracy,
-        loss_plain=loss_plain,
-        accuracy_plain=accuracy_plain,
+        epoch=card.epoch,
+        step=card.step,
+        scores=score(outputs, labels, model.classes),
     )
 
 
@@ -88,9 +167,8 @@ def quick_accuracy(model: Classifier) -> float | None:
     The result is None if the model has other classes or another image size, or if CIFAR-10 is not
     on this machine.
     """
-    prepared = cifar10.folder(data.default_data_dir()).exists()
     is_cifar = model.classes == cifar10.CLASSES and model.image_shape == models.IMAGE_SHAPE
-    if not is_cifar or not prepared:
+    if not is_cifar or not data.is_local("cifar10"):
         return None
     test = data.load("cifar10").test
     return loss_and_accuracy(model.logits(test.images[:1000]), test.labels[:1000])[1]
@@ -99,16 +177,18 @@ def quick_accuracy(model: Classifier) -> float | None:
 def _dataset_name(path: Path, model: Classifier) -> str:
     """Return the name of the data set to load.
 
-    If the data set is a folder of images, `path` must be a run folder. An export does not store the
+    If the data set is a folder or file, `path` must be a run folder. An export does not store the
     path of the images.
     """
     if path.is_dir():
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"
-    if name.startswith("folder:"):
+    kind = name.partition(":")[0]
+    if kind in FILE_KINDS:
+        what, form = ("a file", "npz:FILE") if kind == "npz" else ("a folder", "folder:PATH")
         raise UserError(
-            f"{path} was trained on a folder of images, and an export does not say where that "
-            "folder is: add --set data.dataset=folder:PATH"
+            f"{path} was trained on {what} of images, and an export does not say where that "
+            f"{what.partition(' ')[2]} is: add --set data.dataset={form}"
         )
     return name
 
@@ -128,8 +208,8 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
         return
     if split != "test" or card.content != dataset.content:
         remedy = "Set TFDS_DATA_DIR to the data folder that was used in training."
-        if dataset.name.startswith("folder:"):
-            remedy = "Name the folder of the training images with --set data.dataset=folder:PATH."
+        if dataset.name.partition(":")[0] in FILE_KINDS:
+            remedy = "Name the training images with --set data.dataset=folder:PATH or npz:FILE."
         raise UserError(
             f"{path} was trained on other images of {card.name}, or on the same images in another "
             f"order. {remedy}"
@@ -152,10 +232,18 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
     return validation
 
 
-def _compute(model: Classifier, images: np.ndarray) -> Outputs:
-    """Compute the logits of images on one device, even if there are several devices."""
+def compile_outputs(model: Classifier, images: np.ndarray) -> Callable[[np.ndarray], Outputs]:
+    """Return a function from images to logits with the run's test-time augmentation.
+
+    The function uses one device, even if there are several. It takes any number of images, and it
+    is compiled only once.
+
+    Args:
+      model: the trained model.
+      images: uint8 `[N, H, W, 3]`, images that the function is called with.
+    """
     if not isinstance(model, TrainedNetwork):
-        return model.outputs(images, model.tta)
+        return lambda images: model.outputs(images, model.tta)
     logits_of = compile_logits(
         model.module,
         model.variables,
@@ -166,4 +254,4 @@ def _compute(model: Classifier, images: np.ndarray) -> Outputs:
         precision=model.card.precision,
         tta=model.tta,
     )
-    return logits_of(model.variables)
+    return lambda images: logits_of(model.variables, images)

@@ -4,8 +4,7 @@
     stablehlo     a program of `jax.export` for cpu, cuda and tpu, followed by a zip archive with
                   the model card. `jax.export.deserialize` and `unzip` both read the file.
     torch         the weights under PyTorch's names, as a safetensors file with the model card
-    onnx          a program with input `images` and output `logits`, with the model card in the
-                  metadata
+    onnx          a program with input `images` and output `logits`; the metadata has the model card
 
 The programs of stablehlo and onnx work without this package. They normalize uint8 images
 [N, H, W, 3], for any N, and return float32 logits [N, classes]. H and W are those of the training
@@ -32,8 +31,8 @@ from cifar_jax import models, ops
 from cifar_jax.errors import UserError, one_line
 from cifar_jax.files import write_bytes
 from cifar_jax.inference import onnx_files, torch_names
+from cifar_jax.inference.file_kinds import describe_other_file, is_safetensors, is_torch_file
 from cifar_jax.inference.model import Classifier, TrainedNetwork
-from cifar_jax.inference.state_dict import is_torch_file
 from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
 from cifar_jax.runtime import hidden_stderr
@@ -125,8 +124,8 @@ def load(path: Path, custom: models.CustomModel | None = None) -> Classifier:
     return TrainedNetwork(*_read_safetensors(path), path, custom)
 
 
-def weights(path: Path) -> dict[str, Any]:
-    """Return the variables in a safetensors file of any network.
+def weights(path: Path) -> tuple[ModelCard, dict[str, Any]]:
+    """Return the model card and the variables in a safetensors file of any network.
 
     Raises:
       UserError: the file has another format or is damaged.
@@ -136,7 +135,7 @@ def weights(path: Path) -> dict[str, Any]:
             f"{path} is a StableHLO file, whose weights cannot be read: use a run folder or a "
             "safetensors file"
         )
-    return _read_safetensors(path)[1]
+    return _read_safetensors(path)
 
 
 def _is_stablehlo(path: Path) -> bool:
@@ -146,13 +145,14 @@ def _is_stablehlo(path: Path) -> bool:
             f"{path} is an ONNX file, which cifar-jax cannot read: run it with onnxruntime, or "
             "export the run with --to stablehlo"
         )
-    if is_torch_file(path):
+    kind = describe_other_file(path)
+    if is_torch_file(path) or (path.suffix in (".pt", ".pth") and not kind):
         raise UserError(f"{path} is a PyTorch file: convert it with `cifar-jax import-torch`")
-    with path.open("rb") as file:
-        start = file.read(9)
+    if kind:
+        raise UserError(f"{path} is {kind}")
     if zipfile.is_zipfile(path):
         return True
-    if start[8:] != b"{":  # A safetensors file begins with 8 bytes of size and a JSON object.
+    if not is_safetensors(path):
         raise UserError(
             f"{path} cannot be read: it is damaged, or it is not a safetensors or stablehlo file "
             "of `cifar-jax export`"

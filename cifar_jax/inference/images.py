@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cifar_jax.data.images import DEFAULT_TARGET, Target, is_image, read_image, walk
+from cifar_jax.data.progress import reason
 from cifar_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,4 +124,7 @@ def _to_pixels(image: Any, index: int, white: int | None, target: Target) -> np.
         raise UserError(
             f"{name} must be a path, a Pillow image or an array, not of type {type(image).__name__}"
         )
-    return read_image(image, name, white, target)
+    try:
+        return read_image(image, name, white, target)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now.
+        raise UserError(f"{name} is a damaged image ({reason(error)})") from error

@@ -1,19 +1,20 @@
 """Load a trained model from a run folder, an export, or the package."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
-from cifar_jax.config import Config
+from cifar_jax.config import Config, Model
 from cifar_jax.errors import UserError
 from cifar_jax.files import local_path
 from cifar_jax.inference import exports
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import existing_run_folder
-from cifar_jax.runs.schemas import ModelCard, Result, SavedState
+from cifar_jax.runs.schemas import ModelCard, NetworkCard, Result, SavedState
+from cifar_jax.training.freezing import Pretrained
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
 """Folder of small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
@@ -27,7 +28,7 @@ def load(
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. From a
         run folder, only the weights of one checkpoint are read.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package. Code in a run folder is
         never executed.
 
@@ -46,27 +47,51 @@ def load(
     return exports.load(file, custom)
 
 
-def weights(path: str | Path) -> dict[str, Any]:
-    """Return the variables of a trained model with any network.
+def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
+    """Return the variables and the classes of a trained model with any network.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
+      model: settings of the network that starts from the variables.
 
     Raises:
       UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
-        variables.
+        variables; or `model` is the same network with other options.
     """
     path = local_path(path)
-    return read_run(path)[1] if path.is_dir() else exports.weights(_find_file(path))
+    card, variables = read_run(path) if path.is_dir() else exports.weights(_find_file(path))
+    if model and model.name == card.model.name and model.name in models.MODELS:
+        _check_options(card.model, model, path)
+    return Pretrained(variables, tuple(card.classes))
 
 
-def weights_loader(config: Config) -> Callable[[], Mapping[str, Any]] | None:
-    """Return a function that loads the variables named by the setting `train.init_from`.
+def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
+    """Raise if two networks have the same layers but compute something else.
+
+    The shapes of the weights do not show, for example, the pooling after the first layer.
+    """
+    before, now = (
+        models.create(network.name, pooling=network.pooling, **network.arguments)
+        for network in (trained, wanted)
+    )
+    for option in ("pooling", *sorted(trained.arguments | wanted.arguments)):
+        had, has = getattr(before, option, None), getattr(now, option, None)
+        if had != has:
+            name = option if option == "pooling" else f"arguments[{option!r}]"
+            raise UserError(
+                f"the weights of train.init_from={path} were trained with {option} {had}, but "
+                f"this network has {option} {has}: set {name} of Model(...) in the experiment "
+                "file to the same value"
+            )
+
+
+def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
+    """Return a function that loads the trained network named by the setting `train.init_from`.
 
     Return None if the setting is None.
     """
     source = config.train.init_from
-    return None if source is None else partial(weights, source)
+    return None if source is None else partial(pretrained, source, config.model)
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:

@@ -17,9 +17,10 @@ from cifar_jax import models
 from cifar_jax.data import Target, pipeline
 from cifar_jax.errors import UserError
 from cifar_jax.inference.images import to_batch
+from cifar_jax.logits import softmax
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import ModelCard
-from cifar_jax.training.evaluation import TTA, Outputs, apply_tta, scale_count, softmax
+from cifar_jax.training.evaluation import TTA, Outputs, apply_tta, scale_count
 
 if TYPE_CHECKING:
     from PIL.Image import Image

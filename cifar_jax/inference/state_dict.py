@@ -4,10 +4,11 @@ import pickle
 import re
 import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,38 +16,54 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from cifar_jax.errors import UserError
+from cifar_jax.inference.file_kinds import describe_other_file, is_safetensors
 
 _SAVE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _USUAL_KEYS = {"state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"}
 """Keys under which training scripts store the state dict of the model."""
-_PREFIXES = re.compile(r"^((module|_orig_mod|model|net|backbone)\.)+")
-"""Prefixes of names that DataParallel, torch.compile, Lightning and similar wrappers add."""
-_COUNTERS = re.compile(r"(.*\.)?num_batches_tracked|n_averaged")
-_OLDER_FORMAT = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
-"""First bytes of a file that `torch.save` wrote in its older format, which is not a zip file."""
+_WRAPPERS = re.compile(
+    r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
+"""Parts of names that DataParallel, torch.compile, FSDP and checkpointing add."""
+_COUNTERS = re.compile(r"(.*\.)?(num_batches_tracked|n_averaged)")
 _MAX_CLASSES = 100
 """Largest number of classes in one file that may be replaced by placeholders."""
+_MAX_DEPTH = 5
+"""Largest number of keys that may lead to a state dict."""
 
 
-def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+class StateDict(NamedTuple):
+    """The tensors of a network, by name."""
+
+    tensors: dict[str, np.ndarray]
+    key: str
+    """Keys of the file that lead to the state dict, such as `ckpt.model`. Empty: no keys."""
+    others: tuple[str, ...]
+    """Keys of other state dicts in the file, which are ignored."""
+
+
+def read_state_dict(path: Path) -> StateDict:
     """Return the tensors in a safetensors file or in a file of `torch.save`, by name.
 
-    The state dict may be nested in other dicts. The file may also contain an optimizer, a scheduler
-    or other objects, which are ignored. No code in the file is executed. Prefixes such as `module.`
-    are removed from the names. Counters such as `num_batches_tracked` are left out. Floating-point
-    tensors are converted to float32.
+    The state dict may be nested in dicts and lists. The file may also contain an optimizer, a
+    scheduler or other objects, which are ignored. No code in the file is executed. Parts of names
+    that wrappers such as DataParallel add are removed. Counters such as `num_batches_tracked` are
+    left out. Floating-point tensors are converted to float32.
 
     Raises:
       UserError: the file is damaged or contains no state dict, two tensors have the same name
-        without prefixes, a weight is NaN or infinite, or reading the file needs PyTorch 2.6 or
-        newer, which is not installed.
+        without wrappers, or reading the file needs PyTorch 2.6 or newer, which is not installed.
     """
-    tensors = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: name the file with the weights in it")
+    if kind := describe_other_file(path):
+        raise UserError(f"{path} is {kind}")
+    found = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
     arrays: dict[str, np.ndarray] = {}
-    for key, array in tensors.items():
-        if _COUNTERS.fullmatch(key):
+    for key, array in found.tensors.items():
+        name = _WRAPPERS.sub("", key)
+        if _COUNTERS.fullmatch(name):
             continue
-        name = _PREFIXES.sub("", key)
         if name in arrays:
             raise UserError(
                 f"{path} holds several networks, because {name} occurs under several prefixes, "
@@ -54,49 +71,32 @@ def read_state_dict(path: Path) -> dict[str, np.ndarray]:
             )
         if jnp.issubdtype(array.dtype, jnp.floating):
             array = array.astype(np.float32)
-        if not np.isfinite(array).all():
-            raise UserError(
-                f"{path} has NaN or infinite values in {key}, so its training diverged: import an "
-                "earlier checkpoint"
-            )
         arrays[name] = array
-    return arrays
-
-
-def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins like a safetensors file: an 8-byte size and a JSON object."""
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"
-
-
-def is_torch_file(path: Path) -> bool:
-    """Return whether a file has the content or the file name of a PyTorch file."""
-    with path.open("rb") as file:
-        if file.read(len(_OLDER_FORMAT)) == _OLDER_FORMAT or path.suffix in (".pt", ".pth"):
-            return True
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/data.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError):
-        return False
+    return found._replace(tensors=arrays)
 
 
 def summarize_keys(mapping: Mapping[Any, Any]) -> str:
-    """Return one line with the first five keys of a mapping and the number of remaining keys."""
-    first = ", ".join(f"`{key}`" for key in list(mapping)[:5])
-    return f"{first} and {len(mapping) - 5} more" if len(mapping) > 5 else first
+    """Return one line with the first three and the last two keys, and the number of keys."""
+    keys = ["".join(c if c.isprintable() else "?" for c in f"`{key}`") for key in mapping]
+    if len(keys) <= 5:
+        return ", ".join(keys)
+    return f"{', '.join(keys[:3])}, …, {', '.join(keys[-2:])} ({len(keys):,} in all)"
 
 
-def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(path: Path) -> StateDict:
     try:
-        return load_file(path)
+        return StateDict(load_file(path), "", ())
+    except AttributeError as error:  # NumPy lacks the type, such as float8.
+        raise UserError(
+            f"{path} holds weights of a type that cannot be read ({error}): save them as float32"
+        ) from None
     except (SafetensorError, ValueError, TypeError, KeyError):
         raise UserError(
             f"{path} is a damaged safetensors file: save or download it again"
         ) from None
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _read_torch(path: Path) -> StateDict:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
@@ -110,17 +110,38 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"reading {path} needs PyTorch 2.6 or newer, and this is {torch.__version__}: "
             "pip install -U 'cifar-jax[torch]'"
         )
+    _check_sums(path)
     content = _load(torch, path)
-    tensors = _find_state_dict(content, torch.Tensor, path)
-    arrays = {}
+    found = _find_state_dict(content, torch.Tensor, path)
+    arrays: dict[str, np.ndarray] = {}
+    tensors: dict[str, Any] = dict(found.tensors)
     for key, tensor in tensors.items():
+        if tensor.is_quantized:
+            raise UserError(
+                f"{path} holds a quantized tensor as {key}: save the weights of the network before "
+                "its quantization"
+            )
         try:
             array = tensor.float() if tensor.is_floating_point() else tensor
-            arrays[key] = array.detach().numpy()
-        except (RuntimeError, TypeError) as error:  # The tensor is sparse, quantized or on "meta".
+            arrays[key] = array.detach().to_dense().resolve_conj().resolve_neg().numpy()
+        except (RuntimeError, TypeError) as error:  # The tensor is on "meta", for example.
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path} holds no plain array as {key}: {reason}") from None
-    return arrays
+    return found._replace(tensors=arrays)
+
+
+def _check_sums(path: Path) -> None:
+    """Raise if a file of `torch.save` was changed. PyTorch does not compare the check sums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error, EOFError):
+        return  # `torch.load` explains the damage, or the file has the older format.
+    if damaged:
+        raise UserError(
+            f"{path} is damaged: the check sum of {damaged} is wrong. Download or copy it again. "
+            "If it was saved without check sums, save the weights as safetensors."
+        )
 
 
 class _Placeholder:
@@ -165,15 +186,18 @@ def _load(torch: Any, path: Path) -> Any:
             elif filled:
                 name, base = filled[1], _DictPlaceholder
             else:
-                raise _explain(error, path) from None
+                raise _explain(error, path, [*classes]) from None
             if issubclass(classes.get(name, object), base) or len(classes) > _MAX_CLASSES:
-                raise _explain(error, path) from None
+                raise _explain(error, path, [*classes]) from None
             module, _, short = name.rpartition(".")
             classes[name] = type(short, (base,), {"__module__": module})
 
 
-def _explain(error: Exception, path: Path) -> UserError:
-    """Return a message for an error of `torch.load`."""
+def _explain(error: Exception, path: Path, replaced: Sequence[str]) -> UserError:
+    """Return a message for an error of `torch.load`.
+
+    `replaced` names the classes that placeholders replaced.
+    """
     text = str(error)
     if unsafe := re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+\.\w+)'>", text):
         kind = unsafe[1] or unsafe[2]
@@ -186,6 +210,8 @@ def _explain(error: Exception, path: Path) -> UserError:
         what = "is a TorchScript program"
     elif isinstance(error, pickle.UnpicklingError) and "Unsupported operand" in text:
         what = "was saved with a pickle_protocol that PyTorch does not read safely"
+    elif replaced:
+        what = f"cannot be read: it is damaged, or it needs the class {replaced[-1]}"
     else:
         return UserError(
             f"{path} cannot be read: it is damaged, or it is not a file of torch.save or "
@@ -194,12 +220,13 @@ def _explain(error: Exception, path: Path) -> UserError:
     return UserError(f"{path} {what}. {_SAVE}")
 
 
-def _find_state_dict(content: Any, tensor: type, path: Path) -> dict[str, Any]:
+def _find_state_dict(content: Any, tensor: type, path: Path) -> StateDict:
     """Return the state dict in `content`. `content` itself may be the state dict."""
     found = dict(_state_dicts(content, tensor))
     names = [keys for keys in found if _USUAL_KEYS.issuperset(keys)] or list(found)
     if len(names) == 1:
-        return found[names[0]]
+        others = tuple(".".join(keys) for keys in found if keys != names[0])
+        return StateDict(found[names[0]], ".".join(names[0]), others)
     if names:
         keys = ", ".join(".".join(name) for name in names)
         raise UserError(f"{path} holds several state dicts, under the keys {keys}. {_SAVE}")
@@ -214,10 +241,8 @@ def _find_state_dict(content: Any, tensor: type, path: Path) -> dict[str, Any]:
         for key, value in content.items()
         if isinstance(value, _Placeholder) and key in _USUAL_KEYS
     ]
-    raise UserError(
-        f"{path} holds no state dict; its keys are {summarize_keys(content)}"
-        f"{''.join(objects)}. {_SAVE}"
-    )
+    keys = f"its keys are {summarize_keys(content)}" if content else "it is empty"
+    raise UserError(f"{path} holds no state dict; {keys}{''.join(objects)}. {_SAVE}")
 
 
 def _name(placeholder: _Placeholder) -> str:
@@ -227,8 +252,10 @@ def _name(placeholder: _Placeholder) -> str:
 def _state_dicts(
     content: Any, tensor: type, keys: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
-    """Yield each state dict in nested dicts, with the keys that lead to it."""
-    if not isinstance(content, Mapping) or len(keys) > 3:
+    """Yield each state dict in nested dicts and lists, with the keys that lead to it."""
+    if isinstance(content, list | tuple):
+        content = dict(enumerate(content))
+    if not isinstance(content, Mapping) or len(keys) > _MAX_DEPTH:
         return
     tensors = {str(k): value for k, value in content.items() if isinstance(value, tensor)}
     # A loss has only a vector of weights for the classes. A network has at least one matrix.

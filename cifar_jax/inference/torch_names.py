@@ -71,23 +71,28 @@ def from_torch(
     Args:
       model: name of the network.
       tensors: the state dict, without the counters `num_batches_tracked`.
-      shapes: the variables or their shapes; only the names are used.
+      shapes: the variables of the network, or their shapes.
       file: name of the file in error messages.
 
     Raises:
-      UserError: the state dict belongs to another network.
+      UserError: a tensor is missing or unexpected, or has another shape or type, or the values do
+        not come from training.
     """
+    expected: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
     # Use the spelling with the most matching names. Error messages use the same spelling.
-    spellings = _spellings(model, list(flatten_dict(shapes)))
+    spellings = _spellings(model, list(expected))
     names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
     scales = _unit_scales(names)
     missing = [name for name in names.values() if name not in tensors]
     extra = sorted(tensors.keys() - {*names.values(), *scales})
     if missing or extra:
         what = f"lacks `{missing[0]}`" if missing else f"has an unexpected `{extra[0]}`"
+        advice = "Choose the --model that was trained."
+        if not extra and all("running_" in name for name in missing):
+            advice = "Save model.state_dict(), which holds the statistics of BatchNorm."
         raise UserError(
-            f"{file} does not hold the weights of this --model: it {what}. It contains "
-            f"{summarize_keys(tensors)}. Choose the --model that was trained."
+            f"{file} does not hold the weights of {model}: it {what}. It contains "
+            f"{summarize_keys(tensors)}. {advice}"
         )
     for scale in scales:
         if scale in tensors and (tensors[scale] != 1).any():
@@ -98,24 +103,59 @@ def from_torch(
     variables = {}
     for path, name in names.items():
         array = tensors[name]
+        _check_tensor(name, array, _torch_shape(expected[path].shape), model, file)
         if array.ndim == 4:  # OIHW to HWIO
             array = array.transpose(2, 3, 1, 0)
         elif array.ndim == 2:
             if channels := _flattened_channels(model, path):
                 side = round((array.shape[1] / channels) ** 0.5)
-                if channels * side**2 == array.shape[1]:
-                    array = array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
+                array = array.reshape(-1, channels, side, side).transpose(0, 2, 3, 1)
             array = array.reshape(len(array), -1).T
         variables[path] = np.ascontiguousarray(array)
     return {"batch_stats": {}} | unflatten_dict(variables)
 
 
-def last_layers(model: str, shapes: Any) -> list[str]:
-    """Return the names that the last layer of a network may have in PyTorch."""
-    layer = "fc" if "fc" in shapes["params"] else "fc3"
-    spellings = _spellings(model, [("params", layer, "kernel")])
-    names = [name.removesuffix(".weight") for names in spellings for name in names.values()]
-    return list(dict.fromkeys(names))
+def last_layers(model: str) -> tuple[str, ...]:
+    """Return the names that the last layer of a network of the package may have in PyTorch."""
+    if model in RESNETS:
+        return "linear", "fc"
+    return ("fc",) if model in ("resnet10-separable", "speednet") else ("fc3",)
+
+
+def _check_tensor(
+    name: str, array: np.ndarray, shape: tuple[int, ...], model: str, file: Path
+) -> None:
+    """Raise if a tensor has another shape or type than the network, or values without training."""
+    if array.shape != shape:
+        advice = "Check --model and --image-size."
+        if model in RESNETS:
+            advice = (
+                f"Only a {model} with a 3×3 first convolution and the usual widths can be imported."
+            )
+        raise UserError(
+            f"{file} holds another network than {model}: {name} is {list(array.shape)}, and "
+            f"{model} needs {list(shape)}. {advice}"
+        )
+    if array.dtype != np.float32:
+        raise UserError(
+            f"{file} holds {name} as {array.dtype}, not as floating-point numbers: save the "
+            "weights of the network before its quantization or conversion"
+        )
+    if not np.isfinite(array).all():
+        raise UserError(
+            f"{file} has NaN or infinite values in {name}, so its training diverged: import an "
+            "earlier checkpoint"
+        )
+    if name.endswith("running_var") and array.min() < 0:
+        raise UserError(
+            f"{file} has a negative variance in {name}, so it is damaged or its weights were "
+            "averaged in a wrong way: import another checkpoint"
+        )
+    if array.ndim > 1 and not array.any():
+        raise UserError(
+            f"{file} has only zeros in {name}, so it holds no trained weights: import another "
+            "checkpoint"
+        )
 
 
 def _spellings(model: str, paths: _Paths) -> list[_Names]:
@@ -150,6 +190,11 @@ def _unit_scales(names: _Names) -> list[str]:
         for path, name in names.items()
         if path[-1] == "mean" and ("params", *path[1:-1], "scale") not in names
     ]
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return PyTorch's shape of a Flax array: the axes of `to_torch`."""
+    return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 
 def _flattened_channels(model: str, path: tuple[str, ...]) -> int | None:

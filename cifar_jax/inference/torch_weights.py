@@ -1,6 +1,7 @@
 """Import the weights of a PyTorch network as a run folder."""
 
 import json
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,6 +30,20 @@ CIFAR10_MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
 
+_PREFIXES = re.compile(r"^((model|net|backbone)\.)+")
+"""Prefixes of names that training scripts often use."""
+
+
+class Imported(NamedTuple):
+    """An imported network."""
+
+    network: TrainedNetwork
+    key: str
+    """Keys of the file that lead to the state dict. Empty: no keys."""
+    ignored: tuple[str, ...]
+    """What the file holds next to the network: other state dicts and other tensors."""
+
+
 class _State(NamedTuple):
     """A training state with weights only, as a checkpoint stores it."""
 
@@ -48,8 +63,8 @@ def import_torch(
     std: Sequence[float] | None = None,
     stem_pool: bool = False,
     image_size: int | None = None,
-) -> TrainedNetwork:
-    """Convert a PyTorch state dict to a run folder, and return the network.
+) -> Imported:
+    """Convert a PyTorch state dict to a run folder.
 
     If the file is from `cifar-jax export --to torch`, its model card has the defaults of the
     arguments below.
@@ -75,33 +90,35 @@ def import_torch(
         raise UserError(f"--model must be {', '.join(models.MODELS)}, not {name!r}")
     if folder.exists():
         raise UserError(f"{folder} already exists: choose another --workdir")
-    tensors = _without_prefix(read_state_dict(file))
-    origin = exported_card(file)
+    found, origin = read_state_dict(file), exported_card(file)
     if origin and origin.model.name != name:
         raise UserError(f"{file} is a {origin.model.name}: add --model {origin.model.name}")
-    last = torch_names.last_layers(name, models.variable_shapes(models.create(name)))
-    heads = [tensors[f"{layer}.weight"] for layer in last if f"{layer}.weight" in tensors]
-    if not heads or heads[0].ndim != 2:
-        source = " of pytorch-cifar or torchvision" if name in torch_names.RESNETS else ""
-        raise UserError(
-            f"{file} has no last layer {' or '.join(f'`{layer}`' for layer in last)}, so it is not "
-            f"a {name}{source}; it holds {summarize_keys(tensors)}"
-        )
-    (head, *_) = heads
+    last_layers = torch_names.last_layers(name)
+    tensors, ignored = _select_network(found.tensors, name, last_layers, file)
+    names = (f"{layer}.{leaf}" for layer in last_layers for leaf in ("bias", "weight"))
+    head = next(tensors[name] for name in names if name in tensors)
+    if (outputs := len(head) if head.ndim else 1) < 2:
+        raise UserError(f"{file} has {counted(outputs, 'output')}: a classifier needs at least two")
+    inherited: dict[str, Any] = {"precision": "float32"}
+    network_card = NetworkCard(name=name, num_classes=outputs)
     if origin:
+        network_card = origin.model
+        kept = ("precision", "center_crop", "white", "tta")
+        inherited = {field: value for field, value in dump(origin).items() if field in kept}
         classes, mean, std = classes or origin.classes, mean or origin.mean, std or origin.std
         image_size = image_size or origin.input_shape[0]
     mean, std = mean or CIFAR10_MEAN, std or CIFAR10_STD
     image_size = image_size or models.IMAGE_SHAPE[0]
-    inherited = {"precision": "float32"}
-    if origin:
-        kept = ("precision", "center_crop", "white", "tta")
-        inherited = {name: value for name, value in dump(origin).items() if name in kept}
+    arguments = network_card.arguments | ({"stem_pool": True} if stem_pool else {})
+    options = {"dropout": network_card.dropout, "pooling": network_card.pooling}
+    module = models.create(name, num_classes=outputs, **options, **arguments)
+    shapes = models.variable_shapes(module, image_size)
+    variables = torch_names.from_torch(name, tensors, shapes, file)
     named = f"--classes names {len(classes)}" if classes else "their names are unknown"
     classes = tuple(classes or cifar10.CLASSES)
-    if len(head) != len(classes):
+    if outputs != len(classes):
         raise UserError(
-            f"{file} has {counted(len(head), 'class', 'classes')}, but {named}: give {len(head)} "
+            f"{file} has {counted(outputs, 'class', 'classes')}, but {named}: give {outputs} "
             "names with --classes"
         )
     for option, values, allowed in (
@@ -114,11 +131,6 @@ def import_torch(
                 f"{option} must be three numbers {sign} 0 and <= 1, one for each color channel, "
                 f"not {', '.join(f'{value:g}' for value in values)}"
             )
-    network_card = origin.model if origin else NetworkCard(name=name, num_classes=len(classes))
-    arguments = network_card.arguments | ({"stem_pool": True} if stem_pool else {})
-    options = {"dropout": network_card.dropout, "pooling": network_card.pooling}
-    module = models.create(name, num_classes=len(classes), **options, **arguments)
-    shapes = models.variable_shapes(module, image_size)
     experiment = f"{name}-imported"
     card = parse(
         {
@@ -136,7 +148,6 @@ def import_torch(
         ModelCard,
         "--classes, --mean and --std",
     )
-    variables = torch_names.from_torch(name, tensors, shapes, file)
     network = TrainedNetwork(card, variables, file)
     model = Model(name=name, arguments=dict(arguments), **options)
     config = Config(model=model, epochs=1, batch_size=128, optimizer=Optimizer())
@@ -153,7 +164,8 @@ def import_torch(
             state = _State(zero, zero, variables["params"], variables["batch_stats"])
             checkpoints.save(state, end_of_epoch=True)
         draft.rename(folder)
-    return network
+    others = (f"the state dict {key}" for key in found.others)
+    return Imported(network, found.key, (*others, *ignored))
 
 
 def exported_card(file: Path) -> ModelCard | None:
@@ -172,10 +184,38 @@ def exported_card(file: Path) -> ModelCard | None:
         raise UserError(f"{file} has a damaged model card: export the model again") from None
 
 
-def _without_prefix(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Remove a prefix such as `encoder.` if all names begin with it."""
-    stems = [name for name in tensors if name.endswith("conv1.weight")]
-    prefix = min(stems, key=len, default="").removesuffix("conv1.weight")
-    if not all(name.startswith(prefix) for name in tensors):
-        return dict(tensors)
-    return {name.removeprefix(prefix): array for name, array in tensors.items()}
+def _select_network(
+    tensors: Mapping[str, np.ndarray], model: str, last_layers: Sequence[str], file: Path
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the tensors of the network without their prefix, and the names of all other tensors.
+
+    A training script may store a loss, a metric or a normalization layer next to the network.
+    """
+    stems = [name.removesuffix("conv1.weight") for name in tensors if name.endswith("conv1.weight")]
+    prefixes = [
+        stem for stem in stems if any(f"{stem}{last}.weight" in tensors for last in last_layers)
+    ]
+    if len(prefixes) > 1:
+        names = ", ".join(f"`{prefix}conv1.weight`" for prefix in prefixes)
+        raise UserError(
+            f"{file} holds several networks, with the first layers {names}: save the weights of "
+            "one of them"
+        )
+    if prefixes:
+        (prefix,) = prefixes
+        selected = {
+            name.removeprefix(prefix): array
+            for name, array in tensors.items()
+            if name.startswith(prefix)
+        }
+        return selected, [name for name in tensors if not name.startswith(prefix)]
+    # The last layer may have another prefix than the other layers, as in `backbone.` and `fc.`.
+    shortened = {_PREFIXES.sub("", name): array for name, array in tensors.items()}
+    if len(shortened) < len(tensors) or not any(f"{n}.weight" in shortened for n in last_layers):
+        source = " of pytorch-cifar or torchvision" if model in torch_names.RESNETS else ""
+        raise UserError(
+            f"{file} has no last layer {' or '.join(f'`{layer}`' for layer in last_layers)} next "
+            f"to a first layer `conv1`, so it is not a {model}{source}; it holds "
+            f"{summarize_keys(tensors)}"
+        )
+    return shortened, []

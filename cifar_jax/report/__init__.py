@@ -1,4 +1,4 @@
-"""Report the results of run folders and records as tables and a figure. JAX is not imported.
+"""Report the results of run folders and records as tables and figures. JAX is not imported.
 
 groups.py      runs that differ only in their seeds
 recipes.py     pairs of better recipes and the paper's experiments, and other people's results
@@ -6,11 +6,21 @@ table.py       the text of a table's cells
 terminal.py    the tables on a terminal
 markdown.py    the tables in report.md and in the README
 plots.py       the figure of accuracy by epoch
+html.py        the report page, report.html, from templates/
+views.py       the figures of the page about the answers of the networks
+charts.py      the line charts of the page
+curves.py      metrics by epoch, and their mean over the seeds
+answers.py     the answers of the networks for the validation and test images
+confusion.py   which classes a network confuses
+calibration.py whether the probabilities of a network are right
+pictures.py    the pictures of the page
+compare.py     the difference between two groups of runs
 readme.py      the README's tables and figure, from the records in results/
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,19 +38,24 @@ __all__ = ["SeedGroup", "collect", "read_runs", "readme_is_current", "report", "
 
 
 def report(
-    paths: Sequence[Path] = (), *, folder: Path | None = None, console: Console | None = None
-) -> Path | None:
-    """Print the tables of runs, and write report.md and its figure.
+    paths: Sequence[Path] = (),
+    *,
+    folder: Path | None = None,
+    pictures: bool = True,
+    console: Console | None = None,
+) -> list[Path]:
+    """Print the tables of runs, and write report.html, report.md and the figure of report.md.
 
     Args:
       paths: run folders, folders that contain run folders at any depth, records (`*.json`), or
         folders of records. The default is the folder `runs`.
-      folder: folder for report.md and its figure. None: the only path in `paths`, if it is a folder
-        but not a run folder; otherwise nothing is written.
+      folder: folder for the files. None: the only path in `paths` if it is a folder, otherwise the
+        folder that contains all paths.
+      pictures: whether report.html shows pictures of the surest mistakes.
       console: rich console to print to. None: standard output.
 
     Returns:
-      The path of report.md, or None if it was not written.
+      The paths of report.html and report.md. Empty if there are no runs.
 
     Raises:
       UserError: a path contains no run, a run cannot be read, or `folder` is a file.
@@ -52,26 +67,29 @@ def report(
     runs = read_runs(paths)
     groups = collect(runs)
     terminal.show(groups, console)
-    folder = folder or _searched_folder(paths)
-    return _write(groups, folder) if runs and folder else None
+    return _write(groups, folder or _common_folder(paths), pictures=pictures) if runs else []
 
 
-def _write(groups: Sequence[SeedGroup], folder: Path) -> Path:
-    """Write report.md and report.svg to `folder`, and return the path of report.md."""
-    from cifar_jax.report import markdown, plots
+def _write(groups: Sequence[SeedGroup], folder: Path, *, pictures: bool) -> list[Path]:
+    """Write the files to `folder`, and return the paths of report.html and report.md."""
+    from cifar_jax.report import html, markdown, plots
 
+    page = html.page(groups, pictures=pictures)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [group for group in groups if any(run.rows for run in group.runs)]
     if drawn:
         write_bytes(folder / "report.svg", plots.svg(drawn, "accuracy by epoch"))
-    path = folder / "report.md"
-    write_bytes(path, markdown.page(groups, "report.svg" if drawn else None).encode())
-    return path
+    text = markdown.page(groups, "report.svg" if drawn else None)
+    written = {"report.html": page, "report.md": text}
+    for name, content in written.items():
+        write_bytes(folder / name, content.encode())
+    return [folder / name for name in written]
 
 
-def _searched_folder(paths: Sequence[Path]) -> Path | None:
-    """Return the only path in `paths` if it is a folder but not a run folder; otherwise None."""
-    if len(paths) > 1:
-        return None
-    path = paths[0] if paths else RUNS
-    return path if path.is_dir() and not (path / "config.json").exists() else None
+def _common_folder(paths: Sequence[Path]) -> Path:
+    """Return the deepest folder that contains all paths. A single folder is returned itself."""
+    folders = [path if path.is_dir() else path.parent for path in paths or [RUNS]]
+    if len(folders) == 1:
+        return folders[0]
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    return common.relative_to(Path.cwd()) if common.is_relative_to(Path.cwd()) else common

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from cifar_jax.errors import UserError, counted
 from cifar_jax.files import local_path
 from cifar_jax.report.groups import SeedGroup, collect, settings_text
+from cifar_jax.runs.outputs import read_outputs
 from cifar_jax.runs.reading import read_runs
-from cifar_jax.runs.records import read_outputs
 from cifar_jax.runs.run import RunRecord, experiments
 
 if TYPE_CHECKING:

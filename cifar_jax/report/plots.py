@@ -21,6 +21,7 @@ except OSError:
         "matplotlib finds no folder that it can write to: set MPLCONFIGDIR to such a folder"
     ) from None
 
+from cifar_jax.report.curves import Curve, curves, mean_curve
 from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.report.table import mean_std, progress
 
@@ -88,7 +89,7 @@ def draw(groups: Sequence[SeedGroup]) -> Figure:
 
 def _panel(axes: Axes, group: SeedGroup) -> None:
     for split, color in (("train", TRAIN), ("validation", VALIDATION)):
-        _lines(axes, _curves(group, f"{split}_accuracy"), color)
+        _lines(axes, curves(group, f"{split}_accuracy"), color)
     epochs = group.epochs or 1
     if group.reference:
         axes.axhline(group.reference.test_accuracy, color=INK, lw=0.9, ls=DASHED, zorder=1.5)
@@ -113,36 +114,12 @@ def _caption(group: SeedGroup) -> str:
     return (mean_std(group.measured()) or status) + paper
 
 
-Curve = dict[int, float]
-"""The value of a metric at each epoch."""
-
-
-def _curves(group: SeedGroup, name: str) -> list[Curve]:
-    """Return the curve of a metric for each run that has measured the metric."""
-    curves = [
-        {row.epoch: value for row in run.rows if (value := getattr(row, name)) is not None}
-        for run in group.runs
-    ]
-    return [curve for curve in curves if curve]
-
-
-def _mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean of the longest curves.
-
-    Shorter curves are left out, because the mean would jump at their last epoch.
-    """
-    last = max(max(curve) for curve in curves)
-    longest = [curve for curve in curves if max(curve) == last]
-    shared = sorted(set.intersection(*map(set, longest)))
-    return {epoch: statistics.fmean(curve[epoch] for curve in longest) for epoch in shared}
-
-
-def _lines(axes: Axes, curves: Sequence[Curve], color: str) -> None:
-    if not curves:
+def _lines(axes: Axes, measured: Sequence[Curve], color: str) -> None:
+    if not measured:
         return
-    if len(curves) > 1:
-        for curve in curves:
+    if len(measured) > 1:
+        for curve in measured:
             axes.plot(list(curve), list(curve.values()), color=color, lw=0.54, alpha=0.45)
-    mean = _mean_curve(curves)
+    mean = mean_curve(measured)
     marker = "o" if len(mean) <= _FEW_EPOCHS else None
     axes.plot(list(mean), list(mean.values()), color=color, lw=1.2, marker=marker, ms=4)

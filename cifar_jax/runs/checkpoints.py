@@ -49,8 +49,8 @@ class Checkpoints:
     Args:
       folder: the folder of the checkpoints, which the first save creates. If orbax cannot use its
         path, a UserError is raised.
-      keep: number of end-of-epoch checkpoints to keep. The newest checkpoint and the one with the
-        best validation accuracy are always kept.
+      keep: number of end-of-epoch checkpoints to keep. The newest checkpoint and the best one are
+        always kept.
     """
 
     def __init__(self, folder: Path, keep: int = 1) -> None:
@@ -146,10 +146,11 @@ class Checkpoints:
         return next(reversed(self.all()), None)
 
     def best(self) -> SavedState | None:
-        """Return the metadata of the checkpoint with the best validation accuracy.
+        """Return the metadata of the best checkpoint.
 
-        If several checkpoints are equally good, the latest is returned. The result is None if no
-        checkpoint has a validation accuracy.
+        The best checkpoint has the largest `score` in its field `extra`. A checkpoint without a
+        `score` is ranked by its validation accuracy. If several checkpoints are equally good, the
+        latest is returned. The result is None if no checkpoint has a validation accuracy.
         """
         return next(reversed(self._ranked()), None)
 
@@ -284,7 +285,11 @@ class Checkpoints:
     def _ranked(self) -> list[SavedState]:
         """Return the metadata of checkpoints that have a validation accuracy, the best last."""
         measured = [saved for saved in self.all() if saved.validation_accuracy is not None]
-        return sorted(measured, key=lambda saved: (saved.validation_accuracy, saved.number))
+
+        def key(saved: SavedState) -> tuple[float, int]:
+            return saved.extra.get("score", saved.validation_accuracy), saved.number
+
+        return sorted(measured, key=key)
 
     def _numbers(self) -> list[int]:
         return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdecimal())

@@ -6,7 +6,6 @@ Importing this module does not import JAX.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import shutil
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from cifar_jax import config as configs
 from cifar_jax.errors import UserError
-from cifar_jax.files import hide, write_bytes, write_json
+from cifar_jax.files import hide, write_arrays, write_bytes, write_json
 from cifar_jax.runs import schemas
 from cifar_jax.runs.lock import lock
 from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, RunIdentity, Session
@@ -41,6 +40,7 @@ class RunFolder:
         """Path of the copy of the experiment file. It exists if the file defines custom parts."""
         self.outputs = path / "outputs.npz"
         """Path of the logits and labels of a finished run."""
+        self._validation = path / "validation.npz"
         self._skipped = path / "skipped_images.txt"
         self._config = path / "config.json"
         self._card = path / "model.json"
@@ -106,14 +106,16 @@ class RunFolder:
         sessions = [*self.sessions(), session]
         write_json(self._sessions, [schemas.dump(entry) for entry in sessions])
 
+    def write_validation(self, logits: np.ndarray, labels: np.ndarray, epoch: int) -> None:
+        """Write the outputs for the validation images after an epoch of an unfinished run."""
+        arrays = {"validation_logits": logits, "validation_labels": labels, "epoch": epoch}
+        write_arrays(self._validation, arrays)
+
     def write_result(self, result: Result, outputs: Mapping[str, np.ndarray]) -> None:
         """Finish the run: write its logits and labels, then its result."""
-        import numpy as np  # Reports do not need this slow import.
-
-        file, arrays = io.BytesIO(), dict[str, Any](outputs)
-        np.savez_compressed(file, **arrays)
-        write_bytes(self.outputs, file.getvalue())
+        write_arrays(self.outputs, outputs, compress=True)
         write_json(self._result, schemas.dump(result))
+        self._validation.unlink(missing_ok=True)  # `outputs` contains the last validation.
 
     def extend(self, identity: RunIdentity) -> None:
         """Increase the number of epochs to that of `identity`, if `identity` has more epochs.
@@ -131,7 +133,7 @@ class RunFolder:
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
                 hide(path)
-        written = (self._card, self._sessions, self._metrics, self._skipped)
+        written = (self._card, self._sessions, self._metrics, self._skipped, self._validation)
         for path in (*written, self.log, self.code, self.outputs):
             path.unlink(missing_ok=True)
         for pattern in (".deleted-*", "damaged-*", "*.orbax-checkpoint-tmp*"):
@@ -216,11 +218,16 @@ def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
         owner.setdefault(setting["name"].rpartition(".")[2], setting["name"])
     last = {name: name.rpartition(".")[2] for name in changes}
     short = {name: part if owner.get(part) == name else name for name, part in last.items()}
-    text = ",".join(f"{short[name]}={value}" for name, value in changes.items())
+    text = ",".join(f"{short[name]}={_short(value)}" for name, value in changes.items())
     text = re.sub(r"[^\w.,=+@-]+", "-", text)
     if len(text) > 80:
         text = f"{text[:60]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return f"{experiment}@{text}"
+
+
+def _short(value: Any) -> str:
+    """Return a value without `.0`. Other values keep the text of existing folder names."""
+    return configs.as_text(value) if isinstance(value, float) else str(value)
 
 
 def _lines(rows: list[MetricsRow]) -> bytes:
@@ -242,7 +249,7 @@ def _check_place(path: Path) -> None:
 
 def _depends_on_epochs(settings: Mapping[str, Any]) -> str | None:
     """Return the name of a setting that depends on the number of epochs, or None."""
-    if settings["schedule.name"] not in ("constant", "plateau", "step"):
+    if settings["schedule.name"] not in ("constant", "plateau", "step", "milestones"):
         return f"the {settings['schedule.name']} schedule"
     if any(group.get("until") for group in settings["param_groups"]):
         return "param_groups (until)"
@@ -268,9 +275,10 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
         {"experiment": stored.experiment, "seed": stored.seed, **stored_settings},
         {"experiment": wanted.experiment, "seed": wanted.seed, **configs.identity(wanted.settings)},
     )
-    if all(str(name).startswith("folder:") for name in changes.get("data.dataset", ())):
-        # A folder of images may be moved or renamed. `check_images` compares the images later.
-        changes.pop("data.dataset", None)
+    kinds = [str(name).partition(":")[0] for name in changes.get("data.dataset", ())]
+    if kinds and kinds[0] == kinds[1] and kinds[0] in configs.FILE_KINDS:
+        # A folder or file may be moved or renamed. `check_images` compares the images later.
+        del changes["data.dataset"]
     if not changes:
         return False
     advice = "Choose another --workdir, or start over with --fresh."

@@ -66,8 +66,9 @@ def read_folder(path: Path) -> RunRecord | None:
     rows, _ = read_rows(path / "metrics.jsonl")
     if result_file.exists():
         result, outputs = read(result_file, Result), path / "outputs.npz"
-        return RunRecord.finished(path, result, rows, outputs if outputs.exists() else None)
+        return RunRecord.finished(path, result, rows, outputs if outputs.exists() else None, card)
     identity = read(path / "config.json", RunIdentity)
+    validation = path / "validation.npz"
     return RunRecord(
         path,
         identity.experiment,
@@ -79,4 +80,6 @@ def read_folder(path: Path) -> RunRecord | None:
         sessions=read_sessions(path / "env.json"),
         data_sha256=card.data.sha256 if card and card.data else None,
         data_official=card.data.official if card and card.data else None,
+        card=card,
+        validation=validation if validation.exists() else None,
     )

@@ -3,6 +3,7 @@
     NAME-seedN.json             the result, without the command lines of the sessions
     NAME-seedN.metrics.jsonl    one line per epoch
     NAME-seedN.outputs.npz      `test_logits` and `test_labels`
+    NAME-seedN.model.json       the model card; old records have none
 
 Anyone can reproduce a record: check out its commit and train its experiment. A run can therefore be
 recorded only if its settings equal those of the current experiment file, and if it used the
@@ -11,29 +12,19 @@ official images and committed code.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from cifar_jax import config
 from cifar_jax.errors import UserError, counted
-from cifar_jax.files import write_bytes, write_json
+from cifar_jax.files import write_arrays, write_bytes, write_json
+from cifar_jax.runs.outputs import Outputs, read_outputs
 from cifar_jax.runs.run import RunRecord, experiments
-from cifar_jax.runs.schemas import Result, dump, read, read_rows
+from cifar_jax.runs.schemas import ModelCard, Result, dump, read, read_rows
 
-if TYPE_CHECKING:
-    import numpy as np
-
-
-class Outputs(NamedTuple):
-    """The logits of a trained network for the test images, and the labels of these images."""
-
-    logits: np.ndarray
-    """Logits `[N, classes]`: float16 in the oldest records, otherwise float32."""
-    labels: np.ndarray
-    """Classes of the test images, `[N]`."""
+_CARD = ".model.json"
 
 
 def record(runs: Sequence[RunRecord], results: Path) -> list[Path]:
@@ -89,10 +80,11 @@ def check(run: RunRecord) -> Outputs:
                 f"{path} cannot be recorded: it was trained with uncommitted code ({commit}). "
                 "Commit the code, then train again with --fresh."
             )
-    if [row.epoch for row in run.rows] != list(range(1, run.epochs + 1)):
+    epochs = run.result.epochs  # With early stopping, the run has fewer epochs than its settings.
+    if [row.epoch for row in run.rows] != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} cannot be recorded: metrics.jsonl does not have one line for each of its "
-            f"{counted(run.epochs, 'epoch')}"
+            f"{counted(epochs, 'epoch')}"
         )
     if run.outputs is None:
         raise UserError(f"{path} cannot be recorded: it has no outputs.npz")
@@ -115,7 +107,8 @@ def read_records(folder: Path) -> list[RunRecord]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of records")
-    return [read_record(path) for path in sorted(folder.glob("*-seed*.json"))]
+    files = sorted(folder.glob("*-seed*.json"))
+    return [read_record(path) for path in files if not path.name.endswith(_CARD)]
 
 
 def read_record(path: Path) -> RunRecord:
@@ -124,43 +117,20 @@ def read_record(path: Path) -> RunRecord:
     Raises:
       UserError: the record cannot be read, or its metrics or outputs are missing.
     """
-    result = read(path, Result, "Restore it from a backup, or record the run again.")
+    remedy = "Restore it from a backup, or record the run again."
+    result = read(path, Result, remedy)
     metrics, outputs = path.with_suffix(".metrics.jsonl"), path.with_suffix(".outputs.npz")
     for file in (metrics, outputs):
         if not file.is_file():
-            raise UserError(
-                f"{file} is missing. Restore it from a backup, or record the run again."
-            )
+            raise UserError(f"{file} is missing. {remedy}")
     rows, unreadable = read_rows(metrics)
     if unreadable:
         raise UserError(
-            f"{metrics} is damaged: {counted(unreadable, 'line')} cannot be read. "
-            "Restore it from a backup, or record the run again."
+            f"{metrics} is damaged: {counted(unreadable, 'line')} cannot be read. {remedy}"
         )
-    return RunRecord.finished(path, result, rows, outputs)
-
-
-def read_outputs(path: Path) -> Outputs:
-    """Return the test logits and labels in an `outputs.npz`.
-
-    Raises:
-      UserError: the file cannot be read.
-    """
-    import numpy as np
-
-    content = path.read_bytes()
-    try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as file:
-            outputs = Outputs(file["test_logits"], file["test_labels"])
-    # The readers of zip, deflate and npy raise different classes of exceptions.
-    except Exception:
-        raise UserError(f"{path} is damaged, or is not the outputs.npz of a run") from None
-    logits, labels = outputs
-    if logits.ndim != 2 or labels.shape != logits.shape[:1] or not labels.size:
-        raise UserError(
-            f"{path} is damaged: the shapes of test_logits and test_labels do not match"
-        )
-    return outputs
+    card_file = path.with_suffix(_CARD)
+    card = read(card_file, ModelCard, remedy) if card_file.exists() else None
+    return RunRecord.finished(path, result, rows, outputs, card)
 
 
 def _text(value: Any) -> str:
@@ -168,17 +138,16 @@ def _text(value: Any) -> str:
 
 
 def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
-    import numpy as np
-
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
         del session["command"]  # The command contains paths of one machine.
-    packed = io.BytesIO()
-    np.savez_compressed(packed, test_logits=outputs.logits, test_labels=outputs.labels)
+    arrays = {"test_logits": outputs.logits, "test_labels": outputs.labels}
     path = results / f"{run.experiment}-seed{run.seed}.json"
     rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)
     write_bytes(path.with_suffix(".metrics.jsonl"), rows.encode())
-    write_bytes(path.with_suffix(".outputs.npz"), packed.getvalue())
+    write_arrays(path.with_suffix(".outputs.npz"), arrays, compress=True)
+    if run.card:
+        write_json(path.with_suffix(_CARD), dump(run.card))
     write_json(path, content)
     return path

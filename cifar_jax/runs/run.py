@@ -11,7 +11,7 @@ from typing import Any, Self
 from cifar_jax import catalog, config
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
-from cifar_jax.runs.schemas import MetricsRow, Result, Session
+from cifar_jax.runs.schemas import MetricsRow, ModelCard, Result, Session
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,10 @@ class RunRecord:
     """Digest of the images. None if the run stopped before it wrote its model card."""
     data_official: bool | None = None
     """Whether the images are the official CIFAR-10. None if this is unknown."""
+    card: ModelCard | None = None
+    """Model card. None for old records, and if the run stopped before it wrote its model card."""
+    validation: Path | None = None
+    """File with the logits of the validation images. None if there is no such file."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.settings.get("epochs"), int):
@@ -45,7 +49,12 @@ class RunRecord:
 
     @classmethod
     def finished(
-        cls, path: Path, result: Result, rows: Sequence[MetricsRow], outputs: Path | None
+        cls,
+        path: Path,
+        result: Result,
+        rows: Sequence[MetricsRow],
+        outputs: Path | None,
+        card: ModelCard | None = None,
     ) -> Self:
         """Return the finished run that `result` describes."""
         return cls(
@@ -60,6 +69,8 @@ class RunRecord:
             outputs,
             result.data_sha256,
             result.data_official,
+            card,
+            validation=outputs,
         )
 
     @property

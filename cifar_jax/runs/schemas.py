@@ -99,6 +99,8 @@ class MetricsRow(Stored):
     train_accuracy: float
     validation_loss: float | None = None
     validation_accuracy: float | None = None
+    validation_balanced_accuracy: float | None = None
+    """Mean of the validation accuracies of the classes."""
     learning_rate: float
     """Learning rate of the last step in the epoch."""
     images_per_second: float
@@ -247,7 +249,9 @@ class Result(Stored):
     """Test accuracy in percent without test-time augmentation. None in old records, which did not
     measure it."""
     best_validation_epoch: int | None
+    """The best epoch by the validation metric of the setting `train.best_by`."""
     best_validation_accuracy: float | None
+    """Validation accuracy of the weights from epoch `best_validation_epoch`."""
     best_validation_test_accuracy: float | None
     """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None

@@ -213,13 +213,14 @@ def _parse(name: str, text: str, field: FieldInfo) -> Any:
         with suppress(ValidationError):
             return adapter.validate_python(value, context=fields.RAISE_AT_ROOT)
     expected = fields.describe_type(kind, field)
-    if fields.list_item(kind):
+    is_only_a_list = all(fields.list_item(m) or m is NoneType for m in fields.members(kind))
+    if is_only_a_list:
         problem = "" if _is_json(text) else "not valid JSON; "
         such_as = json.dumps(fields.example(kind))
         raise _error(f"{name}={text}", f"{problem}expected a list such as {such_as}")
     if field.discriminator:
-        choices = (f"{name}.{field.discriminator}={tag}" for tag in fields.tags(field))
-        expected = " or ".join([*choices, "none"])
+        choices = [f"--set {name}.{field.discriminator}={tag}" for tag in fields.tags(field)]
+        raise _error(f"{name}={text}", f"write {', '.join(choices)} or --set {name}=none")
     raise _error(f"{name}={text}", f"expected {expected}")
 
 

@@ -69,10 +69,15 @@ class Settings(BaseModel):
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself."""
+    """Return the members of a union, or the type itself, without annotations such as ranges."""
     # `Literal[...] | None` is a typing.Union, but `int | None` is a types.UnionType.
     is_union = typing.get_origin(annotation) in (UnionType, typing.Union)
-    return typing.get_args(annotation) if is_union else (annotation,)
+    types = typing.get_args(annotation) if is_union else (annotation,)
+    is_annotated = [typing.get_origin(kind) is typing.Annotated for kind in types]
+    return tuple(
+        typing.get_args(kind)[0] if annotated else kind
+        for kind, annotated in zip(types, is_annotated, strict=True)
+    )
 
 
 def groups(annotation: Any) -> list[type[Settings]]:

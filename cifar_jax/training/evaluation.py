@@ -1,7 +1,7 @@
 """Compute the logits of a network for images, with optional test-time augmentation."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -9,6 +9,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from cifar_jax import devices
+from cifar_jax.logits import softmax
 
 
 class Outputs(NamedTuple):
@@ -21,8 +22,16 @@ class Outputs(NamedTuple):
     `logits`."""
 
 
-LogitsFn = Callable[[Mapping[str, Any]], Outputs]
-"""Function from a model's variables to the logits of a fixed set of images."""
+class LogitsFn(Protocol):
+    """Function from a model's variables to the logits of images."""
+
+    def __call__(self, variables: Mapping[str, Any], other: np.ndarray | None = None, /) -> Outputs:
+        """Return the logits of the images for which the function was compiled.
+
+        If `other` is given, return the logits of these images instead. They have the same size in
+        pixels, but may be any number.
+        """
+        ...
 
 
 class TTA(NamedTuple):
@@ -98,7 +107,7 @@ def compile_logits(
         precision=precision,
     )
 
-    def evaluate(variables: Mapping[str, Any]) -> Outputs:
+    def evaluate(variables: Mapping[str, Any], other: np.ndarray | None = None, /) -> Outputs:
         def logits_of(view: np.ndarray) -> np.ndarray:
             logits = []
             for part in plain_batches if view is images else batches(view):
@@ -106,7 +115,7 @@ def compile_logits(
                 after_batch()
             return np.concatenate(jax.device_get(logits))[: len(view)]
 
-        return apply_tta(logits_of, images, tta)
+        return apply_tta(logits_of, images if other is None else other, tta)
 
     return evaluate
 
@@ -148,26 +157,6 @@ def apply_tta(
     averaged = plain.copy()
     averaged[chosen] = mean
     return Outputs(averaged, plain)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return class probabilities, float64 `[N, classes]`. They are computed on the host."""
-    exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return exponentials / exponentials.sum(-1, keepdims=True)
-
-
-def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Return the mean cross-entropy in nats and the accuracy in percent.
-
-    Args:
-      logits: `[N, classes]`.
-      labels: int32 `[N]`.
-    """
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(-1, keepdims=True)
-    losses = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(labels)), labels]
-    correct = logits.argmax(-1) == labels
-    return float(losses.mean()), float(100 * correct.mean())
 
 
 def _least_confident(logits: np.ndarray, fraction: float) -> np.ndarray:

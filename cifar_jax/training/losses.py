@@ -5,6 +5,7 @@ Labels are classes, or class probabilities for mixed images.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
@@ -23,6 +24,38 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     classes = logits.shape[-1]
     probabilities = jax.nn.one_hot(labels, classes, dtype=logits.dtype) if hard else labels
     return optax.softmax_cross_entropy(logits, optax.smooth_labels(probabilities, smoothing))
+
+
+def weighted_cross_entropy(
+    logits: jax.Array, labels: jax.Array, weights: jax.Array, smoothing: float = 0.0
+) -> jax.Array:
+    """Return the class-weighted cross-entropy of each image in nats, float32 `[N]`.
+
+    The mean of the result equals PyTorch's `CrossEntropyLoss(weight=, label_smoothing=)`: if labels
+    are classes, the sum over the images is divided by the sum of the weights of their classes.
+
+    Args:
+      logits: float32 `[N, K]`.
+      labels: classes, int32 `[N]`, or class probabilities, float32 `[N, K]`.
+      weights: weight of each class, float32 `[K]`.
+      smoothing: as for `cross_entropy`.
+    """
+    hard = _are_classes(logits, labels)
+    probabilities = jax.nn.one_hot(labels, len(weights), dtype=logits.dtype) if hard else labels
+    target = weights * optax.smooth_labels(probabilities, smoothing)
+    losses = -(target * jax.nn.log_softmax(logits)).sum(-1)
+    return losses / weights[labels].mean() if hard else losses
+
+
+def balanced_weights(counts: np.ndarray) -> np.ndarray:
+    """Return class weights that are inversely proportional to the number of images of each class.
+
+    The mean weight of all images is 1, as in scikit-learn's `class_weight="balanced"`.
+
+    Args:
+      counts: number of images of each class, `[K]`. All are positive.
+    """
+    return (counts.sum() / (len(counts) * counts)).astype(np.float32)
 
 
 def correct(logits: jax.Array, labels: jax.Array) -> jax.Array:

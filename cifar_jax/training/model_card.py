@@ -3,39 +3,39 @@
 A model card describes a network and the data that it was trained on.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from cifar_jax import models
 from cifar_jax.catalog import code_digest
+from cifar_jax.config import FILE_KINDS
 from cifar_jax.data import Dataset
 from cifar_jax.errors import UserError
 from cifar_jax.models.summary import summarize
 from cifar_jax.runs.checkpoints import Checkpoints, DamagedError
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import CodeCard, DataCard, LayerRow, ModelCard, NetworkCard, TTACard
+from cifar_jax.training.freezing import Pretrained
 from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import params_sha256
 from cifar_jax.training.setup import Setup
+from cifar_jax.user_modules import late_modules
 
 
-def make_card(
-    request: RunRequest, setup: Setup, initial: Mapping[str, Any] | None = None
-) -> ModelCard:
+def make_card(request: RunRequest, setup: Setup, initial: Pretrained | None = None) -> ModelCard:
     """Return the model card of a run. The fields about trained weights are left out.
 
     Args:
       request: the run.
       setup: the setup of the run.
-      initial: pretrained variables that the run starts from. None: random weights.
+      initial: trained network that the run starts from. None: random weights.
     """
     dataset, config, custom = setup.dataset, request.config, request.custom
     layers = summarize(setup.spec.model, dataset.image_shape[0])
     code = None
     if custom.file:
         digest = code_digest(custom.source)
-        code = CodeCard(file=custom.file.name, sha256=digest, modules=dict(custom.modules))
+        modules = {**custom.modules, **late_modules(custom.loaded)}
+        code = CodeCard(file=custom.file.name, sha256=digest, modules=modules)
     return ModelCard(
         experiment=request.experiment,
         seed=request.seed,
@@ -59,7 +59,7 @@ def make_card(
             skipped_images=len(dataset.skipped),
         ),
         code=code,
-        initial_params_sha256=None if initial is None else params_sha256(initial["params"]),
+        initial_params_sha256=initial and params_sha256(initial.variables["params"]),
         paper_accuracy=config.paper.test_accuracy if config.paper else None,
     )
 
@@ -120,8 +120,8 @@ def check_images(path: Path, card: ModelCard, dataset: Dataset) -> None:
     else:
         return
     remedy = "Set TFDS_DATA_DIR to the data folder that the run was started with"
-    if dataset.name.startswith("folder:"):
-        remedy = "Name the folder of those images with --set data.dataset=folder:PATH"
+    if dataset.name.partition(":")[0] in FILE_KINDS:
+        remedy = "Name those images with --set data.dataset=folder:PATH or npz:FILE"
     raise UserError(
         f"the run in {path} was started with {difference} of {card.data.name}. {remedy}, or choose "
         "another --workdir."

@@ -22,6 +22,7 @@ def make_optimizer(
     optimizer: Optimizer,
     groups: Sequence[ParamGroup] = (),
     custom: CustomOptimizer | None = None,
+    clip_norm: float | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Return one optimizer for all parameters.
 
@@ -34,6 +35,8 @@ def make_optimizer(
       custom: the experiment file's `OPTIMIZER`, for optimizer settings with the name `custom`. It
         is called with the `arguments` of these settings, and returns an optax transformation. The
         transformation must not apply a learning rate.
+      clip_norm: largest norm of the gradient of all parameters together, as in PyTorch's
+        `clip_grad_norm_`. None: gradients are not clipped.
     """
     rules = [optimizer, *(group.optimizer for group in groups)]
 
@@ -51,6 +54,9 @@ def make_optimizer(
     else:
         direction = _direction(optimizer, custom)
     scaled = optax.chain(direction, _scale_by_rates(labels))
+    if clip_norm is not None:
+        # Clip first, so that the norm does not include the weight decay.
+        scaled = optax.chain(optax.clip_by_global_norm(clip_norm), scaled)
     muon_rules = {str(i) for i, rule in enumerate(rules) if rule.name == "muon"}
     return optax.chain(scaled, _normalize_kernels(labels, muon_rules)) if muon_rules else scaled
 

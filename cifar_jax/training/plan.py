@@ -78,6 +78,11 @@ def make(config: Config, images: int, image_size: int) -> Plan:
     return Plan(tuple(epochs))
 
 
+def suggested_batch_size(images: int) -> int:
+    """Return the largest power of two that gives at least 20 steps per epoch, or 1."""
+    return 1 << max((images // 20).bit_length() - 1, 0)
+
+
 def validate_sizes(config: Config, model: nn.Module) -> None:
     """Raise if the network cannot be trained on images of the sizes in the config.
 

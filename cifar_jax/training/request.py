@@ -8,6 +8,7 @@ from cifar_jax import config as configs
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.runs.schemas import RunIdentity
+from cifar_jax.training.freezing import Pretrained
 
 
 class RunRequest(NamedTuple):
@@ -21,8 +22,8 @@ class RunRequest(NamedTuple):
     """Custom parts that the experiment file defines."""
     overrides: Mapping[str, Any] = {}
     """Settings that differ from the experiment file, by dotted name."""
-    load_weights: Callable[[], Mapping[str, Any]] | None = None
-    """Function that loads the variables named by the setting `train.init_from`. None: random
+    load_weights: Callable[[], Pretrained] | None = None
+    """Function that loads the trained network named by the setting `train.init_from`. None: random
     weights."""
     fresh: bool = False
     """Whether to delete an existing run in the folder first."""

@@ -11,9 +11,10 @@ from cifar_jax import config as configs
 from cifar_jax import distributed, models
 from cifar_jax.callbacks.base import RunContext
 from cifar_jax.errors import UserError
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.schemas import Result
-from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
+from cifar_jax.training.evaluation import LogitsFn
 from cifar_jax.training.step import TrainState
 
 
@@ -68,7 +69,7 @@ def write_result(
         "model": config.model.name,
         "dataset": setup.dataset.name,
         "parameters": models.count_parameters(state.params),
-        "epochs": len(setup.plan.epochs),
+        "epochs": int(state.epoch),
         "steps": int(state.step),
         "train_loss": last and last.train_loss,
         "train_accuracy": last and last.train_accuracy,

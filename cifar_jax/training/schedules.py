@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cifar_jax.config import Schedule
 
@@ -54,8 +55,13 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
             # Divide integers: rounding of floats could delay a reduction by one step.
             period, factor = schedule.step_epochs, schedule.factor
             return lambda info: factor ** jnp.floor_divide(info.epoch, period).astype(float)
+        case "milestones":
+            milestones, factor = np.array(schedule.milestones), schedule.factor
+            return lambda info: factor ** jnp.sum(milestones <= info.epoch).astype(float)
         case "cosine":
             return lambda info: _cosine(1, 0, _progress(0, info.step, info.total_steps))
+        case "warmup-cosine":
+            return lambda info: _warmup_cosine(schedule, info)
         case "one-cycle":
             return lambda info: _one_cycle(schedule.warmup, info)
         case "linear":
@@ -113,6 +119,13 @@ def _one_cycle(warmup: float, info: StepInfo) -> jax.Array:
     top = _top(warmup, info)
     rising = _cosine(ONE_CYCLE_START, 1, _progress(0, info.step, top))
     falling = _cosine(1, ONE_CYCLE_END, _progress(top, info.step, info.total_steps))
+    return jnp.where(info.step < top, rising, falling)
+
+
+def _warmup_cosine(schedule: Schedule, info: StepInfo) -> jax.Array:
+    top = _top(schedule.warmup, info)
+    rising = _line(schedule.start, 1, _progress(0, info.step, top))
+    falling = _cosine(1, schedule.end, _progress(top, info.step, info.total_steps))
     return jnp.where(info.step < top, rising, falling)
 
 

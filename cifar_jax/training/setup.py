@@ -1,7 +1,7 @@
 """Build the setup of a run from its config, such as the data, the network and the optimizer."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,13 +16,24 @@ from cifar_jax import devices, distributed, models
 from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.data import Dataset, Split, Target, load, split_validation
-from cifar_jax.errors import UserError, counted, one_line
+from cifar_jax.errors import UserError, counted
 from cifar_jax.models import initialization
-from cifar_jax.training import averaging, batches, losses, optimizers, plan, rng, schedules
+from cifar_jax.training import (
+    averaging,
+    batches,
+    custom_parts,
+    freezing,
+    losses,
+    optimizers,
+    plan,
+    rng,
+    schedules,
+)
 from cifar_jax.training import step as steps
 from cifar_jax.training.evaluation import scale_count
+from cifar_jax.training.freezing import Pretrained
 from cifar_jax.training.plan import Plan
-from cifar_jax.training.step import StepSpec, TrainState
+from cifar_jax.training.step import LossFn, StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
 """Number of 32×32 training images from which the whitening filters are computed, as in airbench."""
@@ -64,7 +75,7 @@ def build_setup(
     """
     custom = custom or CustomParts()
     # First check everything that needs no data, because loading may start a download.
-    _check_custom(config, custom)
+    custom_parts.check(config, custom)
     _check_network(config, make_model(config, custom))
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
     mesh = devices.make_mesh(math.gcd(config.batch_size, *sizes), config.train.devices, available)
@@ -88,7 +99,7 @@ def build_setup(
             raise UserError(
                 f"batch_size is {variant.batch_size:,}, but {config.data.dataset} has only "
                 f"{counted(len(train.labels), 'training image')} after the validation split: lower "
-                "batch_size"
+                f"it, such as --set batch_size={plan.suggested_batch_size(len(train.labels))}"
             )
     if config.averaging and config.averaging.every > run_plan.steps:
         raise UserError(
@@ -96,6 +107,7 @@ def build_setup(
             f"{counted(run_plan.steps, 'step')}, so the average would never be updated: lower "
             "averaging.every"
         )
+    _check_validation(config, len(validation.labels))
     model = make_model(config, custom, num_classes=len(dataset.classes))
     return Setup(
         config=config,
@@ -104,7 +116,7 @@ def build_setup(
         train=train,
         validation=validation,
         plan=run_plan,
-        spec=_make_spec(config, custom, model),
+        spec=_make_spec(config, custom, model, _make_loss(config, train, dataset.classes)),
         mesh=mesh,
     )
 
@@ -140,82 +152,12 @@ def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | No
     )
 
 
-def _check_custom(config: Config, custom: CustomParts) -> None:
-    """Raise if a custom part is missing, or if an argument of `MODEL` has a reserved name."""
-    for name in config.model.arguments:
-        if name in ("num_classes", "dtype", "dropout", "pooling"):
-            raise UserError(f"model.arguments.{name} is set by the package: remove it")
-    rules = [config.optimizer, *(group.optimizer for group in config.param_groups)]
-    missing = []
-    if any(rule.name == "custom" for rule in rules) and custom.optimizer is None:
-        missing.append(("optimizer.name", "OPTIMIZER"))
-    if config.schedule.name == "custom" and custom.schedule is None:
-        missing.append(("schedule.name", "SCHEDULE"))
-    for setting, name in missing:
-        raise UserError(
-            f"{setting}=custom needs {name} in your own experiment file: define it there, or "
-            f"choose another {setting}"
-        )
-    for rule in rules:
-        if rule.name == "custom" and custom.optimizer:
-            made = _call_custom(custom, "OPTIMIZER", partial(custom.optimizer, **rule.arguments))
-            if not (hasattr(made, "init") and hasattr(made, "update")):
-                raise UserError(
-                    f"{_custom_file(custom)}: OPTIMIZER returns an object of type "
-                    f"{type(made).__name__}: it must return an optax.GradientTransformation"
-                )
-    if config.schedule.name == "custom":
-        factor = _call_custom(
-            custom,
-            "SCHEDULE",
-            lambda: jax.eval_shape(
-                schedules.make(config.schedule, custom.schedule),
-                schedules.StepInfo(*(jax.ShapeDtypeStruct((), jnp.int32),) * 3),
-            ),
-        )
-        if factor.shape:
-            raise UserError(
-                f"{_custom_file(custom)}: SCHEDULE returns an array of shape "
-                f"{list(factor.shape)}: it must return one number"
-            )
-    if custom.augmentation:
-        shape = models.image_shape(config.data.image_size)
-        images = jax.ShapeDtypeStruct((config.batch_size, *shape), jnp.uint8)
-        augment = partial(custom.augmentation, **config.data.arguments)
-        changed = _call_custom(
-            custom,
-            "AUGMENTATION",
-            lambda: jax.eval_shape(augment, rng.make_streams(0).augment, images),
-        )
-        if getattr(changed, "shape", None) != images.shape:
-            returned = getattr(changed, "shape", None)
-            what = f"the shape {list(returned)}" if returned else f"{type(changed).__name__}"
-            raise UserError(
-                f"{_custom_file(custom)}: AUGMENTATION returns {what} for images of shape "
-                f"{list(images.shape)}: it must keep the shape"
-            )
-
-
-def _call_custom(custom: CustomParts, name: str, function: Callable[[], Any]) -> Any:
-    """Return `function()`, with any exception of the experiment file as a UserError."""
-    try:
-        return function()
-    except Exception as error:  # The code of the user may raise anything.
-        raise UserError(
-            f"{_custom_file(custom)}: {name} fails when it is called: "
-            f"{one_line(error, custom.file)}"
-        ) from error
-
-
-def _custom_file(custom: CustomParts) -> str:
-    return str(custom.file or "the experiment file")
-
-
 def _check_network(config: Config, model: nn.Module) -> None:
-    """Raise if the parameter groups, whitening or the image sizes do not fit the network."""
+    """Raise if the parameter groups, frozen layers, whitening or image sizes do not fit."""
     plan.validate_sizes(config, model)
     params = models.variable_shapes(model, config.data.image_size)["params"]
     optimizers.validate_groups(params, config.optimizer, config.param_groups)
+    freezing.frozen(model, config.train.freeze, config.data.image_size)
     channels = models.IMAGE_SHAPE[2]
     if config.init.whitening:
         layer, name = initialization.first_convolution({"params": params})
@@ -227,8 +169,43 @@ def _check_network(config: Config, model: nn.Module) -> None:
             )
 
 
-def _make_spec(config: Config, custom: CustomParts, model: nn.Module) -> StepSpec:
-    frozen = frozenset()
+def _check_validation(config: Config, images: int) -> None:
+    """Raise if a setting needs validation images, and there are none."""
+    settings = config.train
+    needing = [f"train.early_stopping={settings.early_stopping}"] * bool(settings.early_stopping)
+    needing += [f"train.best_by={settings.best_by}"] * (settings.best_by != "accuracy")
+    if needing and not images:
+        raise UserError(
+            f"{needing[0]} needs validation images, and none are held out: set data.validation, "
+            "such as --set data.validation=0.1"
+        )
+
+
+def _make_loss(config: Config, train: Split, classes: Sequence[str]) -> LossFn:
+    """Return the training loss, with the class weights of the config."""
+    weights, smoothing = config.loss.class_weights, config.loss.label_smoothing
+    if weights is None:
+        return partial(losses.cross_entropy, smoothing=smoothing)
+    if weights == "balanced":
+        counts = np.bincount(train.labels, minlength=len(classes))
+        if not counts.all():
+            raise UserError(
+                f"loss.class_weights=balanced needs a training image of each class, and "
+                f"{classes[int(counts.argmin())]} has none: give the weights as a list"
+            )
+        weights = losses.balanced_weights(counts)
+    if len(weights) != len(classes):
+        raise UserError(
+            f"loss.class_weights has {counted(len(weights), 'weight')}, but {config.data.dataset} "
+            f"has {counted(len(classes), 'class', 'classes')}: give one weight for each class"
+        )
+    array = jnp.asarray(weights, jnp.float32)
+    return partial(losses.weighted_cross_entropy, weights=array, smoothing=smoothing)
+
+
+def _make_spec(config: Config, custom: CustomParts, model: nn.Module, loss: LossFn) -> StepSpec:
+    fixed = freezing.frozen(model, config.train.freeze, config.data.image_size)
+    frozen = fixed.params
     if config.init.whitening:
         shapes = models.variable_shapes(model, config.data.image_size)
         frozen = frozenset({"/".join(initialization.first_convolution(shapes))})
@@ -242,35 +219,40 @@ def _make_spec(config: Config, custom: CustomParts, model: nn.Module) -> StepSpe
     return StepSpec(
         model=model,
         optimizer=optimizers.make_optimizer(
-            config.optimizer, config.param_groups, custom.optimizer
+            config.optimizer, config.param_groups, custom.optimizer, config.clip_norm
         ),
         schedule=schedules.make(config.schedule, custom.schedule),
-        loss=partial(losses.cross_entropy, smoothing=config.loss.label_smoothing),
+        loss=loss,
         averaging=average,
         frozen=frozen,
+        frozen_norms=fixed.norms,
     )
 
 
-def initial_state(
-    setup: Setup, seed: int, variables: Mapping[str, Any] | None = None
-) -> TrainState:
+def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None) -> TrainState:
     """Return the state before the first step, on the devices.
 
     Args:
       setup: the setup of the run.
       seed: seed of the initial weights.
-      variables: pretrained variables to start from. None: random weights. If the number of classes
-        differs, the last layer is reinitialized.
+      pretrained: trained network to start from. None: random weights. If its classes differ, the
+        last layer is reinitialized.
 
     Raises:
-      UserError: `variables` belong to another network.
+      UserError: `pretrained` is another network.
     """
     replicated = devices.replicated(setup.mesh)
     settings = setup.config.init
     make_state = jax.jit(partial(random_state, setup), out_shardings=replicated)
     state = make_state(rng.make_streams(seed).init, learning_rates(setup.config))
-    if variables is not None:
-        changed = models.transfer(state.variables, variables)
+    if pretrained is not None:
+        changed = freezing.start_variables(
+            setup.spec.model,
+            state.variables,
+            pretrained,
+            setup.dataset.classes,
+            setup.dataset.image_shape[0],
+        )
     elif settings.dirac or settings.whitening:
         changed = jax.device_get(state.variables)
         if settings.dirac:

@@ -1,7 +1,7 @@
 """Start a session of a run: open the run folder, check it, and restore the newest checkpoint."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,8 @@ from cifar_jax.runs import folder as folders
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import Device, MetricsRow, Result, SavedState
-from cifar_jax.training import model_card
+from cifar_jax.training import model_card, notes
+from cifar_jax.training.freezing import Pretrained
 from cifar_jax.training.request import RunRequest
 from cifar_jax.training.setup import Setup, load_dataset
 from cifar_jax.training.step import TrainState
@@ -51,14 +52,14 @@ def finished_result(request: RunRequest) -> Result | None:
 
 
 def _check_folder_of_images(request: RunRequest) -> None:
-    """Raise if the folder of images differs from the images of a finished run.
+    """Raise if a folder or file of images differs from the images of a finished run.
 
-    Nothing is checked if the original folder of images was deleted and no other is named.
+    Nothing is checked if the original images were deleted and no others are named.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
     is_known = folder.identity().settings["data.dataset"] == settings.dataset
-    if kind != "folder" or (is_known and not Path(path).expanduser().is_dir()):
+    if kind not in configs.FILE_KINDS or (is_known and not Path(path).expanduser().exists()):
         return
     if card := folder.card():
         model_card.check_images(request.workdir, card, load_dataset(request.config))
@@ -122,8 +123,8 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
         yield RunFolder(request.workdir), stack.enter_context(checkpoints)
 
 
-def load_initial(request: RunRequest) -> Mapping[str, Any] | None:
-    """Return the pretrained variables that a new run starts from.
+def load_initial(request: RunRequest) -> Pretrained | None:
+    """Return the trained network that a new run starts from.
 
     Return None if there are none, or if the run resumes from a checkpoint.
     """
@@ -143,7 +144,7 @@ def restore_or_init(
     folder: RunFolder,
     checkpoints: Checkpoints,
     beginning: TrainState,
-    initial: Mapping[str, Any] | None,
+    initial: Pretrained | None,
 ) -> Restored:
     """Restore the newest checkpoint, or start from `beginning`.
 
@@ -153,7 +154,7 @@ def restore_or_init(
       folder: the run folder. The model card and the session are written to it.
       checkpoints: the checkpoints of the run.
       beginning: the state before the first step.
-      initial: pretrained variables in `beginning`, if any.
+      initial: trained network whose variables are in `beginning`, if any.
 
     Raises:
       UserError: the run was started with other images, other pretrained weights or another network.
@@ -190,7 +191,7 @@ def restore_or_init(
     names = ", ".join(setup.dataset.classes[:20])
     more = ", …" if len(setup.dataset.classes) > 20 else ""
     first = [_headline(request, setup, saved), f"classes: {names}{more}", *setup.dataset.notes]
-    first += _phase_lines(setup)
+    first += notes.settings_lines(setup, None if saved else initial)
     if setup.config.train.precision == "bfloat16":
         warning = devices.bfloat16_warning(setup.mesh)
         first += [warning] if warning else []
@@ -248,17 +249,3 @@ def _headline(request: RunRequest, setup: Setup, saved: SavedState | None) -> st
         f"{len(setup.validation.labels):,} validation and {len(dataset.test.labels):,} test "
         f"images{size}, on {device.count} × {device.kind}{arithmetic}; {request.workdir}"
     )
-
-
-def _phase_lines(setup: Setup) -> list[str]:
-    """Return a log line with the image size of each phase, if the sizes differ."""
-    if not any(phase.image_size for phase in setup.config.phases):
-        return []
-    sizes: dict[int, list[int]] = {}
-    for epoch in setup.plan.epochs:
-        sizes.setdefault(epoch.variant.image_size, []).append(epoch.number + 1)
-    spans = []
-    for size, epochs in sizes.items():
-        span = f"s {epochs[0]}–{epochs[-1]}" if epochs[1:] else f" {epochs[0]}"
-        spans.append(f"{size} pixels in epoch{span}")
-    return [f"image size: {', '.join(spans)}"]

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
-from cifar_jax.training import averaging, losses
+from cifar_jax.training import averaging, freezing, losses
 from cifar_jax.training.averaging import Ema, Lookahead
 from cifar_jax.training.optimizers import parameter_path
 from cifar_jax.training.schedules import PlateauState, ScheduleFn, StepInfo, plateau_init
 
 BatchFn = Callable[[jax.Array], tuple[jax.Array, jax.Array]]
+LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class StepSpec(NamedTuple):
@@ -26,12 +27,14 @@ class StepSpec(NamedTuple):
     optimizer: optax.GradientTransformationExtraArgs
     """Optimizer whose `update` takes the learning rates as the keyword argument `rates`."""
     schedule: ScheduleFn = lambda info: jnp.float32(1)
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = losses.cross_entropy
+    loss: LossFn = losses.cross_entropy
     """Function from logits `[N, K]` and labels to the loss of each image, `[N]`."""
     averaging: Ema | Lookahead | None = None
     """Average of the weights that is evaluated. None: the trained weights are evaluated."""
     frozen: frozenset[str] = frozenset()
     """Paths of the parameters that do not change, such as `conv1/bias`."""
+    frozen_norms: frozenset[str] = frozenset()
+    """Paths of the BatchNorm layers in inference mode, such as `bn1`."""
 
 
 class Metrics(NamedTuple):
@@ -133,13 +136,14 @@ def train_step(
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         # No gradient is computed for frozen parameters.
         params = keep_frozen(spec.frozen, jax.lax.stop_gradient(params), params)
-        logits, updated = spec.model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            images,
-            train=True,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-        )
+        with freezing.inference_mode(spec.frozen_norms):
+            logits, updated = spec.model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                rngs={"dropout": key},
+                mutable=["batch_stats"],
+            )
         return spec.loss(logits, labels).mean(), (logits, updated.get("batch_stats", {}))
 
     (loss, (logits, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)

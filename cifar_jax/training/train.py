@@ -11,15 +11,18 @@ import jax
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallbackList, CallMetrics, RunContext
 from cifar_jax.callbacks.checkpoint import Checkpoint, diverged
+from cifar_jax.callbacks.forecast import Forecast
 from cifar_jax.callbacks.metrics_file import MetricsFile
 from cifar_jax.callbacks.progress import Progress
 from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.callbacks.tensorboard import TensorBoard
 from cifar_jax.errors import Stopped
+from cifar_jax.logits import balanced_accuracy, loss_and_accuracy
+from cifar_jax.runs import best_epoch
 from cifar_jax.runs.schemas import MetricsRow, Result
 from cifar_jax.training import start
 from cifar_jax.training.compilation import CompiledSteps, compile_evaluation
-from cifar_jax.training.evaluation import LogitsFn, loss_and_accuracy
+from cifar_jax.training.evaluation import LogitsFn
 from cifar_jax.training.request import RunRequest
 from cifar_jax.training.result import write_result
 from cifar_jax.training.schedules import StepInfo
@@ -62,7 +65,8 @@ def train(
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
-            hooks = [MetricsFile(), TensorBoard(), *callbacks, progress, signals, save]
+            forecast = Forecast(progress.line)
+            hooks = [MetricsFile(), TensorBoard(), *callbacks, progress, forecast, signals, save]
             with closing(CallbackList(hooks)) as hooks:
                 with signals.immediate():
                     progress.open_log(folder.log)
@@ -78,6 +82,12 @@ def train(
                 hooks.on_start(context, state)
 
                 for epoch in setup.plan.remaining(int(state.epoch)):
+                    if stops_early(context):
+                        progress.line(
+                            f"early stopping after epoch {epoch.number}: the best epoch is "
+                            f"{epoch.number - epochs_since_best(context)}"
+                        )
+                        break
                     context.epoch = epoch
                     state = train_epoch(context, steps, state, hooks)
                     try:
@@ -105,6 +115,22 @@ def train(
                         progress.line(line)
                 hooks.on_end(result)
     return result
+
+
+def stops_early(context: RunContext) -> bool:
+    """Return whether the setting `train.early_stopping` ends the run before the next epoch."""
+    patience = context.setup.config.train.early_stopping
+    if patience is None or not context.rows:
+        return False
+    # The metrics may differ by rounding errors between processes.
+    (stops,) = distributed.all_max(epochs_since_best(context) >= patience)
+    return bool(stops)
+
+
+def epochs_since_best(context: RunContext) -> int:
+    """Return the number of completed epochs since the best epoch."""
+    best_by = context.setup.config.train.best_by
+    return best_epoch.epochs_without_improvement(context.rows, best_by)
 
 
 def train_epoch(
@@ -140,10 +166,12 @@ def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | N
     """Evaluate the validation images, and return the metrics of the epoch that just ended."""
     setup, epoch = context.setup, context.epoch
     sums = jax.device_get(state.metrics)
-    validation_loss = validation_accuracy = None
+    validation_loss = validation_accuracy = balanced = None
     if validate:
-        logits = validate(state.evaluated).logits
-        validation_loss, validation_accuracy = loss_and_accuracy(logits, setup.validation.labels)
+        context.validation_logits = logits = validate(state.evaluated).logits
+        labels = setup.validation.labels
+        validation_loss, validation_accuracy = loss_and_accuracy(logits, labels)
+        balanced = balanced_accuracy(logits, labels)
     last_step = StepInfo(epoch.end - 1, epoch.number, setup.plan.steps)
     factor = float(setup.spec.schedule(last_step)) * float(state.plateau.scale)
     return MetricsRow(
@@ -153,6 +181,7 @@ def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | N
         train_accuracy=100 * int(sums.correct) / int(sums.images),
         validation_loss=validation_loss,
         validation_accuracy=validation_accuracy,
+        validation_balanced_accuracy=balanced,
         learning_rate=setup.config.optimizer.lr * factor,
         images_per_second=round(context.images_per_second, 1),
         wall_seconds=round(context.elapsed(), 1),

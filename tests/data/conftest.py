@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import synthetic_cifar
 
+from cifar_jax import data
 from cifar_jax.data import cifar10
 from cifar_jax.data.dataset import Arrays
 
@@ -28,7 +29,7 @@ def images() -> Arrays:
 def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder with synthetic CIFAR-10 files that the importer accepts as the official files."""
     path = synthetic_cifar.write_batches(tmp_path / "download", images)
-    monkeypatch.setattr(cifar10, "BATCHES", synthetic_cifar.md5s(path))
+    monkeypatch.setattr(cifar10, "ARCHIVE", synthetic_cifar.with_md5s(cifar10.ARCHIVE, path))
     return path
 
 
@@ -36,11 +37,12 @@ def batches(images: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def archive(batches: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Archive of synthetic images that the importer accepts as the official archive."""
     path = synthetic_cifar.pack(batches)
-    monkeypatch.setattr(cifar10, "ARCHIVE_SHA256", synthetic_cifar.sha256(path))
+    checksum = synthetic_cifar.digest(path, "sha256")
+    monkeypatch.setattr(cifar10, "ARCHIVE", cifar10.ARCHIVE._replace(checksum=checksum))
     return path
 
 
 @pytest.fixture
 def prepared(batches: Path, data_dir: Path) -> Path:
     """Folder in which the synthetic images are prepared for TensorFlow Datasets (tfds)."""
-    return cifar10.import_path(batches, data_dir)
+    return data.import_path(batches, data_dir)

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import pickle
 import struct
 import tarfile
 import zlib
@@ -10,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from cifar_jax.data.cifar10 import BATCHES, BATCHES_FOLDER, CLASSES
+from cifar_jax.data.cifar10 import ARCHIVE, CLASSES
+from cifar_jax.data.cifar_archive import Archive
 from cifar_jax.data.dataset import Arrays, Split
 
 PER_BATCH = 4
@@ -29,31 +31,53 @@ def make_images() -> Arrays:
 
 def write_batches(folder: Path, images: Arrays) -> Path:
     """Write the images as a folder `cifar-10-batches-py` and return its path."""
-    path = folder / BATCHES_FOLDER
+    path = folder / ARCHIVE.folder
     path.mkdir(parents=True)
     parts = [
         Split(*(part[start : start + PER_BATCH] for part in images.train))
         for start in range(0, 5 * PER_BATCH, PER_BATCH)
     ]
-    for name, split in zip(BATCHES, [*parts, images.test], strict=True):
+    for name, split in zip(ARCHIVE.files, [*parts, images.test], strict=True):
         (path / name).write_bytes(_python_2_pickle(split))
     return path
 
 
-def pack(path: Path) -> Path:
+def write_cifar100(folder: Path, images: Arrays, coarse: np.ndarray) -> Path:
+    """Write images as a folder `cifar-100-python` and return its path.
+
+    The coarse label of an image is `coarse[label]`.
+    """
+    path = folder / "cifar-100-python"
+    path.mkdir(parents=True)
+    names = {b"fine_label_names": images.classes, b"coarse_label_names": range(20)}
+    meta = {key: [f"{name}".encode() for name in values] for key, values in names.items()}
+    (path / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+    for name, split in (("train", images.train), ("test", images.test)):
+        batch = {
+            b"data": split.images.transpose(0, 3, 1, 2).reshape(len(split.labels), -1),
+            b"fine_labels": split.labels.tolist(),
+            b"coarse_labels": coarse[split.labels].tolist(),
+        }
+        (path / name).write_bytes(pickle.dumps(batch, protocol=2))
+    return path
+
+
+def pack(path: Path, name: str = "cifar-10-python.tar.gz") -> Path:
     """Compress a folder to a .tar.gz archive next to it. Return the path of the archive."""
-    archive = path.with_name("cifar-10-python.tar.gz")
+    archive = path.with_name(name)
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(path, arcname=path.name)
     return archive
 
 
-def md5s(path: Path) -> dict[str, str]:
-    return {name: hashlib.md5((path / name).read_bytes()).hexdigest() for name in BATCHES}
+def with_md5s(archive: Archive, path: Path) -> Archive:
+    """Return the facts about an archive with the MD5s of the files in `path`."""
+    md5s = {name: hashlib.md5((path / name).read_bytes()).hexdigest() for name in archive.files}
+    return archive._replace(files=md5s)
 
 
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def digest(path: Path, algorithm: str) -> str:
+    return f"{algorithm}:{hashlib.new(algorithm, path.read_bytes()).hexdigest()}"
 
 
 def _python_2_pickle(split: Split) -> bytes:

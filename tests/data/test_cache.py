@@ -22,9 +22,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     paths: list[Path] = []
     decode = tfds_folder.decode
 
-    def count(folder: tfds_folder.TfdsFolder) -> Arrays:
+    def count(folder: tfds_folder.TfdsFolder, target: data.Target) -> Arrays:
         paths.append(folder.path)
-        return decode(folder)
+        return decode(folder, target)
 
     monkeypatch.setattr(tfds_folder, "decode", count)
     return paths
@@ -137,7 +137,7 @@ def test_status(prepared: Path, data_dir: Path, tmp_path: Path) -> None:
 def test_unknown_name() -> None:
     with pytest.raises(UserError, match=r"no data set 'cifar'; did you mean cifar10\?"):
         data.load("cifar")
-    with pytest.raises(UserError, match="Choose cifar10, digits, or folder:PATH"):
+    with pytest.raises(UserError, match="Choose cifar10, cifar100, digits, folder:PATH"):
         data.load("imagenet")
     with pytest.raises(UserError, match=r"did you mean folder:\./pets\?"):
         data.load("./pets")

@@ -94,7 +94,7 @@ def test_other_files_are_refused(archive: Path, batches: Path, data_dir: Path) -
     (empty / "train" / "cat").mkdir(parents=True)
     assert_refused(empty, data_dir, "data_batch_1 is missing.*data.dataset=folder:PATH")
     assert_refused(empty, data_dir, "it contains train")
-    other = batches.with_name("cifar-100-python.tar.gz")
+    other = batches.with_name("other.tar.gz")
     with tarfile.open(other, "w:gz") as tar:
         tar.add(batches / "data_batch_1", "cifar-100-python/train")
     assert_refused(other, data_dir, "its first file is cifar-100-python/train")
@@ -139,7 +139,7 @@ def server(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_address[1]}/{archive.name}"
-        monkeypatch.setattr(cifar10, "ARCHIVE_URL", url)
+        monkeypatch.setattr(cifar10, "ARCHIVE", cifar10.ARCHIVE._replace(url=url))
         yield
         server.shutdown()
     # Close the sockets that pooch leaves open after failed downloads.
@@ -172,7 +172,8 @@ def test_a_failed_download_gives_a_one_line_error(
             archive.write_bytes(b"not an archive")
             expected = "does not match the known hash"
         case _:
-            monkeypatch.setattr(cifar10, "ARCHIVE_URL", "http://127.0.0.1:9/archive.tar.gz")
+            url = "http://127.0.0.1:9/archive.tar.gz"
+            monkeypatch.setattr(cifar10, "ARCHIVE", cifar10.ARCHIVE._replace(url=url))
             expected = "Connection refused"
     with pytest.raises(UserError, match=expected) as caught:
         data.load("cifar10")

@@ -354,7 +354,7 @@ def test_paths_that_are_not_image_folders(tmp_path: Path) -> None:
         data.load("folder:~no-such-user/pets")
     with pytest.raises(UserError, match="file is a file, not a folder: unpack it"):
         load(tmp_path / "file")
-    with pytest.raises(UserError, match="or folder:PATH for your own images"):
+    with pytest.raises(UserError, match=r"did you mean folder:PATH\?"):
         data.load("folder:")
     for name in ("dog", "cat"):
         fill(tmp_path / "pets" / name, 1)

@@ -14,7 +14,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from synthetic_cifar import png_with_size
 
 from cifar_jax import data
-from cifar_jax.data.tfds_folder import read_tfrecord
+from cifar_jax.data.records import read_tfrecord
 from cifar_jax.errors import UserError
 
 
@@ -165,8 +165,8 @@ def test_tfrecord_with_a_huge_length(prepared: Path) -> None:
     ("image", "match"),
     [
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n", "is damaged"),
-        (png_with_size(20_000, 20_000), "20000×20000|is damaged"),
-        (png_with_size(64, 32), "64×32 RGB, not 32×32 RGB"),
+        (png_with_size(20_000, 20_000), "has more than 89 million pixels"),
+        (png_with_size(64, 32), "is a damaged image"),
     ],
 )
 def test_records_of_other_images_are_refused(image: bytes, match: str, prepared: Path) -> None:

@@ -18,7 +18,7 @@ import cifar_jax
 from cifar_jax import cli
 from cifar_jax.errors import UserError
 from cifar_jax.inference import exports
-from cifar_jax.inference.load import weights
+from cifar_jax.inference.load import pretrained
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.models import CustomModel
 from cifar_jax.runs.schemas import NetworkCard
@@ -158,7 +158,9 @@ def test_an_existing_file_is_replaced_only_with_force(basic: Path, tmp_path: Pat
         exports.export(network(basic), "safetensors", file)
     assert file.read_text() == "precious"
     exports.export(network(basic), "safetensors", file, force=True)
-    jax.tree.map(np.testing.assert_array_equal, weights(file), weights(basic))
+    jax.tree.map(
+        np.testing.assert_array_equal, pretrained(file).variables, pretrained(basic).variables
+    )
 
 
 @pytest.mark.parametrize("wrong_size", [1, 5])
@@ -205,4 +207,4 @@ def test_impossible_exports_are_refused(basic: Path, exported: Path, tmp_path: P
     with pytest.raises(UserError, match="StableHLO file cannot be exported again"):
         exports.export(cifar_jax.load(file), "safetensors", tmp_path / "other")
     with pytest.raises(UserError, match="whose weights cannot be read"):
-        weights(file)
+        pretrained(file)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections import defaultdict
@@ -20,12 +21,13 @@ from safetensors.numpy import load_file, save_file
 
 import cifar_jax
 from cifar_jax import cli, data, models
+from cifar_jax.config import Model
 from cifar_jax.data import Split, cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference import torch_names
 from cifar_jax.inference.evaluate import evaluate
 from cifar_jax.inference.exports import export
-from cifar_jax.inference.load import weights
+from cifar_jax.inference.load import pretrained
 from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.state_dict import read_state_dict
 from cifar_jax.inference.torch_weights import import_torch
@@ -78,7 +80,7 @@ def test_an_imported_network_gives_pytorchs_logits(
 def test_an_imported_resnet_is_exported_with_the_same_names(name: str, tmp_path: Path) -> None:
     original = state_dict(name)
     save_file(original, tmp_path / "a.safetensors")
-    network = import_torch(tmp_path / "a.safetensors", name, tmp_path / "run")
+    network = import_torch(tmp_path / "a.safetensors", name, tmp_path / "run").network
     exported = torch_names.to_torch(name, network.variables)
     counters = {key for key in original if key.endswith("num_batches_tracked")}
     assert exported.keys() == original.keys() - counters
@@ -165,12 +167,41 @@ def test_the_command_writes_a_run_folder_that_others_read(
     assert (card.mean, card.std) == ([0.5] * 3, [0.5] * 3)
     assert (card.imported_from, card.model.arguments) == (file.name, {"stem_pool": True})
     assert sum(layer.parameters for layer in card.layers) == 4_903_242
-    assert weights(run)["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
+    assert pretrained(run).variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
     config = run / "config.json"
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
     result = evaluate(run)
     assert (result.images, result.epoch) == (360, 0)
-    assert 0 <= result.accuracy < 40
+    assert 0 <= result.scores.accuracy < 40
+
+
+def test_a_network_without_the_pooling_of_its_pretrained_weights_is_refused(tmp_path: Path) -> None:
+    save_file(state_dict("resnet10", "stem-pool"), tmp_path / "weights.safetensors")
+    run = tmp_path / "run"
+    import_torch(tmp_path / "weights.safetensors", "resnet10", run, stem_pool=True)
+    assert pretrained(run, Model(name="resnet10", arguments={"stem_pool": True}))
+    assert pretrained("net-bn-gap", Model(name="net-bn-gap", pooling="max"))  # The default.
+    with pytest.raises(UserError, match=r"trained with stem_pool True, but .* stem_pool False"):
+        pretrained(run, Model(name="resnet10"))
+
+
+@pytest.mark.parametrize("prefix", ["", "net.", "_orig_mod.student.module."])
+def test_only_the_network_is_imported_from_its_surroundings(prefix: str, tmp_path: Path) -> None:
+    tensors: dict[str, Any] = {
+        f"{prefix}{key.replace('layer1.', 'layer1._checkpoint_wrapped_module.')}": value
+        for key, value in state_dict("resnet10").items()
+    }
+    file, folder = tmp_path / "weights.safetensors", tmp_path / "run"
+    others = {"best_accuracy.value": np.array([-np.inf]), "_orig_mod.n_averaged": np.zeros(1)}
+    save_file(tensors | (others if prefix else {}), file)
+    imported = import_torch(file, "resnet10", folder)
+    assert imported.ignored == (("best_accuracy.value",) if prefix else ())
+    kernel = imported.network.variables["params"]["conv1"]["kernel"]
+    np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), tensors[f"{prefix}conv1.weight"])
+    teacher = {f"teacher.{key}": value for key, value in state_dict("resnet10").items()}
+    save_file(tensors | teacher, file)
+    with pytest.raises(UserError, match="holds several networks, with the first layers `"):
+        import_torch(file, "resnet10", tmp_path / "second")
 
 
 @pytest.mark.parametrize("is_trained", [True, False])
@@ -184,7 +215,7 @@ def test_the_accuracy_of_the_import_is_printed_with_a_warning_if_it_is_low(
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
     answers = import_torch(
         tmp_path / "weights.safetensors", "resnet10", tmp_path / "first"
-    ).predict(images)
+    ).network.predict(images)
     labels = (answers.argmax(-1) + (0 if is_trained else 1)) % 10
     dataset = data.load("digits")._replace(test=Split(images, labels))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
@@ -206,16 +237,12 @@ def test_safetensors_are_read_without_pytorch(
     file, values = tmp_path / "a.safetensors", np.arange(4.0)
     tensors = {"_orig_mod.module.fc.weight": values.astype(jnp.bfloat16), "fc.bias": values}
     save_file(tensors | {"bn.num_batches_tracked": np.ones(1, np.int64)}, file)
-    arrays = read_state_dict(file)
+    arrays = read_state_dict(file).tensors
     assert {name: array.dtype for name, array in arrays.items()} == {
         "fc.weight": np.float32,
         "fc.bias": np.float32,
     }
     np.testing.assert_array_equal([*arrays.values()], [values, values])
-    for value in (np.nan, np.inf):
-        save_file({"fc.bias": np.array([1, value])}, file)
-        with pytest.raises(UserError, match=r"NaN or infinite values in fc\.bias"):
-            read_state_dict(file)
 
 
 def test_a_pth_file_needs_a_safe_version_of_pytorch(
@@ -248,7 +275,7 @@ class Options(dict):
     """A subclass of dict that PyTorch refuses to load."""
 
 
-@pytest.mark.parametrize("key", ["net", "cnn", "nested", "flat", "legacy", "average"])
+@pytest.mark.parametrize("key", ["net", "cnn", "nested", "flat", "list", "legacy", "average"])
 def test_a_state_dict_is_found_in_a_training_checkpoint(
     torch: Any, network: Any, key: str, tmp_path: Path
 ) -> None:
@@ -265,12 +292,13 @@ def test_a_state_dict_is_found_in_a_training_checkpoint(
         "cnn": {"cnn": state} | other,
         "nested": {"checkpoint": {"model": {"state_dict": state}}} | other,
         "flat": state | other,
+        "list": [3, {"a": {"b": ({"state": state},)}} | other],
         "legacy": {"model": state} | other,
         "average": torch.optim.swa_utils.AveragedModel(network).state_dict(),
     }[key]
     file = tmp_path / "checkpoint.pth"
     torch.save(content, file, _use_new_zipfile_serialization=key != "legacy")
-    tensors = read_state_dict(file)
+    tensors = read_state_dict(file).tensors
     names = {name for name in state if not name.endswith("num_batches_tracked")}
     assert tensors.keys() - {"class_weight"} == names
     for name in names:
@@ -281,10 +309,12 @@ def test_tensors_of_every_kind_become_float32(torch: Any, tmp_path: Path) -> Non
     matrix = torch.arange(12.0).reshape(3, 4)
     tensors = {"weight": torch.nn.Parameter(matrix.T), "part": matrix[1:, 1:3]}
     tensors |= {kind: getattr(matrix, kind)() for kind in ("bfloat16", "half", "double")}
+    tensors |= {"sparse": matrix.to_sparse(), "negated": torch.complex(matrix, matrix).conj().imag}
     torch.save(tensors, tmp_path / "a.pth")
-    for key, array in read_state_dict(tmp_path / "a.pth").items():
+    for key, array in read_state_dict(tmp_path / "a.pth").tensors.items():
         assert array.dtype == np.float32
-        np.testing.assert_array_equal(array, tensors[key].detach().float().numpy())
+        expected = tensors[key].detach().float().to_dense().resolve_neg()
+        np.testing.assert_array_equal(array, expected.numpy())
 
 
 class Attack:
@@ -311,18 +341,18 @@ class Command(Shell):
         (lambda network: {"net": network.state_dict(), "x": Shell()}, r"of type posix\.system"),
         (
             lambda network: {
-                f"{name}.{key}": value
-                for name in ("model", "net")
+                f"{prefix}{key}": value
+                for prefix in ("", "module.")
                 for key, value in network.state_dict().items()
             },
-            r"several networks, because \S* occurs .* such as net\.",
+            r"several networks, because \S* occurs .* such as module\.",
         ),
         (lambda network: {"epoch": 3, "lr": 0.1}, "no state dict; its keys are `epoch`, `lr`"),
         (
             lambda network: {"a": network.state_dict(), "b": network.state_dict()},
             "several state dicts, under the keys a, b",
         ),
-        (lambda network: [network.state_dict()], "of type list, not a state dict"),
+        (lambda network: [*network.parameters()], "of type list, not a state dict"),
     ],
 )
 def test_other_files_of_torch_save_are_refused_and_nothing_runs(
@@ -340,7 +370,7 @@ def test_other_files_of_torch_save_are_refused_and_nothing_runs(
     assert str(error.value).endswith("torch.save(model.state_dict(), 'weights.pth')")
     assert "\n" not in str(error.value)
     torch.save({"net": network.state_dict(), "x": Command()}, "other.pth")
-    assert read_state_dict(Path("other.pth"))  # The object `Command` is ignored.
+    assert read_state_dict(Path("other.pth")).tensors  # The object `Command` is ignored.
     assert not Path("executed").exists()
 
 
@@ -350,7 +380,7 @@ def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
 ) -> None:
     file = tmp_path / "weights.bin"
     torch.save(network, file, _use_new_zipfile_serialization=not is_legacy)
-    for load in (cifar_jax.load, weights):
+    for load in (cifar_jax.load, pretrained):
         with pytest.raises(UserError, match="is a PyTorch file: convert it with `cifar-jax import"):
             load(file)
     with pytest.raises(UserError, match=r"holds a whole .*, not its weights"):
@@ -371,7 +401,9 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
     file, tensors = tmp_path / "a.pth", tmp_path / "a.safetensors"
     torch.save(network.state_dict(), file)
     save_file({"fc.weight": np.ones(2)}, tensors)
-    for damaged in (file.read_bytes()[:500], b"", b"hello", tensors.read_bytes()[:-3]):
+    whole = file.read_bytes()
+    changed = whole.replace(network[1].weight.detach().numpy().tobytes(), bytes(8))
+    for damaged in (whole[:500], changed, b"hello", tensors.read_bytes()[:-3]):
         file.write_bytes(damaged)
         with pytest.raises(UserError, match="damaged") as error:
             read_state_dict(file)
@@ -379,27 +411,61 @@ def test_a_damaged_file_is_refused_in_one_line(torch: Any, network: Any, tmp_pat
 
 
 @pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
+        (b'{"weight_map": {}}', "is a JSON file"),
+        (b"\x89HDF\r\n\x1a\n", "is an HDF5 file"),
+        (b"\x1f\x8b\x08", "is compressed with gzip: unpack it"),
+        (pickle.dumps({"fc.weight": np.ones(2)}), "is a Python pickle, but not a file of torch"),
+    ],
+)
+def test_a_file_without_weights_is_named(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "model.pth").write_bytes(content)
+    for read in (read_state_dict, cifar_jax.load, pretrained):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "model.pth")
+
+
+@pytest.mark.parametrize(
     ("name", "changes", "options", "message"),
     [
         ("resnet10", {"layer2.0.conv1.weight": None}, {}, r"it lacks `layer2\.0\.conv1\.weight"),
         ("resnet10", {"extra": np.zeros(1)}, {}, "has an unexpected `extra`"),
-        ("resnet10", {"conv1.weight": np.ones((64, 2, 3, 3), "f4")}, {}, "params/conv1/kernel"),
+        (
+            "resnet10",
+            {"conv1.weight": np.ones((64, 2, 3, 3), "f4")},
+            {},
+            r"conv1\.weight is \[64, 2, 3, 3\]",
+        ),
         (
             "resnet10",
             {"linear.weight": None},
             {},
-            r"no last layer .* it holds `bn1\.bias`, .* more",
+            r"no last layer .* it holds `bn1\.bias`, .*, `linear\.bias` \(61 in all\)",
         ),
         (
             "resnet10",
-            {"linear.weight": np.ones((11, 512), "f4")},
+            {"linear.weight": np.ones((11, 512), "f4"), "linear.bias": np.ones(11, "f4")},
             {},
             "11 classes, but their names are unknown: give 11",
         ),
+        ("resnet10", {"linear.weight": np.ones((512, 10), "f4")}, {}, r"needs \[10, 512\]"),
+        ("resnet10", {"bn1.weight": np.ones(64, "i1")}, {}, "bn1.weight as int8"),
+        ("resnet10", {"bn1.running_var": -np.ones(64, "f4")}, {}, "a negative variance in bn1"),
+        ("resnet10", {"bn1.bias": np.full(64, np.nan, "f4")}, {}, "NaN or infinite values in bn1"),
+        ("resnet10", {"conv1.weight": np.zeros((64, 3, 3, 3), "f4")}, {}, "only zeros in conv1"),
         ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, but --classes names 2"),
         ("resnet10", {}, {"std": (1.0, 0.0, 1.0)}, "std"),
         ("resnet18", {}, {}, "it lacks `layer"),
-        ("basic", {}, {}, r"no last layer `fc3`, so it is not a basic; it holds `bn1"),
+        (
+            "basic",
+            {},
+            {},
+            r"no last layer `fc3` next to a first layer `conv1`, so it is not a basic; ",
+        ),
         ("vgg", {}, {}, "--model must be basic, net, .*, not 'vgg'"),
     ],
 )

@@ -30,6 +30,9 @@ def test_a_record_holds_the_result_metrics_and_outputs(make_run: MakeRun, tmp_pa
     assert recorded["test_logits"].dtype == np.float32
     for name in ("test_logits", "test_labels"):
         np.testing.assert_array_equal(recorded[name], original[name])
+    assert run.card is not None
+    assert run.card == trained.card
+    assert read_runs([path.parent]) == [run]  # The model card is not a record.
 
 
 @pytest.mark.parametrize(

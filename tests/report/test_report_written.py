@@ -34,8 +34,10 @@ def test_a_report_is_printed_and_written(make_run: MakeRun, tmp_path: Path) -> N
     make_run("basic", overrides={"epochs": 1, "model.name": "a|b\nc"}, folder="changed")
     make_run("fast-basic", test=68.0, parameters=62_006)
     file = io.StringIO()
-    page = report.report([tmp_path / "runs"], console=Console(file=file))
-    assert page == tmp_path / "runs" / "report.md"
+    written = report.report([tmp_path / "runs"], console=Console(file=file))
+    assert written == [tmp_path / "runs" / "report.html", tmp_path / "runs" / "report.md"]
+    assert "Confusion matrix" in written[0].read_text(encoding="utf-8")
+    page = written[1]
     text = page.read_text(encoding="utf-8")
 
     paper, better, changed = table_cells(text)
@@ -55,26 +57,32 @@ def test_without_runs_the_report_says_how_to_make_one(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     file = io.StringIO()
-    assert report.report(console=Console(file=file)) is None
+    assert report.report(console=Console(file=file)) == []
     assert file.getvalue().count("not run") == 10
     assert "make exp-basic" in file.getvalue()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_report_of_single_runs_is_only_printed(
+@pytest.mark.usefixtures("no_figures")
+def test_the_report_is_written_to_the_folder_of_all_runs(
     make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     silent = Console(file=io.StringIO())
     path, other = make_run("basic", test=None), make_run("net", test=None)
-    before = sorted(tmp_path.rglob("*"))
-    for paths in ([path], [path, other], [path, tmp_path / "runs" / "net"]):
-        assert report.report(paths, console=silent) is None
-    assert sorted(tmp_path.rglob("*")) == before
-    page = report.report([path], folder=tmp_path / "out", console=silent)
-    assert page == tmp_path / "out" / "report.md"
-    assert "![" not in page.read_text()  # No epoch is finished, so there is no figure.
-    assert report.report(console=silent) == Path("runs/report.md")
+    for paths, folder in (
+        ([path], path),
+        ([path, other], tmp_path / "runs"),
+        ([path, tmp_path / "runs" / "net"], tmp_path / "runs"),
+    ):
+        page, text = report.report(paths, console=silent)
+        assert page.resolve() == folder / "report.html"
+        assert text.resolve() == folder / "report.md"
+        assert page.exists()
+    _, text = report.report([path], folder=tmp_path / "out", console=silent)
+    assert text == tmp_path / "out" / "report.md"
+    assert "![" not in text.read_text()  # No epoch is finished, so there is no figure.
+    assert report.report(console=silent) == [Path("runs/report.html"), Path("runs/report.md")]
 
 
 NARROW = """\

@@ -353,7 +353,7 @@ def test_damaged_lines_are_skipped_and_later_lines_replace_earlier_ones(tmp_path
         ({}, "net"),
         ({"epochs": 5, "optimizer.lr": 3e-4}, "net@epochs=5,lr=0.0003"),
         ({"optimizer.name": "adam", "model.name": "x"}, "net@optimizer.name=adam,model.name=x"),
-        ({"data.flip": True, "tta.flip": False}, "net@flip=True,tta.flip=False"),
+        ({"data.flip": True, "data.validation": 64.0}, "net@flip=True,validation=64"),
         ({"data.dataset": "folder:/my images/ä"}, "net@dataset=folder-my-images-ä"),
         ({"data.dataset": 72 * "x"}, f"net@dataset={72 * 'x'}"),
         ({"data.dataset": 73 * "x"}, f"net@dataset={52 * 'x'}-a51a582a"),

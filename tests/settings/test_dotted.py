@@ -99,7 +99,7 @@ def test_override_sets_every_kind_of_field(changes: list[str], expected: dict[st
         (["optimizer.steps=1"], "no setting 'optimizer.steps'"),
         (["optimizer=sgd"], "no setting 'optimizer'; did you mean optimizer.name?"),
         (["average=yes"], "expected an object {decay} or none"),
-        (["weights=muon"], "expected weights.name=muon or weights.name=lookahead or none"),
+        (["weights=muon"], "write --set weights.name=muon, --set weights.name=lookahead or --set"),
         (
             ["weights.every=5"],
             "weights.every needs weights.name, one of muon, lookahead: add --set weights.name=muon",

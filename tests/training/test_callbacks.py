@@ -9,8 +9,9 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from rich.console import Console
 from short_runs import Recorder, rows_of, send, train
@@ -181,3 +182,25 @@ def test_markup_in_a_line_is_printed_unchanged(tmp_path: Path) -> None:
     progress.line("runs/a[b]/seed0 [red]")
     progress.close()
     assert output.getvalue() == (tmp_path / "log.txt").read_text() == "runs/a[b]/seed0 [red]\n"
+
+
+def test_validation_outputs_are_stored_while_the_run_is_unfinished(
+    small: Config, tmp_path: Path
+) -> None:
+    class Read(cifar_jax.Callback):
+        accuracies: ClassVar[list[tuple[int, float]]] = []
+
+        def on_epoch_end(self, state: Any, metrics: Any) -> None:
+            with np.load(tmp_path / "run/validation.npz") as file:
+                correct = file["validation_logits"].argmax(-1) == file["validation_labels"]
+                self.accuracies.append((int(file["epoch"]), 100 * correct.mean()))
+
+    config = override(small, ["data.validation=32"])
+    train(config, tmp_path / "run", callbacks=[Read()])
+    rows = rows_of(tmp_path / "run")
+    assert Read.accuracies == [
+        (row["epoch"], pytest.approx(row["validation_accuracy"])) for row in rows
+    ]
+    assert len(rows) == 3
+    assert not (tmp_path / "run/validation.npz").exists()
+    assert "validation_logits" in np.load(tmp_path / "run/outputs.npz")

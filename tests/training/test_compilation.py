@@ -11,8 +11,8 @@ import pytest
 from cifar_jax.callbacks.checkpoint import is_finite
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.training.compilation import CompiledSteps, StepsPerCallTuner, compile_evaluation
-from cifar_jax.training.evaluation import loss_and_accuracy
 from cifar_jax.training.setup import Setup, build_setup, initial_state
 
 Make = Callable[..., Config]

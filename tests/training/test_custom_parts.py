@@ -145,6 +145,7 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
             r"returns .* \[32, 16, 32, 3\]",
         ),
         ("augmentation", lambda key, images, value: None, "AUGMENTATION returns NoneType"),
+        ("augmentation", lambda key, images, value: images / 255, "AUGMENTATION returns float32"),
         ("augmentation", lambda key, images, value: images.size.no, "fails .* AttributeError"),
     ],
 )

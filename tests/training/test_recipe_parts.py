@@ -14,11 +14,13 @@ from short_runs import assert_same_run, killed_at, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
 from cifar_jax.config import Config
+from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.models import initialization
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
-from cifar_jax.training.evaluation import TTA, apply_tta, loss_and_accuracy
+from cifar_jax.training.evaluation import TTA, apply_tta
+from cifar_jax.training.freezing import Pretrained
 from cifar_jax.training.rng import make_streams
 from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.setup import build_setup, initial_state, learning_rates, random_state
@@ -169,7 +171,10 @@ def test_initial_weights_and_their_average(make_config: Make, source: str) -> No
     options = {} if source == "init_from" else {source: True}
     settings = TINY | {"model__name": "pooled", "averaging__name": "ema"}
     setup = build_setup(make_config(**settings, **options), dataset=DATASET)
-    pretrained = None if options else initial_state(setup, 1).variables
+    pretrained = None
+    if not options:
+        variables = initial_state(setup, 1).variables
+        pretrained = Pretrained(variables, tuple(DATASET.classes))
     state = initial_state(setup, 0, pretrained)
     chex.assert_trees_all_equal(state.averaged, state.variables)
     random = random_state(setup, make_streams(0).init, learning_rates(setup.config))

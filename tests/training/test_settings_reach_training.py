@@ -185,6 +185,8 @@ STEPS = {"rates", "update", "steps"}
 """Names of the properties that change if a setting changes the number of steps."""
 SETTINGS: dict[str, tuple[Any, set[str]]] = {
     "model.name": ("other", {"model"}),
+    "clip_norm": (0.1, {"update"}),
+    "loss.class_weights": ("balanced", {"loss"}),
     "model.dropout": (0.25, {"model"}),
     "model.pooling": ("average", {"model"}),
     "epochs": (5, {"rates", "update"}),
@@ -244,6 +246,7 @@ TESTED_BY_HAND = {
 }
 """Maps each setting of a single optimizer or schedule to the run in `RUNS` that tests it."""
 TESTED_ELSEWHERE = {
+    *("train.freeze", "train.best_by", "train.early_stopping", "schedule.milestones"),
     *(
         "data.dataset",
         "data.image_size",
@@ -255,7 +258,7 @@ TESTED_ELSEWHERE = {
     *("averaging", "phases", "init.dirac", "init.whitening"),
     *("tta.flip", "tta.shift", "tta.least_confident"),
 }
-"""Settings that test_start.py, test_muon.py and other files test."""
+"""Settings that test_training_parts.py, test_freezing.py and other files test."""
 
 
 def test_every_setting_is_tested(make_config: Make) -> None:

@@ -1,6 +1,6 @@
 """Test the checks at the start of training: processes, initial weights and code."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.runs import environment
 from cifar_jax.runs.schemas import Device, Result
 from cifar_jax.training import start
+from cifar_jax.training.freezing import Pretrained
 
 Make = Callable[..., Config]
 pytestmark = pytest.mark.usefixtures("tiny")
@@ -60,8 +61,9 @@ def second_epoch() -> Recorder:
     return killed_at("[EPOCH 002 | IT 00002]")
 
 
-def weights(seed: int) -> Mapping[str, Any]:
-    return models.init_variables(Mine(len(DATASET.classes)), jax.random.key(seed))
+def weights(seed: int) -> Pretrained:
+    variables = models.init_variables(Mine(len(DATASET.classes)), jax.random.key(seed))
+    return Pretrained(variables, tuple(DATASET.classes))
 
 
 def defined(folder: Path, source: bytes, values: int = 8, **modules: str) -> CustomParts:
@@ -118,7 +120,7 @@ def test_an_unreadable_commit_is_one_line_of_the_log(
 def test_initial_weights_are_needed_only_until_the_first_checkpoint(
     pretrained: Config, tmp_path: Path
 ) -> None:
-    def missing() -> Mapping[str, Any]:
+    def missing() -> Pretrained:
         raise UserError("no run or export")
 
     with pytest.raises(UserError, match="no run or export"):
@@ -155,7 +157,7 @@ def test_initial_weights_of_another_network_write_nothing(
     if fresh:
         run(pretrained, folder, load_weights=lambda: weights(1))
     before = files(tmp_path)
-    other = {"params": {"another": weights(1)["params"]["head"]}}
+    other = Pretrained({"params": {"another": weights(1).variables["params"]["head"]}}, ("a",))
     with pytest.raises(UserError, match="another network"):
         run(pretrained, folder, load_weights=lambda: other, fresh=fresh)
     assert files(tmp_path) == before

@@ -1,0 +1,55 @@
+"""Whether the probabilities of a network agree with the share of correct answers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+BINS = 15
+"""Number of intervals of equal width, as in Guo et al., "On Calibration of Modern Neural Networks",
+2017."""
+
+
+class Bin(NamedTuple):
+    """The answers whose probability is in the interval from `low` to `high`."""
+
+    low: float
+    high: float
+    answers: int
+    """Number of answers."""
+    confidence: float
+    """Mean probability of the answers. 0 for an empty bin."""
+    accuracy: float
+    """Share of correct answers, from 0 to 1. 0 for an empty bin."""
+
+
+def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[Bin]:
+    """Return the bins of a reliability diagram.
+
+    Args:
+      confidence: probability of each answer, `[N]`. A bin contains its upper end, not its lower
+        end.
+      correct: whether each answer is correct, `[N]`.
+      bins: number of bins.
+    """
+    edges = np.linspace(0, 1, bins + 1)
+    index = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(index, minlength=bins)
+    total = np.maximum(counts, 1)
+    confidences = np.bincount(index, confidence, bins) / total
+    accuracies = np.bincount(index, correct, bins) / total
+    return [
+        Bin(float(edges[i]), float(edges[i + 1]), int(n), float(confidences[i]), float(a))
+        for i, (n, a) in enumerate(zip(counts, accuracies, strict=True))
+    ]
+
+
+def calibration_error(bins: list[Bin]) -> float:
+    """Return the expected calibration error in percentage points.
+
+    This is the mean over the answers of |accuracy - confidence| of their bin.
+    """
+    total = sum(entry.answers for entry in bins)
+    gaps = sum(entry.answers * abs(entry.accuracy - entry.confidence) for entry in bins)
+    return 100 * gaps / total

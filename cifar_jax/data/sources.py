@@ -1,0 +1,135 @@
+"""The registry of data sets: which names there are, and what each can be used for."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from cifar_jax.data import arrays, cache, cifar10, cifar100, digits, image_folder, tfds_folder
+from cifar_jax.data.dataset import Labeled
+from cifar_jax.data.images import DEFAULT_TARGET, Target
+from cifar_jax.errors import UserError, nearest
+from cifar_jax.files import local_path
+
+
+class Request(NamedTuple):
+    """What to load: the text after the colon of the name, and options."""
+
+    argument: str
+    data_dir: Path
+    skip_bad_images: bool = False
+    target: Target = DEFAULT_TARGET
+
+    @property
+    def path(self) -> Path:
+        """The argument as a path. URLs are refused."""
+        return local_path(self.argument, "data.dataset")
+
+
+class Entry(NamedTuple):
+    """A kind of data set.
+
+    Attributes:
+      form: the name as the user writes it.
+      source: returns the data set for training. None: it is for evaluation only.
+      labeled: returns labeled images for evaluation. None: the test images of `source`.
+    """
+
+    form: str
+    source: Callable[[Request], cache.Source] | None
+    labeled: Callable[[Request], Labeled] | None = None
+
+
+# To add a data set, add its name and a function that returns a `cache.Source`.
+SOURCES: dict[str, Entry] = {
+    "cifar10": Entry("cifar10", lambda request: cifar10.source(request.data_dir)),
+    "cifar100": Entry("cifar100", lambda request: cifar100.source(request.data_dir)),
+    "digits": Entry("digits", lambda request: digits.source()),
+    "folder": Entry(
+        "folder:PATH",
+        lambda request: image_folder.source(
+            request.path, skip_bad_images=request.skip_bad_images, target=request.target
+        ),
+        lambda request: image_folder.labeled(request.path, request.target),
+    ),
+    "tfds": Entry(
+        "tfds:NAME",
+        lambda request: tfds_folder.source(
+            tfds_folder.find(request.argument, request.data_dir),
+            f"tfds:{request.argument}",
+            request.target,
+        ),
+        lambda request: tfds_folder.labeled(request.argument, request.data_dir, request.target),
+    ),
+    "npz": Entry(
+        "npz:FILE",
+        lambda request: arrays.npz_source(request.path, request.target),
+        lambda request: arrays.npz_labeled(request.path, request.target),
+    ),
+    "npy": Entry(
+        "npy:IMAGES,LABELS",
+        None,
+        lambda request: arrays.npy_labeled(str(request.path), request.target),
+    ),
+}
+
+
+def find(
+    name: str,
+    data_dir: Path | None,
+    skip_bad_images: bool = False,
+    target: Target = DEFAULT_TARGET,
+    *,
+    others: str = "",
+) -> tuple[Entry, Request]:
+    """Return the registry's entry for a data set, and the request for it.
+
+    Args:
+      name: name of the data set, such as `cifar10` or `folder:PATH`.
+      data_dir: the folder of all tfds data sets. None: the default folder.
+      skip_bad_images: whether to leave out the unreadable images of a folder.
+      target: to which size, and how, images are resized.
+      others: a form that only the caller knows, for the error message. Empty: the data set is for
+        training.
+
+    Raises:
+      UserError: there is no such data set, or its images always have another size than `target`.
+    """
+    kind, _, argument = name.partition(":")
+    entry = SOURCES.get(kind)
+    if entry and (":" in entry.form) == bool(argument) and (entry.source or others):
+        folder = data_dir or tfds_folder.default_data_dir()
+        if ":" not in entry.form:
+            _refuse_target(name, target)
+        return entry, Request(argument, folder, skip_bad_images, target)
+    if "://" in name:
+        local_path(name, "data.dataset")
+    forms = [known.form for known in SOURCES.values() if known.source or others]
+    forms += [others] if others else []
+    if entry and (entry.source or others):
+        hint = f"; did you mean {entry.form}?"
+    elif entry:
+        hint = ", because these files are for evaluation only."
+    elif "/" in name:
+        hint = f"; did you mean folder:{argument or name}?"
+    else:
+        hint = nearest(name, SOURCES)
+    raise UserError(
+        f"there is no data set {name!r}{hint or '.'} Choose {', '.join(forms[:-1])} or {forms[-1]}."
+    )
+
+
+def _refuse_target(name: str, target: Target) -> None:
+    """Raise if a data set of arrays would have to be resized."""
+    problem = ""
+    if target.size != DEFAULT_TARGET.size:
+        side = DEFAULT_TARGET.size
+        problem = (
+            f"data.image_size is {target.size}, but {name} has images of {side} × {side} pixels"
+        )
+    elif not target.center_crop:
+        problem = f"data.center_crop has no effect on {name}, whose images are square"
+    if problem:
+        raise UserError(
+            f"{problem}: leave out the setting, or set data.dataset to your own images, such as "
+            "folder:PATH"
+        )

@@ -1,0 +1,80 @@
+"""Recognize files that hold no weights, or weights in a format that is not supported."""
+
+import zipfile
+from pathlib import Path
+
+_TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
+"""Number near the start of a file that `torch.save` wrote in its older format."""
+_UNPACK = "unpack it and name the file with the weights"
+_SAVE = "save the weights with torch.save or as safetensors"
+_TEXTS = {
+    b"version https://git-lfs": "a Git LFS pointer without the content: run `git lfs pull`",
+    b"<": "a web page, not weights: download the weights again, and log in if that is needed",
+    b"{": "a JSON file, not weights: name the file with the weights",
+    b"[": "a JSON file, not weights: name the file with the weights",
+}
+"""Descriptions of text files, by their first characters."""
+_STARTS = {
+    b"\x89HDF": f"an HDF5 file, such as Keras writes: {_SAVE}",
+    b"\x93NUMPY": f"a NumPy array: {_SAVE}",
+    b"\x1f\x8b": f"compressed with gzip: {_UNPACK}",
+    b"BZh": f"compressed with bzip2: {_UNPACK}",
+    b"\xfd7zXZ": f"compressed with xz: {_UNPACK}",
+    b"\x28\xb5\x2f\xfd": f"compressed with zstd: {_UNPACK}",
+    b"7z\xbc\xaf": f"a 7z archive: {_UNPACK}",
+    b"Rar!": f"a RAR archive: {_UNPACK}",
+    b"GGUF": f"a GGUF file: {_SAVE}",
+    b"\x80": f"a Python pickle, but not a file of torch.save: {_SAVE}",
+}
+"""Descriptions of binary files, by their first bytes."""
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file begins like safetensors: an 8-byte size, then a JSON object."""
+    start = _read_start(path)
+    return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 40
+
+
+def is_torch_file(path: Path) -> bool:
+    """Return whether a file has the content of a file of `torch.save`."""
+    return _TORCH_MAGIC in _read_start(path)[:32] or any(
+        name.endswith("data.pkl") for name in _zip_members(path)
+    )
+
+
+def describe_other_file(path: Path) -> str | None:
+    """Return what a file is, and what to do, if it holds no weights that can be read.
+
+    Return None if the file is safetensors, a file of `torch.save`, or of an unknown kind.
+    """
+    start = _read_start(path)
+    if is_safetensors(path) or is_torch_file(path):
+        return None
+    if not start.strip(b"\0"):
+        return "empty: download or save it again"
+    if path.suffix == ".onnx":
+        return f"an ONNX file: {_SAVE}"
+    if start[257:262] == b"ustar":
+        return f"a tar archive: {_UNPACK}"
+    # A StableHLO file of this package is a zip archive, too, but begins with the program.
+    if start.startswith(b"PK") and (members := _zip_members(path)):
+        more = ", …" if len(members) > 3 else ""
+        return f"a zip archive with {', '.join(members[:3])}{more}: {_UNPACK}"
+    if b"\0" not in start:  # Text may begin with spaces. Binary files may begin with "<" by chance.
+        start = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+        if kind := next((kind for text, kind in _TEXTS.items() if start.startswith(text)), None):
+            return kind
+    return next((kind for prefix, kind in _STARTS.items() if start.startswith(prefix)), None)
+
+
+def _read_start(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(512)
+
+
+def _zip_members(path: Path) -> list[str]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError):
+        return []

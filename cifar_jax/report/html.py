@@ -1,0 +1,285 @@
+"""The report page: one HTML file that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from cifar_jax.config import as_text
+from cifar_jax.errors import UserError, counted
+from cifar_jax.report import charts
+from cifar_jax.report.answers import group_answers
+from cifar_jax.report.charts import Chart
+from cifar_jax.report.compare import Comparison, compare
+from cifar_jax.report.curves import curves, mean_curve
+from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.table import Row, device, duration, mean_std, row
+from cifar_jax.report.views import MAX_PICTURES, AnswersView, view
+from cifar_jax.runs.run import RunRecord
+from cifar_jax.runs.schemas import LayerRow
+
+METRICS = {
+    "validation_accuracy": "Validation accuracy, %",
+    "train_accuracy": "Training accuracy, %",
+    "validation_loss": "Validation loss, nats",
+    "train_loss": "Training loss, nats",
+}
+_TABLE_ROWS = 20
+_OPEN_GROUPS = 2
+"""Largest number of groups whose sections are open at first."""
+
+
+@dataclass(frozen=True)
+class GroupView:
+    """A group of runs, as the page shows it."""
+
+    number: int
+    group: SeedGroup
+    answers: list[AnswersView]
+
+    @property
+    def id(self) -> str:
+        """Anchor of the section."""
+        return f"run-{self.number + 1}"
+
+    @property
+    def size(self) -> int:
+        """Number of runs."""
+        return len(self.group.runs)
+
+    @property
+    def seeds(self) -> int:
+        """Number of different seeds."""
+        return len({run.seed for run in self.group.runs})
+
+    @property
+    def network(self) -> str:
+        """Name of the network."""
+        return str(self.group.runs[0].settings.get("model.name", self.row.model))
+
+    @property
+    def batch_size(self) -> str:
+        """Batch size as text. Empty if it is unknown."""
+        size = self.group.runs[0].settings.get("batch_size")
+        return f"batch size {size:,}" if isinstance(size, int) else ""
+
+    @property
+    def style(self) -> tuple[int, int]:
+        """Color and dash pattern of the group's lines."""
+        return charts.style(self.number)
+
+    @cached_property
+    def row(self) -> Row:
+        """Cells of the tables in report.md."""
+        return row(self.group)
+
+    @property
+    def title(self) -> str:
+        """Experiment and changed settings."""
+        return " ".join([self.group.experiment, *self.row.changes])
+
+    @property
+    def state(self) -> str:
+        """Whether the runs are finished."""
+        unfinished = [progress(run) for run in self.group.unfinished]
+        finished = len(self.group.finished)
+        done = [f"{finished} finished" if unfinished or finished > 1 else "finished"]
+        return ", ".join((done if finished else []) + unfinished)
+
+    @property
+    def validation(self) -> list[float]:
+        """Validation accuracies of the finished runs, or else of the last epochs."""
+        if self.group.finished:
+            return self.group.measured("validation_accuracy")
+        last = [run.rows[-1].validation_accuracy for run in self.group.unfinished if run.rows]
+        return [value for value in last if value is not None]
+
+    @property
+    def test(self) -> list[float]:
+        """Test accuracies of the finished runs."""
+        return self.group.measured()
+
+    @property
+    def parameters(self) -> int | None:
+        """Number of parameters; None if it is unknown."""
+        if self.group.results:
+            return self.group.results[0].parameters
+        return sum(layer.parameters for layer in self.layers) or None
+
+    @property
+    def seconds(self) -> float | None:
+        """Mean wall time of the finished runs, or else of the unfinished runs so far."""
+        if self.row.seconds is not None:
+            return self.row.seconds
+        times = [run.rows[-1].wall_seconds for run in self.group.runs if run.rows]
+        return statistics.fmean(times) if times else None
+
+    @property
+    def layers(self) -> Sequence[LayerRow]:
+        """Layers of the network. Empty if no run has a model card."""
+        return next((run.card.layers for run in self.group.runs if run.card), [])
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """Every setting of the first run."""
+        return [(name, as_text(value)) for name, value in self.group.runs[0].settings.items()]
+
+    @cached_property
+    def charts(self) -> list[Chart]:
+        """Curves of accuracy, loss and learning rate."""
+        found = [
+            charts.chart(title, [(name, i, curves(self.group, key)) for i, (key, name) in parts])
+            for title, parts in (
+                ("Accuracy, %", list(enumerate(_splits("accuracy")))),
+                ("Loss, nats", list(enumerate(_splits("loss")))),
+                ("Learning rate", [(2, ("learning_rate", "last step of the epoch"))]),
+            )
+        ]
+        return [chart for chart in found if chart]
+
+    @property
+    def numbers(self) -> list[tuple[int, list[str]]]:
+        """Epochs, at most about 20, and the text of each metric: the mean over the seeds."""
+        names = [*METRICS, "learning_rate"]
+        found = {name: curves(self.group, name) for name in names}
+        means = {name: mean_curve(kept) if kept else {} for name, kept in found.items()}
+        epochs = sorted(means["train_loss"])
+        every = -(-len(epochs) // _TABLE_ROWS) or 1
+        shown = [epoch for epoch in epochs if epoch % every == 0 or epoch in (1, epochs[-1])]
+        return [
+            (
+                epoch,
+                [
+                    charts.number(means[name][epoch]) if epoch in means[name] else ""
+                    for name in names
+                ],
+            )
+            for epoch in shown
+        ]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two groups and the differences between them."""
+
+    a: GroupView
+    b: GroupView
+    validation: Comparison | None
+    """Difference of the validation accuracies. None if it was not measured."""
+    test: Comparison
+    """Difference of the test accuracies."""
+
+
+def page(groups: Sequence[SeedGroup], *, pictures: bool = True) -> str:
+    """Return the report page as HTML.
+
+    Args:
+      groups: the groups of runs, including those of the paper that were not run.
+      pictures: whether to show pictures of the surest mistakes, if the images are on this machine.
+    """
+    views = [
+        GroupView(number, group, _answers(group, MAX_PICTURES if pictures else 0))
+        for number, group in enumerate(group for group in groups if group.runs)
+    ]
+    overlay = [
+        charts.chart(title, [(v.title, v.number, curves(v.group, key)) for v in views])
+        for key, title in METRICS.items()
+    ]
+    pairs = _pairs(views)
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            views=views,
+            overlay=[chart for chart in overlay if chart],
+            pairs=pairs,
+            scale=_scale(pairs),
+            paper=[row(group) for group in groups if group.paper],
+            open_groups=_OPEN_GROUPS,
+            version=version("cifar-jax"),
+        )
+    )
+
+
+def progress(run: RunRecord) -> str:
+    """Return the last epoch of an unfinished run."""
+    return f"epoch {run.rows[-1].epoch if run.rows else 0} of {run.epochs}"
+
+
+def _splits(metric: str) -> list[tuple[str, str]]:
+    return [(f"train_{metric}", "training"), (f"validation_{metric}", "validation")]
+
+
+def _answers(group: SeedGroup, max_pictures: int) -> list[AnswersView]:
+    found = group_answers(group)
+    return [view(answers, max_pictures // len(found)) for answers in found]
+
+
+def _pairs(views: Sequence[GroupView]) -> list[Pair]:
+    """Return the pairs of groups that can be compared."""
+    pairs = []
+    for a, b in itertools.combinations(views, 2):
+        if test := _compare(a, b, "test_accuracy"):
+            pairs.append(Pair(a, b, _compare(a, b, "validation_accuracy"), test))
+    return pairs
+
+
+def _compare(a: GroupView, b: GroupView, metric: str) -> Comparison | None:
+    try:
+        return compare(a.group, b.group, metric)
+    except UserError:  # No seed is finished in both groups, or the images differ.
+        return None
+
+
+def _scale(pairs: Sequence[Pair]) -> float:
+    """Return the largest absolute value that the drawing of the intervals needs, in points."""
+    values = [
+        abs(value)
+        for pair in pairs
+        for value in (pair.test.difference, pair.test.low, pair.test.high)
+        if value is not None
+    ]
+    return max(values, default=1.0) or 1.0
+
+
+def _surely(probability: float) -> str:
+    """Return a probability as text that says 100 % only for certainty.
+
+    >>> [_surely(p) for p in (0.5, 0.9996, 1.0)]
+    ['50.0 %', '>99.9 %', '100 %']
+    """
+    if probability == 1:
+        return "100 %"
+    return ">99.9 %" if probability > 0.9995 else f"{100 * probability:.1f} %"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("cifar_jax.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters: dict[str, Any] = {
+        "counted": counted,
+        "device": device,
+        "dots": charts.dots,
+        "duration": duration,
+        "mean": statistics.fmean,
+        "mean_std": mean_std,
+        "place": lambda value, scale: round(50 + 50 * value / scale, 2),
+        "progress": progress,
+        "short": lambda count: f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,}",
+        "signed": lambda value: f"{value:+.2f}".replace("-", "−"),
+        "surely": _surely,
+    }
+    environment.filters |= filters
+    return environment

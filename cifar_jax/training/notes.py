@@ -1,0 +1,70 @@
+"""Log lines at the start of a session that explain the settings of the run."""
+
+from cifar_jax import models
+from cifar_jax.errors import counted
+from cifar_jax.training import freezing, plan
+from cifar_jax.training.freezing import Frozen, Pretrained
+from cifar_jax.training.setup import Setup
+
+
+def settings_lines(setup: Setup, initial: Pretrained | None) -> list[str]:
+    """Return log lines about image sizes, fine-tuning, the schedule and the number of steps.
+
+    Args:
+      setup: the setup of the run.
+      initial: trained network that the run starts from. None: random weights, or a resumed run.
+    """
+    lines = [*_phase_lines(setup), *_fine_tuning_lines(setup, initial)]
+    return [*lines, *_warmup_lines(setup), *_few_steps_lines(setup)]
+
+
+def _fine_tuning_lines(setup: Setup, initial: Pretrained | None) -> list[str]:
+    spec, size, lines = setup.spec, setup.dataset.image_shape[0], []
+    if initial and tuple(initial.classes) != tuple(setup.dataset.classes):
+        names = ", ".join(initial.classes[:3]) + (", …" if len(initial.classes) > 3 else "")
+        lines = [
+            f"the last layer, {freezing.last_layer(spec.model, size)}, is new, because the "
+            f"pretrained network has other classes ({names})"
+        ]
+    if setup.config.train.freeze:
+        params = models.variable_shapes(spec.model, size)["params"]
+        lines.append(freezing.describe(params, Frozen(spec.frozen, spec.frozen_norms)))
+    return lines
+
+
+def _warmup_lines(setup: Setup) -> list[str]:
+    """Return a log line with the number of warm-up steps of the schedule `warmup-cosine`."""
+    schedule, steps = setup.config.schedule, setup.plan.steps
+    if schedule.name != "warmup-cosine":
+        return []
+    return [
+        f"the learning rate rises for {int(schedule.warmup * steps + 1e-3):,} of {steps:,} steps "
+        f"(schedule.warmup={schedule.warmup:g}) and then falls along a cosine"
+    ]
+
+
+def _few_steps_lines(setup: Setup) -> list[str]:
+    """Return a log line if an epoch has few steps, with a batch size that gives more."""
+    fewest = min(setup.plan.epochs, key=lambda epoch: epoch.steps)
+    images, better = len(setup.train.labels), plan.suggested_batch_size(len(setup.train.labels))
+    if fewest.steps >= 10 or better >= fewest.variant.batch_size:
+        return []
+    return [
+        f"an epoch has only {counted(fewest.steps, 'step')}, because the batch size is "
+        f"{fewest.variant.batch_size:,} and there are {counted(images, 'training image')}: "
+        f"--set batch_size={better} gives {images // better} steps"
+    ]
+
+
+def _phase_lines(setup: Setup) -> list[str]:
+    """Return a log line with the image size of each phase, if the sizes differ."""
+    if not any(phase.image_size for phase in setup.config.phases):
+        return []
+    sizes: dict[int, list[int]] = {}
+    for epoch in setup.plan.epochs:
+        sizes.setdefault(epoch.variant.image_size, []).append(epoch.number + 1)
+    spans = []
+    for size, epochs in sizes.items():
+        span = f"s {epochs[0]}–{epochs[-1]}" if epochs[1:] else f" {epochs[0]}"
+        spans.append(f"{size} pixels in epoch{span}")
+    return [f"image size: {', '.join(spans)}"]

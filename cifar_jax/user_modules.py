@@ -1,0 +1,149 @@
+"""Find the modules and files that belong to the user's experiment, and their SHA-256 digests."""
+
+import hashlib
+import importlib.metadata
+import os
+import sys
+import sysconfig
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_PACKAGE = Path(__file__).parent
+_STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
+
+
+def late_modules(loaded: Collection[str]) -> dict[str, str]:
+    """Return the digests of user modules that are in memory now, except for those in `loaded`."""
+    late = [(name, sys.modules[name]) for name in sorted(sys.modules.keys() - set(loaded))]
+    return _digests({name: m for name, m in late if _is_local(name, _location(m), Path("/"))})
+
+
+@contextmanager
+def local_modules(experiment: Path) -> Iterator[dict[str, str]]:
+    """Make modules next to an experiment file importable in this context, and yield digests.
+
+    The dictionary of digests is filled when the context ends. It contains every imported module
+    that is user code, and every other file in the folder that was read. The modules are imported
+    anew and then unloaded, so each experiment gets the `_base.py` of its own folder.
+    """
+    folder = experiment.absolute().parent
+    # Like Python, also find the modules next to the file that a symbolic link points to.
+    paths = dict.fromkeys([str(folder), str(experiment.resolve().parent)])
+    digests: dict[str, str] = {}
+    loaded_before = _unload_local(folder)
+    writes_bytecode = sys.dont_write_bytecode
+    # If a file is edited twice within a second, Python may reuse outdated bytecode.
+    sys.dont_write_bytecode = True
+    sys.path[:0] = paths
+    try:
+        with _opened_files() as opened:
+            yield digests
+    finally:
+        for path in paths:
+            with suppress(ValueError):
+                sys.path.remove(path)
+        sys.dont_write_bytecode = writes_bytecode
+        imported = _unload_local(folder)
+        sys.modules.update(loaded_before)
+    digests |= _digests(imported)
+    files = [
+        file
+        for file in sorted(opened)
+        if (file.suffix == ".py" or file.is_relative_to(folder)) and _is_user_path(str(file))
+    ]
+    modules = [*imported.values(), *sys.modules.values()] if files else []
+    known = {experiment.resolve(), *(Path(_location(module)).resolve() for module in modules)}
+    for file in files:
+        if file.resolve() not in known and file.is_file():
+            digests[os.path.relpath(file, folder)] = _digest(file)
+
+
+def _digests(modules: Mapping[str, ModuleType]) -> dict[str, str]:
+    files = {name: Path(_location(module)) for name, module in modules.items()}
+    return {name: _digest(file) for name, file in files.items() if file.is_file()}
+
+
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _unload_local(folder: Path) -> dict[str, ModuleType]:
+    # Find all modules first: without its parent, a namespace package has no location.
+    modules = list(sys.modules.items())
+    names = [name for name, module in modules if _is_local(name, _location(module), folder)]
+    return {name: sys.modules.pop(name) for name in names}
+
+
+def _is_local(name: str, location: str, folder: Path) -> bool:
+    """Return whether a module is user code.
+
+    User code is in `folder`, or outside of the standard library and of all installed packages.
+    """
+    package = name.partition(".")[0]
+    if not location or package == "cifar_jax" or package.startswith("__"):
+        return False
+    path = f"{folder}{os.sep}{package}"
+    if f"{location}{os.sep}".startswith((f"{path}.", f"{path}{os.sep}")):
+        return True
+    return _is_user_path(location) and not _is_distribution(package)
+
+
+def _is_user_path(path: str) -> bool:
+    """Return whether a path is outside of the standard library and of all installed packages."""
+    if path.startswith((*_STANDARD_LIBRARY, f"{_PACKAGE}{os.sep}")):
+        return False
+    return not any(part in path for part in ("site-packages", "dist-packages", "__pycache__"))
+
+
+def _location(module: Any) -> str:
+    """Return the path of a module's file or folder, or an empty string if it has none.
+
+    This does not load modules that are loaded lazily.
+    """
+    try:
+        attributes = object.__getattribute__(module, "__dict__")
+    except AttributeError:
+        return ""
+    with suppress(KeyError):  # The parent of a namespace package is no longer loaded.
+        return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
+    return ""
+
+
+@cache
+def _is_distribution(package: str) -> bool:
+    """Return whether a package is installed. Editable installs count too."""
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+_opened: set[Path] | None = None
+"""Files that were opened in the context `_opened_files`. None: outside of the context."""
+
+
+def _record(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened is not None and isinstance(arguments[0], str | bytes):
+        _opened.add(Path(os.fsdecode(arguments[0])).absolute())
+
+
+@cache
+def _add_hook() -> None:
+    sys.addaudithook(_record)  # Python cannot remove the hook again.
+
+
+@contextmanager
+def _opened_files() -> Iterator[set[Path]]:
+    """Yield a set that collects the path of every file that Python opens."""
+    global _opened
+    _add_hook()
+    outer, _opened = _opened, set()
+    try:
+        yield _opened
+    finally:
+        _opened = outer
