@@ -16,7 +16,7 @@ PY_VERSION   = $(shell $(or $(wildcard $(BIN)/python),$(PYTHON)) -c \
 CONSTRAINTS  = $(wildcard constraints/python$(PY_VERSION).txt)
 PYTHONS     := 3.11 3.12 3.13
 # uv can choose package versions for a Python version that is not installed.
-COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint --extra docs \
+COMPILE     := $(BIN)/uv pip compile --quiet --upgrade --no-annotate --extra test --extra lint --extra docs --extra browser \
                  --custom-compile-command "make constraints" pyproject.toml
 empty :=
 comma := ,
@@ -137,7 +137,8 @@ constraints: setup ## Update the newest and oldest package versions in constrain
 	$(foreach version,$(PYTHONS),$(COMPILE) --python-version $(version) \
 	  --output-file constraints/python$(version).txt >/dev/null &&) true
 	$(COMPILE) --python-version 3.13 --resolution lowest-direct --exclude-newer 2025-10-15 \
-	  --only-binary :all: --no-binary promise --output-file constraints/oldest.txt >/dev/null
+	  --exclude-newer-package optuna=2026-12-31 --only-binary :all: --no-binary promise \
+	  --output-file constraints/oldest.txt >/dev/null
 
 clean: ## Delete .venv, build results and tool caches, but not runs/
 	rm -rf $(VENV) $(VENV)-oldest build dist .pytest_cache .ruff_cache .import_linter_cache

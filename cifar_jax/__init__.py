@@ -107,7 +107,9 @@ def train(
         extend=True,
     )
     try:
-        return train(request, callbacks)
+        result = train(request, callbacks)
+        assert result, "the request evaluates the test images"
+        return result
     except Stopped as stopped:
         if stopped.signum == signal.SIGINT:
             raise KeyboardInterrupt(str(stopped)) from None

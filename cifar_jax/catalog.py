@@ -80,6 +80,9 @@ class Experiment(NamedTuple):
     path: Path
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
+    search: Any = None
+    """The file's `SEARCH`, unchecked: the settings that `cifar-jax tune` searches. None if the file
+    defines none."""
 
 
 def experiments_folder() -> Path:
@@ -128,14 +131,16 @@ def load(name_or_path: str) -> Experiment:
 
 
 def code_digest(source: bytes) -> str:
-    """Return the SHA-256 of Python code, ignoring `CONFIG`, docstrings, comments and layout.
+    """Return the SHA-256 of Python code, ignoring settings, docstrings, comments and layout.
+
+    The settings are the assignments to `CONFIG` and `SEARCH`.
 
     The code is not executed. The digest is the same in all supported Python versions.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(source)
-        tree.body = [node for node in tree.body if not _is_config(node)]
+        tree.body = [node for node in tree.body if not _is_settings(node)]
         code = _dump(tree).encode()
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         code = source
@@ -160,9 +165,10 @@ def _dump(node: Any) -> str:
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def _is_config(node: ast.stmt) -> bool:
+def _is_settings(node: ast.stmt) -> bool:
     targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-    return any(isinstance(target, ast.Name) and target.id == "CONFIG" for target in targets)
+    names = {target.id for target in targets if isinstance(target, ast.Name)}
+    return bool(names & {"CONFIG", "SEARCH"})
 
 
 def _files() -> dict[str, Path]:
@@ -207,7 +213,8 @@ def _read(path: Path) -> Experiment:
         )
     docstring = (content.get("__doc__") or "").strip()
     description = docstring.partition("\n")[0]
-    return Experiment(_name(path), config, description, _cost(docstring), path, custom)
+    search = content.get("SEARCH")
+    return Experiment(_name(path), config, description, _cost(docstring), path, custom, search)
 
 
 def _cost(docstring: str) -> Cost | None:

@@ -15,6 +15,7 @@ from cifar_jax.errors import UserError, counted
 from cifar_jax.settings import dotted
 from cifar_jax.settings.dotted import as_text, differences, flatten, override
 from cifar_jax.settings.fields import RuntimeOnly, Settings
+from cifar_jax.settings.search import Range
 
 __all__ = [
     "Augmentation",
@@ -29,6 +30,7 @@ __all__ = [
     "Paper",
     "ParamGroup",
     "Phase",
+    "Range",
     "Schedule",
     "TTAConfig",
     "Train",

@@ -18,6 +18,10 @@ class UserError(Exception):
     """
 
 
+class Diverged(UserError):
+    """Raised when the loss or the weights of a run are NaN or infinite."""
+
+
 class Stopped(BaseException):
     """Raised when a signal ends a run.
 

@@ -194,6 +194,7 @@ CODE = b'def SCHEDULE(info, x=None):\n    return 0.5 + len(f"{x:{x}}")\n'
         (CODE.replace(b"\n    ", b'\n  """A docstring."""\n  '), True),
         (CODE + b"CONFIG = 1\n", True),
         (CODE + b"CONFIG: int = 2\n", True),
+        (CODE + b"SEARCH = {}\n", True),
         (CODE.replace(b"0.5", b"0.25"), False),
         (CODE.replace(b"{x:", b"{x!r:"), False),
         (CODE + b"CONFIGS = 1\n", False),

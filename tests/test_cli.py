@@ -117,17 +117,20 @@ def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch) -> None:
 def test_train_evaluate_and_report_a_run(run: Cli, tmp_path: Path) -> None:
     done = run("train", "basic", "--seed", "3", *QUICK)
     assert done.code == 0, done.err
-    assert "test accuracy" in done.out
+    last = done.out.strip().splitlines()[-1]
+    assert "test accuracy" in last
     # The paper's accuracy is not shown, because the settings differ from the paper's settings.
     assert "paper" not in done.out
     (folder,) = (tmp_path / "runs").glob("basic@*/seed3")
     result = json.loads((folder / "result.json").read_text())
     assert result["seed"] == 3
     assert result["overrides"]["data.dataset"] == "digits"
+    assert (folder / "log.txt").read_text().splitlines()[-1] == last
 
     again = run("train", "basic", "--seed", "3", *QUICK)
     assert again.code == 0
     assert "is finished" in again.out
+    assert again.out.strip().splitlines()[-1] == last
 
     words = ("--seed", "3", "--workdir", str(folder), *QUICK, "--set", "optimizer.lr=0.01")
     other = run("train", "basic", *words)
@@ -174,7 +177,7 @@ def trained(monkeypatch) -> list[Path]:
     """
     folders = []
 
-    def train(request: RunRequest, progress: object) -> SimpleNamespace:
+    def train(request: RunRequest, *options: object) -> SimpleNamespace:
         folders.append(request.workdir)
         if request.config.batch_size == 7:
             raise Stopped(signal.SIGTERM, saved=True)
@@ -189,6 +192,7 @@ def trained(monkeypatch) -> list[Path]:
             test_accuracy_plain=49.0,
             paper_accuracy=request.config.paper and request.config.paper.test_accuracy,
             overrides=request.overrides,
+            settings={},
             data_official=True,
             epochs=2,
             best_validation_epoch=1,
@@ -215,6 +219,12 @@ def test_paper_trains_all_experiments_although_some_fail(
         "basic seed 2: test accuracy 50.00 %, 49.00 % without test-time augmentation "
         "(paper: 62.06 %); 48.00 % at the best validation accuracy, epoch 1"
     ) in lines
+
+
+def test_several_seeds_end_with_their_mean(run: Cli, trained: list[Path]) -> None:
+    done = run("train", "basic", "--seeds", "3")
+    assert done.code == 0
+    assert done.out.endswith("basic: test accuracy 50.00 ± 0.00 % over 3 seeds\n")
 
 
 def test_the_exit_code_is_2_if_one_of_several_runs_fails(run: Cli, trained: list[Path]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
-from cifar_jax.errors import UserError
+from cifar_jax.errors import Diverged
 from cifar_jax.runs import best_epoch
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.schemas import MetricsRow
@@ -63,7 +63,7 @@ class Checkpoint(Callback):
           **about: further arguments of `Checkpoints.save`.
 
         Raises:
-          UserError: the state contains NaN or infinity, and is not saved.
+          Diverged: the state contains NaN or infinity, and is not saved.
         """
         if not is_finite(state):
             raise diverged(
@@ -79,13 +79,13 @@ class Checkpoint(Callback):
         self._saved_at = time.perf_counter()
 
 
-def diverged(context: RunContext, reason: str) -> UserError:
+def diverged(context: RunContext, reason: str) -> Diverged:
     """Return the error for a run whose loss or weights are no longer finite."""
     row = context.rows[-1] if context.rows else None
     rate = f" (the rate was {row.learning_rate:g} in epoch {row.epoch})" if row else ""
     groups = " or the rates in param_groups" if context.setup.config.param_groups else ""
     kept = " The last checkpoint is kept." if row else ""
-    return UserError(f"{reason}. Lower optimizer.lr{groups}{rate}, and start a new run.{kept}")
+    return Diverged(f"{reason}. Lower optimizer.lr{groups}{rate}, and start a new run.{kept}")
 
 
 @jax.jit

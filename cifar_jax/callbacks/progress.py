@@ -13,7 +13,7 @@ from rich.progress import Progress as ProgressBar
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallMetrics, RunContext
 from cifar_jax.files import naming
-from cifar_jax.runs.schemas import MetricsRow
+from cifar_jax.runs.schemas import MetricsRow, Result
 
 if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
@@ -95,6 +95,16 @@ class Progress(Callback):
         setup = self._context.setup
         self.line(_epoch_line(metrics, len(setup.plan.epochs), setup.config.train.best_by))
 
+    def on_end(self, result: Result) -> None:
+        """Write a line with the test accuracy."""
+        self.line(result_line(result))
+
+    def activity(self, text: str) -> None:
+        """Show in the progress bar what the run does besides training, such as `validating`."""
+        if self._bar:
+            self._bar.update(self._task, metrics=text, speed="")
+            self._bar.refresh()
+
     def close(self) -> None:
         """Remove the progress bar and close the log file."""
         if self._bar:
@@ -108,6 +118,27 @@ class Progress(Callback):
         if self._log:
             with naming(Path(self._log.name)):
                 self._log.write(text + "\n")
+
+
+def result_line(result: Result) -> str:
+    """Return a line with the test accuracy of a finished run."""
+    paper = ""
+    if result.paper_accuracy and not result.overrides and result.data_official:
+        paper = f" (paper: {result.paper_accuracy:.2f} %)"
+    best = ""
+    if result.best_validation_epoch not in (None, result.epochs):
+        best = (
+            f"; {result.best_validation_test_accuracy:.2f} % at the best validation "
+            f"{result.settings.get('train.best_by', 'accuracy').replace('-', ' ')}, epoch "
+            f"{result.best_validation_epoch}"
+        )
+    plain = ""
+    if result.test_accuracy_plain not in (None, result.test_accuracy):
+        plain = f", {result.test_accuracy_plain:.2f} % without test-time augmentation"
+    return (
+        f"{result.experiment} seed {result.seed}: test accuracy {result.test_accuracy:.2f} %"
+        f"{plain}{paper}{best}"
+    )
 
 
 def _epoch_line(row: MetricsRow, epochs: int, best_by: str) -> str:

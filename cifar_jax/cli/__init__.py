@@ -26,6 +26,7 @@ from cifar_jax.errors import Stopped, explain
 
 _COMMANDS = {
     "train": "Train experiments, or continue them.",
+    "tune": "Search for better settings of an experiment.",
     "evaluate": "Print loss and accuracy of a run.",
     "predict": "Classify images.",
     "serve": "Classify pictures on a local web page.",

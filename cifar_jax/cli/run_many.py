@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from cifar_jax.callbacks.progress import result_line
 from cifar_jax.errors import Stopped, UserError, explain
+from cifar_jax.report.table import mean_std
+from cifar_jax.runs.schemas import Result
 
 if TYPE_CHECKING:
     from cifar_jax.training.request import RunRequest
@@ -13,14 +16,17 @@ if TYPE_CHECKING:
 
 def train_each(
     requests: Sequence[RunRequest],
-    train: Callable[[RunRequest], str],
+    train: Callable[[RunRequest], Result],
     say: Callable[[str], object],
 ) -> None:
-    """Train runs one after another, and print a line about each run.
+    """Train runs one after another, and print a summary.
+
+    The summary has a line for each run. If an experiment was trained with several seeds, a line
+    has the mean and the standard deviation of its test accuracy.
 
     Args:
       requests: the runs, in order.
-      train: a function that trains one run and returns a line about its result.
+      train: a function that trains one run and returns its result.
       say: a function that prints a line.
 
     Raises:
@@ -29,6 +35,7 @@ def train_each(
       Exception: a run failed because of a bug. This exception is raised instead of UserError.
     """
     lines = []
+    accuracies: dict[str, list[float]] = {}
     finished, stopped, bug = 0, None, None
     for request in requests:
         name = f"{request.experiment} seed {request.seed}"
@@ -38,8 +45,11 @@ def train_each(
             lines.append(f"{name}: {'already finished' if done else 'not started'}")
             continue
         try:
-            line = train(request)
+            result = train(request)
             finished += 1
+            lines.append(result_line(result))
+            accuracies.setdefault(request.experiment, []).append(result.test_accuracy)
+            continue
         except Stopped as error:
             stopped = error
             line = f"{name}: {'saved and stopped' if error.saved else 'stopped'}"
@@ -54,6 +64,9 @@ def train_each(
     say(f"\n{finished} of {len(requests)} runs are finished:")
     for line in lines:
         say(f"  {line}")
+    for experiment, values in accuracies.items():
+        if len(values) > 1:
+            say(f"{experiment}: test accuracy {mean_std(values)} % over {len(values)} seeds")
     if stopped:
         raise stopped
     if bug:

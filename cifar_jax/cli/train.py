@@ -102,7 +102,7 @@ def train(
     runtime.require(device)
     numbers = range(seeds) if seeds else [seed or 0]
     requests = [
-        _request(experiment, changed, number, _Folders(workdir, len(loaded) == 1, bool(seeds)))
+        make_request(experiment, changed, number, Folders(workdir, len(loaded) == 1, bool(seeds)))
         for experiment, changed in zip(loaded, configs, strict=True)
         for number in numbers
     ]
@@ -112,12 +112,14 @@ def train(
     progress = Progress()
     callbacks = [Profile(profile, progress.line)] if profile else []
 
-    def train_one(request: RunRequest) -> str:
-        return _result_line(training.train(request, callbacks, progress))
+    def train_one(request: RunRequest) -> Result:
+        result = training.train(request, callbacks, progress)
+        assert result, "the request evaluates the test images"
+        return result
 
     try:
         if len(requests) == 1:
-            progress.note(train_one(requests[0]))
+            train_one(requests[0])
         else:
             train_each(requests, train_one, progress.note)
     except BaseException:
@@ -126,7 +128,7 @@ def train(
         raise
 
 
-class _Folders:
+class Folders:
     """Chooses the run folder for each experiment and seed."""
 
     def __init__(self, workdir: Path | None, single: bool, seeds: bool) -> None:
@@ -139,7 +141,8 @@ class _Folders:
         return (self.workdir or Path("runs")) / name / f"seed{seed}"
 
 
-def _request(experiment: Experiment, config: Config, seed: int, folders: _Folders) -> RunRequest:
+def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
+    """Return the request for a run of an experiment with the settings `config`."""
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity
     from cifar_jax.inference.load import weights_loader
@@ -167,24 +170,4 @@ def _request(experiment: Experiment, config: Config, seed: int, folders: _Folder
         overrides=overrides,
         load_weights=load_weights and cache(partial(load_weights)),
         extend=folders.workdir is not None,
-    )
-
-
-def _result_line(result: Result) -> str:
-    paper = ""
-    if result.paper_accuracy and not result.overrides and result.data_official:
-        paper = f" (paper: {result.paper_accuracy:.2f} %)"
-    best = ""
-    if result.best_validation_epoch not in (None, result.epochs):
-        best = (
-            f"; {result.best_validation_test_accuracy:.2f} % at the best validation "
-            f"{result.settings.get('train.best_by', 'accuracy').replace('-', ' ')}, epoch "
-            f"{result.best_validation_epoch}"
-        )
-    plain = ""
-    if result.test_accuracy_plain not in (None, result.test_accuracy):
-        plain = f", {result.test_accuracy_plain:.2f} % without test-time augmentation"
-    return (
-        f"{result.experiment} seed {result.seed}: test accuracy {result.test_accuracy:.2f} %"
-        f"{plain}{paper}{best}"
     )

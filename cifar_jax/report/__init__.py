@@ -15,6 +15,7 @@ confusion.py   which classes a network confuses
 calibration.py whether the probabilities of a network are right
 pictures.py    the pictures of the page
 compare.py     the difference between two groups of runs
+study.py       studies of settings, as `cifar-jax tune` stores them
 readme.py      the README's tables and figure, from the records in results/
 """
 
@@ -29,6 +30,7 @@ from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.report.groups import SeedGroup, collect
 from cifar_jax.report.readme import readme_is_current, update_readme
+from cifar_jax.report.study import Study, find_studies, read_study
 from cifar_jax.runs.reading import RUNS, read_runs
 
 if TYPE_CHECKING:
@@ -67,14 +69,19 @@ def report(
     runs = read_runs(paths)
     groups = collect(runs)
     terminal.show(groups, console)
-    return _write(groups, folder or _common_folder(paths), pictures=pictures) if runs else []
+    if not runs:
+        return []
+    studies = [read_study(found) for found in find_studies(paths or [RUNS])]
+    return _write(groups, studies, folder or _common_folder(paths), pictures=pictures)
 
 
-def _write(groups: Sequence[SeedGroup], folder: Path, *, pictures: bool) -> list[Path]:
+def _write(
+    groups: Sequence[SeedGroup], studies: Sequence[Study], folder: Path, *, pictures: bool
+) -> list[Path]:
     """Write the files to `folder`, and return the paths of report.html and report.md."""
     from cifar_jax.report import html, markdown, plots
 
-    page = html.page(groups, pictures=pictures)
+    page = html.page(groups, studies, pictures=pictures)
     folder.mkdir(parents=True, exist_ok=True)
     drawn = [group for group in groups if any(run.rows for run in group.runs)]
     if drawn:

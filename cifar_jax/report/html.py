@@ -20,6 +20,7 @@ from cifar_jax.report.charts import Chart
 from cifar_jax.report.compare import Comparison, compare
 from cifar_jax.report.curves import curves, mean_curve
 from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, device, duration, mean_std, row
 from cifar_jax.report.views import MAX_PICTURES, AnswersView, view
 from cifar_jax.runs.run import RunRecord
@@ -177,11 +178,14 @@ class Pair:
     """Difference of the test accuracies."""
 
 
-def page(groups: Sequence[SeedGroup], *, pictures: bool = True) -> str:
+def page(
+    groups: Sequence[SeedGroup], studies: Sequence[Study] = (), *, pictures: bool = True
+) -> str:
     """Return the report page as HTML.
 
     Args:
       groups: the groups of runs, including those of the paper that were not run.
+      studies: the studies of settings.
       pictures: whether to show pictures of the surest mistakes, if the images are on this machine.
     """
     views = [
@@ -201,6 +205,7 @@ def page(groups: Sequence[SeedGroup], *, pictures: bool = True) -> str:
             overlay=[chart for chart in overlay if chart],
             pairs=pairs,
             scale=_scale(pairs),
+            studies=studies,
             paper=[row(group) for group in groups if group.paper],
             open_groups=_OPEN_GROUPS,
             version=version("cifar-jax"),
@@ -269,6 +274,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     filters: dict[str, Any] = {
+        "as_text": as_text,
         "counted": counted,
         "device": device,
         "dots": charts.dots,

@@ -1,4 +1,4 @@
-"""The lock of a run folder: only one process may train in it."""
+"""The lock of a run folder or study: only one process may write to it."""
 
 import errno
 import warnings
@@ -13,8 +13,12 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """Error numbers of `flock` on file systems without locks."""
 
 
-def lock(path: Path) -> filelock.AcquireReturnProxy:
-    """Lock a run folder, and return a context manager that unlocks it.
+def lock(path: Path, timeout: float = 0) -> filelock.AcquireReturnProxy:
+    """Lock a folder, and return a context manager that unlocks it.
+
+    Args:
+      path: the folder.
+      timeout: seconds to wait for another process.
 
     Raises:
       UserError: another process holds the lock, or the file system supports no locks.
@@ -25,7 +29,7 @@ def lock(path: Path) -> filelock.AcquireReturnProxy:
         with warnings.catch_warnings():
             # filelock warns on a file system without locks. There, a file that exists is the lock.
             warnings.simplefilter("ignore")
-            return handle.acquire(timeout=0)
+            return handle.acquire(timeout=timeout)
     except filelock.Timeout:
         advice = "Wait until that process ends, or stop it."
         holder = "another process"

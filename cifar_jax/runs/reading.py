@@ -45,9 +45,14 @@ def _read_tree(path: Path) -> list[RunRecord]:
 
 
 def run_folders(path: Path) -> Iterator[Path]:
-    """Yield `path` or the folders in it, at any depth, that are run folders."""
+    """Yield `path` or the folders in it, at any depth, that are run folders.
+
+    The trials of a study are left out, unless `path` is the folder of the study.
+    """
     for folder, subfolders, files in os.walk(path):
         subfolders.sort()
+        if "study.json" in files and Path(folder) != path:
+            subfolders.clear()
         if "config.json" in files:
             subfolders.clear()  # A run folder contains many files but no other run.
             yield Path(folder)

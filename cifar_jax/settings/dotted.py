@@ -122,7 +122,7 @@ def as_text(value: Any) -> str:
         value = int(value)
     if value is None:
         return "none"
-    return json.dumps(value) if isinstance(value, bool | list) else str(value)
+    return json.dumps(value) if isinstance(value, bool | list | dict) else str(value)
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:

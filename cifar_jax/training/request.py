@@ -29,6 +29,8 @@ class RunRequest(NamedTuple):
     """Whether to delete an existing run in the folder first."""
     extend: bool = False
     """Whether the run in the folder may continue to more epochs than it was started with."""
+    evaluate_test: bool = True
+    """Whether the run ends with an evaluation of the test images. False: the run has no result."""
 
     def identity(self) -> RunIdentity:
         """Return the identity of the run, which is stored in `config.json`.

@@ -13,7 +13,7 @@ from cifar_jax.callbacks.base import Callback, CallbackList, CallMetrics, RunCon
 from cifar_jax.callbacks.checkpoint import Checkpoint, diverged
 from cifar_jax.callbacks.forecast import Forecast
 from cifar_jax.callbacks.metrics_file import MetricsFile
-from cifar_jax.callbacks.progress import Progress
+from cifar_jax.callbacks.progress import Progress, result_line
 from cifar_jax.callbacks.signals import StopOnSignal
 from cifar_jax.callbacks.tensorboard import TensorBoard
 from cifar_jax.errors import Stopped
@@ -32,8 +32,8 @@ from cifar_jax.training.step import TrainState
 
 def train(
     request: RunRequest, callbacks: Sequence[Callback] = (), progress: Progress | None = None
-) -> Result:
-    """Train a run and return its result.
+) -> Result | None:
+    """Train a run and return its result, or None if the request leaves out the test images.
 
     An unfinished run is resumed. A finished run is not trained again. In a multi-process run, all
     processes must call this with the same request.
@@ -46,7 +46,8 @@ def train(
 
     Raises:
       UserError: the settings contradict each other, do not fit the data, or are not those of the
-        run in the folder; or the loss is not finite.
+        run in the folder.
+      Diverged: the loss is not finite.
       Stopped: a signal arrived. The run is saved.
     """
     progress = progress or Progress()
@@ -57,6 +58,7 @@ def train(
                 progress.note(
                     f"the run in {request.workdir} is finished; use --fresh to train it again"
                 )
+                progress.note(result_line(result))
                 return result
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
@@ -75,6 +77,7 @@ def train(
                     )
                     for line in lines:
                         progress.line(line)
+                    progress.note("compiling")
                     steps = CompiledSteps(setup, request.seed, state)
                     evaluate = partial(compile_evaluation, setup, state, after_batch=signals.check)
                     held_out = len(setup.validation.labels) > 0
@@ -90,6 +93,8 @@ def train(
                         break
                     context.epoch = epoch
                     state = train_epoch(context, steps, state, hooks)
+                    if validate:
+                        progress.activity("validating")
                     try:
                         row = epoch_metrics(context, state, validate)
                     except Stopped as stopped:
@@ -105,7 +110,10 @@ def train(
                     hooks.on_epoch_end(state, row)
                     stop_if_asked(context)
                 checkpoints.wait()
+                if not request.evaluate_test:
+                    return None
 
+                progress.activity("testing")
                 with signals.immediate():
                     test = evaluate(setup.dataset.test.images)
                     result, lines = write_result(

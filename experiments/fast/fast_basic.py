@@ -12,7 +12,7 @@ experiment `basic`. Images are shifted and mirrored.
 
 from _base import DATA, TTA, adamw, muon
 
-from cifar_jax.config import Config, Model, Schedule
+from cifar_jax.config import Config, Model, Range, Schedule
 
 CONFIG = Config(
     model=Model(name="basic"),
@@ -24,3 +24,12 @@ CONFIG = Config(
     data=DATA,
     tta=TTA,
 )
+
+# `cifar-jax tune fast-basic` searches these settings.
+SEARCH = {
+    "optimizer.lr": Range(0.005, 0.08, log=True),
+    "batch_size": [125, 250, 500],
+    "loss.label_smoothing": Range(0.0, 0.2),
+    "schedule.warmup": Range(0.05, 0.5),
+    "data.crop_padding": Range(0, 4),
+}

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,11 @@ import pytest
 from PIL import Image
 from run_folders import MakeRun, change, write_outputs
 
-from cifar_jax import data
+from cifar_jax import data, report
 from cifar_jax.errors import UserError
 from cifar_jax.report import html, pictures
 from cifar_jax.report.groups import collect
+from cifar_jax.report.study import read_study
 from cifar_jax.runs.reading import read_runs
 
 Page = Callable[..., str]
@@ -198,3 +200,33 @@ def test_damaged_outputs_are_refused(make_run: MakeRun, page: Page) -> None:
         page()
     write_outputs(run / "outputs.npz", 60.0)
     assert page()
+
+
+def test_the_trials_of_a_study_are_a_section_and_no_runs(make_run: MakeRun) -> None:
+    folder = make_run("basic").parents[1] / "basic-study"
+    trials = [
+        {"number": 0, "state": "finished", "accuracies": {1: 40, 2: 61.25}},
+        {"number": 1, "state": "pruned", "accuracies": {1: 30.5}},
+        {"number": 2, "state": "finished", "accuracies": {1: 35, 2: 55.5}},
+        {"number": 3, "state": "running", "accuracies": {}},
+    ]
+    for trial in trials:
+        accuracy = trial["accuracies"].get(2)  # pyright: ignore
+        trial |= {"values": {"optimizer.lr": 0.125}, "validation_accuracy": accuracy}
+    study = {
+        **{"experiment": "basic", "seed": 0, "settings": {}, "code_sha256": "", "trials": trials},
+        **{"search": {"optimizer.lr": [0.125]}, "importances": {"optimizer.lr": 1.0}},
+    }
+    make_run("net", folder="basic-study/trial0", test=None, done=2)
+    (folder / "study.json").write_text(json.dumps(study))
+    written, _ = report.report([folder.parent])
+    reader = _Reader(written.read_text())
+    section = reader.sections["Study of basic"]
+    assert "4 trials of" in section
+    for text in ("61.25", "30.50", "55.50", "100 %"):
+        assert text in section
+    assert not reader.loaded[1:]
+    best = read_study(folder).history
+    assert best
+    assert best.lines[0].path == "M0,-61.25L2,-61.25"
+    assert not any("net" in heading for heading in reader.sections)

@@ -163,6 +163,8 @@ def test_terminal_shows_a_bar_and_the_epochs(small: Config, tmp_path: Path) -> N
     text = output.getvalue()
     assert "epoch 1/3" in text
     assert "12/12" in text
+    assert "validating" in text
+    assert "testing" in text
     assert "[EPOCH 001" not in text
 
 

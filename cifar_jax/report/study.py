@@ -1,0 +1,110 @@
+"""The file study.json: the trials of a study, and what they say about the settings.
+
+`cifar-jax tune` writes the file, and reports read it. JAX and Optuna are not imported.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import model_validator
+
+from cifar_jax.report.charts import Chart, chart
+from cifar_jax.runs.schemas import FORMAT, Stored, read
+
+FILE = "study.json"
+
+
+class TrialState(StrEnum):
+    """State of a trial."""
+
+    RUNNING = "running"
+    """The trial is training, or was interrupted."""
+    FINISHED = "finished"
+    PRUNED = "pruned"
+    """The trial was stopped early, because it was worse than other trials or diverged."""
+    FAILED = "failed"
+    """The trial ended with an error."""
+
+
+class Trial(Stored):
+    """A trial of a study: one run with its own values of the searched settings."""
+
+    number: int
+    """Number of the trial, counted from 0. The run folder is `trialN`."""
+    state: TrialState
+    values: dict[str, Any]
+    """Values of the searched settings, by dotted name."""
+    accuracies: dict[int, float]
+    """Validation accuracy in percent after each finished epoch, by number of the epoch."""
+    validation_accuracy: float | None
+    """Validation accuracy in percent after the last epoch. None if the trial is not finished."""
+
+
+class Study(Stored):
+    """The content of study.json."""
+
+    format: Literal[1] = FORMAT
+    experiment: str
+    """Name of the experiment file, such as `fast-basic`."""
+    seed: int
+    """Random seed of all trials and of the choice of their settings."""
+    settings: dict[str, Any]
+    """Every setting that the trials share, by dotted name."""
+    search: dict[str, Any]
+    """Values that each searched setting may take: a list, or an object with low, high and log."""
+    code_sha256: str
+    """Digest of the experiment file's code, without its settings."""
+    trials: list[Trial]
+    importances: dict[str, float]
+    """Share of each searched setting in what distinguishes the best quarter of the trials, most
+    important first. The sum is 1. Empty if there are too few trials."""
+
+    @model_validator(mode="after")
+    def _sorted(self) -> Self:
+        self.trials.sort(key=lambda trial: trial.number)
+        return self
+
+    @property
+    def ranking(self) -> list[Trial]:
+        """The finished trials, the most accurate first."""
+        finished = [trial for trial in self.trials if trial.state == TrialState.FINISHED]
+        return sorted(finished, key=lambda trial: -(trial.validation_accuracy or 0))
+
+    @property
+    def history(self) -> Chart | None:
+        """The validation accuracy of each trial: best so far, finished trials, pruned trials."""
+        last = {
+            state: {
+                trial.number: list(trial.accuracies.values())[-1]
+                for trial in self.trials
+                if trial.state == state and trial.accuracies
+            }
+            for state in (TrialState.FINISHED, TrialState.PRUNED)
+        }
+        finished = last[TrialState.FINISHED]
+        best = dict(zip(finished, itertools.accumulate(finished.values(), max), strict=True))
+        curves = {"best so far": best, "finished": finished, "pruned": last[TrialState.PRUNED]}
+        return chart(
+            "Validation accuracy, %",
+            [(name, i, [curve] if curve else []) for i, (name, curve) in enumerate(curves.items())],
+        )
+
+
+def read_study(folder: Path) -> Study:
+    """Return the study in a folder.
+
+    Raises:
+      UserError: the folder has no study.json, or the file is damaged.
+    """
+    return read(folder / FILE, Study, "Restore it from a backup, or choose another --workdir.")
+
+
+def find_studies(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the folders of studies in `paths`, at any depth."""
+    for path in paths:
+        yield from (file.parent for file in sorted(path.rglob(FILE)))

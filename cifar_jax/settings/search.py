@@ -1,0 +1,113 @@
+"""Search spaces: the settings that a study varies, and the values that each setting may take."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cifar_jax.errors import UserError
+from cifar_jax.settings import dotted
+from cifar_jax.settings.dotted import as_text, flatten, override
+from cifar_jax.settings.fields import Settings
+
+_EXAMPLE = 'SEARCH = {"optimizer.lr": Range(0.001, 0.1, log=True), "batch_size": [64, 128]}'
+
+
+@dataclass(frozen=True)
+class Range:
+    """All numbers from `low` to `high`. For a setting that is a whole number: all whole numbers."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Whether the logarithm of the number is searched evenly, as suits learning rates."""
+
+    def __post_init__(self) -> None:
+        if not all(isinstance(end, int | float) for end in (self.low, self.high)):
+            raise UserError(f"{self}: low and high must be numbers")
+        if not self.low < self.high:
+            raise UserError(f"{self}: low must be less than high")
+        if self.log and self.low <= 0:
+            raise UserError(f"{self}: with log=True, low must be greater than 0")
+
+
+Space = Mapping[str, Range | Sequence[Any]]
+"""Maps the dotted name of each searched setting to a range or a list of values."""
+
+
+def parse(text: str) -> tuple[str, Range | Sequence[str]]:
+    """Return the setting and the values in `NAME=LOW..HIGH[:log]` or `NAME=VALUE,VALUE`.
+
+    >>> parse("optimizer.lr=0.01..1:log")
+    ('optimizer.lr', Range(low=0.01, high=1.0, log=True))
+    >>> parse("batch_size=64,128")
+    ('batch_size', ['64', '128'])
+    """
+    name, _, values = text.partition("=")
+    low, dots, high = values.partition("..")
+    if not dots and values:
+        return name.strip(), [value.strip() for value in values.split(",")]
+    high, colon, scale = high.partition(":")
+    try:
+        if scale != "log" and colon:
+            raise ValueError
+        return name.strip(), Range(float(low), float(high), log=bool(colon))
+    except ValueError:
+        raise UserError(
+            f"{text}: expected a range such as optimizer.lr=0.01..1:log, or values such as "
+            "batch_size=64,128"
+        ) from None
+
+
+def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space:
+    """Return a search space whose values have the types of the settings.
+
+    Args:
+      settings: the settings that all trials share.
+      search: the search space, as a user wrote it.
+      fixed: names of settings that must not be searched.
+
+    Raises:
+      UserError: `search` is no search space, names an unknown setting, or has an invalid value.
+    """
+    if not isinstance(search, Mapping) or not search:
+        raise UserError(f"expected settings and their values, such as {_EXAMPLE}")
+    for name, values in search.items():
+        if isinstance(values, str) or not isinstance(values, Range | Sequence) or not _ends(values):
+            raise UserError(
+                f"{name} is {values!r:.100}, but it must be a Range or a list of values"
+            )
+    # A setting such as `averaging.decay` exists only together with another searched setting.
+    first = {name: _ends(values)[0] for name, values in search.items()}
+    space: dict[str, Range | Sequence[Any]] = {}
+    for name, values in search.items():
+        typed = [_typed(settings, {**first, name: value}, name) for value in _ends(values)]
+        if isinstance(values, Range):
+            if any(isinstance(end, bool) or not isinstance(end, int | float) for end in typed):
+                raise UserError(f"{name} is not a number: list its values instead of a Range")
+            space[name] = Range(*typed, log=values.log)
+        else:
+            space[name] = [value for i, value in enumerate(typed) if value not in typed[:i]]
+        if name in fixed or name in dotted.part(settings, runtime_only=True):
+            raise UserError(f"{name} cannot be searched: set it to one value for the whole study")
+    return space
+
+
+def changes(values: Mapping[str, Any]) -> list[str]:
+    """Return the `key=value` changes that set some settings; see `dotted.override`."""
+    return [f"{name}={as_text(value)}" for name, value in values.items()]
+
+
+def _ends(values: Range | Sequence[Any]) -> Sequence[Any]:
+    """Return the ends of a range, or all values of a list."""
+    return (values.low, values.high) if isinstance(values, Range) else values
+
+
+def _typed(settings: Settings, values: Mapping[str, Any], name: str) -> Any:
+    """Return the value of the setting `name`, as a JSON value of the setting's type."""
+    try:
+        flat = flatten(override(settings, changes(values)))
+    except UserError as error:
+        raise UserError(str(error).removeprefix("--set ")) from None
+    return flat.get(name, values[name])
