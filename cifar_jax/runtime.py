@@ -13,7 +13,8 @@ import sys
 import tempfile
 import threading
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -305,6 +306,20 @@ def find_accelerator() -> str | None:
     if any(name in os.environ for name in variables) or any(_DEV.glob("accel[0-9]*")):
         return "tpu"
     return None
+
+
+@contextmanager
+def hidden_stderr() -> Iterator[None]:
+    """Discard standard error of this process, including the output of C++ code."""
+    sys.stderr.flush()
+    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(null)
 
 
 def _print(text: str) -> None:

@@ -145,9 +145,9 @@ class Folders:
 
 def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
     """Return the request for a run of an experiment with the settings `config`."""
-    from cifar_jax import weights_loader
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity
+    from cifar_jax.inference.load import weights_loader
     from cifar_jax.models import MODELS
     from cifar_jax.runs.folder import default_name
     from cifar_jax.training.request import RunRequest

@@ -118,7 +118,7 @@ def walk(folder: Path | str) -> Iterator[os.DirEntry[str]]:
 
 
 def read_image(
-    source: Path | bytes,
+    source: "Path | bytes | Image.Image",
     name: str | None = None,
     white: int | None = None,
     target: Target = DEFAULT_TARGET,
@@ -126,7 +126,7 @@ def read_image(
     """Read an image as uint8 `[size, size, 3]`.
 
     Args:
-      source: path of a file, or the content of a file.
+      source: path of a file, the content of a file, or a Pillow image.
       name: name of the image in error messages. The default is the path.
       white: the 16-bit value that becomes 255. None: 65535. If it is given, the largest 16-bit
         value of the image must be at most `white` and more than `white` / 16.
@@ -160,7 +160,7 @@ def ignore_warnings() -> Iterator[None]:
 
 
 def decode(
-    source: Path | bytes,
+    source: "Path | bytes | Image.Image",
     name: str | None = None,
     white: int | None = None,
     target: Target = DEFAULT_TARGET,
@@ -175,6 +175,8 @@ def decode(
     from PIL import Image
 
     name = name or (str(source) if isinstance(source, Path) else "the image")
+    if isinstance(source, Image.Image):
+        return _convert(source, name, white, target)
     try:
         content = source if isinstance(source, bytes) else source.read_bytes()
     except OSError as error:
@@ -193,10 +195,7 @@ def decode(
             # To save time, let the JPEG decoder shrink a large image to about four times the final
             # size. The quality stays the same.
             image.draft(None, (4 * target.size, 4 * target.size))
-            layout = str(image.tile)  # It names the pixel type. `load` deletes `tile`.
-            image.load()
-            rgb = _to_rgb(_rotate(image), f"{image.format} {layout}", name, white)
-        return np.array(fit(rgb, target))
+            return _convert(image, name, white, target)
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -218,6 +217,13 @@ def decode(
         if "MAX_TEXT" in str(error) and len(short := _without_metadata(content)) < len(content):
             return decode(short, name, white, target)
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error
+
+
+def _convert(image: "Image.Image", name: str, white: int | None, target: Target) -> np.ndarray:
+    """Return a Pillow image as uint8 `[size, size, 3]`. Raise as `decode` does."""
+    encoding = f"{image.format} {getattr(image, 'tile', '')}"  # `load` deletes `tile`.
+    image.load()
+    return np.array(fit(_to_rgb(_rotate(image), encoding, name, white), target))
 
 
 def fit(image: "Image.Image", target: Target) -> "Image.Image":

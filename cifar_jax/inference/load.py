@@ -1,10 +1,12 @@
 """Load a trained model from a run folder, an export, or the package."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
-from cifar_jax.config import Model
+from cifar_jax.config import Config, Model
 from cifar_jax.errors import UserError
 from cifar_jax.files import local_path
 from cifar_jax.inference import exports
@@ -81,6 +83,15 @@ def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
                 f"this network has {option} {has}: set {name} of Model(...) in the experiment "
                 "file to the same value"
             )
+
+
+def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
+    """Return a function that loads the trained network named by the setting `train.init_from`.
+
+    Return None if the setting is None.
+    """
+    source = config.train.init_from
+    return None if source is None else partial(pretrained, source, config.model)
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:
