@@ -116,7 +116,7 @@ class MetricsRow(Stored):
     """Time spent on the run so far, over all sessions, in seconds."""
 
     @model_serializer(mode="wrap")
-    def _leave_out_missing_balance(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_balance(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         # A row without this value then equals the row of a run that did not measure it.
         fields = serialize(self)
         if fields.get("validation_balanced_accuracy", 0) is None:
