@@ -68,7 +68,19 @@ def adapt_links(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]*)\)", adapted, source[0])
 
 
+def keep_colons(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Mark the docstring of an attribute as one without a type.
+
+    Otherwise, napoleon takes the text before the first colon as the type of the attribute.
+    """
+    if what == "attribute" and lines:
+        lines[0] = f": {lines[0]}"
+
+
 def setup(app: Sphinx) -> None:
-    """Call `write_results` and `adapt_links` during the build."""
+    """Call the functions above during the build."""
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # Napoleon has 500.
     app.connect("builder-inited", write_results)
     app.connect("source-read", adapt_links)
