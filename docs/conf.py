@@ -81,6 +81,7 @@ def keep_colons(
 
 def setup(app: Sphinx) -> None:
     """Call the functions above during the build."""
-    app.connect("autodoc-process-docstring", keep_colons, priority=400)  # Napoleon has 500.
+    # The priority of napoleon is 500, so `keep_colons` is called first.
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)
     app.connect("builder-inited", write_results)
     app.connect("source-read", adapt_links)

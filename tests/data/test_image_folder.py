@@ -440,7 +440,7 @@ def test_images_have_the_target_size_and_the_split_is_the_same_for_every_size(
 
     default = load(tmp_path / "pets")
     expected = [names(split, 32, True) for split in (default.train, default.test)]
-    # The list is repeated, because the second load of each size reads the cache.
+    # Each size is loaded twice. The second load reads the cache.
     for size, center_crop in [(64, True), (48, False), (32, False), (32, True)] * 2:
         target = data.Target(size, center_crop)
         dataset = data.load(f"folder:{tmp_path / 'pets'}", target=target)

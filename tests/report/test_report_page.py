@@ -144,7 +144,7 @@ def test_many_classes_are_a_picture_with_a_table(make_run: MakeRun, page: Page) 
     (picture,) = _Reader(text).pictures
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))
     assert pixels.shape == (200, 200, 4)
-    assert (pixels[..., 3] > 0).sum() == 200  # All images of a class have the same answer.
+    assert (pixels[..., 3] > 0).sum() == 200  # One answer for each of 200 classes.
     assert "bird &amp; 4</td><td>bird &amp; 5" in text
     assert len(text) < 300_000
 
