@@ -150,7 +150,7 @@ def test_train_evaluate_and_report_a_run(run: Cli, tmp_path: Path) -> None:
     page = (tmp_path / "runs/report.html").read_text()
     assert "Answers for the validation images" in page
     assert "<summary>Layers (" in page
-    assert page.count('src="data:image/png;base64,') > 1  # Pictures of mistakes.
+    assert page.count('src="data:image/png;base64,') > 1  # The page has pictures of mistakes.
     assert run("report", "--record", "results", str(folder)).code == 2
     assert not (tmp_path / "results").exists()
 

@@ -81,7 +81,7 @@ def test_the_report_is_written_to_the_folder_of_all_runs(
         assert page.exists()
     _, text = report.report([path], folder=tmp_path / "out", console=silent)
     assert text == tmp_path / "out" / "report.md"
-    assert "![" not in text.read_text()  # No epoch is finished, so there is no figure.
+    assert "![" not in text.read_text()  # Without a finished epoch, there is no figure.
     assert report.report(console=silent) == [Path("runs/report.html"), Path("runs/report.md")]
 
 

@@ -52,7 +52,7 @@ def row(epoch: int, **fields: Any) -> MetricsRow:
 
 @functools.cache
 def result() -> Result:
-    """One result for all tests, because a session records the time at which it started."""
+    """Return the same result in all tests, because a new session has another start time."""
     session = environment.session(DEVICE, None)
     values = dict.fromkeys(Result.model_fields) | dict.fromkeys(
         ("parameters", "epochs", "steps", "outputs_differ"), 1
