@@ -111,7 +111,7 @@ test-dist: $(TEST_SETUP) ## Install the wheel in a fresh environment and use it
 	$(BIN)/python -m pytest tests/test_dist.py $(ARGS)
 
 docs: $(DOCS_SETUP) ## Build the documentation site in build/site/
-	$(BIN)/python -m sphinx -q -n -W --keep-going docs build/site
+	$(BIN)/python -m sphinx -q -W --keep-going docs build/site
 	@echo "Open build/site/index.html"
 
 dist: setup ## Build the wheel and the source archive in dist/

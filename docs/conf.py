@@ -45,7 +45,7 @@ def write_results(app: Sphinx) -> None:
         ("experiments/", "../experiments/"),
     ):
         body = body.replace(f"]({folder}", f"]({replacement}")
-    page = f"# Results\n\n![Accuracy by epoch](../results/curves.svg)\n\n{body}"
+    page = f"# Results\n\n![Accuracy by minutes of training](../results/minutes.svg)\n\n{body}"
     target = DOCS / "results.md"
     if not target.exists() or target.read_text() != page:
         target.write_text(page)

@@ -6,6 +6,7 @@ table.py       the text of a table's cells
 terminal.py    the tables on a terminal
 markdown.py    the tables in report.md and in the README
 plots.py       the figure of accuracy by epoch
+minutes.py     the figure of accuracy by minutes of training
 html.py        the report page, report.html, from templates/
 views.py       the figures of the page about predicted classes
 charts.py      the line charts of the page
@@ -16,7 +17,7 @@ pictures.py    images of the data set on the page
 compare.py     the difference in accuracy between two groups of runs
 listing.py     the list of run folders and their states
 study.py       studies of settings, as `cifar-jax tune` stores them
-readme.py      the README's tables and figure, from the records in results/
+readme.py      the README's tables and figures, from the records in results/
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def make_run(tmp_path: Path) -> MakeRun:
 @pytest.fixture
 def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace each figure by its description, because drawing takes seconds."""
-    monkeypatch.setattr(plots, "svg", lambda groups, description: description.encode())
+    monkeypatch.setattr(plots, "render", lambda draw, description: description.encode())
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import itertools
 import os
 import subprocess
 import sys
@@ -6,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from run_folders import MakeRun, record, write_rows
 
 from cifar_jax import report
-from cifar_jax.report import plots
+from cifar_jax.report import minutes, plots
 from cifar_jax.runs.reading import read_runs
 from cifar_jax.runs.schemas import dump
 
@@ -68,6 +70,18 @@ def test_curves_show_each_seed_and_the_mean(make_run: MakeRun) -> None:
         np.testing.assert_allclose(mean, np.mean(seeds[:2], axis=0))
 
 
+def test_names_in_the_figure_of_minutes_do_not_overlap(make_run: MakeRun) -> None:
+    experiments = ("basic", "net", "net-bn-gap", "fast-basic")
+    runs = read_runs([make_run(name, test=80 + i / 50) for i, name in enumerate(experiments)])
+    groups = [group for group in report.collect(runs) if group.runs]
+    figure = minutes.draw(minutes.points(groups, []))
+    left = figure.axes[0]
+    assert sorted(text.get_text() for text in left.texts) == sorted(experiments)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    boxes = [text.get_window_extent(renderer) for text in left.texts]
+    assert not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
+
+
 def test_the_readme_figure_is_drawn_again_if_the_records_change(
     make_run: MakeRun, tmp_path: Path, readme: Path
 ) -> None:
@@ -77,6 +91,7 @@ def test_the_readme_figure_is_drawn_again_if_the_records_change(
     figure = results / "curves.svg"
     first = figure.read_bytes()
     assert 20_000 < len(first) < 200_000
+    assert b"<!-- two CPU cores -->" in (results / "minutes.svg").read_bytes()
     assert b" \n" not in first
     figure.unlink()
     assert not report.readme_is_current(readme, results)
