@@ -1,13 +1,12 @@
 """Image classifiers for CIFAR-10 in JAX and Flax.
 
 The package contains the ten experiments of the paper “A New Classifier Based on CIFAR10 Data Set”.
-Its public API is `train`, `load`, `Config` and `Callback`.
+Its public API is the names in `__all__`; all other modules may change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +16,32 @@ if TYPE_CHECKING:
     from cifar_jax.callbacks import Callback
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import Config
+    from cifar_jax.errors import UserError
     from cifar_jax.inference.model import Classifier
     from cifar_jax.runs.schemas import Result
-    from cifar_jax.training.freezing import Pretrained
 
-__all__ = ["Callback", "Config", "load", "train"]
+    __version__: str
+
+__all__ = [
+    "Callback",
+    "Classifier",
+    "Config",
+    "Result",
+    "UserError",
+    "__version__",
+    "load",
+    "train",
+]
+
+_HOMES = {
+    "Callback": "cifar_jax.callbacks",
+    "Classifier": "cifar_jax.inference.model",
+    "Config": "cifar_jax.config",
+    "Result": "cifar_jax.runs.schemas",
+    "UserError": "cifar_jax.errors",
+}
+"""The module of each class of the public API. It is imported at first use, which keeps `import
+cifar_jax` fast."""
 
 
 def train(
@@ -68,6 +88,7 @@ def train(
     workdir = local_path(workdir)
     runtime.set_up()
 
+    from cifar_jax.inference.load import weights_loader
     from cifar_jax.training.request import RunRequest
     from cifar_jax.training.train import train
 
@@ -100,9 +121,10 @@ def load(
 ) -> Classifier:
     """Return a trained model from a run folder, an exported file, or the package's own networks.
 
-    The model's `predict` takes uint8 images `[N, H, W, 3]` or image files, and returns
-    probabilities `[N, classes]`. The model's `classes` are the class names, and `card` describes
-    the model. Loading needs neither the training images nor the optimizer.
+    The model's `predict` returns probabilities `[N, classes]`. It takes a path, a Pillow image, an
+    array or a list of images, and so do `logits` and `features`. The model's `classes` are the
+    class names, and `card` describes the model. Loading needs neither the training images nor the
+    optimizer.
 
     Args:
       path: a run folder, an exported file, or the name of a packaged network, such as `net-bn-gap`.
@@ -121,26 +143,17 @@ def load(
     return load(path, best=best, custom=None if model is None else CustomModel(model))
 
 
-def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
-    """Return a function that loads the trained network named by the setting `train.init_from`.
-
-    Return None if the setting is None.
-    """
-    if (source := config.train.init_from) is None:
-        return None
-    from cifar_jax.inference.load import pretrained
-
-    return partial(pretrained, source, config.model)
-
-
 def __getattr__(name: str) -> Any:
-    # These slow imports run on first use, to keep `import cifar_jax` fast.
-    if name == "Callback":
-        from cifar_jax.callbacks import Callback
+    if name in _HOMES:
+        from importlib import import_module
 
-        return Callback
-    if name == "Config":
-        from cifar_jax.config import Config
+        return getattr(import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return Config
+        return version("cifar-jax")
     raise AttributeError(f"module 'cifar_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

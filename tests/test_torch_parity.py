@@ -20,6 +20,7 @@ from fixtures import recipe
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cifar_jax import config, devices, models, ops
+from cifar_jax.inference import torch_names
 from cifar_jax.training import schedules
 from cifar_jax.training.optimizers import make_optimizer
 from cifar_jax.training.schedules import StepInfo
@@ -142,6 +143,18 @@ def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
 
 # Together, these networks contain every kind of layer.
 FAST = ["basic", "net-attention", "resnet10-separable"]
+
+
+@pytest.mark.parametrize("name", sorted(RECORD["train_steps"].keys() - set(torch_names.RESNETS)))
+def test_exported_weights_have_pytorchs_names_and_layouts(name: str) -> None:
+    tensors = torch_names.to_torch(name, Network(name).variables)
+    record = RECORD["train_steps"][name]
+    assert (
+        tensors.keys()
+        == record["statistics"].keys() | record["optimizers"]["adam"]["updates"].keys()
+    )
+    for tensor, array in tensors.items():
+        np.testing.assert_array_equal(array, recipe.tensor(tensor, array.shape), tensor)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,13 +20,15 @@ _NORMALIZATIONS = {
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
 """Mean and standard deviation of each channel, by name. The import uses CIFAR-10's by default."""
+_ASSUMED = {"speednet": "2×2 max-pooling; GELU as the tanh approximation"}
+"""Layers without weights, for networks other than ResNets. The default is max-pooling and ReLU."""
 _LOW = 80.0
 """Accuracy on CIFAR-10, in percent. Every well-trained ResNet exceeds this accuracy."""
 
 
-@click.command("import-torch", short_help="Write a PyTorch CIFAR ResNet as a run folder.")
+@click.command("import-torch", short_help="Write the weights of a PyTorch network as a run folder.")
 @click.argument("file", type=LocalPath())
-@click.option("--model", required=True, help="The network: resnet18 or resnet10.")
+@click.option("--model", required=True, help="The network, as `cifar-jax models` names it.")
 @click.option(
     "--workdir",
     type=LocalPath(),
@@ -35,18 +38,14 @@ _LOW = 80.0
 @click.option(
     "--normalization",
     type=click.Choice(list(_NORMALIZATIONS)),
-    default="cifar10",
-    show_default=True,
-    help="Normalization of the training images.",
+    help="Normalization of the training images.  [default: cifar10]",
 )
 @click.option("--mean", type=_THREE, help="Channel means, instead of --normalization.")
 @click.option("--std", type=_THREE, help="Channel standard deviations, likewise.")
 @click.option(
     "--image-size",
     type=WholeNumber(8, 1024),
-    default=32,
-    show_default=True,
-    help="Height and width of the training images.",
+    help="Height and width of the training images.  [default: 32]",
 )
 @click.option("--stem-pool", is_flag=True, help="Max-pooling follows the first convolution.")
 def import_torch(
@@ -54,31 +53,34 @@ def import_torch(
     model: str,
     workdir: Path | None,
     classes: str | None,
-    normalization: str,
+    normalization: str | None,
     mean: tuple[float, ...] | None,
     std: tuple[float, ...] | None,
-    image_size: int,
+    image_size: int | None,
     stem_pool: bool,
 ) -> None:
     """Write the PyTorch weights in FILE as a run folder.
 
     FILE is a safetensors file or a file of torch.save, and contains a state dict. Reading a file of
-    torch.save needs PyTorch: pip install 'cifar-jax[torch]'. Layers must have the names of
-    pytorch-cifar or torchvision. No code in FILE is executed.
+    torch.save needs PyTorch: pip install 'cifar-jax[torch]'. The layers of a ResNet must have the
+    names of pytorch-cifar or torchvision. Other layers must have the names of this package. No code
+    in FILE is executed.
 
-    Weights show neither the pooling nor the normalization of a network. For a network that a script
-    of pytorch-cifar trained, add --normalization pytorch-cifar. If CIFAR-10 is on this machine, the
-    accuracy on its first 1,000 test images is printed.
+    A file of `cifar-jax export --to torch` has a model card, which sets the options that are not
+    given. Weights alone show neither the pooling nor the normalization of a network. For a network
+    that a script of pytorch-cifar trained, add --normalization pytorch-cifar. If CIFAR-10 is on
+    this machine, the accuracy on its first 1,000 test images is printed.
     """
-    if (mean or std) and normalization != "cifar10":
+    if (mean or std) and normalization:
         raise UserError("--normalization sets the mean and std: leave out --mean and --std")
     runtime.set_up()
     runtime.require("cpu")  # There is nothing to compute on an accelerator.
 
     from cifar_jax.inference.evaluate import quick_accuracy
-    from cifar_jax.inference.torch_weights import import_torch
+    from cifar_jax.inference.torch_weights import exported_card, import_torch
 
-    options = dict(zip(("mean", "std"), _NORMALIZATIONS[normalization], strict=False))
+    values = _NORMALIZATIONS[normalization] if normalization else ()
+    options: dict[str, Any] = dict(zip(("mean", "std"), values, strict=False))
     options |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     folder = workdir or Path("runs") / f"{model}-imported" / "seed0"
     network, key, ignored = import_torch(
@@ -94,12 +96,20 @@ def import_torch(
         " ".join(f"{value:.4g}" for value in values)
         for values in (network.card.mean, network.card.std)
     )
-    click.echo(
-        f"{model} with {len(network.classes)} classes, written to {folder}\n"
-        f"Assumed, because weights do not show it: {'' if stem_pool else 'no '}max-pooling after "
-        f"the first convolution, which has stride 1; ReLU; images of {image_size}×{image_size} "
-        f"pixels; mean {mean_text}; std {std_text}"
-    )
+    is_resnet = model.startswith("resnet")
+    size = network.image_shape[0]
+    images = f"images of {size}×{size} pixels; mean {mean_text}; std {std_text}"
+    click.echo(f"{model} with {len(network.classes)} classes, written to {folder}")
+    if exported_card(file):
+        click.echo(f"From the model card in the file, and from the options: {images}")
+    else:
+        layers = _ASSUMED.get(model, "2×2 max-pooling; ReLU")
+        if is_resnet:
+            layers = (
+                f"{'' if stem_pool else 'no '}max-pooling after the first convolution, which has "
+                "stride 1; ReLU"
+            )
+        click.echo(f"Assumed, because weights do not show it: {layers}; {images}")
     if ignored:
         more = f" and {len(ignored) - 5} more" if len(ignored) > 5 else ""
         source = f"Used the state dict {key}. " if key else ""
@@ -116,7 +126,8 @@ def import_torch(
         click.echo(
             f"cifar-jax: {accuracy:.1f} % is far below the accuracy of trained weights: the "
             "network that was trained is probably another one. Import the file into another "
-            f"--workdir with {'' if stem_pool else '--stem-pool or '}another --normalization, or "
+            f"--workdir with {'--stem-pool or ' if is_resnet and not stem_pool else ''}another "
+            "--normalization, or "
             "compare the logits with PyTorch's.",
             err=True,
         )

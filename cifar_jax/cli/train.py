@@ -86,7 +86,9 @@ def train(
     if paper:
         loaded = [experiment for experiment in loaded if experiment.config.paper]
     if profile and len(loaded) * (seeds or 1) > 1:
-        raise UserError("--profile traces one run: name one experiment, and leave out --seeds")
+        raise UserError(
+            "--profile can trace only one run: name one experiment, and leave out --seeds"
+        )
     configs = [config.override(experiment.config, settings) for experiment in loaded]
 
     runtime.set_up()
@@ -143,9 +145,9 @@ class Folders:
 
 def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
     """Return the request for a run of an experiment with the settings `config`."""
-    from cifar_jax import weights_loader
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import differences, identity
+    from cifar_jax.inference.load import weights_loader
     from cifar_jax.models import MODELS
     from cifar_jax.runs.folder import default_name
     from cifar_jax.training.request import RunRequest

@@ -3,8 +3,8 @@
     safetensors   the weights, named `params/conv1/kernel`, with the model card in the metadata
     stablehlo     a program of `jax.export` for cpu, cuda and tpu, followed by a zip archive with
                   the model card. `jax.export.deserialize` and `unzip` both read the file.
-    onnx          a program with input `images` and output `logits`, with the model card in the
-                  metadata
+    torch         the weights under PyTorch's names, as a safetensors file with the model card
+    onnx          a program with input `images` and output `logits`; the metadata has the model card
 
 The programs of stablehlo and onnx work without this package. They normalize uint8 images
 [N, H, W, 3], for any N, and return float32 logits [N, classes]. H and W are those of the training
@@ -14,12 +14,9 @@ images.
 import hashlib
 import io
 import json
-import os
-import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +25,17 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export as jax_export
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 
 from cifar_jax import models, ops
 from cifar_jax.errors import UserError, one_line
 from cifar_jax.files import write_bytes
-from cifar_jax.inference import onnx_files
+from cifar_jax.inference import onnx_files, torch_names
 from cifar_jax.inference.file_kinds import describe_other_file, is_safetensors, is_torch_file
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 from cifar_jax.runs.digests import digest
 from cifar_jax.runs.schemas import ModelCard, dump, parse
+from cifar_jax.runtime import hidden_stderr
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
@@ -55,7 +53,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
 
     Args:
       network: a `TrainedNetwork`.
-      kind: format of the file: `safetensors`, `stablehlo` or `onnx`.
+      kind: format of the file: `safetensors`, `stablehlo`, `onnx` or `torch`.
       output: path of the file. The file is written completely or not at all.
       force: replace an existing file.
 
@@ -68,6 +66,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
         the file is missing, a package is missing, or the logits differ by more than the tolerance.
     """
     converters = {"safetensors": _to_safetensors, "stablehlo": _to_stablehlo, "onnx": _to_onnx}
+    converters["torch"] = _to_torch
     if kind not in converters:
         raise UserError(f"unknown format {kind!r}: choose one of {', '.join(converters)}")
     if not isinstance(network, TrainedNetwork):
@@ -91,6 +90,10 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
         draft.write_bytes(content)
         if kind == "onnx":
             function = onnx_files.open_session(draft)
+        elif kind == "torch":
+            name, tensors = network.card.model.name, load_file(draft)
+            variables = torch_names.from_torch(name, tensors, network.variables, draft)
+            function = jax.jit(TrainedNetwork(network.card, variables, draft).apply)
         else:
             function = jax.jit(load(draft, network.custom).function)
         difference = _largest_difference(network.logits, function, network.image_shape)
@@ -166,10 +169,16 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
     """Return the model card and the variables in a safetensors file."""
     try:
         with safe_open(path, framework="numpy") as file:
-            text = (file.metadata() or {}).get("card")
+            metadata = file.metadata() or {}
+            text = metadata.get("card")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, ValueError, TypeError, KeyError):
         raise UserError(f"{path} is a damaged safetensors file: export the model again") from None
+    if metadata.get("format") == torch_names.FORMAT:
+        raise UserError(
+            f"{path} is for PyTorch: convert it with `cifar-jax import-torch`, or export the model "
+            "with --to safetensors"
+        )
     if text is None:
         raise UserError(
             f"{path} has no model card, so it was not written by `cifar-jax export`. PyTorch "
@@ -222,7 +231,7 @@ def _load_stablehlo(path: Path) -> Classifier:
         )
     try:
         exported = jax_export.deserialize(bytearray(program))
-        with _hidden_stderr():  # XLA prints several lines about a program that it cannot read.
+        with hidden_stderr():  # XLA prints several lines about a program that it cannot read.
             exported.mlir_module()  # Read the program now, not at the first call.
     except Exception as error:  # The exception depends on the version of JAX.
         raise UserError(
@@ -232,23 +241,19 @@ def _load_stablehlo(path: Path) -> Classifier:
     return Classifier(card, exported.call, path)
 
 
-@contextmanager
-def _hidden_stderr() -> Iterator[None]:
-    """Discard standard error of this process, including the output of C++ code."""
-    sys.stderr.flush()
-    saved, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(null)
-
-
 def _to_onnx(network: TrainedNetwork) -> bytes:
     card = _card_json(network, digest(_flatten(network)))
     return onnx_files.convert(network, _any_batch(network), card)
+
+
+def _to_torch(network: TrainedNetwork) -> bytes:
+    if network.custom:
+        raise UserError(
+            "a custom network has no names in PyTorch that cifar-jax knows: use --to safetensors"
+        )
+    tensors = torch_names.to_torch(network.card.model.name, network.variables)
+    card = _card_json(network, digest(tensors))
+    return save(tensors, {"format": torch_names.FORMAT, "card": card})
 
 
 def _flatten(network: TrainedNetwork) -> dict[str, np.ndarray]:

@@ -1,15 +1,19 @@
-"""Find and read the images that a user names: files, folders, patterns and standard input."""
+"""Find and read the images that a user names or passes: files, folders, Pillow images, arrays."""
 
 import glob
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from cifar_jax.data.images import DEFAULT_TARGET, Target, is_image, read_image, walk
+from cifar_jax.data.progress import reason
 from cifar_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image as PillowImage
 
 
 class Image(NamedTuple):
@@ -68,3 +72,59 @@ def read(
             yield Image(file, read_image(source, name, white, target))
         except UserError as error:
             yield Image(file, None, str(error))
+
+
+def to_batch(
+    images: "str | Path | PillowImage.Image | np.ndarray | Sequence[Any]",
+    white: int | None = None,
+    target: Target = DEFAULT_TARGET,
+) -> np.ndarray:
+    """Return images as one array, uint8 `[N, size, size, 3]`.
+
+    Args:
+      images: an image or a list of images. An image is the path of a file, a Pillow image, or a
+        uint8 array `[H, W, 3]` of any size. `images` may also be an array `[N, size, size, 3]`.
+      white, target: as in `read`.
+
+    Raises:
+      UserError: an image cannot be read, or an array has another shape or type.
+    """
+    if isinstance(images, (str, Path)) or not isinstance(images, Iterable):
+        images = [images]
+    elif hasattr(images, "dtype"):
+        array = np.asarray(images)
+        if array.ndim == 3:
+            images = [array]
+        elif array.dtype != np.uint8 or array.shape[1:] != (target.size, target.size, 3):
+            raise UserError(
+                f"images must be uint8 [N, {target.size}, {target.size}, 3], or a list of images "
+                f"of any size, not {array.dtype} {list(array.shape)}"
+            )
+        else:
+            return array
+    pixels = [_to_pixels(image, i, white, target) for i, image in enumerate(images)]
+    return np.stack(pixels) if pixels else np.zeros((0, target.size, target.size, 3), np.uint8)
+
+
+def _to_pixels(image: Any, index: int, white: int | None, target: Target) -> np.ndarray:
+    """Return an image as uint8 `[size, size, 3]`. `index` is the position in the user's list."""
+    from PIL import Image as PillowImage
+
+    if isinstance(image, (str, Path)):
+        return read_image(Path(image), None, white, target)
+    name = f"image {index}"
+    if hasattr(image, "dtype"):
+        array = np.asarray(image)
+        if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
+            raise UserError(
+                f"{name} must be uint8 [H, W, 3], not {array.dtype} {list(array.shape)}"
+            )
+        image = PillowImage.fromarray(np.ascontiguousarray(array))
+    if not isinstance(image, PillowImage.Image):
+        raise UserError(
+            f"{name} must be a path, a Pillow image or an array, not of type {type(image).__name__}"
+        )
+    try:
+        return read_image(image, name, white, target)
+    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now.
+        raise UserError(f"{name} is a damaged image ({reason(error)})") from error

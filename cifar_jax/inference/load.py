@@ -1,10 +1,12 @@
 """Load a trained model from a run folder, an export, or the package."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cifar_jax import models
-from cifar_jax.config import Model
+from cifar_jax.config import Config, Model
 from cifar_jax.errors import UserError
 from cifar_jax.files import local_path
 from cifar_jax.inference import exports
@@ -46,11 +48,11 @@ def load(
 
 
 def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
-    """Return the variables and the classes of a trained model with any network.
+    """Return the variables and the class names of a trained model.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
-      model: settings of the network that starts from the variables.
+      model: settings of the network that is initialized with the variables. None: not checked.
 
     Raises:
       UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
@@ -64,9 +66,9 @@ def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
 
 
 def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
-    """Raise if two networks have the same layers but compute something else.
+    """Raise UserError if the options of a network differ from those of the trained network.
 
-    The shapes of the weights do not show, for example, the pooling after the first layer.
+    Some options, such as the pooling, change the results but not the shapes of the weights.
     """
     before, now = (
         models.create(network.name, pooling=network.pooling, **network.arguments)
@@ -81,6 +83,15 @@ def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
                 f"this network has {option} {has}: set {name} of Model(...) in the experiment "
                 "file to the same value"
             )
+
+
+def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
+    """Return a function that loads the trained network named by the setting `train.init_from`.
+
+    Return None if the setting is None.
+    """
+    source = config.train.init_from
+    return None if source is None else partial(pretrained, source, config.model)
 
 
 def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, Any]]:

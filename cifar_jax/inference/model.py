@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,17 +15,17 @@ from flax import linen as nn
 
 from cifar_jax import models
 from cifar_jax.data import Target, pipeline
-from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
+from cifar_jax.inference.images import to_batch
 from cifar_jax.logits import softmax
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.schemas import ModelCard
 from cifar_jax.training.evaluation import TTA, Outputs, apply_tta, scale_count
 
-Images = np.ndarray | Sequence[str | Path]
-"""uint8 `[N, H, W, 3]`, or image files of any size and common format.
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
-H and W are those of the model."""
+    Images = str | Path | Image | np.ndarray | Sequence[str | Path | Image | np.ndarray]
 
 
 class Classifier:
@@ -78,8 +78,9 @@ class Classifier:
         """Return the class probabilities of images, float32 `[N, classes]`.
 
         Args:
-          images: uint8 `[N, H, W, 3]`, with the `image_shape` of the model, or image files of any
-            size and common format.
+          images: an image or a list of images. An image is the path of a file, a Pillow image, or a
+            uint8 array `[H, W, 3]`, each of any size; the result for one image has N = 1. `images`
+            may also be a uint8 array `[N, H, W, 3]` with the `image_shape` of the model.
           tta: test-time augmentation. None: one view of each image is used. `least_confident` is
             ignored, because the result for an image would depend on the other images.
 
@@ -102,23 +103,45 @@ class Classifier:
 
         Arguments and exceptions are the same as for `logits`.
         """
-        if not hasattr(images, "dtype"):
-            options = {"white": self.card.white, "target": self.target}
-            files = [read_image(Path(file), **options) for file in images]
-            images = np.stack(files) if files else np.zeros((0, *self.image_shape), np.uint8)
-        images = np.asarray(images)
-        if images.shape[1:] != self.image_shape or images.dtype != np.uint8:
-            raise UserError(
-                f"images must be uint8 [N, {', '.join(map(str, self.image_shape))}], not "
-                f"{images.dtype} {list(images.shape)}"
-            )
-        if not len(images):
+        pixels = to_batch(images, self.card.white, self.target)
+        if not len(pixels):
             nothing = np.zeros((0, len(self.classes)), np.float32)
             return Outputs(nothing, nothing)
-        return apply_tta(self._logits, images, tta)
+        return apply_tta(partial(self._compute, self._compiled), pixels, tta)
 
-    def _logits(self, images: np.ndarray) -> np.ndarray:
-        logits = []
+    def features(self, images: Images) -> np.ndarray:
+        """Return the features of images: the input of the last layer, float32 `[N, features]`.
+
+        Arguments and exceptions are the same as for `predict`.
+
+        Raises:
+          UserError: the model is a StableHLO file, or a custom network whose last layer is not
+            an `nn.Dense` with one output for each class.
+        """
+        pixels = to_batch(images, self.card.white, self.target)
+        # Without images, one call shows the number of features.
+        batch = pixels if len(pixels) else np.zeros((1, *self.image_shape), np.uint8)
+        try:
+            return self._compute(self._compiled_features, batch)[: len(pixels)]
+        except jax.errors.UnexpectedTracerError:  # `nn.remat`, for example, hides the input.
+            raise self._no_features() from None
+
+    def _no_features(self) -> UserError:
+        return UserError(
+            f"the network {self.card.model.name} has no features, because its last layer is not a "
+            "plain nn.Dense with one output for each class"
+        )
+
+    def _features(self, images: jax.Array) -> jax.Array:
+        """Return the features of uint8 images. JAX can trace this method."""
+        raise UserError(
+            "a StableHLO file computes logits only: to get features, load the run folder or a "
+            "safetensors file"
+        )
+
+    def _compute(self, function: Callable[[np.ndarray], Any], images: np.ndarray) -> np.ndarray:
+        """Return the outputs of a compiled function for any number of images."""
+        outputs = []
         largest = scale_count(self.batch_size, self.image_shape[0])
         for start in range(0, len(images), largest):
             batch = images[start : start + largest]
@@ -126,12 +149,16 @@ class Classifier:
             # number of programs.
             size = 1 << (len(batch) - 1).bit_length()
             padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
-            logits.append(np.asarray(self._compiled(padded))[: len(batch)])
-        return np.concatenate(logits)
+            outputs.append(np.asarray(function(padded))[: len(batch)])
+        return np.concatenate(outputs)
 
     @cached_property
     def _compiled(self) -> Callable[[np.ndarray], jax.Array]:
         return jax.jit(self.function)
+
+    @cached_property
+    def _compiled_features(self) -> Callable[[np.ndarray], jax.Array]:
+        return jax.jit(self._features)
 
 
 class TrainedNetwork(Classifier):
@@ -177,6 +204,22 @@ class TrainedNetwork(Classifier):
     def apply(self, images: jax.Array) -> Any:
         """Return the logits of uint8 images. JAX can trace this method."""
         return self.module.apply(self.variables, self.normalize(images), train=False)
+
+    def _features(self, images: jax.Array) -> jax.Array:
+        calls: list[tuple[Any, Any]] = []
+
+        def keep(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            output = next_fun(*args, **kwargs)
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                calls.append((args[0] if args else kwargs["inputs"], output))
+            return output
+
+        with nn.intercept_methods(keep):
+            self.apply(images)
+        features, output = calls[-1] if calls else (None, None)
+        if getattr(output, "shape", None) != (len(images), len(self.classes)):
+            raise self._no_features()
+        return jnp.asarray(features, jnp.float32)
 
 
 def _missing_code(card: ModelCard, source: Path | str) -> str:

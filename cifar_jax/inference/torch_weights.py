@@ -1,5 +1,6 @@
-"""Import a PyTorch ResNet for CIFAR as a run folder."""
+"""Import the weights of a PyTorch network as a run folder."""
 
+import json
 import re
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -9,35 +10,24 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import safe_open
 
 from cifar_jax import models
 from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError, counted
+from cifar_jax.inference import torch_names
 from cifar_jax.inference.model import TrainedNetwork
-from cifar_jax.inference.state_dict import read_state_dict, summarize_keys
+from cifar_jax.inference.state_dict import is_safetensors, read_state_dict, summarize_keys
 from cifar_jax.models.summary import summarize
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import open_run_folder
-from cifar_jax.runs.schemas import LayerRow, ModelCard, RunIdentity, parse
+from cifar_jax.runs.schemas import LayerRow, ModelCard, NetworkCard, RunIdentity, dump, parse
 
-MODELS = ("resnet18", "resnet10")
 # Mean and standard deviation of each channel over the 50,000 training images, as
 # `data.load("cifar10")` computes them.
 CIFAR10_MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
-
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
-_LEAVES |= {"mean": "running_mean", "var": "running_var"}
-_LAST_LAYERS = ("linear", "fc")
-# The first name is from pytorch-cifar (github.com/kuangliu/pytorch-cifar), the second from
-# torchvision. Some repositories mix both.
-_SPELLINGS = [
-    {"shortcut": shortcut, "fc": fc}
-    for shortcut in ("shortcut", "downsample")
-    for fc in _LAST_LAYERS
-]
 
 
 _PREFIXES = re.compile(r"^((model|net|backbone)\.)+")
@@ -69,40 +59,61 @@ def import_torch(
     folder: Path,
     *,
     classes: Sequence[str] | None = None,
-    mean: Sequence[float] = CIFAR10_MEAN,
-    std: Sequence[float] = CIFAR10_STD,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     stem_pool: bool = False,
-    image_size: int = models.IMAGE_SHAPE[0],
+    image_size: int | None = None,
 ) -> Imported:
     """Convert a PyTorch state dict to a run folder.
 
+    If the file is from `cifar-jax export --to torch`, its model card has the defaults of the
+    arguments below.
+
     Args:
       file: a file of `torch.save` or a safetensors file with the state dict. Layers must have the
-        names of pytorch-cifar or torchvision.
-      name: name of the network, one of `MODELS`.
+        names that `torch_names` describes.
+      name: name of a network of the package.
       folder: the run folder, which must not exist. It is written completely or not at all.
       classes: names of the classes in the order of the logits. The default is CIFAR-10's classes.
-      mean, std: values that normalized each channel of the training images, for pixels in 0..1.
+      mean, std: values that normalized each channel of the training images, for pixels in 0..1. The
+        default is CIFAR-10's values.
       stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer. The
         weights do not show this.
-      image_size: height and width of the training images. The weights do not show this.
+      image_size: height and width of the training images. The weights do not show this. The default
+        is 32.
 
     Raises:
       UserError: the file contains no state dict or another network, the number of classes is wrong,
         or the folder already exists.
     """
-    if name not in MODELS:
-        raise UserError(f"--model must be {' or '.join(MODELS)}, not {name!r}")
+    if name not in models.MODELS:
+        raise UserError(f"--model must be {', '.join(models.MODELS)}, not {name!r}")
     if folder.exists():
         raise UserError(f"{folder} already exists: choose another --workdir")
-    found = read_state_dict(file)
-    tensors, ignored = _select_network(found.tensors, name, file)
-    bias = tensors.get("linear.bias", tensors.get("fc.bias", np.zeros(2)))
-    if (outputs := bias.size) < 2:
+    found, origin = read_state_dict(file), exported_card(file)
+    if origin and origin.model.name != name:
+        raise UserError(f"{file} is a {origin.model.name}: add --model {origin.model.name}")
+    last_layers = torch_names.last_layers(name)
+    tensors, ignored = _select_network(found.tensors, name, last_layers, file)
+    names = (f"{layer}.{leaf}" for layer in last_layers for leaf in ("bias", "weight"))
+    head = next(tensors[name] for name in names if name in tensors)
+    if (outputs := len(head) if head.ndim else 1) < 2:
         raise UserError(f"{file} has {counted(outputs, 'output')}: a classifier needs at least two")
-    arguments: dict[str, Any] = {"stem_pool": True} if stem_pool else {}
-    module = models.create(name, num_classes=outputs, **arguments)
-    variables = _variables(tensors, models.variable_shapes(module), name, file)
+    inherited: dict[str, Any] = {"precision": "float32"}
+    network_card = NetworkCard(name=name, num_classes=outputs)
+    if origin:
+        network_card = origin.model
+        kept = ("precision", "center_crop", "white", "tta")
+        inherited = {field: value for field, value in dump(origin).items() if field in kept}
+        classes, mean, std = classes or origin.classes, mean or origin.mean, std or origin.std
+        image_size = image_size or origin.input_shape[0]
+    mean, std = mean or CIFAR10_MEAN, std or CIFAR10_STD
+    image_size = image_size or models.IMAGE_SHAPE[0]
+    arguments = network_card.arguments | ({"stem_pool": True} if stem_pool else {})
+    options = {"dropout": network_card.dropout, "pooling": network_card.pooling}
+    module = models.create(name, num_classes=outputs, **options, **arguments)
+    shapes = models.variable_shapes(module, image_size)
+    variables = torch_names.from_torch(name, tensors, shapes, file)
     named = f"--classes names {len(classes)}" if classes else "their names are unknown"
     classes = tuple(classes or cifar10.CLASSES)
     if outputs != len(classes):
@@ -125,8 +136,8 @@ def import_torch(
         {
             "experiment": experiment,
             "seed": 0,
-            "model": {"name": name, "num_classes": len(classes), "arguments": arguments},
-            "precision": "float32",
+            "model": dump(network_card) | {"arguments": arguments},
+            **inherited,
             "classes": list(classes),
             "input_shape": list(models.image_shape(image_size)),
             "mean": list(mean),
@@ -138,7 +149,7 @@ def import_torch(
         "--classes, --mean and --std",
     )
     network = TrainedNetwork(card, variables, file)
-    model = Model(name=name, arguments=dict(arguments))
+    model = Model(name=name, arguments=dict(arguments), **options)
     config = Config(model=model, epochs=1, batch_size=128, optimizer=Optimizer())
     identity = RunIdentity(experiment=experiment, seed=0, overrides={}, settings=flatten(config))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -157,8 +168,24 @@ def import_torch(
     return Imported(network, found.key, (*others, *ignored))
 
 
+def exported_card(file: Path) -> ModelCard | None:
+    """Return the model card in a file of `cifar-jax export --to torch`, else None.
+
+    Raises:
+      UserError: the model card is damaged.
+    """
+    if not is_safetensors(file):
+        return None
+    with safe_open(file, framework="numpy") as content:
+        text = (content.metadata() or {}).get("card")
+    try:
+        return text and parse(json.loads(text), ModelCard, file, "Export the model again.")
+    except ValueError:
+        raise UserError(f"{file} has a damaged model card: export the model again") from None
+
+
 def _select_network(
-    tensors: Mapping[str, np.ndarray], model: str, file: Path
+    tensors: Mapping[str, np.ndarray], model: str, last_layers: Sequence[str], file: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the tensors of the network without their prefix, and the names of all other tensors.
 
@@ -166,7 +193,7 @@ def _select_network(
     """
     stems = [name.removesuffix("conv1.weight") for name in tensors if name.endswith("conv1.weight")]
     prefixes = [
-        stem for stem in stems if any(f"{stem}{last}.weight" in tensors for last in _LAST_LAYERS)
+        stem for stem in stems if any(f"{stem}{last}.weight" in tensors for last in last_layers)
     ]
     if len(prefixes) > 1:
         names = ", ".join(f"`{prefix}conv1.weight`" for prefix in prefixes)
@@ -184,98 +211,11 @@ def _select_network(
         return selected, [name for name in tensors if not name.startswith(prefix)]
     # The last layer may have another prefix than the other layers, as in `backbone.` and `fc.`.
     shortened = {_PREFIXES.sub("", name): array for name, array in tensors.items()}
-    if len(shortened) < len(tensors) or not any(f"{n}.weight" in shortened for n in _LAST_LAYERS):
+    if len(shortened) < len(tensors) or not any(f"{n}.weight" in shortened for n in last_layers):
+        source = " of pytorch-cifar or torchvision" if model in torch_names.RESNETS else ""
         raise UserError(
-            f"{file} has no last layer `linear` or `fc` next to a first layer `conv1`, so it is "
-            f"not a {model} of pytorch-cifar or torchvision; it holds {summarize_keys(tensors)}"
+            f"{file} has no last layer {' or '.join(f'`{layer}`' for layer in last_layers)} next "
+            f"to a first layer `conv1`, so it is not a {model}{source}; it holds "
+            f"{summarize_keys(tensors)}"
         )
     return shortened, []
-
-
-def _variables(
-    tensors: Mapping[str, np.ndarray], shapes: Any, model: str, file: Path
-) -> dict[str, Any]:
-    """Convert the names and layouts of PyTorch tensors to those of Flax variables.
-
-    Raises:
-      UserError: a tensor is missing or unexpected, or has another shape or type, or the values do
-        not come from training.
-    """
-    expected: dict[tuple[str, ...], Any] = flatten_dict(shapes)
-    spellings = [
-        {path: _torch_name(path, spelling) for path in expected} for spelling in _SPELLINGS
-    ]
-    # Use the spelling with the most matching names. Error messages use the same spelling.
-    names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
-    missing = [name for name in names.values() if name not in tensors]
-    extra = sorted(tensors.keys() - set(names.values()))
-    if missing or extra:
-        what = f"lacks `{missing[0]}`" if missing else f"has an unexpected `{extra[0]}`"
-        advice = "Choose the --model that was trained."
-        if not extra and all("running_" in name for name in missing):
-            advice = "Save model.state_dict(), which holds the statistics of BatchNorm."
-        raise UserError(
-            f"{file} does not hold the weights of {model}: it {what}. It contains "
-            f"{summarize_keys(tensors)}. {advice}"
-        )
-    for path, name in names.items():
-        _check_tensor(name, tensors[name], _layout_shape(expected[path].shape), model, file)
-    return unflatten_dict({path: _layout(tensors[name]) for path, name in names.items()})
-
-
-def _check_tensor(
-    name: str, array: np.ndarray, shape: tuple[int, ...], model: str, file: Path
-) -> None:
-    """Raise if a tensor has another shape or type than the network, or values without training."""
-    if array.shape != shape:
-        raise UserError(
-            f"{file} holds another network than {model}: {name} is {list(array.shape)}, and "
-            f"{model} needs {list(shape)}. Only a {model} with a 3×3 first convolution and the "
-            "usual widths can be imported."
-        )
-    if array.dtype != np.float32:
-        raise UserError(
-            f"{file} holds {name} as {array.dtype}, not as floating-point numbers: save the "
-            "weights of the network before its quantization or conversion"
-        )
-    if not np.isfinite(array).all():
-        raise UserError(
-            f"{file} has NaN or infinite values in {name}, so its training diverged: import an "
-            "earlier checkpoint"
-        )
-    if name.endswith("running_var") and array.min() < 0:
-        raise UserError(
-            f"{file} has a negative variance in {name}, so it is damaged or its weights were "
-            "averaged in a wrong way: import another checkpoint"
-        )
-    if array.ndim > 1 and not array.any():
-        raise UserError(
-            f"{file} has only zeros in {name}, so it holds no trained weights: import another "
-            "checkpoint"
-        )
-
-
-def _torch_name(path: tuple[str, ...], spelling: Mapping[str, str]) -> str:
-    """Return the PyTorch name of a Flax variable.
-
-    For example, `("params", "stage2_block1", "conv1", "kernel")` is `layer2.0.conv1.weight`.
-    """
-    names = []
-    for part in path[1:-1]:
-        if block := re.fullmatch(r"stage(\d)_block(\d)", part):
-            names.append(f"layer{block[1]}.{int(block[2]) - 1}")
-        elif shortcut := re.fullmatch(r"shortcut_(conv|bn)", part):
-            names.append(f"{spelling['shortcut']}.{int(shortcut[1] == 'bn')}")
-        else:
-            names.append(spelling.get(part, part))
-    return ".".join([*names, _LEAVES[path[-1]]])
-
-
-def _layout(array: np.ndarray) -> np.ndarray:
-    """Transpose a convolution kernel from OIHW to HWIO, or a matrix from [out, in] to [in, out]."""
-    return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T)
-
-
-def _layout_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return PyTorch's shape of a Flax array: the inverse of `_layout`."""
-    return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]

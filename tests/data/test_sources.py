@@ -63,7 +63,7 @@ def test_float_images_and_npy_pairs(tmp_path: Path) -> None:
         (COLOR / 255 * 2, LABELS, "float values outside 0 to 1, such as"),
         (np.where(COLOR.max() == COLOR, np.nan, 0.5), LABELS, "such as nan"),
         (COLOR.transpose(0, 3, 1, 2), LABELS, "move the channels to the last axis"),
-        (COLOR.astype(np.int64), LABELS, "are int64: uint8, or float"),
+        (COLOR.astype(np.int64), LABELS, "have the type int64: they must be uint8, or float"),
         (COLOR[:0], LABELS[:0], "contains no images"),
         (COLOR, LABELS[:5], "has 12 images, but .* has 5 labels"),
         (COLOR, LABELS - 1, "contain -1: labels are numbered from 0"),

@@ -195,6 +195,12 @@ def test_a_damaged_export_is_refused_in_one_line(exported: Path, tmp_path: Path,
 def test_impossible_exports_are_refused(basic: Path, exported: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="unknown format"):
         exports.export(network(basic), "keras", tmp_path / "model")
+    custom = CustomModel(Attention, "attention")
+    variables = jax.jit(Attention().init)(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))
+    named = {"model": NetworkCard(name="attention", num_classes=10)}
+    card = network(basic).card.model_copy(update=named)
+    with pytest.raises(UserError, match="a custom network has no names in PyTorch"):
+        exports.export(TrainedNetwork(card, variables, "a run", custom), "torch", tmp_path / "a")
     with pytest.raises(UserError, match="is a folder"):
         exports.export(network(basic), "safetensors", tmp_path, force=True)
     file = exported / "model.stablehlo"

@@ -1,16 +1,19 @@
 """Test `cifar_jax.load` and the model that it returns."""
 
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 from PIL import Image
 
 import cifar_jax
@@ -18,7 +21,8 @@ from cifar_jax import models
 from cifar_jax.data import cifar10
 from cifar_jax.errors import UserError
 from cifar_jax.inference.load import describe
-from cifar_jax.runs.schemas import Result, SavedState
+from cifar_jax.inference.model import TrainedNetwork
+from cifar_jax.runs.schemas import NetworkCard, Result, SavedState
 from cifar_jax.training.evaluation import TTA
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
@@ -76,12 +80,83 @@ def test_test_time_augmentation_averages_logits(basic: Path) -> None:
     np.testing.assert_allclose(model.predict(IMAGES, tta), probabilities(mean), atol=1e-5)
 
 
-def test_predict_takes_files_and_no_images_at_all(basic: Path, tmp_path: Path) -> None:
-    Image.fromarray(IMAGES[0]).save(tmp_path / "a.png")
+def test_an_image_is_a_path_a_pillow_image_or_an_array(basic: Path, tmp_path: Path) -> None:
     model = cifar_jax.load(basic)
-    answer = model.predict([tmp_path / "a.png"])
-    np.testing.assert_array_equal(answer, model.predict(IMAGES[:1]))
+    pixels = np.random.default_rng(1).integers(0, 256, (40, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(file := tmp_path / "a.png")
+    center = (12, 0, 52, 40)
+    square = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC, center)
+    expected = model.logits(np.asarray(square)[None])
+    turned = Image.fromarray(np.rot90(pixels))
+    turned.getexif()[0x0112] = 6  # The camera was turned: rotate the image clockwise.
+    for image in (
+        str(file),
+        file,
+        Image.open(io.BytesIO(file.read_bytes())),
+        pixels,
+        jax.numpy.asarray(pixels),
+        turned,
+    ):
+        for images in (image, [image], (image, IMAGES[0])):
+            logits = model.logits(images)
+            np.testing.assert_allclose(logits[:1], expected, atol=1e-5)
+            assert logits.shape == (2 if isinstance(images, tuple) else 1, 10)
+    np.testing.assert_allclose(model.logits([*IMAGES]), model.logits(IMAGES), atol=1e-5)
     assert model.predict([]).shape == model.predict(IMAGES[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize("name", ["basic", "fast-resnet10-separable"])
+def test_the_last_layer_maps_the_features_to_the_logits(name: str) -> None:
+    model = cifar_jax.load(name)
+    assert isinstance(model, TrainedNetwork)
+    params = model.variables["params"]
+    layer = params["fc" if "fc" in params else "fc3"]
+    features = model.features(IMAGES)
+    assert features.dtype == np.float32
+    assert features.shape == (5, len(layer["kernel"]))
+    logits = features @ layer["kernel"] + layer["bias"]
+    np.testing.assert_allclose(logits, model.logits(IMAGES), atol=1e-4)
+    assert model.features(IMAGES[:0]).shape == (0, len(layer["kernel"]))
+
+
+class Custom(nn.Module):
+    num_classes: int = 10
+    head: str = "dense"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.relu(nn.Conv(8, (8, 8), strides=8)(x))
+        if self.head == "conv":
+            return nn.Conv(self.num_classes, (1, 1))(x).mean((1, 2))
+        layer = {"dense": nn.Dense, "remat": nn.remat(nn.Dense)}.get(self.head, nn.Dense)
+        if self.head == "pooled":
+            return layer(self.num_classes)(x).mean((1, 2))
+        return 2 * layer(self.num_classes)(x.mean((1, 2)))
+
+
+@pytest.mark.parametrize("head", ["dense", "conv", "pooled", "remat"])
+def test_a_custom_network_has_features_or_is_refused(basic: Path, head: str) -> None:
+    custom = models.CustomModel(Custom(head=head), "mine")
+    named = {"model": NetworkCard(name="mine", num_classes=10)}
+    card = cifar_jax.load(basic).card.model_copy(update=named)
+    zeros = np.zeros((1, 32, 32, 3), np.float32)
+    variables = jax.jit(Custom(head=head).init)(jax.random.key(0), zeros)
+    model = TrainedNetwork(card, {"batch_stats": {}} | variables, "the run", custom)
+    if head != "dense":
+        with pytest.raises(UserError, match="mine has no features, because its last layer is not"):
+            model.features(IMAGES)
+        return
+    (layer,) = (p for name, p in variables["params"].items() if "Dense" in name)
+    logits = 2 * (model.features(IMAGES) @ layer["kernel"] + layer["bias"])
+    np.testing.assert_allclose(logits, model.logits(IMAGES), atol=1e-5)
+
+
+def test_the_public_names_exist() -> None:
+    assert dir(cifar_jax) == sorted(cifar_jax.__all__)
+    assert all(getattr(cifar_jax, name) for name in cifar_jax.__all__)
+    assert cifar_jax.UserError is UserError
+    pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
+    assert cifar_jax.__version__ == pyproject["project"]["version"]
 
 
 def test_importing_the_package_loads_no_heavy_module() -> None:
@@ -153,6 +228,16 @@ def test_other_files_and_images_are_refused_in_one_line(basic: Path, tmp_path: P
         with pytest.raises(UserError, match=message) as error:
             cifar_jax.load(tmp_path / name)
         assert "\n" not in str(error.value)
-    for images in (IMAGES[0], IMAGES.astype(np.float32), IMAGES[:, :28]):
+    model = cifar_jax.load(basic)
+    gray = IMAGES[:, :, :, 0]
+    for images in (gray, IMAGES.astype(np.float32), IMAGES[:, :28], [IMAGES], [gray[0]]):
         with pytest.raises(UserError, match="must be uint8"):
-            cifar_jax.load(basic).predict(images)
+            model.predict(images)
+    for images in (3, [None]):
+        with pytest.raises(UserError, match="must be a path, a Pillow image or an array"):
+            model.predict(images)
+    Image.fromarray(np.tile(IMAGES[0], (9, 9, 1))).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    half = content[: len(content) // 2]
+    with pytest.raises(UserError, match="image 0 is a damaged image"):
+        model.predict(Image.open(io.BytesIO(half)))

@@ -12,21 +12,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import make_torch_resnet as recorded
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 import cifar_jax
-from cifar_jax import cli, data
+from cifar_jax import cli, data, models
 from cifar_jax.config import Model
 from cifar_jax.data import Split, cifar10
 from cifar_jax.errors import UserError
+from cifar_jax.inference import torch_names
 from cifar_jax.inference.evaluate import evaluate
+from cifar_jax.inference.exports import export
 from cifar_jax.inference.load import pretrained
+from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.state_dict import read_state_dict
 from cifar_jax.inference.torch_weights import import_torch
+from cifar_jax.runs.schemas import NetworkCard
 
 RECORD = json.loads((Path(recorded.__file__).parent / "torch_resnet.json").read_text())["networks"]
 
@@ -71,6 +76,79 @@ def test_an_imported_network_gives_pytorchs_logits(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "weights.safetensors"]
 
 
+@pytest.mark.parametrize("name", ["resnet10", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_an_imported_resnet_is_exported_with_the_same_names(name: str, tmp_path: Path) -> None:
+    original = state_dict(name)
+    save_file(original, tmp_path / "a.safetensors")
+    network = import_torch(tmp_path / "a.safetensors", name, tmp_path / "run").network
+    exported = torch_names.to_torch(name, network.variables)
+    counters = {key for key in original if key.endswith("num_batches_tracked")}
+    assert exported.keys() == original.keys() - counters
+    for key, array in exported.items():
+        np.testing.assert_array_equal(array, original[key], key)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("basic", {}), ("speednet", {"arguments": {"filters": 16}})],
+)
+def test_an_export_for_pytorch_comes_back_exactly(
+    name: str, options: dict[str, Any], tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    card = cifar_jax.load("basic").card
+    changes = {
+        "model": NetworkCard(name=name, num_classes=3, **options),
+        "classes": ["a", "b", "c"],
+    }
+    changes |= {"input_shape": [36, 36, 3], "mean": [0.1, 0.2, 0.3], "white": 4095}
+    module = models.create(name, num_classes=3, **options.get("arguments", {}))
+    variables = models.init_variables(module, jax.random.key(0), 36)
+    network = TrainedNetwork(card.model_copy(update=changes), variables, "the run")
+    export(network, "torch", tmp_path / "a.safetensors")
+    code, out, _ = call("import-torch", "a.safetensors", "--model", name, "--workdir", "run")
+    assert code == 0
+    assert "From the model card in the file, and from the options: images of 36×36 pixels; m" in out
+    back = cifar_jax.load(tmp_path / "run")
+    assert isinstance(back, TrainedNetwork)
+    jax.tree.map(np.testing.assert_array_equal, back.variables, network.variables)
+    for field in ("model", "classes", "input_shape", "mean", "std", "white", "tta"):
+        assert getattr(back.card, field) == getattr(network.card, field)
+    code, _, error = call("predict", "a.safetensors", "image.png")
+    assert (code, "is for PyTorch: convert it with `cifar-jax import-torch`" in error) == (2, True)
+    code, _, error = call("import-torch", "a.safetensors", "--model", "net")
+    assert (code, error) == (2, f"cifar-jax: a.safetensors is a {name}: add --model {name}\n")
+    if name == "speednet":
+        tensors = load_file(tmp_path / "a.safetensors")  # Without the model card.
+        save_file(tensors | {"stage1_bn1.weight": np.full(64, 2, np.float32)}, "b.safetensors")
+        words = ("import-torch", "b.safetensors", "--model", "speednet", "--classes", "a,b,c")
+        code, _, error = call(*words)
+        assert (code, "values other than 1 in `stage1_bn1.weight`" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "basic",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("net-attention", "speednet")),
+    ],
+)
+def test_pytorch_loads_an_export_and_gives_the_same_logits(
+    name: str, torch: Any, make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    from benchmarks import torch_models
+
+    model = cifar_jax.load(make_run(tmp_path / "run", name))
+    export(model, "torch", tmp_path / "a.safetensors")
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    network = (torch_models.MODELS | torch_models.OTHER_MODELS)[name]().eval()
+    state = load_file(tmp_path / "a.safetensors")
+    network.load_state_dict({key: torch.from_numpy(array) for key, array in state.items()})
+    normalized = (images / np.float32(255) - np.float32(model.card.mean)) / model.card.std
+    with torch.no_grad():
+        logits = network(torch.from_numpy(np.float32(normalized).transpose(0, 3, 1, 2)))
+    np.testing.assert_allclose(model.logits(images), logits, atol=1e-5)
+
+
 def test_the_command_writes_a_run_folder_that_others_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -94,7 +172,7 @@ def test_the_command_writes_a_run_folder_that_others_read(
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
     result = evaluate(run)
     assert (result.images, result.epoch) == (360, 0)
-    assert 0 <= result.accuracy < 40
+    assert 0 <= result.scores.accuracy < 40
 
 
 def test_a_network_without_the_pooling_of_its_pretrained_weights_is_refused(tmp_path: Path) -> None:
@@ -382,7 +460,13 @@ def test_a_file_without_weights_is_named(content: bytes, message: str, tmp_path:
         ("resnet10", {}, {"classes": ["a", "b"]}, "10 classes, but --classes names 2"),
         ("resnet10", {}, {"std": (1.0, 0.0, 1.0)}, "std"),
         ("resnet18", {}, {}, "it lacks `layer"),
-        ("basic", {}, {}, "--model must be resnet18 or resnet10"),
+        (
+            "basic",
+            {},
+            {},
+            r"no last layer `fc3` next to a first layer `conv1`, so it is not a basic; ",
+        ),
+        ("vgg", {}, {}, "--model must be basic, net, .*, not 'vgg'"),
     ],
 )
 def test_another_network_leaves_no_folder(

@@ -98,7 +98,7 @@ def test_pairs_that_cannot_be_compared_are_refused(
     make_run("resnet10", 0, data_content="other")
     make_run("basic", 3, overrides={"epochs": 7}, folder="basic-7/seed3")
     for a, b, message in (
-        ("basic", "net", "only one seed in common"),
+        ("basic", "net", "have only seed 0 in common"),
         ("basic", "net-bn-gap", "no seed is finished in both groups"),
         ("basic", "resnet10", "different data sets"),
         ("basic", "resnet18-sgd", "no run of resnet18-sgd"),

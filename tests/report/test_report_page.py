@@ -172,7 +172,7 @@ def test_pictures_are_never_downloaded(
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     make_run("basic")
-    assert "run `cifar-jax data prepare`, then this report again" in page()
+    assert "run `cifar-jax data prepare cifar10`, then this report again" in page()
     assert not (tmp_path / "nothing").exists()
 
 

@@ -132,6 +132,16 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     assert "\x1b[2mbasic" not in colored.getvalue()
 
 
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_a_narrow_terminal_cuts_no_number(make_run: MakeRun, tmp_path: Path, width: int) -> None:
+    make_run("resnet18-adam", test=91.0)
+    groups = report.collect(report.read_runs([tmp_path]))
+    (line,) = (line for line in printed(groups, width).splitlines() if "11,173,962 89.66" in line)
+    assert line.split()[0] == "resnet18-adam"
+    assert "91.00" in line
+    assert "…" not in printed(groups, width)
+
+
 @pytest.mark.parametrize("width", [80, 100, None])
 def test_the_terminals_table_fits_and_loses_nothing(
     make_run: MakeRun, tmp_path: Path, width: int | None

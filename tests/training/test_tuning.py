@@ -73,7 +73,7 @@ def make_spec(make_config: Make, tmp_path: Path) -> Callable[..., StudySpec]:
     base = make_config(**TINY | {"model__name": "dense", "epochs": 3})
 
     def make(name: str = "study", space: Any = SPACE, **fields: Any) -> StudySpec:
-        experiment = Experiment("lab", base, "", Path("lab.py"), None)
+        experiment = Experiment("lab", base, "", None, Path("lab.py"), None)
         spec = StudySpec(
             folder=tmp_path / name,
             experiment=experiment,
@@ -236,10 +236,10 @@ def test_the_best_settings_are_an_experiment(make_spec, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "holds another study (seed is 0 in the folder and 1 in this command)"),
+        ({"seed": 1}, "holds another study: seed is 0 in the folder and 1 in this command"),
         ({"space": {"batch_size": [4, 8]}}, "SEARCH of optimizer.lr is {"),
         (
-            {"experiment": Experiment("other", None, "", Path(), None)},
+            {"experiment": Experiment("other", None, "", None, Path(), None)},
             "a study of lab, not of other",
         ),  # pyright: ignore
     ],
