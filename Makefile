@@ -104,7 +104,7 @@ test-oldest: ## Run make test with the oldest allowed package versions (PYTHON=p
 test-slow: $(TEST_SETUP) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
 
-test-browser: $(BROWSER_SETUP) ## Open the pages in Chromium, if it is installed
+test-browser: $(BROWSER_SETUP) ## Run the tests that open the report page in Chromium
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-dist: $(TEST_SETUP) ## Install the wheel in a fresh environment and use it

@@ -1,4 +1,4 @@
-"""Whether the probabilities of a network agree with the share of correct answers."""
+"""Measure how well the predicted probabilities of a network match its accuracy."""
 
 from __future__ import annotations
 
@@ -7,30 +7,29 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 15
-"""Number of intervals of equal width, as in Guo et al., "On Calibration of Modern Neural Networks",
-2017."""
+"""Default number of bins of equal width between probability 0 and 1, as in Guo et al., "On
+Calibration of Modern Neural Networks", 2017."""
 
 
 class Bin(NamedTuple):
-    """The answers whose probability is in the interval from `low` to `high`."""
+    """The predictions whose probability is above `low` and at most `high`."""
 
     low: float
     high: float
     answers: int
-    """Number of answers."""
+    """Number of predictions."""
     confidence: float
-    """Mean probability of the answers. 0 for an empty bin."""
+    """Mean probability of the predicted classes. 0 for an empty bin."""
     accuracy: float
-    """Share of correct answers, from 0 to 1. 0 for an empty bin."""
+    """Fraction of correct predictions, from 0 to 1. 0 for an empty bin."""
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[Bin]:
     """Return the bins of a reliability diagram.
 
     Args:
-      confidence: probability of each answer, `[N]`. A bin contains its upper end, not its lower
-        end.
-      correct: whether each answer is correct, `[N]`.
+      confidence: probability of each predicted class, `[N]`.
+      correct: whether each prediction is correct, `[N]`.
       bins: number of bins.
     """
     edges = np.linspace(0, 1, bins + 1)
@@ -48,7 +47,8 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 def calibration_error(bins: list[Bin]) -> float:
     """Return the expected calibration error in percentage points.
 
-    This is the mean over the answers of |accuracy - confidence| of their bin.
+    This is the mean of |accuracy - confidence| over the bins. The weight of a bin is its number of
+    predictions.
     """
     total = sum(entry.answers for entry in bins)
     gaps = sum(entry.answers * abs(entry.accuracy - entry.confidence) for entry in bins)

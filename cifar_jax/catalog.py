@@ -51,10 +51,10 @@ class CustomParts:
     source: bytes = b""
     """Content of the experiment file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of each module that the file imports, by module name, and of each other file in its
-    folder that the file reads, by path. Modules of installed packages are left out."""
+    """SHA-256 of the local modules that the file imports, by module name, and of the other files of
+    its folder that it reads, by path."""
     loaded: frozenset[str] = frozenset()
-    """Names of all modules that were loaded after the file was executed."""
+    """Names of all modules in `sys.modules` when the execution of the file ended."""
 
 
 class Cost(NamedTuple):
@@ -76,13 +76,13 @@ class Experiment(NamedTuple):
     description: str
     """First line of the experiment file's docstring."""
     cost: Cost | None
-    """Training time on record. None if the docstring has no line that begins with `Cost:`."""
+    """Training time. None if the docstring has no line that begins with `Cost:`."""
     path: Path
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
     search: Any = None
-    """The file's `SEARCH`, unchecked: the settings that `cifar-jax tune` searches. None if the file
-    defines none."""
+    """The file's `SEARCH`, not yet validated: the settings that `cifar-jax tune` searches. None if
+    the file has no `SEARCH`."""
 
 
 def experiments_folder() -> Path:
@@ -190,7 +190,7 @@ def _read(path: Path) -> Experiment:
     except (Exception, SystemExit) as error:
         hint = ""
         if "relative import" in str(error):
-            hint = ": import from the folder of the file without a dot, as in `import helper`"
+            hint = ". Leave out the dot, as in `import helper`."
         raise UserError(f"{path} cannot be executed: {one_line(error, path)}{hint}") from error
     config = content.get("CONFIG")
     if not isinstance(config, Config):
@@ -218,7 +218,7 @@ def _read(path: Path) -> Experiment:
 
 
 def _cost(docstring: str) -> Cost | None:
-    """Return the first time and machine on the line that begins with `Cost:`."""
+    """Return the training time that a docstring states after `Cost:`, or None."""
     amount = r"(?:[\d.]+ to )?(?P<number>[\d.]+) (?P<unit>second|minute|hour)s?"
     text = rf"(?P<text>(?:about )?{amount} on (?:an? )?(?P<machine>(?:\([^)]*\)|[^,(])+?))"
     match = re.search(rf"^Cost: {text}(?:,|\.$|\n\n|\Z)", docstring, re.MULTILINE | re.DOTALL)

@@ -51,7 +51,7 @@ Arguments = dict[str, bool | int | float | str]
 
 
 FILE_KINDS = ("folder", "npz")
-"""Kinds of data sets that are named by a path, as in `folder:PATH`. The path may change."""
+"""Kinds of data sets that are named by a path, as in `folder:PATH`. The files may be moved."""
 
 
 def _tidy_path(dataset: str) -> str:
@@ -132,11 +132,11 @@ class Schedule(Settings):
         "plateau",
         "custom",
     ] = "constant"
-    """Form of the schedule. `constant`; `step`: reduced every `step_epochs` epochs; `milestones`:
-    reduced after the epochs in `milestones`; `cosine`: decays to zero; `warmup-cosine`: rises
-    linearly and decays to `end` along a cosine; `one-cycle`: rises and falls along cosines;
-    `linear`: decays to `end`; `triangular`: rises and falls linearly; `plateau`: reduced when the
-    validation loss stops falling; `custom`: the experiment file's `SCHEDULE`."""
+    """Form of the schedule. `constant`: never changes; `step`: reduced every `step_epochs` epochs;
+    `milestones`: reduced after the epochs in `milestones`; `cosine`: decays to zero;
+    `warmup-cosine`: rises linearly and decays to `end` along a cosine; `one-cycle`: rises and falls
+    along cosines; `linear`: decays to `end`; `triangular`: rises and falls linearly; `plateau`:
+    reduced when the validation loss stops falling; `custom`: the experiment file's `SCHEDULE`."""
     factor: OpenUnit = 0.5
     """`step`, `milestones` and `plateau`: factor by which each reduction multiplies the learning
     rate."""
@@ -151,8 +151,8 @@ class Schedule(Settings):
     """`milestones`: numbers of the epochs after which the learning rate is reduced, in ascending
     order."""
     warmup: OpenUnit = 0.3
-    """`warmup-cosine`, `one-cycle` and `triangular`: fraction of the training steps in which the
-    learning rate rises."""
+    """`warmup-cosine`, `one-cycle` and `triangular`: fraction of the training steps during which
+    the learning rate rises."""
     start: Annotated[float, Field(ge=0, le=1)] = 0.0
     """`warmup-cosine` and `triangular`: first learning rate, as a fraction of `optimizer.lr`."""
     end: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -165,8 +165,8 @@ class Schedule(Settings):
     def _milestones_fit(self) -> Self:
         if (self.name == "milestones") != bool(self.milestones):
             raise UserError(
-                "schedule.name=milestones and schedule.milestones need each other: set both, such "
-                "as --set schedule.name=milestones --set 'schedule.milestones=[30,40]'"
+                "schedule.name=milestones and schedule.milestones work only together: set both, "
+                "such as --set schedule.name=milestones --set 'schedule.milestones=[30,40]'"
             )
         if list(self.milestones) != sorted({max(epoch, 1) for epoch in self.milestones}):
             raise UserError(
@@ -321,7 +321,7 @@ class Data(Augmentation):
     prepared; or `npz:FILE` for a NumPy archive."""
     image_size: Annotated[int, Field(ge=8, le=1024)] = 32
     """Height and width of the images, in pixels. The images of `folder:`, `tfds:` and `npz:` are
-    resized to this size when they are read. The other data sets have 32 pixels."""
+    resized to this size when they are read. All other data sets have 32×32 pixels."""
     center_crop: bool = True
     """How an image of `folder:`, `tfds:` or `npz:` becomes square. If True, the largest centered
     square is used. If False, the whole image is used, and its longer side is squeezed."""
@@ -341,14 +341,15 @@ class Data(Augmentation):
 
 
 class Train(Settings):
-    """How the run is executed: precision, pretrained weights, and the choice of the epoch."""
+    """Precision, pretrained weights, best epoch, logging and checkpoints."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. Parameters, BatchNorm statistics and logits are always
     float32."""
     init_from: str | None = None
-    """Run folder, exported file or packaged network with pretrained weights to start from. If the
-    classes differ, the last layer is reinitialized. None: random weights."""
+    """Run folder, exported file or packaged network with pretrained weights to start from. If
+    its classes are not those of the data set, the last layer is reinitialized. None: random
+    weights."""
     freeze: str | None = None
     """Layers that keep their pretrained weights and BatchNorm statistics. `backbone`: all layers
     except the last. Otherwise glob patterns for the paths of the layers, separated by commas, such
@@ -362,8 +363,8 @@ class Train(Settings):
     """Number of training steps per compiled call. None: chosen so that one call takes about 0.2
     s."""
     eval_batch_size: Annotated[Count, RuntimeOnly()] = 500
-    """Number of 32×32 images per evaluation batch. Batches of larger images are smaller, in
-    proportion to their pixels."""
+    """Number of images per evaluation batch, for images of 32×32 pixels. A batch of larger images
+    has fewer images and about the same number of pixels."""
     log_every: Annotated[Count, RuntimeOnly()] = 2000
     """Number of steps between loss lines in the log. Example: `[EPOCH 041 | IT 04000] LOSS:
     0.001`."""
@@ -404,8 +405,8 @@ class Config(Settings):
     """Groups of parameters with their own optimizer. A parameter belongs to the first group that
     matches it. Each group has `parameters`, `optimizer` and `until`."""
     clip_norm: Annotated[float | None, Field(gt=0)] = None
-    """Largest norm of the gradient of all trained parameters. A longer gradient is scaled to this
-    norm. None: gradients are not clipped."""
+    """Largest norm of the gradient of all trained parameters. A larger gradient is scaled down
+    to this norm. None: gradients are not clipped."""
     schedule: Schedule = Schedule()
     """Learning rate schedule."""
     loss: Loss = Loss()
@@ -453,12 +454,13 @@ class Config(Settings):
         if any(milestone >= self.epochs for milestone in self.schedule.milestones):
             raise UserError(
                 f"schedule.milestones is {list(self.schedule.milestones)}, but the run has only "
-                f"{counted(self.epochs, 'epoch')}: each milestone must be below epochs"
+                f"{counted(self.epochs, 'epoch')}: each milestone must be below the number of "
+                "epochs"
             )
         return self
 
     def _check_pixels(self) -> None:
-        """Raise if a number of pixels is too large for the size of the images."""
+        """Raise UserError if an image size, crop padding or cutout is too large for the images."""
         side = self.data.image_size
         places: list[tuple[str, Augmentation | None]] = [("data", self.data)]
         for number, phase in enumerate(self.phases):
@@ -495,7 +497,7 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """
     config = config if isinstance(config, Config) else from_flat(config)
     settings = dotted.part(config, runtime_only=False)
-    # A folder or file may be moved. The model card identifies its images by their digest.
+    # The data may be moved, so only the name counts. The model card has a digest of the images.
     kind, _, path = settings["data.dataset"].partition(":")
     if kind in FILE_KINDS and path:
         settings["data.dataset"] = f"{kind}:{Path(path).absolute().name}"

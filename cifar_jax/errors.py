@@ -49,7 +49,7 @@ def explain(error: Exception) -> str | None:
     jax_error = sys.modules["jax"].errors.JaxRuntimeError if "jax" in sys.modules else ()
     device_is_full = isinstance(error, jax_error) and "RESOURCE_EXHAUSTED" in str(error)
     if device_is_full or isinstance(error, MemoryError):
-        reason = str(error).partition("\n")[0] or "MemoryError"
+        reason = str(error).partition("\n")[0].rstrip(".") or "MemoryError"
         return (
             f"out of memory: {reason}. End other programs, lower batch_size or "
             "train.eval_batch_size, or use more devices."
@@ -58,7 +58,7 @@ def explain(error: Exception) -> str | None:
 
 
 def one_line(error: BaseException, file: Path | str | None = None) -> str:
-    """Return the type and first line of an exception, and the last line of `file` that it passed.
+    """Return the type and first line of an exception, and its line number in `file`.
 
     >>> one_line(ValueError("no such layer"))
     'ValueError: no such layer'

@@ -76,7 +76,7 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 
 def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file atomically, as `write_bytes` does. `write` writes to the open file."""
+    """Write a file atomically, as `write_bytes` does. `write` receives the open file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with naming(path):

@@ -1,10 +1,10 @@
-"""Functions of logits, on the host. JAX is not imported."""
+"""Compute probabilities, loss and accuracy from logits with NumPy. JAX is not imported."""
 
 import numpy as np
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Return class probabilities, float64 `[N, classes]`. They are computed on the host."""
+    """Return class probabilities, float64 `[N, classes]`."""
     exponentials = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
     return exponentials / exponentials.sum(-1, keepdims=True)
 

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,12 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _OPEN_FILES = 256
 """Number of files that a run may need to open at the same time."""
+
+_ADDRESS_SPACE = 2 * 10**9
+"""Bytes of address space that JAX, its libraries and a small run need. Measured: 1.5 to 1.8 GB."""
+
+_THREADS, _THREADS_PER_CORE = 32, 2
+"""Number of threads that a run starts, measured with 1 to 16 cores."""
 
 _CPUINFO, _DEV = Path("/proc/cpuinfo"), Path("/dev")
 
@@ -83,13 +90,16 @@ def set_up() -> None:
     """Prepare this process for training. Call this before JAX uses a device.
 
     Raises:
-      UserError: the limit on open files is too low, or an environment variable prevents training.
+      UserError: the limit on open files, memory or threads is too low, or an environment variable
+        prevents training.
     """
     keep_memory()
     allow_open_files()
+    check_memory_and_threads()
     configure_jax()
-    # Hide orbax's log messages: orbax also raises its errors as exceptions.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # Hide log messages of orbax and of its event loops: orbax also raises its errors as exceptions.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def keep_memory() -> None:
@@ -125,6 +135,46 @@ def allow_open_files() -> None:
         )
     if 0 <= soft < _OPEN_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
+
+
+def check_memory_and_threads() -> None:
+    """Check the limits on this process's memory and threads.
+
+    Raises:
+      UserError: a limit is too low. XLA would then abort without a clear message.
+    """
+    with suppress(ImportError):  # The module exists only on Unix.
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if 0 <= limit < _ADDRESS_SPACE:
+            raise UserError(
+                f"only {limit / 1e9:.2g} GB of memory are allowed: raise the limit to at least "
+                f"{_ADDRESS_SPACE / 1e9:.0f} GB with `ulimit -v {_ADDRESS_SPACE // 1000}`"
+            )
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    needed = _THREADS + _THREADS_PER_CORE * cores
+    if (started := _start_threads(needed)) < needed:
+        raise UserError(
+            f"only {started} threads can be started, and about {needed} are needed: raise the "
+            "limit on processes (`ulimit -u`, or --pids-limit of a container), or end other "
+            "programs"
+        )
+
+
+def _start_threads(number: int) -> int:
+    """Start and end threads. Return how many could run at the same time, at most `number`."""
+    threads, end = list[threading.Thread](), threading.Event()
+    with suppress(RuntimeError):  # The system refuses another thread.
+        for _ in range(number):
+            thread = threading.Thread(target=end.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    end.set()
+    for thread in threads:
+        thread.join()
+    return len(threads)
 
 
 _REFUSED = {

@@ -1,4 +1,4 @@
-"""Find the modules and files that belong to the user's experiment, and their SHA-256 digests."""
+"""Find the modules and files of a user's experiment, and compute their SHA-256 digests."""
 
 import hashlib
 import importlib.metadata
@@ -108,7 +108,7 @@ def _location(module: Any) -> str:
         attributes = object.__getattribute__(module, "__dict__")
     except AttributeError:
         return ""
-    with suppress(KeyError):  # The parent of a namespace package is no longer loaded.
+    with suppress(KeyError):  # The parent of a namespace package may be unloaded.
         return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
     return ""
 

@@ -22,7 +22,7 @@ pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 myst_enable_extensions = ["colon_fence"]
 myst_heading_anchors = 3
-suppress_warnings = ["myst.header"]  # A generated page may begin at any heading level.
+suppress_warnings = ["myst.header"]  # Generated text may skip heading levels.
 
 default_role = "code"  # Docstrings mark code with single backticks.
 autodoc_member_order = "bysource"
@@ -35,7 +35,7 @@ napoleon_numpy_docstring = False
 
 
 def write_results(app: Sphinx) -> None:
-    """Write the page with the README's result tables, which are generated from the records."""
+    """Write the page `results.md`, which contains the README's result tables."""
     text = (ROOT / "README.md").read_text()
     sections = re.findall(r"^## (?:Results|Better recipes)\n.*?(?=^## )", text, re.M | re.S)
     body = "".join(sections).removeprefix("## Results\n")
@@ -52,9 +52,10 @@ def write_results(app: Sphinx) -> None:
 
 
 def adapt_links(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Make links to files outside of docs/ work on the site, which can link only to files.
+    """Change the links in a page that lead outside of docs/.
 
-    A link to a folder becomes plain text. A link to README.md leads to the page with the results.
+    The site can link to files there, but not to folders or Markdown pages. A link to README.md
+    becomes a link to `results.md`. Other links to folders and pages become plain text.
     """
 
     def adapted(link: re.Match[str]) -> str:
@@ -67,7 +68,20 @@ def adapt_links(app: Sphinx, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\((\.\./[^)]*)\)", adapted, source[0])
 
 
+def keep_colons(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Mark the docstring of an attribute as one without a type.
+
+    Otherwise, napoleon takes the text before the first colon as the type of the attribute.
+    """
+    if what == "attribute" and lines:
+        lines[0] = f": {lines[0]}"
+
+
 def setup(app: Sphinx) -> None:
-    """Connect the functions above to the build."""
+    """Call the functions above during the build."""
+    # The priority of napoleon is 500, so `keep_colons` is called first.
+    app.connect("autodoc-process-docstring", keep_colons, priority=400)
     app.connect("builder-inited", write_results)
     app.connect("source-read", adapt_links)

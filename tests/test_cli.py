@@ -108,7 +108,7 @@ def test_env_prints_what_a_bug_report_needs(run: Cli, monkeypatch) -> None:
         assert f"\n{name}: " in f"\n{text}".replace(":\n", ": \n")
     assert f"\n  jax {report['versions']['jax']}\n" in text
     assert "\n  JAX_EXAMPLE 1\n" in text
-    assert "cifar10:3.0.2: not there" in text
+    assert "cifar10:3.0.2: not prepared" in text
 
 
 # Training
@@ -150,7 +150,7 @@ def test_train_evaluate_and_report_a_run(run: Cli, tmp_path: Path) -> None:
     page = (tmp_path / "runs/report.html").read_text()
     assert "Answers for the validation images" in page
     assert "<summary>Layers (" in page
-    assert page.count('src="data:image/png;base64,') > 1  # Pictures of mistakes.
+    assert page.count('src="data:image/png;base64,') > 1  # The page has pictures of mistakes.
     assert run("report", "--record", "results", str(folder)).code == 2
     assert not (tmp_path / "results").exists()
 
@@ -437,11 +437,13 @@ def test_tables_never_cut_a_number(width: int | None, capsys, monkeypatch) -> No
         monkeypatch.setenv("FORCE_COLOR", "1")
         monkeypatch.setenv("COLUMNS", str(width))
     long = " ".join(["text"] * 100)
-    print_table(("Name", "Parameters", "Multiply-adds"), [(long, "11,173,962", "1,234")], (1, 2))
+    row = (long, "finished", "11,173,962", "1,234")
+    print_table(("Name", "State", "Parameters", "Multiply-adds"), [row], (2, 3))
     lines = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out).splitlines()
     assert sum("11,173,962" in line and "1,234" in line for line in lines) == 1
     assert any("Multiply-adds" in line for line in lines)
+    assert any("text" in line and "finished" in line for line in lines)  # No column disappears.
     if width is None:
         assert any(long in line for line in lines)
     else:
-        assert max(map(len, lines)) <= max(width, 35)  # The table needs at least 35 columns.
+        assert max(map(len, lines)) <= max(width, 49)  # The table needs at least 49 columns.

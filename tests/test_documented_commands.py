@@ -1,4 +1,4 @@
-"""Test that the commands in the documentation exist and take the documented options."""
+"""Test that the commands in the documentation exist and have the documented options."""
 
 import re
 import shlex
@@ -14,7 +14,7 @@ PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in ROOT.
 
 
 def documented_commands() -> list[tuple[str, str]]:
-    """Return the page and the text of each `cifar-jax` command in a code block or a code span."""
+    """Return the page and the text of each `cifar-jax` command in the documentation."""
     commands = []
     for page in PAGES:
         text = (ROOT / page).read_text()
@@ -28,7 +28,7 @@ def documented_commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "text"), documented_commands())
 def test_documented_commands_are_accepted(page: str, text: str) -> None:
-    """Each option and argument is parsed, but no command runs."""
+    """The test parses the options and arguments of each command, but runs no command."""
     words = shlex.split(re.sub(r"\s*[|>&].*$", "", text), comments=True)[1:]
     words = [word for word in words if word not in ("...", "…")]
     context = click.Context(cli.cli, resilient_parsing=True)

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,6 +168,33 @@ def test_the_limit_of_open_files_is_raised(soft: int, hard: int, output: str) ->
     command = ["sh", "-c", f'ulimit -Sn {soft} && ulimit -Hn {hard} && exec "$@"', "sh"]
     done = subprocess.run([*command, sys.executable, "-c", code], capture_output=True, text=True)
     assert output in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems ignore `ulimit -v`")
+def test_a_low_limit_on_memory_is_refused() -> None:
+    code = "import sys; from cifar_jax import cli; sys.exit(cli.run(['evaluate', 'runs/none']))"
+    command = ["sh", "-c", 'ulimit -v 500000 && exec "$@"', "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "cifar-jax: only 0.51 GB of memory are allowed: raise the limit to at least 2 GB with "
+        "`ulimit -v 2000000`\n"
+    )
+
+
+def test_too_few_threads_are_refused(monkeypatch) -> None:
+    start, count = threading.Thread.start, threading.active_count()
+
+    def refuse(thread: threading.Thread) -> None:
+        if threading.active_count() >= count + 10:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    runtime.check_memory_and_threads()
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(UserError, match="only 10 threads can be started, and about"):
+        runtime.check_memory_and_threads()
+    assert threading.active_count() == count
 
 
 @pytest.fixture

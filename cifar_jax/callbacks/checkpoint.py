@@ -49,7 +49,7 @@ class Checkpoint(Callback):
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Save a checkpoint at the end of the epoch."""
         best_by = self._context.setup.config.train.best_by
-        # Without a score, checkpoints are ranked by their validation accuracy.
+        # If the score is None, checkpoints are ranked by their validation accuracy.
         score = None if best_by == "accuracy" else best_epoch.score(metrics, best_by)
         accuracy = metrics.validation_accuracy
         self.save(state, score=score, end_of_epoch=True, validation_accuracy=accuracy)

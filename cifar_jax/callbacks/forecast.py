@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
 MEASURED_SECONDS = 5.0
-"""Duration of the training steps from which the duration of the run is estimated."""
+"""Seconds of training that are measured before the duration of the run is estimated."""
 LONG_RUN = 2 * 3600.0
-"""Duration in seconds from which the log names faster alternatives."""
+"""If a run takes more seconds than this, the log names faster alternatives."""
 
 
 class Forecast(Callback):
-    """Writes one line with the estimated duration of the run, and one more if the run is long.
+    """Writes a log line with the estimated duration of the run.
 
-    The first call of a session is not measured, because it includes one-time work. A run that
-    takes only a few seconds gets no line.
+    For a long run, further lines name faster alternatives. A run of a few seconds gets no line.
+    The first compiled call of a session is not measured, because it includes one-time work.
 
     Args:
       line: function that writes a line to the log and to the console.
@@ -41,11 +41,11 @@ class Forecast(Callback):
         self._done = False
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Write the estimate after `MEASURED_SECONDS` and at least three calls."""
+        """Write the estimate after `MEASURED_SECONDS` and at least three compiled calls."""
         if self._done:
             return
         now, epoch = time.perf_counter(), self._context.epoch
-        # Start again in each epoch, because the validation between two epochs is not training.
+        # Start again in each epoch, because validation runs between two epochs.
         if self._began is None or self._began[1] < epoch.begin:
             self._began, self._calls = (now, metrics.step), 0
             return
@@ -78,14 +78,14 @@ def remaining_seconds(
 ) -> float:
     """Return the estimated duration of the rest of a run.
 
-    The duration of a step is taken to be proportional to its number of pixels. The evaluation of an
-    image is taken to last a third of its training, at the image size of the data set.
+    The estimate assumes that the time of a step is proportional to its number of pixels. It also
+    assumes that evaluating an image takes a third of the time of training on it.
 
     Args:
       plan: the epochs of the run.
       epoch: the epoch in progress.
       step: number of completed steps.
-      seconds: measured duration of a step of `epoch`.
+      seconds: measured duration of one step of `epoch`.
       validation_images: number of images that are evaluated after each epoch.
     """
 

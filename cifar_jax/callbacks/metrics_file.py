@@ -1,4 +1,4 @@
-"""The callback that writes the metrics and the validation outputs to the run folder."""
+"""The callback that writes the metrics and the validation logits to the run folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class MetricsFile(Callback):
         self._context = context
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
-        """Append the metrics of the epoch, and replace the outputs for the validation images."""
+        """Append the metrics of the epoch, and replace the stored validation logits."""
         context = self._context
         if not distributed.is_main_process():
             return

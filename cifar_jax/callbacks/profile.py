@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
 FIRST_CALL, CALLS = 2, 3
-"""Number of calls before the trace, and number of calls in the trace."""
+"""The trace begins after the second compiled call of a session and covers three calls."""
 
 
 class Profile(Callback):
@@ -27,8 +27,8 @@ class Profile(Callback):
     The steps are already compiled when the trace begins. Only the main process writes a trace.
 
     Args:
-      folder: the folder, which is created when the trace begins.
-      line: function that writes a line about the trace.
+      folder: folder of the trace. It is created when the trace begins.
+      line: function that prints a message about the trace.
 
     Raises:
       UserError: the folder cannot be created or written to.
@@ -41,7 +41,7 @@ class Profile(Callback):
         self._step = 0
         self._written = False
         try:
-            # Create nothing yet, because the run may be refused.
+            # Test an existing folder. The run may be refused, so `folder` is not created yet.
             above = folder.absolute()
             existing = next(path for path in (above, *above.parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):
@@ -63,7 +63,7 @@ class Profile(Callback):
             self._stop()
 
     def on_end(self, result: Result) -> None:
-        """End the trace if the run is shorter than the trace."""
+        """End an unfinished trace, or report that the session was too short for a trace."""
         self._stop()
         if not self._written and distributed.is_main_process():
             self._line(
@@ -72,7 +72,7 @@ class Profile(Callback):
             )
 
     def close(self) -> None:
-        """End the trace if the run stops during the trace."""
+        """End an unfinished trace if the run is stopped."""
         self._stop()
 
     def _stop(self) -> None:

@@ -100,7 +100,7 @@ class Progress(Callback):
         self.line(result_line(result))
 
     def activity(self, text: str) -> None:
-        """Show in the progress bar what the run does besides training, such as `validating`."""
+        """Show an activity other than training in the progress bar, such as `validating`."""
         if self._bar:
             self._bar.update(self._task, metrics=text, speed="")
             self._bar.refresh()

@@ -134,13 +134,14 @@ def _fail(message: str, code: int) -> int:
 def _open_standard_streams() -> None:
     """Open the null device for each standard stream that is closed.
 
-    Otherwise a file of the run would get the number of the stream, and messages would go into it.
+    Otherwise the next opened file would get the descriptor of the stream, and messages would be
+    written into that file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # The system chooses the lowest free number.
+            os.open(os.devnull, os.O_RDWR)  # `open` returns the lowest free descriptor.
 
 
 def hide_background_errors() -> None:

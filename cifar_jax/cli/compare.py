@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     default="runs",
     show_default=True,
     metavar="FOLDER",
-    help="Folder with the runs or records of the experiments that A and B name.",
+    help="Folder with the runs or records of A and B.",
 )
 @click.option(
     "--validation",
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @AS_JSON
 def compare(a: str, b: str, folder: Path, validation: bool, as_json: bool) -> None:
-    """Compare the accuracy of two experiments, or of two settings of one, over the same seeds.
+    """Compare the accuracy of two experiments that were trained with the same seeds.
 
     A and B each name an experiment, such as net-bn-gap, or a folder with the runs of one setting,
     such as runs/net@lr=0.01. The output has the mean difference with its 95 % bootstrap interval,
@@ -46,8 +46,8 @@ def compare(a: str, b: str, folder: Path, validation: bool, as_json: bool) -> No
     result = report.compare(*groups, metric)
     if len(result.seeds) == 1:
         raise UserError(
-            f"{a} and {b} have only one seed in common (seed {result.seeds[0]}), so the spread "
-            "over the seeds is unknown. Train both with `--seeds 2` or more."
+            f"{a} and {b} have only seed {result.seeds[0]} in common, so the spread over the seeds "
+            "is unknown. Train both with `--seeds 2` or more."
         )
     titles = tuple(report.title(group) for group in groups)
     if as_json:
@@ -83,12 +83,17 @@ def _print(result: Comparison, titles: tuple[str, ...], metric: str) -> None:
     )
     click.echo(f"Sign-flip test: p = {result.p_value:.3g}")
     if result.test_error is not None:
-        click.echo(f"Standard error from the choice of the test images: {result.test_error:.2f}")
+        click.echo(
+            f"Standard error from the choice of the test images: {result.test_error:.2f} points"
+        )
     for letter, spread in zip("AB", (result.spread_a, result.spread_b), strict=True):
         if spread:
             click.echo(f"Standard deviation over the seeds of {letter}: {_spread(spread)}")
     if result.spread_a is None and metric == "test_accuracy":
-        click.echo("Spread over the seeds not divided: a run has no stored outputs.")
+        click.echo(
+            "The causes of the spread over the seeds are unknown, because a run has no stored test "
+            "outputs."
+        )
     click.echo(f"\n{result.verdict}")
 
 

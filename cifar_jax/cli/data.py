@@ -27,7 +27,7 @@ def status() -> None:
 def prepare(name: str) -> None:
     """Download the data set NAME and prepare it for training.
 
-    NAME is cifar10, which is the default, or cifar100.
+    NAME is cifar10 or cifar100. The default is cifar10.
     """
     from cifar_jax.data import prepare
 

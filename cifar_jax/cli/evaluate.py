@@ -12,7 +12,7 @@ import click
 from cifar_jax import runtime
 from cifar_jax.cli.code import CODE, load_code
 from cifar_jax.cli.output import AS_JSON, DEVICE, LocalPath, print_table
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, counted
 from cifar_jax.files import local_path
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cifar_jax.inference.robustness import Robustness
 
 _MAX_CLASSES = 20
-"""Largest number of classes in the table. Of more classes, those with the lowest accuracy."""
+"""Largest number of classes in the table. If there are more, the most accurate are left out."""
 _CORRUPTIONS = "cifar10-c:"
 
 
@@ -29,7 +29,7 @@ _CORRUPTIONS = "cifar10-c:"
 @click.option(
     "--split",
     type=click.Choice(["train", "validation", "test"]),
-    help="Images of the run's data set to evaluate on.  [default: test]",
+    help="Evaluate on this split of the run's data set.  [default: test]",
 )
 @click.option(
     "--data",
@@ -37,13 +37,13 @@ _CORRUPTIONS = "cifar10-c:"
     help="Evaluate on other labeled images: folder:PATH, npz:FILE, npy:IMAGES,LABELS, tfds:NAME, "
     "cifar10-c:FOLDER, cifar10, cifar100 or digits.",
 )
-@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation metric.")
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Where the run's images are now: data.dataset=folder:PATH or npz:FILE.",
+    help="New location of the run's images: data.dataset=folder:PATH or data.dataset=npz:FILE.",
 )
 @CODE
 @DEVICE
@@ -61,15 +61,14 @@ def evaluate(
     """Print how well RUN classifies a split of its data set, or other labeled images.
 
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
-    packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy with
-    one view of each image is printed too.
+    packaged network, such as net-bn-gap. If the run used test-time augmentation, the accuracy
+    without it is printed too.
     """
     if any(not setting.startswith("data.dataset=") for setting in settings):
         raise UserError("evaluate takes only --set data.dataset=NAME: leave out other settings")
     if data and (split or settings):
         raise UserError(
-            f"--data names other images than those of the run: leave out "
-            f"{'--split' if split else '--set'}"
+            f"--data replaces the data set of the run: leave out {'--split' if split else '--set'}"
         )
     dataset = settings[-1].partition("=")[2] if settings else None
     runtime.set_up()
@@ -118,7 +117,7 @@ def _print_scores(result: Evaluation) -> None:
     )
     if scores.loss_plain != scores.loss:
         text += (
-            f"; with one view of each image {scores.accuracy_plain:.2f} %, loss "
+            f"; without test-time augmentation {scores.accuracy_plain:.2f} %, loss "
             f"{scores.loss_plain:.4f}"
         )
     click.echo(text)
@@ -152,14 +151,14 @@ def _print_robustness(result: Robustness) -> None:
         f"{known or len(extra)} corruptions and 5 severities, {result.images:,} images each"
     )
     if result.mean_accuracy_plain != result.mean_accuracy:
-        text += f"; with one view of each image {result.mean_accuracy_plain:.2f} %"
+        text += f"; without test-time augmentation {result.mean_accuracy_plain:.2f} %"
     click.echo(text)
     if known and known != 15:
         click.echo(f"The folder has {known} of the 15 corruptions of the benchmark.")
     if known and extra:
         click.echo(
-            f"Not in the mean, because not in the benchmark (*): {len(extra)}. With them, the mean "
-            f"is {result.mean_accuracy_all:.2f} %."
+            f"The mean excludes {counted(len(extra), 'corruption')} (*) that the benchmark lacks. "
+            f"The mean over all corruptions is {result.mean_accuracy_all:.2f} %."
         )
     print_table(
         ("corruption / severity", *map(str, range(1, 6)), "mean"),

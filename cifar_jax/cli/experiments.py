@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def experiments(as_json: bool) -> None:
     """List the experiments: network, hyperparameters, paper accuracy, and training time.
 
-    The training time is the time on record, on the machine in the last column.
+    The training time applies to the machine in the last column. A ~ marks an approximate time.
     """
     from cifar_jax import catalog, config
 
@@ -65,7 +65,7 @@ def experiments(as_json: bool) -> None:
 
 
 def _minutes(cost: Cost | None) -> str:
-    """Return the minutes with two digits, and `~` before an estimate."""
+    """Return the minutes with two significant digits, and `~` before an approximate time."""
     if cost is None:
         return ""
     return f"{'~' * cost.text.startswith('about')}{cost.minutes:.2g}"

@@ -52,8 +52,9 @@ def print_table(
     """
     from rich import box
     from rich.console import Console
-    from rich.measure import Measurement
     from rich.table import Table
+
+    from cifar_jax import tables
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
@@ -63,8 +64,6 @@ def print_table(
     for row in rows:
         table.add_row(*row)
     console = Console(highlight=False)
-    needed = Measurement.get(console, console.options.update(max_width=10_000), table)
-    # On a terminal, text wraps. The table is wider than the terminal only if numbers need the
-    # width. In a pipe or file, nothing wraps.
-    width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
-    Console(highlight=False, width=width).print(table)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=10_000)  # Nothing wraps in a pipe or file.
+    tables.print_table(table, console)

@@ -31,7 +31,7 @@ _BATCH = 256
 @click.option("--top", type=WholeNumber(1), default=3, show_default=True, help="Classes to show.")
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
-@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation metric.")
 @click.option(
     "--views", is_flag=True, help="Average over the views of the run's test-time augmentation."
 )
@@ -51,8 +51,8 @@ def predict(
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
     packaged network, such as net-bn-gap. An IMAGE is an image file, a folder of image files, a
     pattern such as '*.jpg', or - for standard input. Images may have any size and any common
-    format. The largest square in the middle of each image is resized to the size of the training
-    images, or the whole image if RUN was trained with data.center_crop=false.
+    format. The largest centered square of each image is resized to the size of the training
+    images. If RUN was trained with data.center_crop=false, the whole image is resized.
     """
     if as_json and as_csv:
         raise UserError("--json and --csv cannot be combined: choose one")

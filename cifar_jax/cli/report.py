@@ -43,8 +43,9 @@ def report(
     """Print a table of runs next to the paper's results, and write a report with figures.
 
     RUNS are run folders, records, or folders that contain run folders or records. The default is
-    runs/. The report is the page report.html, and report.md for GitHub. It is written to RUNS or,
-    if there are several, to the folder that contains all RUNS.
+    runs/. The report has a page for the browser, report.html, and a page for GitHub, report.md.
+    Both are written to RUNS. If there are several RUNS, both are written to the folder that
+    contains all of them.
     """
     if sum(map(bool, (output, results, readme))) > 1:
         raise UserError("--output, --record and --readme cannot be combined: choose one")

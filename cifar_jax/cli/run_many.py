@@ -21,8 +21,8 @@ def train_each(
 ) -> None:
     """Train runs one after another, and print a summary.
 
-    The summary has a line for each run. If an experiment was trained with several seeds, a line
-    has the mean and the standard deviation of its test accuracy.
+    The summary has a line for each run. If several runs of an experiment have finished, one more
+    line has the mean and the standard deviation of their test accuracies.
 
     Args:
       requests: the runs, in order.

@@ -18,16 +18,20 @@ _ADDRESS = "127.0.0.1"
 @click.command(short_help="Classify pictures on a local web page.")
 @click.argument("run", type=LocalPath())
 @click.option(
-    "--port", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0: a free port."
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port of the web page. 0: any free port.",
 )
-@click.option("--best", is_flag=True, help="Use the epoch with the best validation accuracy.")
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation metric.")
 @CODE
 def serve(run: Path, port: int, best: bool, code: Path | None) -> None:
     """Open a local web page that classifies the pictures you drop on it.
 
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
     packaged network, such as net-bn-gap. Only this computer can open the page. Ctrl-C ends the
-    command. It needs the packages of the extra `serve`: pip install 'cifar-jax[serve]'.
+    command. The command needs optional packages: pip install 'cifar-jax[serve]'.
     """
     try:
         import uvicorn
@@ -46,9 +50,10 @@ def serve(run: Path, port: int, best: bool, code: Path | None) -> None:
 
     with _listen(port) as listener:
         model = load(run, best=best, custom=load_code(code, run))
-        model.predict(np.zeros((1, *model.card.input_shape), np.uint8))  # This compiles.
+        # Compile the network before the first request.
+        model.predict(np.zeros((1, *model.card.input_shape), np.uint8))
         where = f"http://{_ADDRESS}:{listener.getsockname()[1]}"
-        click.echo(f"{run} is served at {where}. Ctrl-C stops.")
+        click.echo(f"{run} is served at {where}. Ctrl-C stops the server.")
         config = uvicorn.Config(application(model, str(run)), log_level="error")
         uvicorn.Server(config).run(sockets=[listener])
 
@@ -66,8 +71,8 @@ def _listen(port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise UserError(
-            f"port {port} cannot be used: {error.strerror}. Choose another with --port, or "
-            "--port 0 for a free one."
+            f"port {port} cannot be used: {error.strerror}. Choose another port with --port, or "
+            "use --port 0 for any free port."
         ) from None
     listener.listen()
     return listener

@@ -86,7 +86,9 @@ def train(
     if paper:
         loaded = [experiment for experiment in loaded if experiment.config.paper]
     if profile and len(loaded) * (seeds or 1) > 1:
-        raise UserError("--profile traces one run: name one experiment, and leave out --seeds")
+        raise UserError(
+            "--profile can trace only one run: name one experiment, and leave out --seeds"
+        )
     configs = [config.override(experiment.config, settings) for experiment in loaded]
 
     runtime.set_up()

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 _FIXED = ("data.dataset", "data.validation")
 """Settings that must be the same in all trials, so that their accuracies can be compared."""
 _VALIDATION = 0.1
-"""Fraction of the training images that a study holds out if the experiment holds out none."""
+"""Fraction of the training images held out for validation if the experiment holds out none."""
 _ROWS = 5
-"""Number of trials in the table."""
+"""Number of best trials in the printed table."""
 
 
 @click.command(short_help="Search for better settings of an experiment.")
@@ -42,7 +42,7 @@ _ROWS = 5
     "searches",
     multiple=True,
     metavar="KEY=VALUES",
-    help="Search a setting, instead of the settings in the file's SEARCH.",
+    help="Setting to search, and its values. Replaces SEARCH of the experiment file.",
 )
 @click.option(
     "--workdir",
@@ -71,8 +71,9 @@ def tune(
 ) -> None:
     """Search for the settings of EXPERIMENT with the best validation accuracy.
 
-    The experiment file names the settings and their values in SEARCH, or the command line does:
-    --search optimizer.lr=0.001..0.1:log --search batch_size=64,128. The test images are not used.
+    The settings to search and their values come from SEARCH in the experiment file, or from options
+    such as --search optimizer.lr=0.001..0.1:log and --search batch_size=64,128. The test images are
+    not used.
 
     The same command continues an interrupted study. Several processes with the same command share
     a study. The best settings are written as an experiment file.
@@ -86,8 +87,8 @@ def tune(
     if shared.data.validation == 0:
         if any(text.partition("=")[0].strip() == "data.validation" for text in settings):
             raise UserError(
-                "--set data.validation=0: a study needs validation images; leave out this setting, "
-                "or set it to a fraction such as 0.1"
+                "--set data.validation=0 holds out no images, but a study needs validation images: "
+                "leave out this setting, or set it to a fraction such as 0.1"
             )
         shared = config.override(shared, [f"data.validation={_VALIDATION}"])
         notes = [f"data.validation is {_VALIDATION} in this study instead of 0"]
@@ -119,7 +120,7 @@ def tune(
         ),
     )
     check_folder(spec)
-    # Check settings and data first: if they are wrong, no study must be left behind.
+    # Check settings and data before the study is created, so that an error leaves no study behind.
     setup = build_setup(shared, experiment.custom or CustomParts())
     say = Progress().note
     tuner = Tuner(spec, say)
@@ -144,13 +145,13 @@ def _default_name(experiment: Experiment, config: Config) -> str:
 
 
 def _space(experiment: Experiment, config: Config, searches: Sequence[str]) -> Space:
-    """Return the checked search space of the command line or of the experiment file."""
+    """Return the validated search space from the command line or the experiment file."""
     from cifar_jax.settings import search
 
     if experiment.search is None and not searches:
         raise UserError(
-            f"{experiment.path} defines no SEARCH, which names the settings to search: add one, or "
-            "use --search, such as --search optimizer.lr=0.001..0.1:log"
+            f"{experiment.path} defines no SEARCH, so there are no settings to search: name one, "
+            "such as --search optimizer.lr=0.001..0.1:log"
         )
     source = "--search" if searches else f"{experiment.path}: SEARCH"
     try:
@@ -169,7 +170,7 @@ def _as_text(values: Range | Sequence[Any]) -> str:
 
 
 def _print(study: Study, best: Path) -> None:
-    """Print the best trials, the importances and the command for the best settings."""
+    """Print the best trials, the importance of each setting, and a command for the best trial."""
     from cifar_jax.cli.output import print_table
     from cifar_jax.config import as_text
     from cifar_jax.report.study import TrialState

@@ -62,7 +62,7 @@ def load(
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
       skip_bad_images: whether to leave out the unreadable images of a folder.
-      target: to which size, and how, images are resized.
+      target: size of the returned images, and the way to make them square.
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, a color channel has the same
@@ -83,7 +83,7 @@ def load(
 
 
 def check_workdir(name: str, workdir: Path) -> None:
-    """Raise UserError if a run folder would be inside a class of the data set `name`."""
+    """Raise UserError if a run folder would be inside a class folder of the data set `name`."""
     kind, _, path = name.partition(":")
     if kind == "folder":
         layout.check_workdir(Path(path).expanduser().resolve(), workdir.resolve())
@@ -92,17 +92,16 @@ def check_workdir(name: str, workdir: Path) -> None:
 def load_labeled(
     name: str, *, data_dir: Path | None = None, target: Target = DEFAULT_TARGET
 ) -> Labeled:
-    """Load labeled images for evaluation. They need not be the images of a training run.
+    """Load labeled images for evaluation. The images need not belong to a run.
 
     Args:
-      name: a name that `load` accepts, or `npy:IMAGES,LABELS`. Of a data set with several splits,
-        the test images are loaded. Of a folder without a folder of test images, and of a file with
-        arrays `images` and `labels`, all images are loaded.
+      name: a name that `load` accepts, or `npy:IMAGES,LABELS`. If the data set has test images,
+        only these are loaded. Otherwise all images are loaded.
       data_dir: the folder in which tfds stores prepared data sets, as for `load`.
-      target: to which size, and how, images are resized.
+      target: size of the returned images, and the way to make them square.
 
     Raises:
-      UserError: the name is unknown, images are missing or damaged, or labels do not fit.
+      UserError: the name is unknown, images are missing or damaged, or the labels do not match.
     """
     entry, request = sources.find(name, data_dir, target=target, others="cifar10-c:FOLDER")
     if entry.labeled:
@@ -112,7 +111,7 @@ def load_labeled(
 
 
 def is_local(name: str) -> bool:
-    """Return whether `load` needs no download for this data set. It may still raise UserError."""
+    """Return whether `load` needs no download for this data set. `load` may still fail."""
     archive = _ARCHIVES.get(name)
     return not archive or cifar_prepare.folder(archive.ARCHIVE, default_data_dir()).exists()
 
@@ -134,9 +133,9 @@ def import_path(path: Path, data_dir: Path | None = None) -> Path:
       data_dir: the folder in which tfds stores prepared data sets, as for `load`.
 
     Raises:
-      UserError: `path` is not official, or the data set is already prepared.
+      UserError: `path` is not an official archive, or the data set is already prepared.
     """
-    path.stat()  # If `path` is missing, raise before anything is created.
+    path.stat()  # Raise FileNotFoundError if `path` is missing, before anything is created.
     is_100 = cifar_archive.is_similar(cifar100.ARCHIVE, path)
     module = cifar100 if is_100 and not cifar_archive.is_similar(cifar10.ARCHIVE, path) else cifar10
     return cifar_prepare.import_path(module.ARCHIVE, path, data_dir)

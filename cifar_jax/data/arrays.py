@@ -18,7 +18,7 @@ from cifar_jax.errors import UserError, counted
 # Increase this number when a change to this module decodes the same files to different arrays.
 _VERSION = 1
 _BLOCK = 1000  # Number of images that are converted at a time.
-# Names of the images and labels of each split: as in Keras, or as in MedMNIST.
+# Names of the image and label arrays of each split, in Keras and in MedMNIST.
 _KEYS = {
     "train": [("x_train", "y_train"), ("train_images", "train_labels")],
     "validation": [("x_val", "y_val"), ("val_images", "val_labels")],
@@ -48,7 +48,7 @@ def read_npz(path: Path, target: Target = DEFAULT_TARGET) -> Arrays:
     """Read the training, validation and test images of an `.npz` file.
 
     Raises:
-      UserError: arrays are missing or do not fit together, or a class has no training image.
+      UserError: arrays are missing or do not match, or a class has no training image.
     """
     with _open(path) as arrays:
         splits = {
@@ -86,7 +86,7 @@ def npz_labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read the test images of an `.npz` file, or its arrays `images` and `labels`.
 
     Raises:
-      UserError: the file is missing, or arrays are missing or do not fit together.
+      UserError: the file or an array is missing, or the arrays do not match.
     """
     path = path.expanduser()
     with _open(_existing(path)) as arrays:
@@ -105,13 +105,13 @@ def npy_labeled(paths: str, target: Target = DEFAULT_TARGET) -> Labeled:
     """Read images and labels from two `.npy` files, whose paths are separated by a comma.
 
     Raises:
-      UserError: a file is missing, or the arrays do not fit together.
+      UserError: a file is missing, or the arrays do not match.
     """
     parts = paths.split(",")
     pairs = [(",".join(parts[:i]), ",".join(parts[i:])) for i in range(1, len(parts))]
     if not pairs or not all(pairs[0]):
         raise UserError(f"npy:{paths} names no labels: give npy:IMAGES,LABELS")
-    # A path may itself contain a comma.
+    # A path may contain commas, so each comma may be the separator.
     exists = [pair for pair in pairs if all(Path(path).expanduser().exists() for path in pair)]
     images, labels = (Path(path).expanduser() for path in (exists or pairs)[0])
     split = _convert(load_npy(images), load_npy(labels), str(images), str(labels), target)
@@ -122,7 +122,7 @@ def load_npy(path: Path) -> np.ndarray:
     """Open an `.npy` file without reading its content into memory.
 
     Raises:
-      UserError: the file is missing, damaged, or no `.npy` file.
+      UserError: the file is missing or damaged, or is not an `.npy` file.
     """
     try:
         return np.lib.format.open_memmap(_existing(path), mode="r")
@@ -134,14 +134,14 @@ def labels_of(array: np.ndarray, name: str) -> np.ndarray:
     """Return labels as int32 `[N]`. `array` has the shape `[N]` or `[N, 1]`.
 
     Raises:
-      UserError: the array has another shape, or is not of integers.
+      UserError: the array has another shape, or its values are not integers.
     """
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(
-            f"the labels in {name} are {array.dtype} {list(array.shape)}: they must be integers of "
-            "shape [N] or [N, 1]"
+            f"the labels in {name} have the type {array.dtype} and the shape {list(array.shape)}: "
+            "they must be integers of shape [N] or [N, 1]"
         )
     if len(array) and not (int(array.min()) >= 0 and int(array.max()) < 2**31):
         wrong = int(array.min()) if array.min() < 0 else int(array.max())
@@ -162,12 +162,12 @@ def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> 
     """Return images as uint8 `[N, size, size, 3]`.
 
     Gray images become three equal channels. Values between 0 and 1 of float images become 0 to 255.
-    Images of another size are resized as files are, with Pillow's antialiased bicubic filter.
+    Images of another size are resized like image files, with Pillow's antialiased bicubic filter.
 
     Args:
       array: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float.
       name: name of the array in error messages.
-      target: the size, and how images become square.
+      target: size of the returned images, and the way to make them square.
 
     Raises:
       UserError: the array has another shape or type, or float values outside 0 to 1.
@@ -183,7 +183,8 @@ def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> 
         raise UserError(f"{name} contains no images: its shape is {list(array.shape)}")
     if array.dtype.kind != "f" and array.dtype != np.uint8:
         raise UserError(
-            f"the images in {name} are {array.dtype}: uint8, or float between 0 and 1, is needed"
+            f"the images in {name} have the type {array.dtype}: they must be uint8, or float "
+            "between 0 and 1"
         )
     size = target.size
     images = np.zeros((len(array), size, size, 3), np.uint8)
@@ -205,7 +206,7 @@ def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> 
 
 
 def _outside(block: np.ndarray) -> float:
-    """Return a value that is not between 0 and 1."""
+    """Return the first value that is not between 0 and 1."""
     return float(block[~((block >= 0) & (block <= 1))][0])
 
 
@@ -240,7 +241,7 @@ def _open(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def _find(arrays: Mapping[str, Any], split: str) -> tuple[str, str] | None:
-    """Return the names of the images and labels of a split, or None if they are not there."""
+    """Return the names of the images and labels of a split, or None if they are missing."""
     return next((keys for keys in _KEYS[split] if set(keys) <= set(arrays)), None)
 
 

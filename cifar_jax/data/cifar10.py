@@ -1,4 +1,4 @@
-"""CIFAR-10: the facts about its official archive, and functions that prepare it."""
+"""CIFAR-10: a description of the official archive, and functions that prepare the data set."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""CIFAR-100: the facts about its official archive. The classes are the 100 fine labels."""
+"""CIFAR-100: a description of the official archive. The classes are the 100 fine labels."""
 
 from pathlib import Path
 

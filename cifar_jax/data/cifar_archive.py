@@ -38,12 +38,12 @@ class Archive(NamedTuple):
       version: version of the data set in tfds.
       url: address of the archive.
       size: size of the archive in bytes.
-      checksum: name of a hash function, a colon, and the published checksum of the archive.
+      checksum: hash function and published checksum of the archive, as in `md5:eb9058c3`.
       folder: name of the folder in the archive.
       files: MD5 of each file in the folder.
       test: name of the file with the test images. The other files with images are for training.
-      labels: for each label in tfds, the key of the labels in a file.
-      classes: class names for each label in tfds. Empty: the file `meta` has the names.
+      labels: maps each label name in tfds to the key of its values in the files.
+      classes: maps each label name in tfds to the class names. Empty if the file `meta` has them.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Archive(NamedTuple):
 
 
 class Examples(NamedTuple):
-    """Images uint8 `[N, 32, 32, 3]` of a split, and their labels int32 `[N]` by name."""
+    """The images of a split, uint8 `[N, 32, 32, 3]`, and arrays of labels, int32 `[N]`, by name."""
 
     images: np.ndarray
     labels: dict[str, np.ndarray]
@@ -107,7 +107,10 @@ def read_archive(archive: Archive, path: Path) -> Content:
 
 
 def _first_name(archive: Archive, path: Path) -> str | None:
-    """Return the name of the first file in a tar archive if it is not the official archive."""
+    """Return the name of the first file in a tar archive, or None if the name is official.
+
+    Return None if the archive cannot be read.
+    """
     try:
         with tarfile.open(path) as tar:
             name = next((member.name for member in tar if member.isfile()), "none")
@@ -162,7 +165,7 @@ def _examples(archive: Archive, batches: list[dict[bytes, Any]]) -> Examples:
 
 def _not_official(archive: Archive, path: Path, problem: str) -> UserError:
     return UserError(
-        f"{path} is not the official {archive.title} ({problem}). Give the archive {archive.url}, "
+        f"{path} is not the official {archive.title}: {problem}. Give the archive {archive.url}, "
         f"or its unpacked folder {archive.folder}. To train on your own images, use "
         "`--set data.dataset=folder:PATH`."
     )

@@ -1,8 +1,7 @@
 """Download, import and prepare CIFAR-10 and CIFAR-100.
 
 Training reads both data sets from folders in the format of TensorFlow Datasets (tfds). This module
-writes such a folder from an official archive. The folder has the same format as if stock tfds had
-written it.
+writes such a folder from an official archive. Stock tfds can read the folder.
 """
 
 import contextlib
@@ -61,7 +60,7 @@ def prepare(archive: Archive, data_dir: Path | None = None) -> Path:
         # requests raises OSError; pooch raises ValueError if the hash is wrong.
         except (OSError, ValueError) as error:
             raise UserError(
-                f"{archive.title} cannot be downloaded from {archive.url} ({_first_cause(error)}). "
+                f"{archive.title} cannot be downloaded from {archive.url}: {_first_cause(error)}. "
                 f"Try again with `cifar-jax data prepare{_argument(archive)}`, or download that "
                 "file yourself and run `cifar-jax data import PATH`. To train without "
                 f"{archive.title}, add `--set data.dataset=digits`."
@@ -83,12 +82,12 @@ def import_path(archive: Archive, path: Path, data_dir: Path | None = None) -> P
 
 
 def _argument(archive: Archive) -> str:
-    """Return the argument of `cifar-jax data prepare`. CIFAR-10 is the default."""
+    """Return the argument for `cifar-jax data prepare`. It is empty for CIFAR-10, the default."""
     return "" if archive.name == "cifar10" else f" {archive.name}"
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the message of the first error in a chain of causes: the most specific message."""
+    """Return the message of the original error in a chain of causes. It is the most specific."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return reason(error)
@@ -96,7 +95,7 @@ def _first_cause(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _new_folder(archive: Archive, data_dir: Path | None) -> Iterator[Path]:
-    """Yield a temporary folder in `data_dir`, which is deleted at the end, even after an error.
+    """Yield a temporary folder in `data_dir`. It is deleted at the end, even after an error.
 
     Raises:
       UserError: the data set is already prepared. An existing folder is never overwritten.
@@ -105,8 +104,8 @@ def _new_folder(archive: Archive, data_dir: Path | None) -> Iterator[Path]:
     path = folder(archive, data_dir)
     if path.exists():
         raise UserError(
-            f"{archive.title} is already prepared in {path}: move that folder away to prepare it "
-            "again, or set TFDS_DATA_DIR to another folder"
+            f"{archive.title} is already prepared in {path}: move that folder away to prepare the "
+            "data set again, or set TFDS_DATA_DIR to another folder"
         )
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=f".{archive.name}-") as scratch:

@@ -22,8 +22,8 @@ BENCHMARK = (
     *("snow", "frost", "fog", "brightness"),
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
-"""The 15 corruptions of the benchmark. Published means are over these. CIFAR-10-C also has four
-extra corruptions, which the paper reserves for validation."""
+"""The 15 corruptions of the benchmark. Published results are means over these corruptions.
+CIFAR-10-C also has four extra corruptions, which the paper reserves for validation."""
 
 
 class Corruption(NamedTuple):
@@ -37,10 +37,10 @@ def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
     """Yield the corruptions of a folder. The benchmark's corruptions come first.
 
     All files are checked before the first corruption is yielded. `labels.npy` holds the labels of
-    one severity, or the labels of all five.
+    one severity, or of all five severities.
 
     Raises:
-      UserError: the folder is missing, has no such files, or lengths do not fit together.
+      UserError: the folder or its files are missing, or the lengths of the files do not match.
     """
     folder = folder.expanduser()
     if not folder.is_dir():
@@ -60,8 +60,8 @@ def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
         if not count or count % SEVERITIES or count not in (len(labels), SEVERITIES * len(labels)):
             raise UserError(
                 f"{files[name]} has {counted(count, 'image')}, but {labels_path} has "
-                f"{counted(len(labels), 'label')}: each file needs five times the test images, and "
-                "labels.npy as many labels or a fifth of them"
+                f"{counted(len(labels), 'label')}: the number of images must be five times the "
+                "number of labels, or the same number and divisible by 5"
             )
     first = [name for name in BENCHMARK if name in files]
     for name in [*first, *(name for name in files if name not in BENCHMARK)]:

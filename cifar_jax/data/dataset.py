@@ -22,7 +22,7 @@ class Labeled(NamedTuple):
 
     Attributes:
       name: name of the images in messages.
-      images: uint8 `[N, 32, 32, 3]`.
+      images: uint8 `[N, H, W, 3]`.
       labels: int32 `[N]`.
       classes: names of the classes, in the order of the labels. None: the classes have no names.
       notes: lines about the images for the user.

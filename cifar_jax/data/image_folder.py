@@ -1,8 +1,8 @@
 """Read a data set from a folder of the user's own images.
 
 `layout` finds the images of the splits and classes. The images of a split are sorted by the SHA-256
-of the image in 32×32 pixels. This order looks random and does not depend on file names, on dates or
-on the size to which the images are resized.
+of their pixels at a size of 32×32. This order looks random. It does not depend on file names, dates
+or the image size of the run.
 
 Without a folder of test images, a fifth of each class becomes the test images. If an image occurs
 several times, all copies are in the same split.
@@ -34,7 +34,7 @@ from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this number when a change decodes the same files to different arrays or refuses them.
+# Increase this number if a change refuses files or decodes them to different arrays.
 # Cache entries with another number are ignored.
 _VERSION = 4
 _TEST_FRACTION = 0.2
@@ -45,17 +45,17 @@ _MIN_RANGE = 1 / 16
 
 
 class _Image(NamedTuple):
-    """An image of a folder."""
+    """A decoded image of a folder."""
 
     pixels: np.ndarray
     """uint8 `[size, size, 3]`."""
     key: bytes
-    """SHA-256 of the image in 32×32 pixels. It determines the order and the split, so the test
-    images are the same for every size."""
+    """SHA-256 of the pixels at a size of 32×32. It determines the order and the split, so all image
+    sizes have the same test images."""
 
 
 _Labeled = list[tuple[_Image, int]]
-"""Images and their classes."""
+"""Pairs of an image and the index of its class."""
 
 
 def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAULT_TARGET) -> Source:
@@ -66,7 +66,7 @@ def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAUL
     Args:
       path: the folder.
       skip_bad_images: leave out unreadable images. If False, decoding them raises an error.
-      target: to which size, and how, the images are resized.
+      target: size of the returned images, and the way to make them square.
 
     Raises:
       UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
@@ -175,7 +175,7 @@ def read(
 
 
 def remarks(dataset: Dataset) -> list[str]:
-    """Return lines for the log about classes without test images and copies of images."""
+    """Return log lines about classes without validation or test images, and copied test images."""
     lines = []
     end = len(dataset.train.labels) - (dataset.validation_images or 0)
     validation = dataset.train.labels[end:]
@@ -243,13 +243,15 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
 
 
 def _check_range(path: Path, name: str, ranges: Sequence[SixteenBitError], white: int) -> None:
-    """Raise UserError if most 16-bit images of a split would be black. Report dark images.
+    """Raise UserError if most 16-bit images of a split are almost black.
+
+    If only a few are almost black, write a notice.
 
     Args:
       path: the folder.
       name: name of the split.
       ranges: the 16-bit images of the split.
-      white: the value of white.
+      white: the 16-bit value of white.
     """
     dark = [image for image in ranges if 0 < image.top < _MIN_RANGE * white]
     if not dark:

@@ -47,11 +47,12 @@ class Target(NamedTuple):
     size: int = IMAGE_SHAPE[0]
     """Height and width in pixels."""
     center_crop: bool = True
-    """Whether the largest centered square is used. False: the whole image is squeezed."""
+    """Whether the image is cropped to its largest centered square. False: the whole image is
+    squeezed to a square."""
 
     @property
     def suffix(self) -> str:
-        """Ending of the names of cache entries. It is empty for the default."""
+        """Suffix of the names of cache entries. It is empty for the default target."""
         if self == Target():
             return ""
         return f"-{self.size}{'' if self.center_crop else '-whole'}"
@@ -127,9 +128,9 @@ def read_image(
     Args:
       source: path of a file, the content of a file, or a Pillow image.
       name: name of the image in error messages. The default is the path.
-      white: the 16-bit value that becomes 255. If it is None, 65535 becomes 255. An image with
-        larger values is refused, and so is an image that uses less than a sixteenth of the values.
-      target: the size, and how the image becomes square.
+      white: the 16-bit value that becomes 255. None: 65535. If it is given, the largest 16-bit
+        value of the image must be at most `white` and more than `white` / 16.
+      target: size of the returned image, and the way to make it square.
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
@@ -142,7 +143,8 @@ def read_image(
             if white and not (error.top <= white and (not error.top or error.top * 16 > white)):
                 raise UserError(
                     f"{error.name} has 16-bit values of at most {error.top}, but the value of "
-                    f"white in the training images is {white}: save it with 8 bits per channel"
+                    f"white in the training images is {white}: save the image with 8 bits per "
+                    "channel"
                 ) from None
             if not white and 0 < error.top <= _MAX_DARK:
                 raise
@@ -225,7 +227,7 @@ def _convert(image: "Image.Image", name: str, white: int | None, target: Target)
 
 
 def fit(image: "Image.Image", target: Target) -> "Image.Image":
-    """Resize an image to the size of `target`."""
+    """Return an image that is cropped and resized to `target`."""
     from PIL import Image, ImageOps
 
     size = target.size, target.size

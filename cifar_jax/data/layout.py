@@ -19,7 +19,7 @@ from cifar_jax.data.splits import (
 )
 from cifar_jax.errors import UserError, counted, nearest
 
-# Subfolders with these names hold inputs and targets, not classes.
+# Subfolders with these names hold images and annotations, not classes.
 _NO_CLASSES = {
     *("image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels"),
     *("annotation", "annotations", "segmentation", "segmentations", "segmentationclass"),
@@ -109,7 +109,7 @@ def find(path: Path) -> Listing:
 
 
 def find_labeled(path: Path) -> Listing:
-    """List the images of a folder for evaluation, as the training images of the listing.
+    """List the images of a folder for evaluation, in the field `train` of the listing.
 
     If the folder has a subfolder for test images, only these images are listed. Otherwise the
     subfolders are the classes.
@@ -141,8 +141,8 @@ def find_labeled(path: Path) -> Listing:
 def check_workdir(path: Path, workdir: Path) -> None:
     """Raise UserError if a run folder would be inside a class folder of a folder of images.
 
-    The class would then contain the files of the run when the run is resumed. Both paths are
-    resolved.
+    The files of the run would otherwise become part of the class. Both arguments are resolved
+    paths.
     """
     for root in find_splits(path)[0].values() or [path]:
         inside = workdir.relative_to(root) if workdir.is_relative_to(root) else Path()
@@ -223,7 +223,7 @@ def _find_classes(
 def _same_subfolders(root: Path, classes: tuple[str, ...]) -> list[str]:
     """Return a line for the log if all class folders have the same subfolders and no images.
 
-    The class folders may then be splits, or parts of a cross-validation.
+    Such class folders may in fact be splits, or folds of a cross-validation.
 
     Raises:
       UserError: the name of a class folder contains a word for a split.

@@ -1,4 +1,4 @@
-"""The registry of data sets: which names there are, and what each can be used for."""
+"""The registry of data sets: their names, and functions that read them."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +12,21 @@ from cifar_jax.files import local_path
 
 
 class Request(NamedTuple):
-    """What to load: the text after the colon of the name, and options."""
+    """A request to load a data set. `argument` is the part of its name after the colon."""
 
     argument: str
-    data_dir: Path
+    given_data_dir: Path | None
     skip_bad_images: bool = False
     target: Target = DEFAULT_TARGET
 
     @property
+    def data_dir(self) -> Path:
+        """The folder of all tfds data sets. Without a home folder, the default raises UserError."""
+        return self.given_data_dir or tfds_folder.default_data_dir()
+
+    @property
     def path(self) -> Path:
-        """The argument as a path. URLs are refused."""
+        """`argument` as a path. URLs are refused."""
         return local_path(self.argument, "data.dataset")
 
 
@@ -29,9 +34,10 @@ class Entry(NamedTuple):
     """A kind of data set.
 
     Attributes:
-      form: the name as the user writes it.
-      source: returns the data set for training. None: it is for evaluation only.
-      labeled: returns labeled images for evaluation. None: the test images of `source`.
+      form: the name as the user writes it, such as `folder:PATH`.
+      source: function that returns the data set for training. None: it is for evaluation only.
+      labeled: function that returns images for evaluation. None: the test images of `source` are
+        used.
     """
 
     form: str
@@ -87,9 +93,9 @@ def find(
       name: name of the data set, such as `cifar10` or `folder:PATH`.
       data_dir: the folder of all tfds data sets. None: the default folder.
       skip_bad_images: whether to leave out the unreadable images of a folder.
-      target: to which size, and how, images are resized.
-      others: a form that only the caller knows, for the error message. Empty: the data set is for
-        training.
+      target: size of the returned images, and the way to make them square.
+      others: another form that the caller accepts, for the error message. Empty if the data set is
+        for training.
 
     Raises:
       UserError: there is no such data set, or its images always have another size than `target`.
@@ -97,10 +103,9 @@ def find(
     kind, _, argument = name.partition(":")
     entry = SOURCES.get(kind)
     if entry and (":" in entry.form) == bool(argument) and (entry.source or others):
-        folder = data_dir or tfds_folder.default_data_dir()
         if ":" not in entry.form:
             _refuse_target(name, target)
-        return entry, Request(argument, folder, skip_bad_images, target)
+        return entry, Request(argument, data_dir, skip_bad_images, target)
     if "://" in name:
         local_path(name, "data.dataset")
     forms = [known.form for known in SOURCES.values() if known.source or others]
@@ -108,7 +113,7 @@ def find(
     if entry and (entry.source or others):
         hint = f"; did you mean {entry.form}?"
     elif entry:
-        hint = ", because these files are for evaluation only."
+        hint = " for training: these files are for evaluation only."
     elif "/" in name:
         hint = f"; did you mean folder:{argument or name}?"
     else:
@@ -119,7 +124,7 @@ def find(
 
 
 def _refuse_target(name: str, target: Target) -> None:
-    """Raise if a data set of arrays would have to be resized."""
+    """Raise UserError if `target` would change the images of a data set with a fixed size."""
     problem = ""
     if target.size != DEFAULT_TARGET.size:
         side = DEFAULT_TARGET.size

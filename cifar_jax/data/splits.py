@@ -25,9 +25,10 @@ def layouts(path: Path) -> str:
 
 
 def folders(path: Path) -> dict[str, Path]:
-    """Return the subfolders of a folder by name, sorted. Names are in Unicode's form NFC.
+    """Return the subfolders of a folder by name, sorted.
 
-    macOS stores names in another form. Folders that an operating system added are left out.
+    Names are normalized to the Unicode form NFC, because macOS uses another form. Folders that an
+    operating system added are left out.
 
     Raises:
       UserError: two names are equal in form NFC, two names are links to the same folder, or a link
@@ -137,8 +138,9 @@ def _has_images(folder: Path) -> bool:
 def _add_longer_names(path: Path, named: dict[str, list[Path]], others: list[Path]) -> None:
     """Move folders such as `pets_train` and `pets_test` from `others` to `named`.
 
-    A folder moves if it has subfolders, no other folder is named after its split alone, and there
-    is a folder of another split. A class may also have such a name, as in `bullet_train`.
+    Only a folder with subfolders is moved. It is not moved if another folder has the plain name of
+    its split, such as `train`, or if training images or a second split are missing. Such a folder
+    may be a class, such as `bullet_train`.
 
     Raises:
       UserError: folders without subfolders have names such as `cat_train` and `cat_test`.
@@ -161,7 +163,9 @@ def _add_longer_names(path: Path, named: dict[str, list[Path]], others: list[Pat
 
 
 def unnested(folder: Path) -> Path:
-    """Return the only subfolder if its name is that of a split (`seg_train/seg_train`).
+    """Return the only subfolder if it is named after a split, as in `seg_train/seg_train`.
+
+    Otherwise return the folder itself.
 
     Raises:
       UserError: the folder has subfolders for the splits.

@@ -33,8 +33,8 @@ def _describe_official(archive: Archive, data_dir: Path) -> str:
         return _describe(path)
     argument = "" if archive is cifar10.ARCHIVE else f" {archive.name}"
     return (
-        f"not there; `cifar-jax data prepare{argument}` downloads it, `cifar-jax data import PATH` "
-        "takes the official archive"
+        f"not prepared; `cifar-jax data prepare{argument}` downloads it, and "
+        "`cifar-jax data import PATH` reads a downloaded archive"
     )
 
 

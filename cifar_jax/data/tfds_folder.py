@@ -40,8 +40,8 @@ class TfdsFolder(NamedTuple):
     Attributes:
       path: the folder.
       format: `array_record` or `tfrecord`.
-      classes: names of the classes. If the data set has no names, the labels as text.
-      has_names: whether the data set has names of classes.
+      classes: names of the classes. If the classes have no names, the labels 0, 1, … as text.
+      has_names: whether the classes have names.
       shards: the files of each split.
     """
 
@@ -77,8 +77,8 @@ def find(name: str, data_dir: Path) -> Path:
     """Return the folder of a data set that tfds has prepared.
 
     Args:
-      name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`. The default is the
-        newest version.
+      name: `NAME`, `NAME/CONFIG`, `NAME:VERSION` or `NAME/CONFIG:VERSION`. Without VERSION,
+        the newest version is used.
       data_dir: the folder of all tfds data sets.
 
     Raises:
@@ -95,13 +95,13 @@ def find(name: str, data_dir: Path) -> Path:
         return data_dir / set_name / (version or versions[-1])
     if versions:
         raise UserError(
-            f"version {version} of the tfds data set {set_name} is not prepared in {data_dir}, "
-            f"only {', '.join(versions)}: choose one of these"
+            f"version {version} of the tfds data set {set_name} is not prepared in {data_dir}: "
+            f"choose {' or '.join(versions)}"
         )
     configs = sorted(file.parents[1].name for file in data_dir.glob(f"{set_name}/*/*/{_INFO}"))
     if configs:
-        names = ", ".join(f"tfds:{set_name}/{config}" for config in dict.fromkeys(configs))
-        raise UserError(f"tfds:{name} has several configurations: choose {names}")
+        names = " or ".join(f"tfds:{set_name}/{config}" for config in dict.fromkeys(configs))
+        raise UserError(f"tfds:{name} needs the name of a configuration: choose {names}")
     prepared = sorted({file.parents[1].name for file in data_dir.glob(f"*/*/{_INFO}")})
     raise UserError(
         f"the tfds data set {name} is not prepared in {data_dir}{nearest(name, prepared) or '.'} "
@@ -130,7 +130,7 @@ def inspect(path: Path) -> TfdsFolder:
         info = json.loads((path / _INFO).read_text("utf-8"))
         number = _check_features(path)
         names = path / "label.labels.txt"
-        # tfds writes no names if the data set has none, as for MNIST.
+        # tfds does not write this file if the classes have no names, as for MNIST.
         has_names = number is None or names.exists()
         classes = tuple(
             names.read_text("utf-8").splitlines() if has_names else map(str, range(number or 0))
@@ -164,7 +164,7 @@ def _check_features(path: Path) -> int | None:
     """Return the number of classes in `features.json`, or None if there is no such file.
 
     Raises:
-      UserError: the records have no 8-bit image called `image` or no class called `label`.
+      UserError: the records have no 8-bit image called `image` or no class label called `label`.
     """
     file = path / "features.json"
     if not file.exists():
@@ -188,9 +188,9 @@ def source(path: Path, name: str | None = None, target: Target = DEFAULT_TARGET)
 
     Args:
       path: the folder of one version of a data set.
-      name: name of the data set in messages and model cards. None: the name of the folder. Then the
-        data set must have names of classes.
-      target: to which size, and how, images are resized.
+      name: name of the data set in messages and model cards. None: the name of the folder. In this
+        case, the classes must have names.
+      target: size of the returned images, and the way to make them square.
     """
     folder = inspect(path)
     if not (folder.has_names or name):
@@ -220,7 +220,7 @@ def labeled(name: str, data_dir: Path, target: Target = DEFAULT_TARGET) -> Label
     Args:
       name: see `find`.
       data_dir: the folder of all tfds data sets.
-      target: to which size, and how, images are resized.
+      target: size of the returned images, and the way to make them square.
 
     Raises:
       UserError: the data set is not prepared, is damaged, or has no test images.
@@ -257,7 +257,7 @@ def decode_split(
 ) -> Split:
     """Decode the images of one split, in the order of the records.
 
-    Gray images become three equal channels. Images of another size are resized as files are.
+    Gray images become three equal channels. Images of another size are resized like image files.
 
     Raises:
       UserError: a shard is damaged.
@@ -279,7 +279,7 @@ def decode_split(
                 for record in read(shard.path):
                     image, label = _parse(record, target)
                     if not 0 <= label < len(folder.classes):
-                        raise ValueError(f"label {label} of {len(folder.classes)} classes")
+                        raise ValueError(f"label {label} with only {len(folder.classes)} classes")
                     if index < end:
                         images[index], labels[index] = image, label
                         advance(1)

@@ -1,4 +1,4 @@
-"""Where the attention layers of a trained network look."""
+"""Compute attention maps of a trained network for an image."""
 
 from __future__ import annotations
 

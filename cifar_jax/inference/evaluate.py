@@ -60,7 +60,7 @@ def evaluate(
       best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package.
       dataset_name: `folder:PATH` or `npz:FILE` with the new path, if the images were moved. None:
-        the data set of the training.
+        the data set that the run names.
 
     Raises:
       UserError: the model cannot be loaded, the images on this machine are not the images that the
@@ -83,14 +83,15 @@ def evaluate_on(
     Args:
       path: a run folder, an export, or the name of a packaged network.
       name: name of the images; see `cifar_jax.data.load_labeled`.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package.
 
     Returns:
       The scores, and lines for the user about the images and their classes.
 
     Raises:
-      UserError: the model or the images cannot be loaded, or the classes differ.
+      UserError: the model or the images cannot be loaded, or the model lacks a class of the
+        images.
     """
     model = load(path, best=best, custom=custom)
     images = data.load_labeled(name, target=model.target)
@@ -102,7 +103,7 @@ def evaluate_on(
 def match_labels(
     classes: tuple[str, ...], images: data.Labeled
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return labels of images as indices of a model's classes, and lines for the user.
+    """Return the labels of images as indices of a model's classes, and notes for the user.
 
     Classes are matched by name. If the classes of the images have no names, the labels must already
     be indices of the model's classes.
@@ -140,7 +141,7 @@ def match_labels(
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return names as text. Of more than 20 names, the first 20 and the number of the others."""
+    """Return at most 20 names as text, and the number of further names."""
     others = len(names) - 20
     return ", ".join(names[:20]) + (f" and {others} more" if others > 0 else "")
 
@@ -233,14 +234,14 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
 
 
 def compile_outputs(model: Classifier, images: np.ndarray) -> Callable[[np.ndarray], Outputs]:
-    """Return a function from images to logits with the run's test-time augmentation.
+    """Return a function that computes the logits of images with the run's test-time augmentation.
 
     The function uses one device, even if there are several. It takes any number of images, and it
     is compiled only once.
 
     Args:
       model: the trained model.
-      images: uint8 `[N, H, W, 3]`, images that the function is called with.
+      images: the first images that the function evaluates, uint8 `[N, H, W, 3]`.
     """
     if not isinstance(model, TrainedNetwork):
         return lambda images: model.outputs(images, model.tta)

@@ -4,7 +4,7 @@ import zipfile
 from pathlib import Path
 
 _TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
-"""Number near the start of a file that `torch.save` wrote in its older format."""
+"""Bytes near the start of a file that `torch.save` wrote in its old format."""
 _UNPACK = "unpack it and name the file with the weights"
 _SAVE = "save the weights with torch.save or as safetensors"
 _TEXTS = {
@@ -36,16 +36,16 @@ def is_safetensors(path: Path) -> bool:
 
 
 def is_torch_file(path: Path) -> bool:
-    """Return whether a file has the content of a file of `torch.save`."""
+    """Return whether the content of a file looks like the output of `torch.save`."""
     return _TORCH_MAGIC in _read_start(path)[:32] or any(
         name.endswith("data.pkl") for name in _zip_members(path)
     )
 
 
 def describe_other_file(path: Path) -> str | None:
-    """Return what a file is, and what to do, if it holds no weights that can be read.
+    """Return a description of a file without readable weights, and advice for the user.
 
-    Return None if the file is safetensors, a file of `torch.save`, or of an unknown kind.
+    Return None for a safetensors file, a file of `torch.save`, or a file of an unknown kind.
     """
     start = _read_start(path)
     if is_safetensors(path) or is_torch_file(path):
@@ -56,7 +56,7 @@ def describe_other_file(path: Path) -> str | None:
         return f"an ONNX file: {_SAVE}"
     if start[257:262] == b"ustar":
         return f"a tar archive: {_UNPACK}"
-    # A StableHLO file of this package is a zip archive, too, but begins with the program.
+    # A StableHLO export of this package is also a zip archive, but does not begin with `PK`.
     if start.startswith(b"PK") and (members := _zip_members(path)):
         more = ", …" if len(members) > 3 else ""
         return f"a zip archive with {', '.join(members[:3])}{more}: {_UNPACK}"

@@ -48,11 +48,11 @@ def load(
 
 
 def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
-    """Return the variables and the classes of a trained model with any network.
+    """Return the variables and the class names of a trained model.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
-      model: settings of the network that starts from the variables.
+      model: settings of the network that is initialized with the variables. None: not checked.
 
     Raises:
       UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
@@ -66,9 +66,9 @@ def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
 
 
 def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
-    """Raise if two networks have the same layers but compute something else.
+    """Raise UserError if the options of a network differ from those of the trained network.
 
-    The shapes of the weights do not show, for example, the pooling after the first layer.
+    Some options, such as the pooling, change the results but not the shapes of the weights.
     """
     before, now = (
         models.create(network.name, pooling=network.pooling, **network.arguments)

@@ -21,7 +21,7 @@ class CorruptionScores(NamedTuple):
     accuracies: tuple[float, ...]
     """Accuracy for severities 1 to 5, with the run's test-time augmentation."""
     accuracies_plain: tuple[float, ...]
-    """Accuracy for severities 1 to 5, with one view of each image."""
+    """Accuracy for severities 1 to 5, without test-time augmentation."""
 
     @property
     def mean(self) -> float:
@@ -36,13 +36,14 @@ class Robustness(NamedTuple):
     seed: int
     data: str
     images: int
-    """Number of images with one corruption and one severity."""
+    """Number of images per corruption and severity."""
     epoch: int | None
     step: int | None
     mean_accuracy: float
-    """Mean over the corruptions of the benchmark, or over all corruptions if it has none."""
+    """Mean over the corruptions of the benchmark. If the folder has none of them, mean over all
+    corruptions."""
     mean_accuracy_plain: float
-    """The same mean with one view of each image."""
+    """`mean_accuracy` without test-time augmentation."""
     mean_accuracy_all: float
     """Mean over all corruptions in the folder."""
     corruptions: tuple[CorruptionScores, ...]
@@ -61,7 +62,7 @@ def evaluate_corruptions(
     Args:
       path: a run folder, an export, or the name of a packaged network.
       folder: the folder with one `.npy` file for each corruption, and `labels.npy`.
-      best: use the checkpoint with the best validation accuracy instead of the last.
+      best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package.
 
     Returns:

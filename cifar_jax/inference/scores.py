@@ -1,4 +1,4 @@
-"""Scores of a classifier, from its logits and the labels. JAX is not used."""
+"""Compute the scores of a classifier from logits and labels."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,16 @@ from cifar_jax.training.evaluation import Outputs
 
 
 class ClassScores(NamedTuple):
-    """The scores of one class. Fractions are in percent, and None if they are undefined."""
+    """The scores of one class. Scores are in percent. A score is None if it is undefined."""
 
     name: str
     images: int
     """Number of images with this label."""
     accuracy: float | None
-    """Fraction of these images that are classified correctly (recall). None: no images."""
+    """Recall: fraction of the images with this label that are classified correctly. None: no
+    images."""
     precision: float | None
-    """Fraction of correct answers among the answers with this class. None: no such answers."""
+    """Fraction of the predictions of this class that are correct. None: no predictions."""
     f1: float | None
     """Harmonic mean of accuracy and precision. None: no images."""
 
@@ -31,9 +32,9 @@ class Scores(NamedTuple):
     accuracy: float
     """Accuracy with the run's test-time augmentation."""
     loss_plain: float
-    """Loss with one view of each image."""
+    """Loss without test-time augmentation."""
     accuracy_plain: float
-    """Accuracy with one view of each image."""
+    """Accuracy without test-time augmentation."""
     balanced_accuracy: float
     """Mean of the accuracies of the classes that have images."""
     macro_f1: float

@@ -91,7 +91,7 @@ def application(model: Classifier, name: str) -> Starlette:
         Route("/model", describe),
         Route("/predict", predict, methods=["POST"]),
     ]
-    # Another web site could otherwise reach the page through a name that it resolves to 127.0.0.1.
+    # Refuse other host names, because another web site could let its name point to 127.0.0.1.
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     return Starlette(routes=routes, middleware=[hosts])
 

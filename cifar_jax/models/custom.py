@@ -35,7 +35,7 @@ class CustomModel:
     source: bytes = b""
     """Content of the experiment file. Empty if there is no file."""
     image_size: int = IMAGE_SHAPE[0]
-    """Height and width of the images for which the module is checked."""
+    """Height and width, in pixels, of the images for which the module is checked."""
 
     def __post_init__(self) -> None:
         if not issubclass(self._module_class, nn.Module):

@@ -7,14 +7,14 @@ terminal.py    the tables on a terminal
 markdown.py    the tables in report.md and in the README
 plots.py       the figure of accuracy by epoch
 html.py        the report page, report.html, from templates/
-views.py       the figures of the page about the answers of the networks
+views.py       the figures of the page about predicted classes
 charts.py      the line charts of the page
 curves.py      metrics by epoch, and their mean over the seeds
-answers.py     the answers of the networks for the validation and test images
+answers.py     the predicted classes of validation and test images
 confusion.py   which classes a network confuses
-calibration.py whether the probabilities of a network are right
-pictures.py    the pictures of the page
-compare.py     the difference between two groups of runs
+pictures.py    images of the data set on the page
+compare.py     the difference in accuracy between two groups of runs
+listing.py     the list of run folders and their states
 study.py       studies of settings, as `cifar-jax tune` stores them
 readme.py      the README's tables and figure, from the records in results/
 """
@@ -53,7 +53,7 @@ def report(
         folders of records. The default is the folder `runs`.
       folder: folder for the files. None: the only path in `paths` if it is a folder, otherwise the
         folder that contains all paths.
-      pictures: whether report.html shows pictures of the surest mistakes.
+      pictures: whether report.html shows wrongly classified images.
       console: rich console to print to. None: standard output.
 
     Returns:
@@ -94,7 +94,7 @@ def _write(
 
 
 def _common_folder(paths: Sequence[Path]) -> Path:
-    """Return the deepest folder that contains all paths. A single folder is returned itself."""
+    """Return the deepest folder that contains all paths. A single folder is returned as it is."""
     folders = [path if path.is_dir() else path.parent for path in paths or [RUNS]]
     if len(folders) == 1:
         return folders[0]

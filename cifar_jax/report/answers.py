@@ -1,4 +1,4 @@
-"""The answers of a group of runs for the images of a split."""
+"""The answers of a group of runs: the classes that they predict for the images of a split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cifar_jax.runs.run import RunRecord
 
 @dataclass(frozen=True)
 class RunAnswers:
-    """The answers of one run for the images of a split."""
+    """The classes that one run predicts for the images of a split."""
 
     run: RunRecord
     labels: np.ndarray
@@ -24,19 +24,19 @@ class RunAnswers:
     answer: np.ndarray
     """Class with the largest logit for each image, int64 `[N]`."""
     confidence: np.ndarray
-    """Probability of the answer for each image, float64 `[N]`."""
+    """Probability of the predicted class for each image, float64 `[N]`."""
     epoch: int | None
-    """Epoch of the network. None: the last epoch of a finished run."""
+    """Epoch of the weights. None: the last epoch of a finished run."""
 
     @property
     def correct(self) -> np.ndarray:
-        """Whether each answer is correct, bool `[N]`."""
+        """Whether each predicted class is correct, bool `[N]`."""
         return self.answer == self.labels
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The answers of all runs of a group that have stored outputs for a split."""
+    """The classes that the runs of a group predict for a split. All runs have stored outputs."""
 
     split: str
     """`validation` or `test`."""
@@ -50,26 +50,26 @@ class Answers:
 
     @cached_property
     def answer(self) -> np.ndarray:
-        """Answers of all runs, int64 `[runs * N]`."""
+        """Predicted classes of all runs, int64 `[runs * N]`."""
         return np.concatenate([run.answer for run in self.runs])
 
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image that at least one run of a group answers wrongly."""
+    """An image that at least one run of a group classifies wrongly."""
 
     image: int
     """Position of the image in the split."""
     label: int
     answer: int
     confidence: float
-    """Largest probability that a run gives to its wrong answer."""
+    """Largest probability that a run gives to a wrong class."""
     wrong_runs: int
-    """Number of runs whose answer is wrong."""
+    """Number of runs that classify the image wrongly."""
 
 
 def group_answers(group: SeedGroup) -> list[Answers]:
-    """Return the stored answers of a group: those for the validation images first.
+    """Return the predicted classes of a group for the validation images, then for the test images.
 
     If a group has finished runs, its unfinished runs are left out.
 
@@ -81,7 +81,7 @@ def group_answers(group: SeedGroup) -> list[Answers]:
     for split in ("validation", "test"):
         read = [(run, _read(run, split)) for run in runs]
         outputs = [(run, output) for run, output in read if output]
-        # The class names may have changed between the runs of an experiment file.
+        # Runs of the same experiment file may have different numbers of classes.
         sizes = [output.logits.shape[1] for _, output in outputs]
         same = [_answers(*pair) for pair in outputs if pair[1].logits.shape[1] == sizes[0]]
         if same:
@@ -90,10 +90,10 @@ def group_answers(group: SeedGroup) -> list[Answers]:
 
 
 def surest_mistakes(answers: Answers, count: int) -> list[Mistake]:
-    """Return the wrong answers with the largest probabilities, one for each image."""
+    """Return the `count` images whose wrong predicted class has the largest probability."""
     first = answers.runs[0]
     runs = [run for run in answers.runs if np.array_equal(run.labels, first.labels)]
-    # Some of the `count` surest mistakes of all runs may be of the same image.
+    # Several runs may classify the same image wrongly, so take `count` mistakes from each run.
     candidates = sorted(
         (
             (float(run.confidence[image]), int(image), int(run.answer[image]))
@@ -135,6 +135,6 @@ def _answers(run: RunRecord, outputs: Outputs) -> RunAnswers:
 
 
 def _surest(run: RunAnswers, count: int) -> np.ndarray:
-    """Return the positions of the wrong answers with the largest probabilities, at most `count`."""
+    """Return the positions of at most `count` wrong predictions with the largest probabilities."""
     wrong = np.flatnonzero(~run.correct)
     return wrong[np.argsort(-run.confidence[wrong], kind="stable")[:count]]

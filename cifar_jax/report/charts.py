@@ -28,7 +28,8 @@ class Tick(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The mean of the longest curves of a group, and the band from their minimum to maximum."""
+    """The line of a group of runs: the mean of the longest curves, and a band from minimum to
+    maximum."""
 
     name: str
     color: int
@@ -41,7 +42,7 @@ class Line(NamedTuple):
     dotted: bool
     """Whether each epoch is marked, because there are few epochs."""
     value: str
-    """Text of the value at the last epoch."""
+    """The value at the last epoch, as text."""
     epoch: int
     """The last epoch."""
 
@@ -89,7 +90,7 @@ def chart(title: str, groups: Iterable[tuple[str, int, Sequence[Curve]]]) -> Cha
 
 
 def style(number: int) -> tuple[int, int]:
-    """Return the color and the dash pattern of a line. The first lines differ in their colors."""
+    """Return the indices of the color and the dash pattern for a line."""
     return number % COLORS, number // COLORS % DASHES
 
 
@@ -140,7 +141,7 @@ def _text(value: float) -> str:
 
 def _path(curve: Curve) -> str:
     points = [f"{epoch},{number(-value)}" for epoch, value in curve.items()]
-    # A line without a length shows the dot of a single epoch.
+    # A line of length 0 draws a dot for a single epoch.
     return f"M{points[0]}h0" if len(points) == 1 else "M" + "L".join(points)
 
 

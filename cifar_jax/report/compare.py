@@ -25,16 +25,15 @@ MIN_SEEDS = 6
 """Smallest number of pairs for which the sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
 
 _EXACT_PAIRS = 14
-"""Largest number of pairs for which the test tries all sign flips. It samples flips otherwise."""
+"""Largest number of pairs for which the test tries all sign flips. For more pairs, it samples."""
 _SAMPLES = 100_000
-"""Number of sampled sign flips, and of bootstrap samples divided by ten."""
+"""Number of sampled sign flips. The bootstrap uses a tenth of this number."""
 
 
 class Spread(NamedTuple):
     """Standard deviations of the test accuracy over the seeds, in percentage points.
 
-    The variance on a test set of n images is, on average over test sets, the variance `training`
-    plus the variance `test_set`, except for a factor (n - 1) / n.
+    On average over test sets of n images, total² = test_set² + training² * (n - 1) / n.
 
     Source: Jordan, "On the Variance of Neural Network Training with respect to Test Sets and
     Distributions", arXiv:2304.01910, theorem 2.
@@ -43,7 +42,7 @@ class Spread(NamedTuple):
     total: float
     """Standard deviation of the measured test accuracy."""
     test_set: float
-    """Part of a finite test set: each image is classified correctly by some seeds only."""
+    """Part of `total` that is due to the finite number of test images."""
     training: float
     """Estimated standard deviation on an infinitely large test set. 0 if the estimate of the
     variance is negative."""
@@ -72,14 +71,14 @@ class Comparison(NamedTuple):
     spread_a: Spread | None
     """Spread of the first group. None for fewer than two seeds, or without stored outputs."""
     spread_b: Spread | None
-    """Spread of the second group, as for the first."""
+    """Spread of the second group. None in the same cases as `spread_a`."""
 
     @property
     def verdict(self) -> str:
-        """One sentence that says what the pairs show."""
+        """The conclusion in words."""
         pairs = counted(len(self.seeds), "paired seed")
         if len(self.seeds) < MIN_SEEDS:
-            return f"No verdict: {pairs} cannot reach p < {LEVEL}. At least {MIN_SEEDS} can."
+            return f"No verdict: {pairs} cannot reach p < {LEVEL}. At least {MIN_SEEDS} are needed."
         assert self.p_value is not None
         if self.p_value >= LEVEL:
             return f"The {pairs} show no difference (p = {self.p_value:.2g})."
@@ -103,7 +102,7 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
     seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
     if not seeds:
         raise UserError(
-            f"no seed is finished in both groups: {title(a)} has {_seeds(runs_a)}, "
+            f"no seed is finished in both groups: {title(a)} has {_seeds(runs_a)}, and "
             f"{title(b)} has {_seeds(runs_b)}"
         )
     _check_data([*runs_a.values(), *runs_b.values()])
@@ -193,8 +192,8 @@ def bootstrap_interval(differences: list[float]) -> tuple[float, float]:
 def sign_flip_p_value(differences: list[float]) -> float:
     """Return the two-sided p-value of the sign-flip test for paired differences.
 
-    Without a difference between the groups, each sign is equally likely. The p-value is the share
-    of all combinations of signs whose mean is at least as far from 0 as the observed mean.
+    If the groups do not differ, both signs of a difference are equally likely. The p-value is the
+    share of all combinations of signs whose mean is at least as far from 0 as the observed mean.
     """
     import numpy as np
 
@@ -210,7 +209,7 @@ def sign_flip_p_value(differences: list[float]) -> float:
 
 
 def holm(p_values: Mapping[str, float]) -> dict[str, float]:
-    """Return p-values corrected for several questions by the method of Holm.
+    """Return p-values corrected for multiple tests with Holm's method.
 
     Source: Holm, "A Simple Sequentially Rejective Multiple Test Procedure", 1979.
     """
@@ -236,11 +235,13 @@ def spread(correct: np.ndarray) -> Spread:
 
 
 def test_set_error(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Return the standard error of `b` minus `a` from the choice of the images, in points.
+    """Return the standard error from the choice of the images, in percentage points.
+
+    It is the standard error of the accuracy of `b` minus the accuracy of `a`.
 
     Args:
       a: whether each image was classified correctly, bool `[seeds, images]`, or None.
-      b: the same for the second group, with the same images.
+      b: the same array for the second group, with the same images.
     """
     if a is None or b is None or a.shape[1] != b.shape[1]:
         return None
@@ -256,7 +257,7 @@ def _accuracy(run: RunRecord, metric: str) -> float:
 
 
 def _check_data(runs: list[RunRecord]) -> None:
-    """Raise if the runs used different data sets."""
+    """Raise UserError if the runs used different data sets."""
     results = {run.path: run.result for run in runs if run.result}
     (first, expected), *others = results.items()
     for path, result in others:

@@ -1,4 +1,4 @@
-"""Which classes a network confuses."""
+"""Count how often a network confuses two classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Confused(NamedTuple):
     images: int
     """Number of images."""
     percent: float
-    """Share of the images of class `label`."""
+    """Percentage of the images of class `label`."""
 
 
 def confusion_matrix(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:

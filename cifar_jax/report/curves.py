@@ -23,7 +23,7 @@ def curves(group: SeedGroup, name: str) -> list[Curve]:
 def longest(measured: Sequence[Curve]) -> list[Curve]:
     """Return the curves that reach the last epoch, at the epochs that all of them have.
 
-    Shorter curves are left out, because a mean over the curves would jump at their last epoch.
+    Shorter curves are left out, because the mean would jump at the epochs where they end.
     """
     last = max(max(curve) for curve in measured)
     kept = [curve for curve in measured if max(curve) == last]

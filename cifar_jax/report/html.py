@@ -1,4 +1,4 @@
-"""The report page: one HTML file that loads nothing from elsewhere."""
+"""Build the report page: one HTML file that needs no other files and no network."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ METRICS = {
 }
 _TABLE_ROWS = 20
 _OPEN_GROUPS = 2
-"""Largest number of groups whose sections are open at first."""
+"""If the page has more groups than this, their sections are closed at first."""
 
 
 @dataclass(frozen=True)
 class GroupView:
-    """A group of runs, as the page shows it."""
+    """A group of runs, with the texts and charts that the page shows."""
 
     number: int
     group: SeedGroup
@@ -78,7 +78,7 @@ class GroupView:
 
     @cached_property
     def row(self) -> Row:
-        """Cells of the tables in report.md."""
+        """Cells of the group in the tables of report.md."""
         return row(self.group)
 
     @property
@@ -88,7 +88,7 @@ class GroupView:
 
     @property
     def state(self) -> str:
-        """Whether the runs are finished."""
+        """State of the runs as text, such as `2 finished, epoch 3 of 10`."""
         unfinished = [progress(run) for run in self.group.unfinished]
         finished = len(self.group.finished)
         done = [f"{finished} finished" if unfinished or finished > 1 else "finished"]
@@ -96,7 +96,10 @@ class GroupView:
 
     @property
     def validation(self) -> list[float]:
-        """Validation accuracies of the finished runs, or else of the last epochs."""
+        """Validation accuracies of the finished runs in percent.
+
+        If no run is finished, the last accuracies of the unfinished runs.
+        """
         if self.group.finished:
             return self.group.measured("validation_accuracy")
         last = [run.rows[-1].validation_accuracy for run in self.group.unfinished if run.rows]
@@ -104,7 +107,7 @@ class GroupView:
 
     @property
     def test(self) -> list[float]:
-        """Test accuracies of the finished runs."""
+        """Test accuracies of the finished runs in percent."""
         return self.group.measured()
 
     @property
@@ -116,7 +119,11 @@ class GroupView:
 
     @property
     def seconds(self) -> float | None:
-        """Mean wall time of the finished runs, or else of the unfinished runs so far."""
+        """Mean wall time of the finished runs in seconds.
+
+        If no run is finished, the mean wall time of the unfinished runs so far. None if no epoch is
+        complete.
+        """
         if self.row.seconds is not None:
             return self.row.seconds
         times = [run.rows[-1].wall_seconds for run in self.group.runs if run.rows]
@@ -147,7 +154,7 @@ class GroupView:
 
     @property
     def numbers(self) -> list[tuple[int, list[str]]]:
-        """Epochs, at most about 20, and the text of each metric: the mean over the seeds."""
+        """About 20 epochs, each with the means of the metrics over the seeds as text."""
         names = [*METRICS, "learning_rate"]
         found = {name: curves(self.group, name) for name in names}
         means = {name: mean_curve(kept) if kept else {} for name, kept in found.items()}
@@ -184,9 +191,9 @@ def page(
     """Return the report page as HTML.
 
     Args:
-      groups: the groups of runs, including those of the paper that were not run.
+      groups: the groups of runs. A group of the paper may have no runs.
       studies: the studies of settings.
-      pictures: whether to show pictures of the surest mistakes, if the images are on this machine.
+      pictures: whether to show wrongly classified images, if they are on this machine.
     """
     views = [
         GroupView(number, group, _answers(group, MAX_PICTURES if pictures else 0))
@@ -214,7 +221,7 @@ def page(
 
 
 def progress(run: RunRecord) -> str:
-    """Return the last epoch of an unfinished run."""
+    """Return the progress of an unfinished run, such as `epoch 3 of 10`."""
     return f"epoch {run.rows[-1].epoch if run.rows else 0} of {run.epochs}"
 
 
@@ -244,7 +251,7 @@ def _compare(a: GroupView, b: GroupView, metric: str) -> Comparison | None:
 
 
 def _scale(pairs: Sequence[Pair]) -> float:
-    """Return the largest absolute value that the drawing of the intervals needs, in points."""
+    """Return the largest absolute difference or interval end, in percentage points."""
     values = [
         abs(value)
         for pair in pairs
@@ -255,7 +262,7 @@ def _scale(pairs: Sequence[Pair]) -> float:
 
 
 def _surely(probability: float) -> str:
-    """Return a probability as text that says 100 % only for certainty.
+    """Return a probability as text. Only a probability of 1 becomes 100 %.
 
     >>> [_surely(p) for p in (0.5, 0.9996, 1.0)]
     ['50.0 %', '>99.9 %', '100 %']

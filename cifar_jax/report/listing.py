@@ -39,8 +39,8 @@ class Entry(NamedTuple):
     test_accuracy: float | None = None
     """Test accuracy. None if the run is not finished."""
     minutes_left: float | None = None
-    """Estimated training time for the missing epochs: each takes as long as the last finished
-    epoch. None before the end of the first epoch."""
+    """Estimated minutes for the remaining epochs, from the duration of the last finished epoch.
+    None for a finished run, or before the end of the first epoch."""
     age_minutes: float | None = None
     """Minutes since the run last wrote its metrics or result."""
     problem: str | None = None

@@ -1,4 +1,4 @@
-"""The pictures of the report page, as data URIs. No data set is downloaded for them."""
+"""Encode images for the report page as data URIs. No data set is downloaded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 
 
 class MissingImagesError(Exception):
-    """The images of a run are not on this machine. The message says what to do."""
+    """Raised if the images of a run are not on this machine. The message gives the reason."""
 
 
 def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
@@ -27,7 +27,7 @@ def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
     Images of up to 48x48 pixels are PNG files. Larger ones are shrunk to 96x96 pixels, as JPEG.
 
     Args:
-      run: the run and its labels, which are compared with the labels of the data set.
+      run: predictions of the run. Their labels must be the labels of the data set.
       split: `validation` or `test`.
       images: positions in the split.
 
@@ -56,7 +56,8 @@ def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
 def _load(name: str, skip_bad_images: bool, target: data.Target) -> data.Dataset:
     if not data.is_local(name):
         raise MissingImagesError(
-            "CIFAR-10 is not on this machine: run `cifar-jax data prepare`, then this report again"
+            f"{name} is not on this machine: run `cifar-jax data prepare {name}`, then this report "
+            "again"
         )
     folder = Path(name.removeprefix("folder:")).expanduser()
     if name.startswith("folder:") and not folder.is_dir():
@@ -71,8 +72,9 @@ def heat_map(percent: np.ndarray) -> str:
     """Return a confusion matrix as a PNG file with one pixel per cell, as a data URI.
 
     Args:
-      percent: share of each row's images, `[classes, classes]`. The opacity of a pixel increases
-        with the square root of the share. The diagonal is blue, and the other pixels are orange.
+      percent: percentage of each row's images, `[classes, classes]`. The opacity of a pixel
+        increases with the square root of the percentage. The diagonal is blue, and the other pixels
+        are orange.
     """
     pixels = np.zeros((*percent.shape, 4), np.uint8)
     pixels[..., :3] = ORANGE

@@ -1,4 +1,4 @@
-"""The file study.json: the trials of a study, and what they say about the settings.
+"""The content of study.json: the trials of a study, and the importance of each setting.
 
 `cifar-jax tune` writes the file, and reports read it. JAX and Optuna are not imported.
 """
@@ -61,8 +61,8 @@ class Study(Stored):
     """Digest of the experiment file's code, without its settings."""
     trials: list[Trial]
     importances: dict[str, float]
-    """Share of each searched setting in what distinguishes the best quarter of the trials, most
-    important first. The sum is 1. Empty if there are too few trials."""
+    """Importance of each searched setting for reaching the best quarter of the trials, largest
+    first. The sum is 1. Empty if there are too few trials."""
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:
@@ -77,7 +77,10 @@ class Study(Stored):
 
     @property
     def history(self) -> Chart | None:
-        """The validation accuracy of each trial: best so far, finished trials, pruned trials."""
+        """Chart of validation accuracy by trial. None if no trial has finished an epoch.
+
+        The lines are the best accuracy so far, the finished trials and the pruned trials.
+        """
         last = {
             state: {
                 trial.number: list(trial.accuracies.values())[-1]

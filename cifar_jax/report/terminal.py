@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cifar_jax import tables
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.table import Row, row
 
@@ -20,7 +21,10 @@ _CHANGED = "With changed settings or images"
 
 
 def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
-    """Print the tables. If there are no runs, also print how to start one."""
+    """Print the tables. If there are no runs, also print how to start one.
+
+    On a narrow terminal, the tables go past the edge, because no number is cut.
+    """
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
@@ -33,7 +37,8 @@ def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     for title, rows in ((_PAPER, paper), (_BETTER, better), (_CHANGED, changed)):
         if rows:
             wide = console.width >= _WIDE and not device_column
-            console.print(_table(title, rows, wide=wide, device_column=device_column))
+            table = _table(title, rows, wide=wide, device_column=device_column)
+            tables.print_table(table, console)
             console.print()
     if not any(group.runs for group in groups):
         console.print(
@@ -63,7 +68,7 @@ def _table(title: str, rows: Sequence[Row], *, wide: bool, device_column: bool) 
     )
     table.add_column("experiment", overflow="fold", min_width=20)
     if compared:
-        table.add_column("para-\nmeters", justify="right")
+        table.add_column("para-\nmeters", justify="right", no_wrap=True)
         table.add_column("\npaper", justify="right", no_wrap=True)
     table.add_column("\nmeasured", justify="right", min_width=12, max_width=18 if wide else 13)
     if compared:

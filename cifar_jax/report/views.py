@@ -1,4 +1,4 @@
-"""What the report page shows about the answers of a group of runs, ready for the templates."""
+"""Prepare the predictions of a group of runs for the templates of the report page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cifar_jax.report.table import mean_std
 MAX_PICTURES = 24
 """Largest number of pictures for a group of runs."""
 MAX_MATRIX = 20
-"""Largest number of classes for a confusion matrix as a table. A larger one is a picture."""
+"""Largest number of classes for a confusion matrix as a table. A larger matrix is a picture."""
 _MOST_CONFUSED = 15
 
 
@@ -28,7 +28,9 @@ class ClassRow(NamedTuple):
     accuracy: float
     """Mean over the runs."""
     low: float
+    """Lowest accuracy of a run."""
     high: float
+    """Highest accuracy of a run."""
     images: int
 
 
@@ -43,7 +45,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswersView:
-    """The figures about the answers for one split."""
+    """The figures about the predictions of a group of runs for one split."""
 
     answers: Answers
     matrix: list[list[Cell]]
@@ -64,20 +66,20 @@ class AnswersView:
 
     @property
     def epochs(self) -> list[int]:
-        """Epochs of the networks of unfinished runs."""
+        """Epochs after which the unfinished runs stored their predictions."""
         return sorted({run.epoch for run in self.answers.runs if run.epoch is not None})
 
     @property
     def largest_bin(self) -> int:
-        """Number of answers in the largest bin."""
+        """Number of predictions in the largest bin."""
         return max(entry.answers for entry in self.bins)
 
 
 def view(answers: Answers, max_pictures: int) -> AnswersView:
-    """Return the figures about `answers`.
+    """Return the figures about the predictions of a group of runs for one split.
 
     Args:
-      answers: the answers of a group for one split.
+      answers: the predictions.
       max_pictures: largest number of pictures. 0: no pictures.
     """
     names, runs = answers.classes, answers.runs
@@ -126,7 +128,7 @@ def view(answers: Answers, max_pictures: int) -> AnswersView:
 
 
 def _cells(matrix: np.ndarray, percent: np.ndarray) -> list[list[Cell]]:
-    """Return the cells. Errors are shaded relative to the largest error, because all are small."""
+    """Return the cells of a confusion matrix. Errors are shaded relative to the largest error."""
     errors = percent.copy()
     np.fill_diagonal(errors, 0)
     largest = errors.max() or 1

@@ -107,7 +107,7 @@ class RunFolder:
         write_json(self._sessions, [schemas.dump(entry) for entry in sessions])
 
     def write_validation(self, logits: np.ndarray, labels: np.ndarray, epoch: int) -> None:
-        """Write the outputs for the validation images after an epoch of an unfinished run."""
+        """Write the validation logits and labels after an epoch of an unfinished run."""
         arrays = {"validation_logits": logits, "validation_labels": labels, "epoch": epoch}
         write_arrays(self._validation, arrays)
 
@@ -115,7 +115,7 @@ class RunFolder:
         """Finish the run: write its logits and labels, then its result."""
         write_arrays(self.outputs, outputs, compress=True)
         write_json(self._result, schemas.dump(result))
-        self._validation.unlink(missing_ok=True)  # `outputs` contains the last validation.
+        self._validation.unlink(missing_ok=True)  # outputs.npz has the final logits.
 
     def extend(self, identity: RunIdentity) -> None:
         """Increase the number of epochs to that of `identity`, if `identity` has more epochs.
@@ -226,7 +226,7 @@ def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """Return a value without `.0`. Other values keep the text of existing folder names."""
+    """Return a value as text for a folder name. A whole number has no `.0`."""
     return configs.as_text(value) if isinstance(value, float) else str(value)
 
 

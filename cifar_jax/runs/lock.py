@@ -1,4 +1,4 @@
-"""The lock of a run folder or study: only one process may write to it."""
+"""Lock the folder of a run or study, so that only one process writes to it."""
 
 import errno
 import warnings
@@ -54,13 +54,15 @@ def lock(path: Path, timeout: float = 0) -> filelock.AcquireReturnProxy:
 def is_locked(path: Path) -> bool:
     """Return whether a process trains in a run folder.
 
-    A lock file that cannot be opened, for example in a read-only folder, counts as not locked.
+    The result is False if the lock file cannot be opened, for example in a read-only folder.
     """
     file = path / ".lock"
     if not file.exists():
         return False
     try:
-        with filelock.FileLock(file).acquire(timeout=0):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # As in `lock`.
+            filelock.FileLock(file).acquire(timeout=0).lock.release()
             return False
     except filelock.Timeout:
         return True

@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
     labels: np.ndarray
     """Classes of the images, `[N]`."""
     epoch: int | None = None
-    """Epoch of the network. None: the last epoch of a finished run."""
+    """Epoch of the weights. None: the last epoch of a finished run."""
 
 
 def read_outputs(path: Path, split: str = "test") -> Outputs:
@@ -36,7 +36,7 @@ def read_outputs(path: Path, split: str = "test") -> Outputs:
 
 
 def read_split(path: Path, split: str) -> Outputs | None:
-    """Return the logits and labels of a split, as `read_outputs` does. None if there are none."""
+    """Return the logits and labels of a split, or None if the file does not contain the split."""
     import numpy as np  # Reports on a terminal do not need this slow import.
 
     content = path.read_bytes()

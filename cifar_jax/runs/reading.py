@@ -45,7 +45,7 @@ def _read_tree(path: Path) -> list[RunRecord]:
 
 
 def run_folders(path: Path) -> Iterator[Path]:
-    """Yield `path` or the folders in it, at any depth, that are run folders.
+    """Yield the run folders in `path` at any depth, or `path` itself if it is a run folder.
 
     The trials of a study are left out, unless `path` is the folder of the study.
     """

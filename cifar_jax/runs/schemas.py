@@ -10,7 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from cifar_jax.errors import UserError
 
@@ -100,12 +108,21 @@ class MetricsRow(Stored):
     validation_loss: float | None = None
     validation_accuracy: float | None = None
     validation_balanced_accuracy: float | None = None
-    """Mean of the validation accuracies of the classes."""
+    """Mean of the validation accuracies of the classes, in percent. Left out of the file if it is
+    None."""
     learning_rate: float
     """Learning rate of the last step in the epoch."""
     images_per_second: float
     wall_seconds: float
     """Time spent on the run so far, over all sessions, in seconds."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_balance(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A row without this value then equals the row of a run that did not measure it.
+        fields = serialize(self)
+        if fields.get("validation_balanced_accuracy", 0) is None:
+            del fields["validation_balanced_accuracy"]
+        return fields
 
 
 class DataCard(Stored):
@@ -249,9 +266,9 @@ class Result(Stored):
     """Test accuracy in percent without test-time augmentation. None in old records, which did not
     measure it."""
     best_validation_epoch: int | None
-    """The best epoch by the validation metric of the setting `train.best_by`."""
+    """Epoch with the best validation metric. The setting `train.best_by` names the metric."""
     best_validation_accuracy: float | None
-    """Validation accuracy of the weights from epoch `best_validation_epoch`."""
+    """Validation accuracy in percent of the weights from epoch `best_validation_epoch`."""
     best_validation_test_accuracy: float | None
     """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None

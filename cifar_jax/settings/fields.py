@@ -69,7 +69,7 @@ class Settings(BaseModel):
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself, without annotations such as ranges."""
+    """Return the members of a union, or the type itself, without metadata of `Annotated`."""
     # `Literal[...] | None` is a typing.Union, but `int | None` is a types.UnionType.
     is_union = typing.get_origin(annotation) in (UnionType, typing.Union)
     types = typing.get_args(annotation) if is_union else (annotation,)

@@ -16,12 +16,12 @@ _EXAMPLE = 'SEARCH = {"optimizer.lr": Range(0.001, 0.1, log=True), "batch_size":
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers from `low` to `high`. For a setting that is a whole number: all whole numbers."""
+    """All numbers from `low` to `high`. For an integer setting, all integers in this range."""
 
     low: float
     high: float
     log: bool = False
-    """Whether the logarithm of the number is searched evenly, as suits learning rates."""
+    """Whether to search on a logarithmic scale, which suits learning rates."""
 
     def __post_init__(self) -> None:
         if not all(isinstance(end, int | float) for end in (self.low, self.high)):
@@ -69,7 +69,7 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
       fixed: names of settings that must not be searched.
 
     Raises:
-      UserError: `search` is no search space, names an unknown setting, or has an invalid value.
+      UserError: `search` is not a search space, names an unknown setting, or has an invalid value.
     """
     if not isinstance(search, Mapping) or not search:
         raise UserError(f"expected settings and their values, such as {_EXAMPLE}")
@@ -78,7 +78,7 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
             raise UserError(
                 f"{name} is {values!r:.100}, but it must be a Range or a list of values"
             )
-    # A setting such as `averaging.decay` exists only together with another searched setting.
+    # A setting such as `averaging.decay` may exist only together with another searched setting.
     first = {name: _ends(values)[0] for name, values in search.items()}
     space: dict[str, Range | Sequence[Any]] = {}
     for name, values in search.items():
@@ -95,7 +95,7 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
 
 
 def changes(values: Mapping[str, Any]) -> list[str]:
-    """Return the `key=value` changes that set some settings; see `dotted.override`."""
+    """Return settings as `key=value` texts for `dotted.override`."""
     return [f"{name}={as_text(value)}" for name, value in values.items()]
 
 
@@ -105,7 +105,7 @@ def _ends(values: Range | Sequence[Any]) -> Sequence[Any]:
 
 
 def _typed(settings: Settings, values: Mapping[str, Any], name: str) -> Any:
-    """Return the value of the setting `name`, as a JSON value of the setting's type."""
+    """Return the value of the setting `name`, converted to the type of the setting."""
     try:
         flat = flatten(override(settings, changes(values)))
     except UserError as error:

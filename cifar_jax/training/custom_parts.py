@@ -15,7 +15,7 @@ from cifar_jax.training import rng, schedules
 
 
 def check(config: Config, custom: CustomParts) -> None:
-    """Raise if a custom part is missing, or if an argument of `MODEL` has a reserved name."""
+    """Raise UserError if a custom part is missing or invalid."""
     for name in config.model.arguments:
         if name in ("num_classes", "dtype", "dropout", "pooling"):
             raise UserError(f"model.arguments.{name} is set by the package: remove it")
@@ -76,7 +76,7 @@ def check(config: Config, custom: CustomParts) -> None:
 
 
 def _call(custom: CustomParts, name: str, function: Callable[[], Any]) -> Any:
-    """Return `function()`, with any exception of the experiment file as a UserError."""
+    """Return `function()`. Convert an exception of the experiment file to a UserError."""
     try:
         return function()
     except Exception as error:  # The code of the user may raise anything.

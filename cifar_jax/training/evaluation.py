@@ -28,8 +28,8 @@ class LogitsFn(Protocol):
     def __call__(self, variables: Mapping[str, Any], other: np.ndarray | None = None, /) -> Outputs:
         """Return the logits of the images for which the function was compiled.
 
-        If `other` is given, return the logits of these images instead. They have the same size in
-        pixels, but may be any number.
+        If `other` is given, return the logits of these images instead. Their number may differ, but
+        their height and width must be the same.
         """
         ...
 
@@ -121,10 +121,10 @@ def compile_logits(
 
 
 def scale_count(count: int, image_size: int) -> int:
-    """Return the number of square images with at most as many pixels as `count` 32×32 images.
+    """Scale a number of 32×32 images to square images with another height and width.
 
-    The result is at least 1 and at most `count`. It keeps the memory of a batch of large images
-    small.
+    The scaled number of images has at most as many pixels in total. This limits the memory of a
+    batch of large images. The result is at least 1 and at most `count`.
     """
     return max(1, min(count, count * 32**2 // image_size**2))
 

@@ -1,4 +1,4 @@
-"""Frozen layers of a pretrained network: their weights and BatchNorm statistics do not change."""
+"""Freeze layers of a pretrained network: their weights and BatchNorm statistics do not change."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -52,7 +52,7 @@ def last_layer(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> str
     if len(layers) != 1:
         raise UserError(
             f"the network has no single last layer: the shapes of {counted(len(layers), 'layer')} "
-            "depend on the number of classes. Name the layers in train.freeze."
+            "depend on the number of classes. Name the layers to freeze in train.freeze."
         )
     return layers.pop()
 
@@ -177,7 +177,7 @@ def describe(params: Any, part: Frozen) -> str:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Return whether a pattern matches a path such as `block1/bn1/mean`, or a layer around it."""
+    """Return whether a pattern matches a path such as `block1/bn1/mean`, or one of its parents."""
     parts = path.split("/")
     return any(fnmatchcase("/".join(parts[:end]), pattern) for end in range(1, len(parts) + 1))
 

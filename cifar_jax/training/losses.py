@@ -31,8 +31,8 @@ def weighted_cross_entropy(
 ) -> jax.Array:
     """Return the class-weighted cross-entropy of each image in nats, float32 `[N]`.
 
-    The mean of the result equals PyTorch's `CrossEntropyLoss(weight=, label_smoothing=)`: if labels
-    are classes, the sum over the images is divided by the sum of the weights of their classes.
+    The mean of the result equals PyTorch's `CrossEntropyLoss(weight=, label_smoothing=)`. If labels
+    are classes, PyTorch divides the sum over the images by the sum of their class weights.
 
     Args:
       logits: float32 `[N, K]`.

@@ -1,4 +1,4 @@
-"""Log lines at the start of a session that explain the settings of the run."""
+"""Compose log lines that explain the settings of a run at the start of a session."""
 
 from cifar_jax import models
 from cifar_jax.errors import counted
@@ -44,7 +44,7 @@ def _warmup_lines(setup: Setup) -> list[str]:
 
 
 def _few_steps_lines(setup: Setup) -> list[str]:
-    """Return a log line if an epoch has few steps, with a batch size that gives more."""
+    """Return a log line that suggests a smaller batch size if an epoch has few steps."""
     fewest = min(setup.plan.epochs, key=lambda epoch: epoch.steps)
     images, better = len(setup.train.labels), plan.suggested_batch_size(len(setup.train.labels))
     if fewest.steps >= 10 or better >= fewest.variant.batch_size:

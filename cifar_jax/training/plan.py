@@ -84,7 +84,7 @@ def suggested_batch_size(images: int) -> int:
 
 
 def validate_sizes(config: Config, model: nn.Module) -> None:
-    """Raise if the network cannot be trained on images of the sizes in the config.
+    """Raise UserError if the network cannot be trained on the image sizes of the config.
 
     The package's networks without global pooling are defined for 32×32 images only. A custom
     network may adapt its parameters to `data.image_size`.

@@ -122,7 +122,7 @@ def build_setup(
 
 
 def load_dataset(config: Config) -> Dataset:
-    """Load the data set that the config names, in the size that the config names."""
+    """Load the data set of a config, with images of the config's size."""
     settings = config.data
     return load(
         settings.dataset,
@@ -153,7 +153,7 @@ def custom_model(config: Config, custom: CustomParts) -> models.CustomModel | No
 
 
 def _check_network(config: Config, model: nn.Module) -> None:
-    """Raise if the parameter groups, frozen layers, whitening or image sizes do not fit."""
+    """Raise UserError if parameter groups, frozen layers, whitening or image sizes are invalid."""
     plan.validate_sizes(config, model)
     params = models.variable_shapes(model, config.data.image_size)["params"]
     optimizers.validate_groups(params, config.optimizer, config.param_groups)
@@ -170,7 +170,7 @@ def _check_network(config: Config, model: nn.Module) -> None:
 
 
 def _check_validation(config: Config, images: int) -> None:
-    """Raise if a setting needs validation images, and there are none."""
+    """Raise UserError if a setting needs validation images, but there are none."""
     settings = config.train
     needing = [f"train.early_stopping={settings.early_stopping}"] * bool(settings.early_stopping)
     needing += [f"train.best_by={settings.best_by}"] * (settings.best_by != "accuracy")

@@ -52,7 +52,7 @@ def finished_result(request: RunRequest) -> Result | None:
 
 
 def _check_folder_of_images(request: RunRequest) -> None:
-    """Raise if a folder or file of images differs from the images of a finished run.
+    """Raise UserError if a folder or file of images differs from the images of a finished run.
 
     Nothing is checked if the original images were deleted and no others are named.
     """
@@ -126,7 +126,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
 def load_initial(request: RunRequest) -> Pretrained | None:
     """Return the trained network that a new run starts from.
 
-    Return None if there are none, or if the run resumes from a checkpoint.
+    Return None if there is none, or if the run resumes from a checkpoint.
     """
     if request.load_weights is None:
         return None
@@ -154,7 +154,7 @@ def restore_or_init(
       folder: the run folder. The model card and the session are written to it.
       checkpoints: the checkpoints of the run.
       beginning: the state before the first step.
-      initial: trained network whose variables are in `beginning`, if any.
+      initial: trained network whose weights are in `beginning`. None: random weights.
 
     Raises:
       UserError: the run was started with other images, other pretrained weights or another network.

@@ -130,7 +130,7 @@ def stops_early(context: RunContext) -> bool:
     patience = context.setup.config.train.early_stopping
     if patience is None or not context.rows:
         return False
-    # The metrics may differ by rounding errors between processes.
+    # Metrics may differ slightly between processes, so all processes use the same maximum.
     (stops,) = distributed.all_max(epochs_since_best(context) >= patience)
     return bool(stops)
 

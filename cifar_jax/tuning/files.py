@@ -18,7 +18,7 @@ from cifar_jax.training.request import RunRequest
 
 
 class StudySpec(NamedTuple):
-    """What a study is: its experiment, the shared settings and the search space."""
+    """The definition of a study: its experiment, the shared settings and the search space."""
 
     folder: Path
     experiment: Experiment
@@ -31,7 +31,7 @@ class StudySpec(NamedTuple):
     space: Space
     seed: int
     make_request: Callable[[Config, Path], RunRequest]
-    """Returns the request for a run with the given settings in the given folder."""
+    """Function that returns the request for a run with the given settings in the given folder."""
 
 
 def best_file(spec: StudySpec) -> Path:
@@ -83,13 +83,13 @@ def empty_study(spec: StudySpec) -> Study:
 
 
 def check_folder(spec: StudySpec) -> None:
-    """Raise if the folder of a study holds another study or other files."""
+    """Raise UserError if the folder of a study holds another study or other files."""
     folder, advice = spec.folder, "Choose another --workdir."
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, not a folder. {advice}")
     if not (folder / FILE).exists():
         if folder.is_dir() and any(not entry.name.startswith(".") for entry in folder.iterdir()):
-            raise UserError(f"{folder} contains files but no study (no {FILE}). {advice}")
+            raise UserError(f"{folder} contains files but no {FILE}. {advice}")
         return
     studies = read_study(folder), empty_study(spec)
     there, here = (study.experiment for study in studies)
@@ -106,4 +106,4 @@ def check_folder(spec: StudySpec) -> None:
             f"{name} is {as_text(there)} in the folder and {as_text(here)} in this command"
             for name, (there, here) in changes.items()
         )
-        raise UserError(f"{folder} holds another study ({', '.join(texts)}). {advice}")
+        raise UserError(f"{folder} holds another study: {', '.join(texts)}. {advice}")

@@ -1,6 +1,6 @@
 """Convert between search spaces and the parameters of Optuna.
 
-A value from a list is a text in Optuna, because Optuna accepts no lists as values.
+Optuna receives each value of a list as text, because it does not accept all types of values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def distribution(options: Range | Sequence[Any]) -> BaseDistribution:
 
 
 def from_params(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of the settings. Numbers are rounded to four digits."""
+    """Return the values of the settings. Floats are rounded to four significant digits."""
     values: dict[str, Any] = {}
     for name, value in params.items():
         options = space[name]
@@ -47,7 +47,7 @@ def as_params(space: Space, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def experiment_values(space: Space, config: Config) -> dict[str, Any] | None:
-    """Return the values of the settings in a config, or None if the space excludes them."""
+    """Return a config's values of the searched settings, or None if the space excludes them."""
     flat = flatten(config)
     values = {name: flat.get(name) for name in space}
     return values if all(_allows(space[n], value) for n, value in values.items()) else None

@@ -55,7 +55,7 @@ _STATES = {
 _TRIALS_BEFORE_PRUNING = 5
 _TRIALS_FOR_IMPORTANCES = 8
 _TOP_SHARE = 0.25
-"""Share of the trials that counts as the best trials. With 20 trials, these are 5 trials."""
+"""Fraction of the trials that count as the best trials. Of 20 trials, these are 5."""
 
 
 class _Claim(NamedTuple):
@@ -63,11 +63,11 @@ class _Claim(NamedTuple):
 
     trial: optuna.Trial
     lock: filelock.FileLock
-    """Held while the trial is trained, so that no other process continues the trial."""
+    """Lock of the trial. It is held during training, so no other process continues the trial."""
 
 
 class Tuner:
-    """Trains the trials of a study. This is a context manager.
+    """Trains the trials of a study.
 
     Args:
       spec: the study.
@@ -88,7 +88,7 @@ class Tuner:
                 study_name="study",
                 storage=JournalStorage(_open_journal(spec.folder / "journal.jsonl")),
                 direction="maximize",
-                # Learning rate schedules make the first epochs hard to compare.
+                # Prune late: learning rate schedules make early epochs hard to compare.
                 pruner=optuna.pruners.MedianPruner(
                     _TRIALS_BEFORE_PRUNING, n_warmup_steps=max(2, spec.config.epochs // 4)
                 ),
@@ -121,7 +121,7 @@ class Tuner:
                 if held := self._hold(number):
                     trial = study.get_trials(deepcopy=False)[number]
                     if trial.params.keys() != self._distributions.keys():
-                        study.tell(number, state=TrialState.FAIL)  # Killed before it began.
+                        study.tell(number, state=TrialState.FAIL)  # The trial never began.
                     elif trial.state == TrialState.RUNNING:
                         return _Claim(optuna.trial.Trial(study, trial._trial_id), held)
                     held.release()
@@ -158,7 +158,7 @@ class Tuner:
         reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
         try:
             config = override(self.spec.config, search.changes(values))
-        except UserError as error:  # These values contradict each other.
+        except UserError as error:  # The searched values contradict each other.
             study.tell(trial, state=TrialState.PRUNED)
             self._say(f"{name} is left out: {str(error).removeprefix('--set ')}")
             return
@@ -243,7 +243,7 @@ def _open_journal(path: Path) -> JournalFileBackend:
 def _importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Return the importance of each setting by PED-ANOVA (Watanabe et al., arXiv:2304.10255).
 
-    A pruned trial counts with its last accuracy. The evaluator would leave out pruned trials.
+    A pruned trial counts with its last accuracy. Otherwise Optuna would leave it out.
     """
     ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) < _TRIALS_FOR_IMPORTANCES:
@@ -257,5 +257,5 @@ def _importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
             )
         )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_TOP_SHARE)
-    with warnings.catch_warnings(action="ignore"):  # Equal accuracies say nothing.
+    with warnings.catch_warnings(action="ignore"):  # Optuna warns if all accuracies are equal.
         return optuna.importance.get_param_importances(study, evaluator=evaluator)

@@ -1,4 +1,4 @@
-"""Draw a small folder of images of six shapes, as an example for fine-tuning.
+"""Write a small folder of drawn images in six classes, as an example for fine-tuning.
 
 python docs/examples/draw_shapes.py shapes
 """
@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 IMAGES = {"train": 50, "test": 100}
-"""Number of images of each class."""
+"""Number of images of each class, by split."""
 SIZE = 64
 
 
@@ -20,7 +20,7 @@ def draw(name: str, rng: random.Random) -> Image.Image:
     """Return an image of a shape with random colors, position, size and angle."""
     image = Image.new("RGB", (SIZE, SIZE), color(rng))
     pen = ImageDraw.Draw(image)
-    for _ in range(8):  # Clutter in the background.
+    for _ in range(8):  # Random lines in the background.
         x, y = rng.uniform(0, SIZE), rng.uniform(0, SIZE)
         pen.line((x, y, x + rng.gauss(0, 20), y + rng.gauss(0, 20)), color(rng), 2)
     radius, angle = rng.uniform(12, 24), rng.uniform(0, 2 * math.pi)
@@ -51,7 +51,7 @@ def color(rng: random.Random) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    """Write all images to the folder that the command line names."""
+    """Write all images to the folder in the first command-line argument."""
     folder, rng = Path(sys.argv[1]), random.Random(0)
     for split, count in IMAGES.items():
         for name in CLASSES:

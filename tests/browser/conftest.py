@@ -1,4 +1,4 @@
-"""Fixtures for tests in a browser. Without Chromium or Playwright, these tests are skipped."""
+"""Fixtures for tests in a browser. The tests are skipped without Chromium or Playwright."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,18 +10,18 @@ import pytest
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 Open = Callable[..., Any]
-"""Opens a page and returns it: `open_page(path_or_url, width=1200, scheme="light")`."""
+"""Function `open_page(path_or_url, width=1200, scheme="light")`, which returns a browser tab."""
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium, driven by Playwright."""
+    """Headless Chromium, controlled by Playwright."""
     sync_api = pytest.importorskip("playwright.sync_api")
     chromium = next(filter(None, map(shutil.which, _NAMES)), None)
     if chromium is None:
         pytest.skip("Chromium is not installed")
     with sync_api.sync_playwright() as playwright:
-        # Chromium's sandbox does not work in containers. The pages are local.
+        # Chromium's sandbox does not work in containers. It is not needed for local pages.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -29,7 +29,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Open]:
-    """A function that opens a page. The test fails if a page reports an error in the console."""
+    """Function that opens a page. The test fails if the page writes to the browser's console."""
     contexts, errors = [], []
 
     def open_page(page: Path | str, width: int = 1200, scheme: str = "light") -> Any:

@@ -1,4 +1,4 @@
-"""Test how report.html works in a browser, with the records in results/ and made-up runs."""
+"""Test report.html in a browser, with the records in results/."""
 
 import re
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Open = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A report about three experiments with three seeds each, one of which has no validation."""
+    """Report about three experiments with three seeds each. Only `basic` has validation images."""
     names = ("basic", "fast-basic", "speedrun-94")
     paths = sorted(path for name in names for path in RESULTS.glob(f"{name}-seed?.json"))
     page = tmp_path_factory.mktemp("report") / "report.html"
@@ -89,7 +89,7 @@ def test_pointing_at_a_curve_shows_its_values(open_page: Open, report: Path) -> 
 
 def test_pointing_at_a_cell_shows_the_number_of_images(open_page: Open, report: Path) -> None:
     page = open_page(report)
-    page.locator("a[href='#run-1']").click()  # Opens the section of the run.
+    page.locator("a[href='#run-1']").click()
     matrix = page.locator("#run-1 table.matrix")
     cell = matrix.locator("tbody tr").nth(3).locator("td").nth(5)
     cell.hover()

@@ -43,9 +43,9 @@ def write_batches(folder: Path, images: Arrays) -> Path:
 
 
 def write_cifar100(folder: Path, images: Arrays, coarse: np.ndarray) -> Path:
-    """Write images as a folder `cifar-100-python` and return its path.
+    """Write images as a folder `cifar-100-python` and return the path of this folder.
 
-    The coarse label of an image is `coarse[label]`.
+    The coarse label of an image is `coarse[label]`, for the fine label `label`.
     """
     path = folder / "cifar-100-python"
     path.mkdir(parents=True)
@@ -71,7 +71,7 @@ def pack(path: Path, name: str = "cifar-10-python.tar.gz") -> Path:
 
 
 def with_md5s(archive: Archive, path: Path) -> Archive:
-    """Return the facts about an archive with the MD5s of the files in `path`."""
+    """Return a copy of `archive` with the MD5s of the files in the folder `path`."""
     md5s = {name: hashlib.md5((path / name).read_bytes()).hexdigest() for name in archive.files}
     return archive._replace(files=md5s)
 

@@ -131,7 +131,7 @@ def test_status(prepared: Path, data_dir: Path, tmp_path: Path) -> None:
     (prepared / "dataset_info.json").unlink()
     assert "dataset_info.json is missing" in data.status()
     shutil.rmtree(prepared)
-    assert "not there; `cifar-jax data prepare` downloads it" in data.status()
+    assert "not prepared; `cifar-jax data prepare` downloads it" in data.status()
 
 
 def test_unknown_name() -> None:

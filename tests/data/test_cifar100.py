@@ -1,4 +1,4 @@
-"""Test CIFAR-100 in its published format, with made images."""
+"""Test the import of CIFAR-100, with synthetic images in the published format."""
 
 from pathlib import Path
 

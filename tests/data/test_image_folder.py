@@ -181,7 +181,7 @@ def test_equal_subfolders_and_incomplete_splits_are_reported(tmp_path: Path) -> 
     for name in ("train/cat", "train/dog", "test/cat"):
         fill(path / name, 3, seed=len(name))
     shutil.copy(path / "train/cat/000.png", path / "test/cat/copy.png")
-    for _ in range(2):  # The second call reads the cache.
+    for _ in range(2):  # The second load reads the cache.
         assert load(path).notes[-2:] == (
             "classes without test images: dog",
             "1 of 4 test images are copies of training or validation images",
@@ -271,7 +271,7 @@ def test_bad_images_are_skipped_on_request(pets: Path) -> None:
         load(pets)
     file = str(e.value).partition("listed in ")[2].partition(")")[0]
     assert len(Path(file).read_text().splitlines()) == 12
-    for _ in range(2):  # The second call reads the cache.
+    for _ in range(2):  # The second load reads the cache.
         dataset = data.load(f"folder:{pets}", skip_bad_images=True)
         assert (dataset.fingerprint, len(dataset.skipped)) == (first.fingerprint, 12)
         assert "skipped 12 images that cannot be read" in dataset.notes
@@ -440,7 +440,7 @@ def test_images_have_the_target_size_and_the_split_is_the_same_for_every_size(
 
     default = load(tmp_path / "pets")
     expected = [names(split, 32, True) for split in (default.train, default.test)]
-    # The second round reads the cache.
+    # Each size is loaded twice. The second load reads the cache.
     for size, center_crop in [(64, True), (48, False), (32, False), (32, True)] * 2:
         target = data.Target(size, center_crop)
         dataset = data.load(f"folder:{tmp_path / 'pets'}", target=target)

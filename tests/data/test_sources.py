@@ -1,4 +1,4 @@
-"""Test data sets from files of arrays and from folders of tfds, and the registry of names."""
+"""Test data sets from NumPy files and from folders of tfds, and the names of data sets."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -23,7 +23,7 @@ LABELS = np.arange(12) % 3
 
 
 def expected(image: np.ndarray) -> np.ndarray:
-    """Return a gray image as an image file with these pixels would be read."""
+    """Return a gray image, resized to 32×32 pixels and converted to RGB."""
     resized = ImageOps.fit(Image.fromarray(image), (32, 32), Image.Resampling.BICUBIC)
     return np.asarray(resized.convert("RGB"))
 
@@ -63,7 +63,7 @@ def test_float_images_and_npy_pairs(tmp_path: Path) -> None:
         (COLOR / 255 * 2, LABELS, "float values outside 0 to 1, such as"),
         (np.where(COLOR.max() == COLOR, np.nan, 0.5), LABELS, "such as nan"),
         (COLOR.transpose(0, 3, 1, 2), LABELS, "move the channels to the last axis"),
-        (COLOR.astype(np.int64), LABELS, "are int64: uint8, or float"),
+        (COLOR.astype(np.int64), LABELS, "have the type int64: they must be uint8, or float"),
         (COLOR[:0], LABELS[:0], "contains no images"),
         (COLOR, LABELS[:5], "has 12 images, but .* has 5 labels"),
         (COLOR, LABELS - 1, "contain -1: labels are numbered from 0"),
@@ -107,7 +107,7 @@ def test_a_moved_file_is_the_same_setting(make_config: Callable[..., Any]) -> No
 
 
 def prepare_tfds(data_dir: Path, splits: dict[str, slice], **label: Any) -> None:
-    """Prepare gray images as the data set `shapes` with a builder of tfds, without TensorFlow."""
+    """Write the images `GRAY` as a tfds data set named `shapes`, without TensorFlow."""
 
     def examples(part: slice) -> Iterator[tuple[int, dict[str, Any]]]:
         for i, (image, number) in enumerate(zip(GRAY[part], LABELS[part], strict=True)):

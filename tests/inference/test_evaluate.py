@@ -97,7 +97,7 @@ def test_the_command_prints_both_accuracies_of_a_run_and_of_its_exports(
             assert result[name] == pytest.approx(getattr(expected.scores, name), rel=1e-5)
     _, line, _ = call("evaluate", run)
     assert "basic seed 0, epoch 2: test accuracy" in line
-    assert f"with one view of each image {expected.scores.accuracy_plain:.2f} %" in line
+    assert f"without test-time augmentation {expected.scores.accuracy_plain:.2f} %" in line
 
 
 @pytest.mark.parametrize(

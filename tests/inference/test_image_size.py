@@ -1,4 +1,4 @@
-"""Test a run on images that have another size than 32×32, from training to export."""
+"""Test training, evaluation and export with images of another size than 32×32 pixels."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ SIZE = 40
 
 
 class Pooled(nn.Module):
-    """A convolution and global average pooling."""
+    """Network with a convolution, global average pooling and a dense layer."""
 
     num_classes: int = 10
     dtype: Any = None
@@ -37,7 +37,7 @@ class Pooled(nn.Module):
 
 @pytest.fixture
 def pets(tmp_path: Path) -> Path:
-    """Folder of wide images in two classes. The classes differ only near the left edge."""
+    """Folder of wide images in two classes, which differ only near the left edge."""
     random = np.random.default_rng(0)
     for name, level in (("cat", 0), ("dog", 255)):
         folder = tmp_path / "pets" / name
@@ -107,7 +107,7 @@ def test_batches_of_large_images_have_as_many_pixels() -> None:
 
 
 class Flat(nn.Module):
-    """A dense layer on all pixels."""
+    """Network with one dense layer, whose inputs are all pixels."""
 
     num_classes: int = 10
 

@@ -29,9 +29,9 @@ def network(make_run: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 
 @pytest.fixture(scope="module")
 def send(network) -> Iterator[Callable[..., tuple[int, Any]]]:
-    """Return a function that sends a request to a running server.
+    """Function that sends a request to a running server.
 
-    The function returns the status and the text of the reply, or its JSON object.
+    The function returns the HTTP status, and the content of the reply as text or as a JSON object.
     """
     server = uvicorn.Server(uvicorn.Config(application(network, "my run"), log_level="error"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -79,7 +79,7 @@ def test_a_picture_is_classified_as_by_predict(network, send) -> None:
 
 
 def test_attention_map_equals_a_direct_computation(network) -> None:
-    """The first layer is computed from its definition: softmax of query times key."""
+    """The expected map of the first layer is the mean of softmax(query @ key.T)."""
     assert isinstance(network, TrainedNetwork)
     image = np.random.default_rng(1).integers(0, 255, (32, 32, 3), np.uint8)
     maps = attention_maps(network, image)

@@ -180,7 +180,7 @@ def test_a_network_without_the_pooling_of_its_pretrained_weights_is_refused(tmp_
     run = tmp_path / "run"
     import_torch(tmp_path / "weights.safetensors", "resnet10", run, stem_pool=True)
     assert pretrained(run, Model(name="resnet10", arguments={"stem_pool": True}))
-    assert pretrained("net-bn-gap", Model(name="net-bn-gap", pooling="max"))  # The default.
+    assert pretrained("net-bn-gap", Model(name="net-bn-gap", pooling="max"))  # The default pooling.
     with pytest.raises(UserError, match=r"trained with stem_pool True, but .* stem_pool False"):
         pretrained(run, Model(name="resnet10"))
 

@@ -43,7 +43,7 @@ def test_interval_contains_the_true_difference_in_most_samples() -> None:
 
 
 def test_spread_is_divided_into_test_set_and_training() -> None:
-    """Networks with known accuracies classify each image at random, independently."""
+    """Simulated networks with known accuracies classify each image at random."""
     rng = np.random.default_rng(0)
     seeds, images, training = 4000, 400, 0.03
     accuracy = 0.7 + training * rng.choice((-1, 1), size=(seeds, 1))
@@ -72,7 +72,7 @@ def test_seeds_are_paired(make_run: MakeRun, tmp_path: Path, capsys) -> None:
 
 
 def test_test_set_error_is_the_standard_error_of_the_paired_difference() -> None:
-    """B alone is right for 150 of 10,000 images. Both are right or wrong for all others."""
+    """Only B is right for 150 of 10,000 images. A and B agree on all other images."""
     a = np.arange(10_000)[None] < 6000
     b = np.arange(10_000)[None] < 6150
     expected = 100 * (0.015 * 0.985 / 10_000) ** 0.5
@@ -98,7 +98,7 @@ def test_pairs_that_cannot_be_compared_are_refused(
     make_run("resnet10", 0, data_content="other")
     make_run("basic", 3, overrides={"epochs": 7}, folder="basic-7/seed3")
     for a, b, message in (
-        ("basic", "net", "only one seed in common"),
+        ("basic", "net", "have only seed 0 in common"),
         ("basic", "net-bn-gap", "no seed is finished in both groups"),
         ("basic", "resnet10", "different data sets"),
         ("basic", "resnet18-sgd", "no run of resnet18-sgd"),

@@ -22,7 +22,7 @@ def test_each_run_has_its_state(make_run: MakeRun, tmp_path: Path, capsys) -> No
         every = list_runs(tmp_path / "runs")
     assert entries["seed1"].state == State.RUNNING
     assert (entries["seed1"].epoch, entries["seed1"].epochs) == (3, 9)
-    assert entries["seed1"].minutes_left == pytest.approx(1.0)  # Six epochs of ten seconds.
+    assert entries["seed1"].minutes_left == pytest.approx(1.0)  # 6 epochs left, 10 s each.
     assert entries["seed2"].state == State.STOPPED
     states = {entry.path.removeprefix(f"{tmp_path}/runs/"): entry.state for entry in every}
     assert states == {

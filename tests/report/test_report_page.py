@@ -1,4 +1,4 @@
-"""Test the content of report.html. tests/browser/ tests how the page works in a browser."""
+"""Test the content of report.html. The tests in tests/browser/ open the page in a browser."""
 
 import base64
 import io
@@ -38,7 +38,7 @@ def page(tmp_path: Path) -> Page:
 
 
 class _Reader(HTMLParser):
-    """Collects the sections by heading, the pictures, and everything that a browser would load."""
+    """HTML parser that collects sections, pictures, tags, and the URLs that a browser loads."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Reader(HTMLParser):
 
 
 def outputs(run: Path, file: str, split: str, names: list[str], **more: Any) -> None:
-    """Write logits of 20 images per class, of which one in five has the wrong answer."""
+    """Write logits of 20 images per class. One in five images has a wrong answer."""
     labels = np.arange(20 * len(names)) % len(names)
     answers = np.where(np.arange(len(labels)) % 5 == 4, (labels + 1) % len(names), labels)
     logits = 3 * np.eye(len(names), dtype=np.float32)[answers]
@@ -103,7 +103,7 @@ def test_the_page_loads_nothing_and_compares_runs(make_run: MakeRun, page: Page)
     assert "net-attention" in read.sections["The paper"]
     assert "fast-basic" not in read.sections["The paper"]
     differences = read.sections["Differences"]
-    assert differences.count("+15.00") == 3  # The interval of equal differences is a point.
+    assert differences.count("+15.00") == 3  # The mean difference and both ends of its interval.
     assert "3 paired seeds cannot reach" in differences
     assert "Bands: lowest to highest seed." in text
     assert "3 runs, counted together; 10,000 images" in " ".join(text.split())
@@ -131,7 +131,7 @@ def test_runs_without_outputs_or_epochs_have_a_page(make_run: MakeRun, page: Pag
     text = page()
     assert "No epoch is complete yet." in text
     assert "There are no stored answers" in text
-    # The single epoch is a dot in the middle.
+    # A curve with a single epoch is a dot in the middle.
     assert re.search(r'class="dots c0" d="M1,-[\d.]+h0"', text)
     assert re.search(r'class="x" style="left:50.0%">1<', text)
 
@@ -144,7 +144,7 @@ def test_many_classes_are_a_picture_with_a_table(make_run: MakeRun, page: Page) 
     (picture,) = _Reader(text).pictures
     pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture.partition(",")[2]))))
     assert pixels.shape == (200, 200, 4)
-    assert (pixels[..., 3] > 0).sum() == 200  # All images of a class have the same answer.
+    assert (pixels[..., 3] > 0).sum() == 200  # One answer for each of 200 classes.
     assert "bird &amp; 4</td><td>bird &amp; 5" in text
     assert len(text) < 300_000
 
@@ -172,7 +172,7 @@ def test_pictures_are_never_downloaded(
 ) -> None:
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing"))
     make_run("basic")
-    assert "run `cifar-jax data prepare`, then this report again" in page()
+    assert "run `cifar-jax data prepare cifar10`, then this report again" in page()
     assert not (tmp_path / "nothing").exists()
 
 

@@ -32,7 +32,7 @@ def test_a_record_holds_the_result_metrics_and_outputs(make_run: MakeRun, tmp_pa
         np.testing.assert_array_equal(recorded[name], original[name])
     assert run.card is not None
     assert run.card == trained.card
-    assert read_runs([path.parent]) == [run]  # The model card is not a record.
+    assert read_runs([path.parent]) == [run]  # The model card is not read as a record.
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_the_report_is_written_to_the_folder_of_all_runs(
         assert page.exists()
     _, text = report.report([path], folder=tmp_path / "out", console=silent)
     assert text == tmp_path / "out" / "report.md"
-    assert "![" not in text.read_text()  # No epoch is finished, so there is no figure.
+    assert "![" not in text.read_text()  # Without a finished epoch, there is no figure.
     assert report.report(console=silent) == [Path("runs/report.html"), Path("runs/report.md")]
 
 
@@ -130,6 +130,16 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     dim, yellow, green = "\x1b[2mnet\x1b[0m", "\x1b[33m−0.31\x1b[0m", "\x1b[32m+3.22\x1b[0m"
     assert all(text in colored.getvalue() for text in (dim, yellow, green))
     assert "\x1b[2mbasic" not in colored.getvalue()
+
+
+@pytest.mark.parametrize("width", [20, 40, 60])
+def test_a_narrow_terminal_cuts_no_number(make_run: MakeRun, tmp_path: Path, width: int) -> None:
+    make_run("resnet18-adam", test=91.0)
+    groups = report.collect(report.read_runs([tmp_path]))
+    (line,) = (line for line in printed(groups, width).splitlines() if "11,173,962 89.66" in line)
+    assert line.split()[0] == "resnet18-adam"
+    assert "91.00" in line
+    assert "…" not in printed(groups, width)
 
 
 @pytest.mark.parametrize("width", [80, 100, None])

@@ -22,6 +22,7 @@ from cifar_jax.runs.folder import (
     finished_result,
     open_run_folder,
 )
+from cifar_jax.runs.lock import is_locked
 from cifar_jax.runs.schemas import Device, MetricsRow, ModelCard, NetworkCard, Result, RunIdentity
 
 CONFIG = Config(model=Model(name="basic"), epochs=2, batch_size=8, optimizer=Optimizer(lr=0.1))
@@ -51,7 +52,7 @@ def row(epoch: int, **fields: Any) -> MetricsRow:
 
 @functools.cache
 def result() -> Result:
-    """One result for all tests, because a session records the time at which it started."""
+    """Return the same result in all tests, because a new session has another start time."""
     session = environment.session(DEVICE, None)
     values = dict.fromkeys(Result.model_fields) | dict.fromkeys(
         ("parameters", "epochs", "steps", "outputs_differ"), 1
@@ -314,6 +315,19 @@ def test_a_lock_left_on_another_host_is_named(tmp_path: Path, monkeypatch) -> No
         open_run_folder(tmp_path, identity(), fresh=False),
     ):
         pass
+
+
+def test_a_lock_is_found_without_a_warning_on_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch, recwarn
+) -> None:
+    (tmp_path / ".lock").touch()
+
+    def no_locks(*arguments: Any) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert is_locked(tmp_path)  # There, a file that exists is the lock.
+    assert not recwarn.list
 
 
 def test_a_missing_folder_and_a_new_run_have_no_results(tmp_path: Path) -> None:

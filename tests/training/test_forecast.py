@@ -1,4 +1,4 @@
-"""Test the estimated duration of a run, the remedies for few steps, and the profiler trace."""
+"""Test the estimated duration of a run, the advice for few steps, and the profiler trace."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +22,15 @@ SMALL = TINY | {"model__name": "dense", "train__steps_per_call": 1}
 
 
 def test_remaining_time_counts_pixels_and_validation(make_config: Make) -> None:
-    """The plan has 2 epochs of 2 steps with 16 × 16 × 16 pixels, then 2 of 4 steps with 8 × 32²."""
+    """Epochs 1 and 2 have 2 steps each, on 16 images of 16×16 pixels.
+
+    Epochs 3 and 4 have 4 steps each, on 8 images of 32×32 pixels.
+    """
     phases = '[{"until": 0.5, "image_size": 16, "batch_size": 16}]'
     setup = build_setup(make_config(**SMALL, phases=phases), dataset=DATASET)
     steps = setup.plan
     first = remaining_seconds(steps, steps.epochs[0], 1, 1.0, 0)
-    assert first == pytest.approx(1 + 2 + 2 * 4 * 2)  # A later step has twice the pixels.
+    assert first == pytest.approx(1 + 2 + 2 * 4 * 2)  # Later steps have twice as many pixels.
     last = remaining_seconds(steps, steps.epochs[3], 11, 2.0, 24)
     assert last == pytest.approx(2 + 2 * 24 / 8 / 3)
 

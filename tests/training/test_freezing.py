@@ -1,4 +1,4 @@
-"""Test fine-tuning: frozen layers, BatchNorm in inference mode, and the new last layer."""
+"""Test fine-tuning: frozen layers, frozen BatchNorm statistics, and the new last layer."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +27,7 @@ FINE_TUNING = TINY | {"model__name": "pooled", "train__init_from": "x", "train__
 
 
 class WithLinen(nn.Module):
-    """A network with Linen's BatchNorm, whose option is set when the layer is created."""
+    """Network with Linen's BatchNorm. The layer receives `use_running_average` at creation."""
 
     num_classes: int = 10
 
@@ -39,7 +39,7 @@ class WithLinen(nn.Module):
 
 
 class Counting(nn.Module):
-    """A network whose statistics are not those of a BatchNorm."""
+    """Network with a layer that has statistics but is no BatchNorm."""
 
     num_classes: int = 10
 
@@ -57,7 +57,7 @@ class Counter(nn.Module):
 
 
 def pretrained(model: Any, classes: tuple[str, ...] = tuple(DATASET.classes)) -> Pretrained:
-    """Return random variables, with running statistics that differ from those of any batch."""
+    """Return random weights, with running statistics that differ from the initial values."""
     variables = models.init_variables(model, jax.random.key(7))
     statistics = jax.tree.map(lambda x: x + 0.3, variables["batch_stats"])
     return Pretrained(variables | {"batch_stats": statistics}, classes)
@@ -66,7 +66,7 @@ def pretrained(model: Any, classes: tuple[str, ...] = tuple(DATASET.classes)) ->
 def test_frozen_backbone_computes_fixed_features_and_only_the_last_layer_learns(
     make_config: Make,
 ) -> None:
-    """The update of the last layer equals that of a linear model on the features."""
+    """The expected update of the last layer is that of a linear model on the frozen features."""
     config = make_config(**FINE_TUNING, optimizer__momentum=0, optimizer__weight_decay=0.1)
     setup = build_setup(config, dataset=DATASET)
     source = pretrained(setup.spec.model)

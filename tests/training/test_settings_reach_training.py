@@ -258,7 +258,7 @@ TESTED_ELSEWHERE = {
     *("averaging", "phases", "init.dirac", "init.whitening"),
     *("tta.flip", "tta.shift", "tta.least_confident"),
 }
-"""Settings that test_training_parts.py, test_freezing.py and other files test."""
+"""Settings that other files test, such as test_training_parts.py and test_freezing.py."""
 
 
 def test_every_setting_is_tested(make_config: Make) -> None:

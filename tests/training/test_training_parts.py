@@ -1,4 +1,7 @@
-"""Test schedules, clipping, class weights and the best epoch against PyTorch and by hand."""
+"""Test schedules, clipping, class weights, the best epoch and early stopping.
+
+Expected values come from PyTorch or are written in the test.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +35,7 @@ def torch() -> Any:
 
 
 def torch_rates(torch: Any, scheduler: Callable[[Any], Any], count: int) -> list[float]:
-    """Return the learning rates of the first updates with a PyTorch scheduler."""
+    """Return the learning rates of the first `count` updates with a PyTorch scheduler."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     rates, schedule = [], scheduler(optimizer)
     for _ in range(count):
@@ -75,7 +78,7 @@ def test_milestones_equal_pytorch(torch: Any) -> None:
 
 @pytest.mark.parametrize("clip_norm", [0.5, 1e6])
 def test_clipped_update_equals_pytorch(torch: Any, clip_norm: float) -> None:
-    """The norm is that of all parameters together, without the weight decay."""
+    """The norm is computed over the gradients of all parameters, without the weight decay."""
     rng = np.random.default_rng(0)
     shapes = {"a": (3, 4), "b": (5,)}
     params, grads = (
@@ -113,12 +116,12 @@ def test_class_weights_equal_pytorch(torch: Any, kind: str, smoothing: float) ->
 
 
 def test_balanced_weights_and_balanced_accuracy() -> None:
-    """Both definitions are those of scikit-learn."""
+    """The expected values follow the definitions of scikit-learn."""
     np.testing.assert_allclose(
         losses.balanced_weights(np.array([6, 3, 1])), [10 / 18, 10 / 9, 10 / 3]
     )
     logits = np.eye(4)[[0, 0, 1, 1, 2]]
-    labels = np.array([0, 0, 0, 1, 1])  # No image of class 2 or 3.
+    labels = np.array([0, 0, 0, 1, 1])  # No image has the class 2 or 3.
     assert balanced_accuracy(logits, labels) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)
 
 
@@ -161,7 +164,7 @@ def test_epochs_without_improvement_of_each_metric() -> None:
 
 @pytest.mark.parametrize("best_by", ["accuracy", "loss", "balanced-accuracy"])
 def test_best_checkpoint_is_the_best_epoch(make_config: Make, tmp_path: Path, best_by: str) -> None:
-    rate = {"optimizer__lr": 5, "epochs": 6}  # Validation metrics rise and fall.
+    rate = {"optimizer__lr": 5, "epochs": 6}  # The validation metrics rise and fall.
     config = make_config(**TINY | rate | {"model__name": "dense"}, train__best_by=best_by)
     train(config, tmp_path)
     column = f"validation_{best_by.replace('-', '_')}"
@@ -214,8 +217,8 @@ def test_settings_that_need_validation_images(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule__name": "milestones"}, "need each other"),
-        ({"schedule__milestones": "[1]"}, "need each other"),
+        ({"schedule__name": "milestones"}, "work only together"),
+        ({"schedule__milestones": "[1]"}, "work only together"),
         ({"schedule__name": "milestones", "schedule__milestones": "[3,2]"}, "ascending order"),
         ({"schedule__name": "milestones", "schedule__milestones": "[1,2]"}, "has only 2 epochs"),
         ({"loss__class_weights": "[1,0]"}, "each class needs a weight above 0"),

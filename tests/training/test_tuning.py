@@ -1,4 +1,4 @@
-"""Test studies: what a trial may see, how a study continues, and what it writes."""
+"""Test studies of settings: evaluated images, interruption, pruning, and written files."""
 
 import json
 import math
@@ -38,12 +38,12 @@ SPACE = {"optimizer.lr": Range(0.001, 1.0, log=True), "batch_size": [4, 8]}
 
 
 def accuracy(config: Config, epoch: int) -> float:
-    """Return the validation accuracy of a simulated training. Small learning rates are best."""
+    """Return a simulated validation accuracy, which is higher for smaller learning rates."""
     return epoch * (5 - math.log10(config.optimizer.lr)) + config.batch_size / 100
 
 
 def simulated(request: RunRequest, callbacks: Sequence[Callback], progress: object) -> None:
-    """Do what `train` does for a study, without a network. The last epoch is trained again."""
+    """Simulate `train` without a network. A resumed run repeats its last epoch."""
     assert not request.evaluate_test
     config, folder = request.config, RunFolder(request.workdir)
     if config.optimizer.lr > 1e20:
@@ -73,7 +73,7 @@ def make_spec(make_config: Make, tmp_path: Path) -> Callable[..., StudySpec]:
     base = make_config(**TINY | {"model__name": "dense", "epochs": 3})
 
     def make(name: str = "study", space: Any = SPACE, **fields: Any) -> StudySpec:
-        experiment = Experiment("lab", base, "", Path("lab.py"), None)
+        experiment = Experiment("lab", base, "", None, Path("lab.py"), None)
         spec = StudySpec(
             folder=tmp_path / name,
             experiment=experiment,
@@ -115,7 +115,7 @@ def test_a_study_evaluates_only_validation_images(make_spec, monkeypatch) -> Non
     rows = [json.loads(t) for t in (spec.folder / "trial0/metrics.jsonl").read_text().splitlines()]
     assert [row["validation_accuracy"] for row in rows] == list(trial.accuracies.values())
     assert trial.validation_accuracy == rows[-1]["validation_accuracy"]
-    # The trials of a study are no rows of a report about all runs.
+    # A report about all runs leaves out the trials of a study.
     assert list(run_folders(spec.folder.parent)) == []
     assert len(list(run_folders(spec.folder))) == 1
 
@@ -139,7 +139,7 @@ def test_a_killed_study_continues_with_the_same_trials(make_spec, monkeypatch) -
             run(spec, 4)
     assert read_study(spec.folder).trials[1].state == TrialState.RUNNING
     with (spec.folder / "journal.jsonl").open("a") as journal:
-        journal.write('{"op_code":')  # The process was killed while it wrote.
+        journal.write('{"op_code":')  # A killed process left an incomplete line.
     assert run(spec, 4) == undisturbed
     assert run(spec, 4) == undisturbed
 
@@ -169,7 +169,7 @@ def test_a_trial_that_diverges_does_not_end_the_study(make_spec) -> None:
 def test_values_that_contradict_each_other_are_left_out(make_spec) -> None:
     space = {"data.mixup": [0.0, 1.0], "data.cutmix": [0.0, 1.0]}
     study = run(make_spec(space=space), 8)
-    assert study.trials[0].values == {"data.mixup": 0, "data.cutmix": 0}  # The experiment's own.
+    assert study.trials[0].values == {"data.mixup": 0, "data.cutmix": 0}  # Experiment's values.
     for trial in study.trials:
         assert (trial.state == TrialState.PRUNED) == all(trial.values.values())
     assert any(trial.state == TrialState.PRUNED for trial in study.trials)
@@ -236,10 +236,10 @@ def test_the_best_settings_are_an_experiment(make_spec, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seed": 1}, "holds another study (seed is 0 in the folder and 1 in this command)"),
+        ({"seed": 1}, "holds another study: seed is 0 in the folder and 1 in this command"),
         ({"space": {"batch_size": [4, 8]}}, "SEARCH of optimizer.lr is {"),
         (
-            {"experiment": Experiment("other", None, "", Path(), None)},
+            {"experiment": Experiment("other", None, "", None, Path(), None)},
             "a study of lab, not of other",
         ),  # pyright: ignore
     ],
