@@ -25,7 +25,7 @@ extras = $(subst $(empty) ,$(comma),$(strip $(EXTRA) $(1)))
 USER_SETUP := $(VENV)/.installed$(addprefix -,$(extras))
 TEST_SETUP := $(VENV)/.installed-$(call extras,test)
 BROWSER_SETUP := $(VENV)/.installed-$(call extras,browser test)
-LINT_SETUP := $(VENV)/.installed-$(call extras,lint)
+LINT_SETUP := $(VENV)/.installed-$(call extras,lint serve tune)
 DOCS_SETUP := $(VENV)/.installed-$(call extras,docs)
 
 .DEFAULT_GOAL := help
@@ -38,7 +38,7 @@ help: ## List the targets
 
 $(TEST_SETUP): TOOLS := test
 $(BROWSER_SETUP): TOOLS := browser test
-$(LINT_SETUP): TOOLS := lint
+$(LINT_SETUP): TOOLS := lint serve tune
 $(DOCS_SETUP): TOOLS := docs
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -65,7 +65,7 @@ def test_make_installs_each_extra_once(tmp_path: Path) -> None:
 def test_make_installs_developer_tools_only_for_developers(tmp_path: Path) -> None:
     assert "-e '.'" in commands(f"VENV={tmp_path}", "EXTRA=", "demo")
     assert "-e '.[test]'" in commands(f"VENV={tmp_path}", "EXTRA=", "test")
-    assert "-e '.[lint]'" in commands(f"VENV={tmp_path}", "EXTRA=", "lint")
+    assert "-e '.[lint,serve,tune]'" in commands(f"VENV={tmp_path}", "EXTRA=", "lint")
 
 
 @pytest.mark.parametrize("page", [Path("README.md"), *Path(ROOT, "docs").glob("*.md")], ids=str)

@@ -95,10 +95,12 @@ def _class_scores(
     return tuple(
         ClassScores(
             name=name,
-            images=int(n),
+            images=n,
             accuracy=percent(right, n),
             precision=percent(right, a),
             f1=percent(2 * right, n + a) if n else None,
         )
-        for name, n, a, right in zip(classes, images, answered, correct, strict=True)
+        for name, n, a, right in zip(
+            classes, images.tolist(), answered.tolist(), correct.tolist(), strict=True
+        )
     )
