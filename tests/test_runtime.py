@@ -26,9 +26,10 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_steps_reuse_the_memory_of_earlier_steps() -> None:
-    """A step needs 128 MiB for temporary arrays. New memory would cause 32,768 page faults.
+    """The number of page faults shows whether a step gets new memory.
 
-    On a busy machine, some steps overlap. Overlapping steps cannot share memory.
+    A step needs 128 MiB for temporary arrays, so new memory causes 32,768 page faults. Some page
+    faults are allowed, because steps that overlap on a busy machine cannot share memory.
     """
     code = """
         import resource

@@ -223,10 +223,12 @@ def _find_classes(
 def _same_subfolders(root: Path, classes: tuple[str, ...]) -> list[str]:
     """Return a line for the log if all class folders have the same subfolders and no images.
 
-    Such class folders may in fact be splits, or folds of a cross-validation.
+    Such class folders may in fact be splits, or folds of a cross-validation. Otherwise the list is
+    empty.
 
     Raises:
-      UserError: the name of a class folder contains a word for a split.
+      UserError: the folders have the same subfolders, and a folder's name contains the name of a
+        split, such as `train` or `test`.
     """
     found = folders(root)
     inside = [folders(found[name]) for name in classes]

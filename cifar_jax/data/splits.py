@@ -102,7 +102,7 @@ def find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
             raise UserError(f"{path} has two folders of {split} images, {names}: rename one")
     splits = {split: found[0] for split, found in named.items()}
     if "train" not in splits:
-        # A folder `valid` without subfolders may be a class.
+        # A folder `valid` without subfolders may be a class, next to a class `invalid`.
         if "test" in splits or ("validation" in splits and folders(splits["validation"])):
             name = splits.get("test", splits.get("validation", path)).name
             raise UserError(

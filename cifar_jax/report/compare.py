@@ -66,8 +66,8 @@ class Comparison(NamedTuple):
     p_value: float | None
     """Two-sided p-value of the sign-flip test. None for fewer than two seeds."""
     test_error: float | None
-    """Standard error of `difference` from the choice of the test images, in percentage points.
-    None if the outputs are not stored, or for the validation accuracy."""
+    """Standard error of `difference`, in percentage points. Its cause is that the test set is a
+    random sample of images. None for the validation accuracy, and if no outputs are stored."""
     spread_a: Spread | None
     """Spread of the first group. None for fewer than two seeds, or without stored outputs."""
     spread_b: Spread | None

@@ -24,7 +24,8 @@ class _Readme(NamedTuple):
     updated: str
     """Text of the README with tables from the current records."""
     figures: dict[Path, Callable[[str], bytes]]
-    """Functions that return the content of a figure from its description, by path."""
+    """Maps the path of each figure to a function. The function takes `description` and returns the
+    content of the SVG file."""
     description: str
     """Text with a digest of the results. A figure without this text is outdated."""
     left_out: list[str]
