@@ -24,7 +24,8 @@ def local_path(path: str | Path, source: str = "") -> Path:
       UserError: the path is a URL.
     """
     text = str(path)
-    # `Path` removes the second slash of a URL. A drive such as `C:` has only one letter.
+    # One slash is enough, because `Path` removes the second one. The scheme has at least two
+    # letters, because a drive such as `C:` has one.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
         advice = "Copy the files to this machine or mount the bucket, and give the local path."

@@ -108,7 +108,7 @@ def _location(module: Any) -> str:
         attributes = object.__getattribute__(module, "__dict__")
     except AttributeError:
         return ""
-    with suppress(KeyError):  # The parent of a namespace package may be unloaded.
+    with suppress(KeyError):  # Raised if the parent package is unloaded.
         return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
     return ""
 

@@ -20,7 +20,7 @@ def test_parameters_are_as_many_as_published() -> None:
     trained = sum(p.numel() for p in network.parameters() if p.requires_grad)
     assert trained == kernels + biases + head
     assert trained + whitening == 1_971_640
-    # PyTorch counts BatchNorm's scales as parameters. Here they are frozen at 1.
+    # PyTorch also counts BatchNorm's scales, which airbench freezes at 1.
     assert sum(p.numel() for p in network.parameters()) == trained + whitening + scales
 
 

@@ -41,7 +41,7 @@ class Profile(Callback):
         self._step = 0
         self._written = False
         try:
-            # Test an existing folder. The run may be refused, so `folder` is not created yet.
+            # Write to a parent folder. `folder` is not created yet, because the run may be refused.
             above = folder.absolute()
             existing = next(path for path in (above, *above.parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):

@@ -109,10 +109,11 @@ def find(path: Path) -> Listing:
 
 
 def find_labeled(path: Path) -> Listing:
-    """List the images of a folder for evaluation, in the field `train` of the listing.
+    """List the images of a folder for evaluation.
 
-    If the folder has a subfolder for test images, only these images are listed. Otherwise the
-    subfolders are the classes.
+    If the folder has a subfolder for test images, only the images in this subfolder are listed.
+    Otherwise the subfolders are the classes. The field `train` of the listing has the images,
+    although they are not used for training.
 
     Raises:
       UserError: the folder is missing, the layout is wrong, or there are no images.

@@ -36,7 +36,7 @@ def read_tfrecord(path: Path) -> Iterator[bytes]:
         while header := file.read(12):
             length = struct.unpack("<Q", _verified(header, 8))[0]
             remaining -= 12 + length + 4
-            if remaining < 0:  # Check before `read` allocates memory for a wrong length.
+            if remaining < 0:  # With a wrong length, `read` could need too much memory.
                 raise ValueError("it ends within a record")
             yield _verified(file.read(length + 4), length)
 

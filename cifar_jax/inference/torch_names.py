@@ -125,7 +125,7 @@ def last_layers(model: str) -> tuple[str, ...]:
 def _check_tensor(
     name: str, array: np.ndarray, shape: tuple[int, ...], model: str, file: Path
 ) -> None:
-    """Raise if a tensor has another shape or type than the network, or values without training."""
+    """Raise if the shape, type or values of a tensor cannot be those of a trained network."""
     if array.shape != shape:
         advice = "Check --model and --image-size."
         if model in RESNETS:

@@ -41,7 +41,7 @@ class Imported(NamedTuple):
     key: str
     """Keys of the file that lead to the state dict. Empty: no keys."""
     ignored: tuple[str, ...]
-    """What the file holds next to the network: other state dicts and other tensors."""
+    """Names of the other state dicts and tensors in the file."""
 
 
 class _State(NamedTuple):

@@ -66,7 +66,7 @@ class Pool(nn.Module):
 
     kind: Pooling = "max"
     dtype: Any = None
-    """Data type of the computation of `strided-conv`. Other kinds keep the input's type."""
+    """Data type in which `strided-conv` computes. Other kinds keep the type of the input."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Batch normalization of a training batch, with a gradient that passes twice over memory.
+"""Batch normalization of a training batch.
 
-The statistics take two passes over the batch on CPU, and one pass on accelerators. On accelerators,
-memory bandwidth limits the speed. With one pass, several devices also exchange data once per layer
-instead of twice.
+The backward pass reads the batch twice. The forward pass reads the batch twice on CPUs and once on
+accelerators, where memory bandwidth limits the speed. If the batch is read once, several devices
+also exchange data only once per layer.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) 
     return _batch_norm(x, scale, bias, epsilon, forced_platform())
 
 
-# The inlined jit lets JAX trace equal shapes only once; see `ops/conv.py`.
+# With an inlined jit, JAX traces the function only once per shape; see `ops/conv.py`.
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 @partial(jax.jit, static_argnums=(3, 4), inline=True)
 def _batch_norm(

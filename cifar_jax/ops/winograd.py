@@ -38,8 +38,8 @@ def input_gradient(
 ) -> jax.Array:
     """Return the gradient of the input of `conv`, `[N, H, W, C]`. `image_size` is (H, W).
 
-    The function transposes each step of `conv`. It begins with the same transform of `dy` as
-    `kernel_gradient`, so that XLA computes the transform only once for both gradients.
+    The function applies the transpose of each linear step of `conv`, in reverse order. The function
+    `kernel_gradient` begins with the same transform of `dy`, so XLA computes it only once.
     """
     del strides
     (top, _), (left, _) = padding

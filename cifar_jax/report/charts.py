@@ -104,7 +104,7 @@ def number(value: float) -> str:
 
 
 def dots(path: str) -> str:
-    """Return the path of a dot at each point of a path.
+    """Return an SVG path that draws a dot at each point of the SVG path `path`.
 
     >>> dots("M1,-2L2,-3")
     'M1,-2h0M2,-3h0'

@@ -203,7 +203,7 @@ def sign_flip_p_value(differences: list[float]) -> float:
         signs = np.array(list(itertools.product((1, -1), repeat=count)))
     else:
         signs = np.random.default_rng(0).choice((1, -1), size=(_SAMPLES, count))
-        signs[0] = 1  # The observed signs are one of the combinations.
+        signs[0] = 1  # The observed signs must be included, so that p is never 0.
     observed = abs(values.mean())
     return float((abs(signs @ values) / count >= observed - 1e-9).mean())
 

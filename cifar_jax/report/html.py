@@ -251,7 +251,7 @@ def _compare(a: GroupView, b: GroupView, metric: str) -> Comparison | None:
 
 
 def _scale(pairs: Sequence[Pair]) -> float:
-    """Return the largest absolute difference or interval end, in percentage points."""
+    """Return the half-width of the axis of differences, in percentage points."""
     values = [
         abs(value)
         for pair in pairs

@@ -28,9 +28,9 @@ class ClassRow(NamedTuple):
     accuracy: float
     """Mean over the runs."""
     low: float
-    """Lowest accuracy of a run."""
+    """Lowest of the accuracies of the runs."""
     high: float
-    """Highest accuracy of a run."""
+    """Highest of the accuracies of the runs."""
     images: int
 
 

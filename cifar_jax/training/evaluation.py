@@ -13,7 +13,7 @@ from cifar_jax.logits import softmax
 
 
 class Outputs(NamedTuple):
-    """The logits of a network for N images. Both arrays are float32 `[N, classes]`."""
+    """The logits of a network for N images, as two float32 arrays `[N, classes]`."""
 
     logits: np.ndarray
     """Logits averaged over the views of test-time augmentation."""

@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import optax
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of X, (XXᵀ)X and (XXᵀ)²X in one Newton-Schulz step. They give a steep slope at
-zero."""
+"""Coefficients of X, (XXᵀ)X and (XXᵀ)²X in one Newton-Schulz step. They make
+small singular values grow quickly."""
 
 _STEPS_PER_GRAM = 5
 """Number of Newton-Schulz steps after which XᵀX is computed from X again. With more steps, float32
 rounding errors become too large."""
 
 _SMALLEST_NORM = 1e-18
-"""Lower bound for norms in a division. The square of a much smaller norm is zero in float32."""
+"""Each norm is raised to at least this value before a division, so that the divisor is not 0. In
+float32, the square of a smaller value may be 0."""
 
 
 def scale_by_muon(

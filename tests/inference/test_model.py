@@ -88,7 +88,7 @@ def test_an_image_is_a_path_a_pillow_image_or_an_array(basic: Path, tmp_path: Pa
     square = Image.fromarray(pixels).resize((32, 32), Image.Resampling.BICUBIC, center)
     expected = model.logits(np.asarray(square)[None])
     turned = Image.fromarray(np.rot90(pixels))
-    turned.getexif()[0x0112] = 6  # The camera was turned: rotate the image clockwise.
+    turned.getexif()[0x0112] = 6  # EXIF orientation: rotate by 90° clockwise.
     for image in (
         str(file),
         file,

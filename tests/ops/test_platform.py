@@ -96,7 +96,7 @@ def lowered(case: Case, platform: str) -> str:
 def test_each_platform_gets_its_implementation(case: Case) -> None:
     for platform in CPUS | ACCELERATORS:
         expected = platform in case.platforms
-        # JAX has no platform `cpu-onednn`, so only `force_platform` can select it.
+        # Only `force_platform` can select `cpu-onednn`, because JAX has no platform of this name.
         if platform != "cpu-onednn":
             assert (case.mark in lowered(case, platform)) == expected, platform
         # The program is traced for `platform` but lowered for a CPU.
