@@ -89,7 +89,7 @@ def test_a_prepared_folder_is_never_overwritten(
 def test_other_files_are_refused(archive: Path, batches: Path, data_dir: Path) -> None:
     changed = batches.with_name("changed.tar.gz")
     changed.write_bytes(archive.read_bytes()[:-1] + b"?")
-    assert_refused(changed, data_dir, r"not the official CIFAR-10 \(its SHA-256 differs")
+    assert_refused(changed, data_dir, r"not the official CIFAR-10: its SHA-256 differs")
     empty = batches.with_name("images")
     (empty / "train" / "cat").mkdir(parents=True)
     assert_refused(empty, data_dir, "data_batch_1 is missing.*data.dataset=folder:PATH")

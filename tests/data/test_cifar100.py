@@ -52,7 +52,7 @@ def test_import_reads_back_equal(
 def test_another_archive_is_refused(archive: tuple[Path, Arrays]) -> None:
     path, _ = archive
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    with pytest.raises(UserError, match=r"not the official CIFAR-100 \(its MD5 differs"):
+    with pytest.raises(UserError, match=r"not the official CIFAR-100: its MD5 differs"):
         data.import_path(path)
 
 

@@ -153,7 +153,7 @@ def test_sets_that_tfds_has_prepared(data_dir: Path) -> None:
     original = data.load("tfds:shapes", target=data.Target(28)).test.images
     np.testing.assert_array_equal(original[..., 0], GRAY[9:])
     assert data.load_labeled("tfds:shapes:1.0.0").classes is None
-    with pytest.raises(UserError, match=r"version 2.0.0 .* only 1.0.0"):
+    with pytest.raises(UserError, match=r"version 2.0.0 .* choose 1.0.0"):
         data.load("tfds:shapes:2.0.0")
 
 

@@ -109,7 +109,7 @@ TRAIN = "cifar10-train.array_record-00000-of-00001"
         ("dataset_info.json", lambda path: path.write_text("[]"), "metadata are damaged"),
         ("dataset_info.json", Path.unlink, "dataset_info.json is missing"),
         ("label.labels.txt", Path.unlink, "label.labels.txt is missing"),
-        ("label.labels.txt", lambda path: path.write_text("cat\n"), r"label \d of 1 classes"),
+        ("label.labels.txt", lambda path: path.write_text("cat\n"), r"label \d with only 1 class"),
     ],
 )
 def test_damaged_folder_is_refused(

@@ -1,4 +1,4 @@
-"""Test the content of report.html. The tests in tests/browser/ open the page in a browser."""
+"""Test the content of report.html. The tests in tests/web/ open the page in a browser."""
 
 import base64
 import io
