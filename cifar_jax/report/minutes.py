@@ -47,10 +47,10 @@ class Point(NamedTuple):
 
 def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
     """Return a point for each group with results, and for each measurement of other code."""
-    found = []
+    measured = []
     for group in groups:
         if results := group.results:
-            found.append(
+            measured.append(
                 Point(
                     group.experiment,
                     "the paper's recipe" if group.paper else "better recipe",
@@ -61,8 +61,8 @@ def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
             )
     for peer in peers:
         name = peer.name.partition(" (")[0]
-        found.append(Point(name, "other people's code", peer.minutes, peer.accuracy, False))
-    return found
+        measured.append(Point(name, "other people's code", peer.minutes, peer.accuracy, False))
+    return measured
 
 
 def draw(measured: Sequence[Point]) -> Figure:
