@@ -68,7 +68,7 @@ def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
 def draw(measured: Sequence[Point]) -> Figure:
     """Return the figure. The time axes are logarithmic and have different ranges.
 
-    The accuracy axis is logarithmic in the error, so that accuracies near 95 % can be told apart.
+    The accuracy axis is logarithmic in the error, so that accuracies near 95 % can be distinguished.
     """
     figure = Figure(figsize=(10.3, 4.4))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
@@ -82,9 +82,9 @@ def draw(measured: Sequence[Point]) -> Figure:
     ]
     figure.legend(handles=handles, loc="upper right", ncols=3, fontsize=9)
     figure.tight_layout(rect=(0, 0, 1, 0.94))
-    taken: list[Bbox] = []
+    occupied: list[Bbox] = []
     for axes, shown in ((left, cpu), (right, gpu)):
-        _labels(axes, shown, taken)
+        _labels(axes, shown, occupied)
     return figure
 
 
@@ -112,15 +112,15 @@ def _accuracy(height: np.ndarray) -> np.ndarray:
     return 100 - np.exp(-height)
 
 
-def _labels(axes: Axes, measured: Sequence[Point], taken: list[Bbox]) -> None:
+def _labels(axes: Axes, measured: Sequence[Point], occupied: list[Bbox]) -> None:
     """Write the name of each point next to it, at the first place without another name or point.
 
-    `taken` lists the occupied areas in pixels. The areas of this panel are added to it.
+    `occupied` lists the areas with names or points, in pixels. The areas of this panel are added to it.
     """
     renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
     for point in measured:
         x, y = axes.transData.transform((point.minutes, point.accuracy))
-        taken.append(Bbox.from_bounds(x - 5, y - 5, 10, 10))
+        occupied.append(Bbox.from_bounds(x - 5, y - 5, 10, 10))
     for point in sorted(measured, key=lambda point: -point.accuracy):
         for dx, dy, side in _PLACES:
             text = axes.annotate(
@@ -134,7 +134,7 @@ def _labels(axes: Axes, measured: Sequence[Point], taken: list[Bbox]) -> None:
                 va="center",
             )
             box = text.get_window_extent(renderer)
-            if not any(box.overlaps(other) for other in taken) or (dx, dy, side) == _PLACES[-1]:
-                taken.append(box)
+            if not any(box.overlaps(other) for other in occupied) or (dx, dy, side) == _PLACES[-1]:
+                occupied.append(box)
                 break
             text.remove()
