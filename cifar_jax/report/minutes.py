@@ -68,7 +68,7 @@ def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
 def draw(measured: Sequence[Point]) -> Figure:
     """Return the figure. The time axes are logarithmic and have different ranges.
 
-    The accuracy axis is logarithmic in the error, so that accuracies near 95 % can be distinguished.
+    The accuracy axis is logarithmic in the error, which spreads the accuracies near 95 %.
     """
     figure = Figure(figsize=(10.3, 4.4))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
@@ -115,7 +115,8 @@ def _accuracy(height: np.ndarray) -> np.ndarray:
 def _labels(axes: Axes, measured: Sequence[Point], occupied: list[Bbox]) -> None:
     """Write the name of each point next to it, at the first place without another name or point.
 
-    `occupied` lists the areas with names or points, in pixels. The areas of this panel are added to it.
+    `occupied` lists the areas with names or points, in pixels. This function adds the areas of
+    this panel.
     """
     renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
     for point in measured:
