@@ -85,7 +85,7 @@ def _generate(readme: Path, records: Path) -> _Readme:
     better += [
         SeedGroup(name, {}, ())
         for name, config in experiments().items()
-        if not config.paper and name not in recorded
+        if not config.paper and not config.varies and name not in recorded
     ]
     pairs = recipes.pairs([*paper, *better])
     peers = recipes.read_peers(records / "peers.json")
@@ -135,7 +135,7 @@ def _description(groups: Sequence[SeedGroup]) -> str:
 
 def _left_out(group: SeedGroup) -> list[str]:
     """Return one line for each record of a group that is not in the tables."""
-    if group.paper or group.is_better_recipe:
+    if group.config and not group.changes:
         return []
     changes = " ".join(f"`{change}`" for change in settings_text(group.changes))
     why = f"differs from the current {group.experiment}: {changes}"

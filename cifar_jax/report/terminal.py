@@ -10,14 +10,17 @@ from rich.markup import escape
 from rich.table import Table
 
 from cifar_jax import tables
-from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.groups import Section, SeedGroup
 from cifar_jax.report.table import Row, row
 
 _PLAIN_WIDTH = 100
 _WIDE = 92
-_PAPER = "Paper and measured"
-_BETTER = "Better recipes, with the paper's best for the same network"
-_CHANGED = "With changed settings or images"
+_TITLES: dict[Section, str] = {
+    "paper": "Paper and measured",
+    "recipes": "Better recipes, with the paper's best for the same network",
+    "variants": "Variants, with the paper's accuracy of the experiment that is varied",
+    "changed": "With changed settings or images",
+}
 
 
 def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
@@ -28,16 +31,15 @@ def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
-    paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
-    better = [row(group) for group in groups if group.is_better_recipe]
-    changed = [row(group) for group in groups if group.changes]
+    rows = [row(group) for group in groups]
     # A single device is named below the tables, which saves a column.
-    devices = {r.device for r in [*paper, *better, *changed] if r.device}
+    devices = {r.device for r in rows if r.device}
     device_column = len(devices) > 1 and console.width >= _WIDE
-    for title, rows in ((_PAPER, paper), (_BETTER, better), (_CHANGED, changed)):
-        if rows:
-            wide = console.width >= _WIDE and not device_column
-            table = _table(title, rows, wide=wide, device_column=device_column)
+    wide = console.width >= _WIDE and not device_column
+    for section in _TITLES:
+        listed = [r for r, group in zip(rows, groups, strict=True) if group.section == section]
+        if listed:
+            table = _table(section, listed, wide=wide, device_column=device_column)
             tables.print_table(table, console)
             console.print()
     if not any(group.runs for group in groups):
@@ -55,10 +57,10 @@ def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     )
 
 
-def _table(title: str, rows: Sequence[Row], *, wide: bool, device_column: bool) -> Table:
-    compared = title != _CHANGED
+def _table(section: Section, rows: Sequence[Row], *, wide: bool, device_column: bool) -> Table:
+    compared = section != "changed"
     table = Table(
-        title=title,
+        title=_TITLES[section],
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,
