@@ -114,7 +114,7 @@ def _content(judgment: Judgment) -> dict[str, Any]:
         "claim": claim.sentence,
         "baseline": claim.baseline,
         "variant": claim.variant,
-        "differs": sorted(claim.differs),
+        "differs": claim.differs,
         "effect": claim.effect,
         "margin": claim.margin,
         "paper": claim.paper,
@@ -129,9 +129,10 @@ def _content(judgment: Judgment) -> dict[str, Any]:
 def _print(judgments: Sequence[Judgment]) -> None:
     from cifar_jax.cli.output import print_table
     from cifar_jax.report import claims as report
+    from cifar_jax.report.paper import claim_cells
 
     columns = ("", "claim", "paper", "seeds", "measured", "95 % interval", "p", "verdict")
-    rows = [(str(j.number), j.claim.sentence, *report.cells(j), j.verdict) for j in judgments]
+    rows = [(str(j.number), j.claim.sentence, *claim_cells(j), j.verdict) for j in judgments]
     print_table(columns, rows, right=(0, 2, 3, 4, 6))
     click.echo(
         "Paper and measured: accuracy with the change minus accuracy without it, in points. p: "
@@ -141,5 +142,6 @@ def _print(judgments: Sequence[Judgment]) -> None:
     for judgment in judgments:
         for note in judgment.notes if judgment.verdict != "refused" else ():
             click.echo(f"Claim {judgment.number}: {note}")
-    for command in report.commands(judgments):
-        click.echo(f"To train the missing runs: {command}")
+    for seeds in {judgment.more_seeds: None for judgment in judgments if judgment.needs_runs}:
+        missing = [j.number for j in judgments if j.needs_runs and j.more_seeds == seeds]
+        click.echo(f"To train the missing runs: {report.command(missing, seeds)}")

@@ -89,8 +89,8 @@ def _generate(readme: Path, records: Path) -> _Readme:
     ]
     pairs = recipes.pairs([*paper, *better])
     peers = recipes.read_peers(records / "peers.json")
-    updated = _replace(readme, text, "results", [*markdown.readme(paper), *left_out])
-    updated = _replace(readme, updated, "recipes", markdown.recipes(pairs, peers))
+    updated = replace_blocks(readme, text, "results", [*markdown.readme(paper), *left_out])
+    updated = replace_blocks(readme, updated, "recipes", markdown.recipes(pairs, peers))
 
     def curves(description: str) -> bytes:
         from cifar_jax.report import plots
@@ -107,13 +107,13 @@ def _generate(readme: Path, records: Path) -> _Readme:
     return _Readme(text, updated, figures, _description([*paper, *better]), left_out)
 
 
-def _replace(readme: Path, text: str, name: str, blocks: Sequence[str]) -> str:
+def replace_blocks(page: Path, text: str, name: str, blocks: Sequence[str]) -> str:
     """Return `text` with `blocks` between the markers `<!-- name -->` and `<!-- /name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = re.compile(f"{begin}.*?{end}", re.DOTALL)
     if len(section.findall(text)) != 1:
         raise UserError(
-            f"{readme} must contain the lines {begin} and {end} exactly once: the table is written "
+            f"{page} must contain the lines {begin} and {end} exactly once: the table is written "
             "between them"
         )
     return section.sub(lambda _: "\n\n".join([begin, *blocks, end]), text)
