@@ -342,12 +342,7 @@ def test_relu_before_the_sum_as_in_table_23() -> None:
     """The first block of the network, computed with `jax.lax` only."""
     name, block = "resnet10-separable", "stage1_block1"
     model = models.create(name, relu_before_sum=True, dropout=0.0)
-    random = np.random.default_rng(0)
-    variables = jax.tree.map(
-        lambda leaf: jnp.asarray(random.uniform(0.1, 0.3, leaf.shape), jnp.float32),
-        models.variable_shapes(model),
-    )
-    variables["params"][block]["bn2"]["bias"] -= 0.5  # The second ReLU has negative inputs.
+    variables = filled(models.variable_shapes(model))
     _, captured = model.apply(
         variables, images(2), capture_intermediates=True, mutable=["intermediates"]
     )
@@ -368,7 +363,7 @@ def test_relu_before_the_sum_as_in_table_23() -> None:
         return jax.nn.relu(y * bn["scale"] + bn["bias"])
 
     expected = x + separable(separable(x, 1), 2)
-    assert float((expected == x).mean()) > 0.001
-    np.testing.assert_allclose(layers[block]["__call__"][0], expected, rtol=1e-3, atol=1e-3)
+    assert 0.2 < float((expected == x).mean()) < 0.9  # The second ReLU has negative inputs.
+    np.testing.assert_allclose(layers[block]["__call__"][0], expected, rtol=1e-4, atol=1e-5)
     names = layer_shapes(name, relu_before_sum=True).keys() - layer_shapes(name).keys()
     assert names == {f"stage{stage}_block1.relu2" for stage in (1, 2, 3, 4)}

@@ -181,14 +181,16 @@ def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
     """Return the judgment of a claim without the correction and without the final verdict."""
     try:
         pair = _find_pair(claim, groups)
+        names = (claim.baseline, claim.variant)
+        shown = pair or [g for g in groups if g.experiment in names and not g.changes]
+        notes = tuple(f"{title(g)} seed {r.seed}: {progress(r)}." for g in shown for r in _open(g))
         if pair is None:
-            return Judgment(number, claim, "not tested")
+            return Judgment(number, claim, "unfinished" if notes else "not tested", notes=notes)
         a, b = pair
-        notes = tuple(f"{title(g)} seed {r.seed}: {progress(r)}." for g in pair for r in _open(g))
         if a.changes:
             notes += (f"The runs have changed settings: {' '.join(settings_text(a.changes))}.",)
         if not by_seed(a).keys() & by_seed(b).keys():
-            state: Verdict = "unfinished" if _open(a) or _open(b) else "not tested"
+            state: Verdict = "unfinished" if any(map(_open, pair)) else "not tested"
             return Judgment(number, claim, state, notes=notes)
         result = compare(a, b)
     except UserError as error:

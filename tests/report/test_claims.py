@@ -77,7 +77,9 @@ def test_unfinished_and_single_pairs(make_run: MakeRun, tmp_path: Path, capsys: 
     make_run("resnet10", 0, test=89.0)
     make_run("resnet10-plateau", 0, test=90.0)
     make_run("resnet10-plateau", 1, test=None, done=3)
+    make_run("resnet18-sgd", 0, test=None, done=1)
     found = judgments(tmp_path)
+    assert found[4].verdict == "unfinished"  # Its baseline has no run.
     assert found[1].verdict == "unfinished"
     assert found[1].notes == ("net seed 0: epoch 12 of 100: validation 75.0 %.",)
     assert (found[8].verdict, found[8].seeds) == ("undecided: one seed", (0,))
