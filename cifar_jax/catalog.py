@@ -51,8 +51,8 @@ class CustomParts:
     source: bytes = b""
     """Content of the experiment file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 digests of files that the experiment file uses. The keys are the names of imported local
-    modules, and the paths of other files in the folder that are read."""
+    """SHA-256 digests of the files that the experiment file uses. A key is the name of an imported
+    local module, or the path of another file that is read."""
     loaded: frozenset[str] = frozenset()
     """Names of all Python modules that were loaded right after the experiment file ran."""
 

@@ -203,8 +203,8 @@ class Ema(Settings):
     name: Literal["ema"] = "ema"
     """Kind of average: `ema`."""
     decay: HalfOpenUnit = 0.999
-    """Fraction of the old average that remains after an update. After update number t, at most
-    `(1 + t) / (10 + t)` of the old average remains."""
+    """Weight of the old average in an update. In update number t, the weight is at most
+    `(1 + t) / (10 + t)`."""
     every: Count = 1
     """Number of steps between updates of the average."""
 

@@ -24,7 +24,7 @@ def local_path(path: str | Path, source: str = "") -> Path:
       UserError: the path is a URL.
     """
     text = str(path)
-    # `Path` turns the `//` of a URL into `/`. A single letter before `:/` is a Windows drive.
+    # A URL may have lost a slash, because `Path` merges slashes. A single letter is a Windows drive.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
         advice = "Copy the files to this machine or mount the bucket, and give the local path."
@@ -83,7 +83,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             with temporary.open("wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())  # Otherwise `path` could be empty after a power cut.
+                os.fsync(file.fileno())  # Without `fsync`, a power cut could empty the file.
             temporary.replace(path)
     except OSError:
         with suppress(OSError):

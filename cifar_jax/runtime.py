@@ -168,7 +168,7 @@ def check_memory_and_threads() -> None:
 def _start_threads(number: int) -> int:
     """Return how many of `number` threads this process can start. All threads are ended again."""
     threads, end = list[threading.Thread](), threading.Event()
-    with suppress(RuntimeError):  # Raised when the system allows no more threads.
+    with suppress(RuntimeError):  # The system raises RuntimeError if it allows no more threads.
         for _ in range(number):
             thread = threading.Thread(target=end.wait, daemon=True)
             thread.start()
@@ -299,7 +299,8 @@ def find_accelerator() -> str | None:
 
     This function does not use JAX.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # These values hide all GPUs.
+    # CUDA_VISIBLE_DEVICES hides all GPUs if its value is empty or -1.
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         with suppress(OSError, subprocess.TimeoutExpired):
             command = ["nvidia-smi", "-L"]
             if subprocess.run(command, capture_output=True, timeout=20).stdout.startswith(b"GPU "):

@@ -111,7 +111,7 @@ def _location(module: Any) -> str:
         attributes = object.__getattribute__(module, "__dict__")
     except AttributeError:
         return ""
-    with suppress(KeyError):  # Raised if the parent package is unloaded.
+    with suppress(KeyError):  # A namespace package raises KeyError without its parent.
         return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
     return ""
 

@@ -141,7 +141,7 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # This opens descriptor `number`, the lowest free one.
+            os.open(os.devnull, os.O_RDWR)  # `open` returns the lowest free descriptor: `number`.
 
 
 def hide_background_errors() -> None:

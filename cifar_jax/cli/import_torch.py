@@ -19,8 +19,8 @@ _NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""Values of --normalization: mean and standard deviation of each channel. Without values, the
-import uses those of CIFAR-10."""
+"""Mean and standard deviation of each color channel, for each choice of --normalization. An empty
+tuple stands for the mean and standard deviation of CIFAR-10."""
 _ASSUMED = {"speednet": "2×2 max-pooling; GELU as the tanh approximation"}
 """Layers without weights that the import assumes for a network. For other networks, except ResNets,
 it assumes 2×2 max-pooling and ReLU."""

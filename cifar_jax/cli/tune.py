@@ -170,7 +170,7 @@ def _as_text(values: Range | Sequence[Any]) -> str:
 
 
 def _print(study: Study, best: Path) -> None:
-    """Print the best trials, the importance of each setting, and a command for the best settings."""
+    """Print the best trials, the importance of each setting, and a command to train the best."""
     from cifar_jax.cli.output import print_table
     from cifar_jax.config import as_text
     from cifar_jax.report.study import TrialState

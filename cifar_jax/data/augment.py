@@ -112,7 +112,7 @@ def crop_by_products(
             period = max(2 * (side - 1), 1)
             places %= period
             places = jnp.minimum(places, period - places)
-        return jax.nn.one_hot(places, side)  # Positions outside the image become rows of zeros.
+        return jax.nn.one_hot(places, side)  # Positions outside the image give rows of zeros.
 
     _, height, width, _ = images.shape
     rows = jnp.einsum("nyh,nhwc->nywc", selection(down, height), images.astype(jnp.float32))

@@ -126,7 +126,7 @@ def _write(archive: Archive, content: Content, scratch: Path) -> Path:
     try:
         folder(archive, scratch).rename(path)
     except OSError:
-        if not path.exists():  # If it exists, another machine has just created it.
+        if not path.exists():  # Another machine may have created the folder meanwhile.
             raise
     return path
 

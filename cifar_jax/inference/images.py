@@ -127,9 +127,6 @@ def _to_pixels(image: Any, index: int, white: int | None, target: Target) -> np.
         )
     try:
         return read_image(image, name, white, target)
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ) as error:  # Pillow reads the pixels of a damaged file only here.
+    # An opened Pillow image may be damaged, because Pillow reads the pixels only when needed.
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error

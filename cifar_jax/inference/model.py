@@ -123,7 +123,7 @@ class Classifier:
         batch = pixels if len(pixels) else np.zeros((1, *self.image_shape), np.uint8)
         try:
             return self._compute(self._compiled_features, batch)[: len(pixels)]
-        except jax.errors.UnexpectedTracerError:  # For example, `nn.remat` hides the features.
+        except jax.errors.UnexpectedTracerError:  # Layers such as `nn.remat` hide the features.
             raise self._no_features() from None
 
     def _no_features(self) -> UserError:

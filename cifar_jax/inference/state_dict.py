@@ -126,10 +126,8 @@ def _read_torch(path: Path) -> StateDict:
         try:
             array = tensor.float() if tensor.is_floating_point() else tensor
             arrays[key] = array.detach().to_dense().resolve_conj().resolve_neg().numpy()
-        except (
-            RuntimeError,
-            TypeError,
-        ) as error:  # For example, tensors on the device "meta" have no values.
+        # Some tensors have no values, for example on the device "meta".
+        except (RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path} holds no plain array as {key}: {reason}") from None
     return found._replace(tensors=arrays)
@@ -141,7 +139,7 @@ def _check_sums(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error, EOFError):
-        return  # The file is damaged, which `torch.load` explains, or it has the old format.
+        return  # Either `torch.load` will explain the damage, or the file has the old format.
     if damaged:
         raise UserError(
             f"{path} is damaged: the checksum of {damaged} is wrong. Download or copy it again. "
@@ -209,7 +207,7 @@ def _explain(error: Exception, path: Path, replaced: Sequence[str]) -> UserError
         what = f"holds an object of type {kind}, which could run code when it is loaded"
     elif "unrecognized function" in text:
         what = "calls a function of an object, which could run code"
-    elif "Only persistent_load of storage" in text:  # This is a model in the old format.
+    elif "Only persistent_load of storage" in text:  # The old format stores models in this way.
         what = "holds a whole model object, not a state dict"
     elif "TorchScript" in text:
         what = "is a TorchScript program"

@@ -15,13 +15,13 @@ Variables = Any
 class Ema(NamedTuple):
     """Exponential moving average of the weights. It does not affect the training.
 
-    After update number t, counted from 1, the fraction `min(decay, (1 + t) / (10 + t))` of the old
-    average remains. The influence of the initial weights therefore vanishes quickly, as in
-    TensorFlow's `ExponentialMovingAverage(num_updates=)`.
+    Update number t, counted from 1, weights the old average with `min(decay, (1 + t) / (10 + t))`.
+    The influence of the initial weights therefore vanishes quickly, as in TensorFlow's
+    `ExponentialMovingAverage(num_updates=)`.
     """
 
     decay: float
-    """Largest fraction of the old average that remains after an update, in [0, 1)."""
+    """Largest weight of the old average in an update, in [0, 1)."""
     every: int = 1
     """Number of training steps between updates of the average."""
 

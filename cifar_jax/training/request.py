@@ -33,9 +33,9 @@ class RunRequest(NamedTuple):
     """Whether to evaluate the test images at the end. If False, the run has no result."""
 
     def identity(self) -> RunIdentity:
-        """Return the identity of the run, which is stored in `config.json`.
+        """Return the experiment, seed and settings of the run, which `config.json` stores.
 
-        A run is not trained in a folder that contains a run with another identity.
+        A folder that contains another run is refused.
         """
         return RunIdentity(
             experiment=self.experiment,

@@ -217,7 +217,7 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
     lines = []
     if reason:
         lines = [f"the git commit is not recorded, so changes of the code are unknown: {reason}"]
-        # If the commit is unknown now, do not report this as a change.
+        # An unknown commit is not reported as a change.
         previous = [old.model_copy(update={"git_commit": commit}) for old in previous]
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(

@@ -63,7 +63,7 @@ def train(
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
             start.check_images(setup)
-            # Make the initial state first. If this fails, the run folder must not change.
+            # Make the initial state before the run folder is opened, because errors are possible.
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
@@ -150,13 +150,13 @@ def train_epoch(
     first = step = int(state.step)
     began = time.perf_counter()
     while step < epoch.end:
-        # A call ends at the next loss line in the log, or at the end of the epoch.
+        # A compiled call must not pass the next loss line of the log, or the end of the epoch.
         next_line = log_every - (step - epoch.begin) % log_every
         count = min(steps.tuner.steps, epoch.end - step, next_line)
         called = time.perf_counter()
         state = steps.run(state, epoch, order, count)
         step += count
-        sums = jax.device_get(state.metrics)  # This waits until the steps are finished.
+        sums = jax.device_get(state.metrics)  # `device_get` waits until all steps are done.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
             place = f"in epoch {epoch.number + 1}, at or before step {step}"
