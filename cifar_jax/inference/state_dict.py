@@ -30,7 +30,7 @@ _COUNTERS = re.compile(r"(.*\.)?(num_batches_tracked|n_averaged)")
 _MAX_CLASSES = 100
 """Largest number of Python classes in a file that placeholders may replace."""
 _MAX_DEPTH = 5
-"""Largest number of nested dicts and lists that may contain a state dict."""
+"""Largest depth of nested dicts and lists at which a state dict is found."""
 
 
 class StateDict(NamedTuple):
@@ -161,7 +161,7 @@ class _Placeholder:
 
 
 class _DictPlaceholder(_Placeholder):
-    """Replaces an object of a dict subclass by an OrderedDict, which PyTorch can fill."""
+    """Replaces an instance of a dict subclass with an OrderedDict, which PyTorch can fill."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return OrderedDict()

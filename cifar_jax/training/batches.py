@@ -77,7 +77,7 @@ def make_batch(
     if settings.flip == "alternating":
         flip_key = jax.random.fold_in(key, _FLIP_STREAM)
         images = augment.alternating_flip(flip_key, images, indices, info.epoch)
-    # Do not fold in 0 or 1: `augment.augment` already uses the resulting keys.
+    # Start at 2, because `augment.augment` already derives keys 0 and 1 from `step_key`.
     jitter_key, cutout_key, mix_key, custom_key = (
         jax.random.fold_in(step_key, number) for number in (2, 3, 4, 5)
     )
