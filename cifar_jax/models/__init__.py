@@ -189,7 +189,7 @@ def match_variables(
 
 
 def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pretrained variables for a network to train.
+    """Return the variables with which a network starts from pretrained weights.
 
     If the numbers of classes differ, the last layer keeps its initial variables.
 

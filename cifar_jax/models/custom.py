@@ -79,7 +79,7 @@ class CustomModel:
         if not has_dtype and options.get("dtype") == jnp.float32:
             del options["dtype"]
         validate_options(str(self), self._module_class, options)
-        options.setdefault("num_classes", 10)  # The data set may not be loaded yet.
+        options.setdefault("num_classes", 10)  # The number of classes may be unknown.
         try:
             construct = self.module if isinstance(self.module, type) else self.module.clone
             model = construct(**options)
@@ -136,7 +136,7 @@ class CustomModel:
         """Return `jax.eval_shape(function, *arguments)`. Turn any exception into a UserError."""
         try:
             return jax.eval_shape(function, *arguments)
-        except Exception as error:  # The module may raise anything.
+        except Exception as error:  # A custom module may raise any exception.
             reason = one_line(error, self.file)
             raise UserError(f"{self} fails when it is called: {reason}") from error
 
@@ -149,7 +149,7 @@ def image_shape(image_size: int) -> tuple[int, int, int]:
 def validate_options(owner: str, module_class: Any, options: Mapping[str, Any]) -> None:
     """Raise UserError if an option is not a field of the module.
 
-    The message calls the module `owner`.
+    `owner` is the name of the module in the error message.
     """
     fields = [name for name in module_class.__dataclass_fields__ if name not in ("name", "parent")]
     for option in options:

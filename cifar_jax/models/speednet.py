@@ -24,8 +24,9 @@ class SpeedNet(nn.Module):
 
     The network follows airbench (K. Jordan, arXiv:2404.00498), with two changes. Both suit the
     Winograd convolutions in `ops`, which do nearly all of the arithmetic on a CPU. First, the 2×2
-    convolution keeps the image size. The 4×4 tiles then fill the image. Second, pooling follows the
-    activation instead of the convolution. The last step of the convolution then runs only once.
+    convolution keeps the image size, so the 4×4 tiles of the Winograd algorithm cover the image
+    exactly. Second, pooling follows the activation instead of the convolution. The last step of the
+    Winograd convolution is then computed only once.
     """
 
     num_classes: int = 10

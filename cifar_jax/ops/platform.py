@@ -37,8 +37,8 @@ def forced_platform() -> str | None:
     """Return the platform that `force_platform` has set, or None outside of its context.
 
     An operation calls this function once, on entry, and passes the result on as a static argument.
-    Then its inner `jax.jit` is traced separately for each platform. Its gradient uses the same
-    platform, even if the gradient is traced after the context has ended.
+    The inner `jax.jit` of the operation is then traced separately for each platform. The gradient
+    of the operation uses the same platform, even if it is traced after the context has ended.
     """
     return _forced.get()
 

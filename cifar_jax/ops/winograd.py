@@ -39,7 +39,8 @@ def input_gradient(
     """Return the gradient of the input of `conv`, `[N, H, W, C]`. `image_size` is (H, W).
 
     The function applies the transpose of each linear step of `conv`, in reverse order. The function
-    `kernel_gradient` begins with the same transform of `dy`, so XLA computes it only once.
+    `kernel_gradient` begins with the same transform of `dy`, so XLA computes this transform only
+    once.
     """
     del strides
     (top, _), (left, _) = padding

@@ -141,7 +141,7 @@ def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
-        del session["command"]  # The command contains paths of one machine.
+        del session["command"]  # The command contains paths on this machine.
     arrays = {"test_logits": outputs.logits, "test_labels": outputs.labels}
     path = results / f"{run.experiment}-seed{run.seed}.json"
     rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)

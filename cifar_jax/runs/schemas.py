@@ -118,7 +118,8 @@ class MetricsRow(Stored):
 
     @model_serializer(mode="wrap")
     def _leave_out_balance(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A row without this value then equals the row of a run that did not measure it.
+        # Leave out a balanced accuracy of None. Runs that do not measure it then write no such
+        # field.
         fields = serialize(self)
         if fields.get("validation_balanced_accuracy", 0) is None:
             del fields["validation_balanced_accuracy"]

@@ -287,7 +287,7 @@ def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
     assert errors == [
         f"{tmp_path} is in use by another process. Wait until that process ends, or stop it."
     ]
-    other()  # The folder is free again.
+    other()  # The folder is not locked any more.
     assert len(errors) == 1
 
 
@@ -326,7 +326,7 @@ def test_a_lock_is_found_without_a_warning_on_a_file_system_without_locks(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    assert is_locked(tmp_path)  # There, a file that exists is the lock.
+    assert is_locked(tmp_path)  # The existence of the file is the lock.
     assert not recwarn.list
 
 

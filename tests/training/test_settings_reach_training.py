@@ -244,7 +244,8 @@ TESTED_BY_HAND = {
     "schedule.patience": "sgd, plateau",
     "schedule.threshold": "sgd, plateau",
 }
-"""Maps each setting that only one optimizer or schedule has to the run in `RUNS` that tests it."""
+"""Settings of a single optimizer or schedule, each with the name of the run in `RUNS` that tests
+it."""
 TESTED_ELSEWHERE = {
     *("train.freeze", "train.best_by", "train.early_stopping", "schedule.milestones"),
     *(
