@@ -4,7 +4,7 @@
 
 CONTENDER is jax, torch or torch-channels-last. The process prints a JSON line when it is ready.
 Then it reads numbers from standard input, one per line. For each number N it runs N train steps and
-prints a JSON line with the seconds per step. It uses no processor time while it waits for a line.
+prints a JSON line with the seconds per step. A waiting process uses no processor time.
 """
 
 from __future__ import annotations

@@ -181,9 +181,10 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
-        written = written[:1]  # Leave out the operand and the semaphore.
+        written = written[:1]  # The shape is: result, operand, semaphore.
     elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
-        written = written[sum(map(len, operands)) :]  # The operands come first.
+        # The shape begins with the shapes of the operands.
+        written = written[sum(map(len, operands)) :]
     yield from written
 
     sliced = _sliced_parameters(module.computations.get(_called_name(op, "calls"), {}))

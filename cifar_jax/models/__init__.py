@@ -77,7 +77,7 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
             code = custom.file or "the given model"
             raise UserError(
                 f"the run uses the built-in network {name}, so the code in {code} is not needed: "
-                "leave it out"
+                "leave out the code"
             )
         return custom.build(name, **options)
     if name not in MODELS:

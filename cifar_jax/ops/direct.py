@@ -1,4 +1,4 @@
-"""XLA's own convolution. A program that is compiled with oneDNN computes it with oneDNN.
+"""XLA's own convolution. If a program is compiled with oneDNN, this convolution uses oneDNN.
 
 `devices.compile_program` decides whether a program uses oneDNN.
 """

@@ -14,8 +14,8 @@ _forced: ContextVar[str | None] = ContextVar("forced_platform", default=None)
 def force_platform(platform: str = "default") -> Iterator[None]:
     """Trace operations with the implementation for `platform`, on any machine.
 
-    The default implementation uses XLA's own operations. It runs on every platform and accepts a
-    symbolic batch size (`jax.export.symbolic_shape`), so exports use it.
+    The default implementation uses XLA's own operations. The default implementation runs on every
+    platform and accepts a symbolic batch size (`jax.export.symbolic_shape`), so exports use it.
 
     The context affects only the current thread and the functions that are traced inside the
     context. A `jax.jit` function that was traced earlier keeps its program.

@@ -43,7 +43,7 @@ class Line(NamedTuple):
     thin: tuple[str, ...]
     """SVG paths of runs that end before the last epoch, such as unfinished runs."""
     dotted: bool
-    """Whether the line has a dot at each epoch, which it has if there are few epochs."""
+    """Whether the line has a dot at each epoch. True if there are few epochs."""
     value: str
     """Mean at the last epoch, as text."""
     epoch: int
@@ -154,7 +154,8 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, count: int) -> list[Tick]:
-    """Return about `count` round values from `low` to `high`. page.js has the same function."""
+    """Return about `count` round values from `low` to `high`. page.js contains the same function in
+    JavaScript."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)

@@ -25,7 +25,7 @@ MIN_SEEDS = 6
 """Smallest number of pairs for which the sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
 
 _EXACT_PAIRS = 14
-"""Largest number of pairs for which the test tries all sign flips. For more pairs, it samples."""
+"""Largest number of pairs for which the test tries all sign flips. More pairs are sampled."""
 _SAMPLES = 100_000
 """Number of random samples of the sign-flip test. The bootstrap draws a tenth of this number."""
 
@@ -203,7 +203,7 @@ def sign_flip_p_value(differences: list[float]) -> float:
         signs = np.array(list(itertools.product((1, -1), repeat=count)))
     else:
         signs = np.random.default_rng(0).choice((1, -1), size=(_SAMPLES, count))
-        signs[0] = 1  # The observed signs must be included, so that p is never 0.
+        signs[0] = 1  # With the observed signs, p is never 0.
     observed = abs(values.mean())
     return float((abs(signs @ values) / count >= observed - 1e-9).mean())
 

@@ -65,7 +65,7 @@ def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
         table(paper, _RESULTS),
         "Accuracy on the test images. “Measured” is after the last epoch: mean ± sample standard "
         "deviation over seeds. “At best validation” is at the epoch with the best validation "
-        "accuracy. The test images never select an epoch. Wall time is that of one run.",
+        "accuracy. The test images never select an epoch. “Wall time” is the time of one run.",
     ]
     if better:
         blocks += [

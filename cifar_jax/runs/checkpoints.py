@@ -1,11 +1,12 @@
-"""The checkpoints of one run. Orbax writes and reads them; this module decides which to keep.
+"""The checkpoints of one run. Orbax writes and reads the files.
 
     checkpoints/N/state/     arrays of the state
     checkpoints/N/meta/      metadata as JSON: `SavedState`, which contains digests
     checkpoints/damaged-N/   a checkpoint that could not be read, or does not match its digests
 
-N is the number of the checkpoint, counted from 1. No checkpoint replaces another. Orbax writes to a
-temporary folder, and renames it when the checkpoint is complete.
+N is the number of the checkpoint, counted from 1. This module decides which checkpoints to keep. No
+checkpoint replaces another. Orbax writes to a temporary folder, and renames it when the checkpoint
+is complete.
 """
 
 import re
@@ -196,10 +197,10 @@ class Checkpoints:
         return state, saved, self._quarantine(damaged)
 
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the best checkpoint that is not damaged. Rename damaged ones that may be better.
+        """Restore the best checkpoint that is not damaged. Rename damaged, possibly better ones.
 
-        The result is like that of `restore_latest`. The metadata is None if no checkpoint has a
-        validation accuracy.
+        The returned values are those of `restore_latest`. The metadata is None if no checkpoint has
+        a validation accuracy.
         """
 
         def best_first() -> list[int]:

@@ -115,7 +115,7 @@ class RunFolder:
         """Finish the run: write its logits and labels, then its result."""
         write_arrays(self.outputs, outputs, compress=True)
         write_json(self._result, schemas.dump(result))
-        self._validation.unlink(missing_ok=True)  # outputs.npz replaces this file.
+        self._validation.unlink(missing_ok=True)  # outputs.npz replaces validation.npz.
 
     def extend(self, identity: RunIdentity) -> None:
         """Increase the number of epochs to that of `identity`, if `identity` has more epochs.
@@ -157,8 +157,8 @@ def open_run_folder(
       path: the folder.
       identity: experiment, seed and settings. A folder that holds another run is refused.
       fresh: delete an existing run in the folder. Files that a run does not write are kept.
-      extend: accept a run that has fewer epochs than `identity`. `RunFolder.extend` increases its
-        number of epochs.
+      extend: accept a run that has fewer epochs than `identity`. `RunFolder.extend` then increases
+        the run's number of epochs.
 
     Raises:
       UserError: another process uses the folder, the folder holds another run or other files, or it

@@ -52,7 +52,9 @@ def check(run: RunRecord) -> Outputs:
     if run.result is None:
         raise UserError(f"the run in {path} is not finished: resume it with `cifar-jax train`")
     if run.experiment not in experiments():
-        raise UserError(f"{path}: {run.experiment!r} is not an experiment of this package")
+        raise UserError(
+            f"{path} cannot be recorded: {run.experiment!r} is not an experiment of this package"
+        )
     if run.changes:
         current = config.identity(experiments()[run.experiment])
         listing = "; ".join(

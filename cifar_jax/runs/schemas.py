@@ -273,7 +273,7 @@ class Result(Stored):
     best_validation_test_accuracy: float | None
     """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None
-    """Median over the epochs of the training speed, without evaluation."""
+    """Median of the epochs' training speeds, without evaluation."""
     params_sha256: str | None
     """Digest of the evaluated parameters; see `cifar_jax.training.result.params_sha256`."""
     data_sha256: str

@@ -121,7 +121,7 @@ class Tuner:
                 if held := self._hold(number):
                     trial = study.get_trials(deepcopy=False)[number]
                     if trial.params.keys() != self._distributions.keys():
-                        study.tell(number, state=TrialState.FAIL)  # It has no parameters.
+                        study.tell(number, state=TrialState.FAIL)  # The trial has no values yet.
                     elif trial.state == TrialState.RUNNING:
                         return _Claim(optuna.trial.Trial(study, trial._trial_id), held)
                     held.release()

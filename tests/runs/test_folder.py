@@ -326,7 +326,8 @@ def test_a_lock_is_found_without_a_warning_on_a_file_system_without_locks(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    assert is_locked(tmp_path)  # The existence of the file is the lock.
+    # On a file system without locks, an existing file `.lock` means that the folder is locked.
+    assert is_locked(tmp_path)
     assert not recwarn.list
 
 

@@ -130,7 +130,8 @@ def test_compiled_run_equals_the_run_by_hand(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_the_type_of_every_product(make_config: Make, precision: str) -> None:
-    """Matrix products of the backward pass have this type too. Parameters stay float32."""
+    """Matrix products of the backward pass also have the type `precision`. Parameters stay
+    float32."""
     setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)

@@ -47,7 +47,7 @@ _FUNCTIONS = (
     (training, "write_result", "testing"),
     (RunFolder, "write_result", "writing the result"),
 )
-"""Owner and name of each function that begins a phase, and the phase. Phases may be nested."""
+"""Functions whose call begins a phase: owner, name and phase. Phases may be nested."""
 
 PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _FUNCTIONS))
 
