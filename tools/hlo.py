@@ -181,9 +181,9 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
-        written = written[:1]  # The shape is: result, operand, semaphore.
+        written = written[:1]  # leaves out operand and semaphore
     elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
-        # The shape begins with the shapes of the operands.
+        # The output shape of an asynchronous operation begins with the shapes of the operands.
         written = written[sum(map(len, operands)) :]
     yield from written
 

@@ -306,7 +306,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch, num
 
 
 def test_a_lock_left_on_another_host_is_named(tmp_path: Path, monkeypatch) -> None:
-    """On a file system without locks, the existence of the file `.lock` is the lock."""
+    """On a file system without locks, an existing file `.lock` means that the folder is locked."""
     make(tmp_path)
     (tmp_path / ".lock").write_text("4242\nnode17\n")
     monkeypatch.setattr(filelock, "FileLock", filelock.SoftFileLock)
