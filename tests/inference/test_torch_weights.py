@@ -337,7 +337,10 @@ class Command(Shell):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda network: network, r"holds a whole torch\.nn\.\S*Sequential, not its weights"),
+        (
+            lambda network: network,
+            r"holds a whole torch\.nn\.\S*Sequential object, not a state dict",
+        ),
         (lambda network: {"model": network}, r"no state dict; .* \(model is a whole torch\.nn\."),
         (lambda network: {"net": network.state_dict(), "x": Attack()}, "could run code"),
         (lambda network: {"net": network.state_dict(), "x": Shell()}, r"of type posix\.system"),
@@ -385,7 +388,7 @@ def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
     for load in (cifar_jax.load, pretrained):
         with pytest.raises(UserError, match="is a PyTorch file: convert it with `cifar-jax import"):
             load(file)
-    with pytest.raises(UserError, match=r"holds a whole .*, not its weights"):
+    with pytest.raises(UserError, match=r"holds a whole .* object, not a state dict"):
         read_state_dict(file)
 
 
