@@ -90,7 +90,7 @@ def _print(experiments: Sequence[Experiment]) -> None:
 
 
 def _minutes(cost: Cost | None) -> str:
-    """Return the minutes with two significant digits, and `~` before an approximate time."""
+    """Return the training time in minutes as text. `~` marks an approximate time."""
     if cost is None:
         return ""
     return f"{'~' * cost.text.startswith('about')}{cost.minutes:.2g}"
