@@ -59,7 +59,10 @@ def local_modules(experiment: Path) -> Iterator[dict[str, str]]:
         if (file.suffix == ".py" or file.is_relative_to(folder)) and _is_user_path(str(file))
     ]
     modules = [*imported.values(), *sys.modules.values()] if files else []
-    known = {experiment.resolve(), *(Path(_location(module)).resolve() for module in modules)}
+    # Resolving the paths of all modules in memory would take a tenth of a second.
+    ends = tuple(f"{os.sep}{file.name}" for file in files)
+    locations = {place for module in modules if (place := _location(module)).endswith(ends)}
+    known = {experiment.resolve(), *(Path(place).resolve() for place in locations)}
     for file in files:
         if file.resolve() not in known and file.is_file():
             digests[os.path.relpath(file, folder)] = _digest(file)
