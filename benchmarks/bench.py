@@ -1,11 +1,12 @@
 """Compare the speed of train steps in JAX and PyTorch on this machine: `make bench`.
 
-Each contender is a process that may use every core. The contenders take turns: only one works at a
-time. The table shows medians over the rounds. PyTorch runs eagerly, in the faster of two memory
-layouts. PyTorch is timed twice, with and without keeping freed memory. JAX always keeps it. JAX's
-steps are those of a training run, and include gathering and normalizing the images. PyTorch's
-batches are ready in memory. The images are random, because their values do not affect the time of a
-step.
+A contender is a process that runs train steps with one framework and one set of options. The
+contenders take turns, so only one of them works at a time, with all cores. The table shows medians
+over the rounds. PyTorch runs eagerly, in the faster of two memory layouts. PyTorch is timed twice,
+with and without keeping freed memory. JAX always keeps freed memory. The JAX steps are the same as
+in a training run, including the gathering and normalization of the images. The PyTorch steps
+receive batches that are ready in memory. The images are random, because the pixel values do not
+affect the time of a step.
 """
 
 import argparse
@@ -42,7 +43,7 @@ ROWS = (
     "benchmarks/speednet.py",
 )
 LAYOUTS = ("torch", "torch-channels-last")
-# Settings that PyTorch's step supports, or that affect only JAX.
+# Settings that the PyTorch step supports, and settings that affect only JAX.
 SUPPORTED = (
     *("batch_size", "model.dropout", "model.pooling"),
     *(f"optimizer.{name}" for name in Optimizer.model_fields if name != "nesterov"),
@@ -113,13 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("experiments", nargs="*", default=ROWS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3.0, help="seconds of each turn")
+    parser.add_argument(
+        "--seconds", type=float, default=3.0, help="seconds per turn of a contender"
+    )
     parser.add_argument("--float32", action="store_true", help="leave out bfloat16")
     parser.add_argument(
         "--torch-python",
         default=sys.executable,
         metavar="PYTHON",
-        help="Python that has PyTorch, if it is not installed next to JAX",
+        help="Python with PyTorch, if the Python of JAX has no PyTorch",
     )
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE")
     parser.add_argument("--output", type=Path, help="also write the figures to this JSON file")
@@ -133,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UserError as error:
         parser.error(str(error))
     if not has_torch:
-        print("PyTorch is not installed: timing JAX alone (pip install torch)\n")
+        print("PyTorch is not installed, so only JAX is timed. `pip install torch` installs it.\n")
     # Several processes share a GPU, so JAX must not reserve most of its memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     device, size, peak = matrix_peak()
@@ -198,7 +201,7 @@ def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, An
 
 
 def require_supported(experiment: str, settings: Config, changes: Mapping[str, Any]) -> None:
-    """Raise a UserError if PyTorch's step would differ from JAX's."""
+    """Raise UserError if the PyTorch step would differ from the JAX step."""
     optimizer = settings.optimizer
     is_simple = optimizer.name in ("sgd", "adam", "adamw") and not optimizer.nesterov
     if not is_simple or settings.param_groups:
@@ -238,7 +241,7 @@ def time_row(
 
 
 def require_equal(what: str, values: Mapping[str, Any]) -> None:
-    """Exit if the contenders differ in something that must be equal."""
+    """Exit with an error if the values of the contenders differ."""
     if len(set(values.values())) > 1:
         listed = ", ".join(f"{name}: {value}" for name, value in values.items())
         raise SystemExit(f"The contenders have different {what}: {listed}.")
@@ -263,7 +266,7 @@ def take_turns(
 
 
 def start(experiment: str, variant: Variant, options: argparse.Namespace) -> Contender:
-    """Start a contender. For PyTorch, time one step in both memory layouts and keep the faster."""
+    """Start a contender. PyTorch uses the memory layout in which one step is faster."""
     settings = [*options.settings, f"train.precision={variant.precision}"]
     if variant.framework == "jax":
         return Contender(sys.executable, "jax", experiment, settings, keep_memory=True)
@@ -300,16 +303,16 @@ HEADER = (
     "|" + "|".join("-" * (width + 1) + ":" for width in COLUMNS.values()) + "|"
 )
 COMPARISONS = {
-    "float32, as PyTorch comes": ("jax-float32", "torch-float32"),
-    "float32, PyTorch with memory kept": ("jax-float32", "torch-float32-kept"),
-    "bfloat16, as PyTorch comes": ("jax-bfloat16", "torch-bfloat16"),
-    "bfloat16, PyTorch with memory kept": ("jax-bfloat16", "torch-bfloat16-kept"),
-    "JAX in bfloat16 next to JAX in float32": ("jax-bfloat16", "jax-float32"),
+    "JAX and PyTorch in float32": ("jax-float32", "torch-float32"),
+    "JAX and PyTorch with kept memory in float32": ("jax-float32", "torch-float32-kept"),
+    "JAX and PyTorch in bfloat16": ("jax-bfloat16", "torch-bfloat16"),
+    "JAX and PyTorch with kept memory in bfloat16": ("jax-bfloat16", "torch-bfloat16-kept"),
+    "JAX in bfloat16 and JAX in float32": ("jax-bfloat16", "jax-float32"),
 }
 
 
 def ratio(row: Mapping[str, Any], one: str, other: str) -> float | None:
-    """Return the speed of one variant divided by that of another, or None if one is missing."""
+    """Divide the speed of variant `one` by the speed of `other`. None if one of them is missing."""
     if one not in row or other not in row:
         return None
     return row[one]["images_per_second"] / row[other]["images_per_second"]
@@ -348,7 +351,10 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
             ratios = [value for row in chosen if (value := ratio(row, one, other)) is not None]
             if ratios:
                 mean = math.exp(statistics.fmean(map(math.log, ratios)))
-                lines.append(f"{title}, {batches}: mean {mean:.2f}, least {min(ratios):.2f}")
+                lines.append(
+                    f"For {title}, the mean speed ratio is {mean:.2f} and the smallest is "
+                    f"{min(ratios):.2f} ({batches})."
+                )
     return lines
 
 
@@ -359,14 +365,14 @@ def _figure(value: float) -> str:
 def matrix_peak(tries: int = 8) -> tuple[str, int, float]:
     """Measure the speed of a large matrix product in JAX.
 
-    Return the device, the side of the matrices, and the FLOP/s of the fastest of several tries. The
-    product is float32 in JAX's default precision, which is TF32 on a GPU.
+    Return the name of the device, the number of rows of the square matrices, and the FLOP/s of the
+    fastest try. The product is float32 in JAX's default precision, which is TF32 on a GPU.
     """
     import jax
 
     device = jax.devices()[0]
     size = 2048 if device.platform == "cpu" else 8192
-    # With constant values, a processor would use less power and run faster.
+    # The values are random. With constant values, a processor would use less power and run faster.
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(jax.numpy.matmul)
     product(a, a).block_until_ready()

@@ -1,4 +1,4 @@
-"""`speednet` with a simple optimizer, to time its steps next to PyTorch."""
+"""Experiment for `make bench`: `speednet` with an optimizer that PyTorch also has."""
 
 from cifar_jax.config import Config, Model, Optimizer
 

@@ -4,7 +4,7 @@
 
 CONTENDER is jax, torch or torch-channels-last. The process prints a JSON line when it is ready.
 Then it reads numbers from standard input, one per line. For each number N it runs N train steps and
-prints a JSON line with the seconds per step. It uses no processor time while it waits for a line.
+prints a JSON line with the seconds per step. A waiting process uses no processor time.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _timed(steps: Steps, count: int) -> float:
 
 
 def jax_steps(config: Config) -> tuple[Steps, dict[str, Any]]:
-    """Return a function that runs train steps, and facts about the steps."""
+    """Return a function that runs train steps in JAX, and values for the benchmark's record."""
     import jax
 
     from cifar_jax import models
@@ -102,7 +102,7 @@ def jax_steps(config: Config) -> tuple[Steps, dict[str, Any]]:
 
 
 def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
-    """Return a function that runs train steps in PyTorch, and values for the table.
+    """Return a function that runs train steps in PyTorch, and values for the benchmark's record.
 
     The steps are written as a PyTorch user would write them. The batches are ready in memory. There
     is no data loader and no augmentation.
@@ -168,7 +168,7 @@ def torch_steps(config: Config, contender: str) -> tuple[Steps, dict[str, Any]]:
 
 
 def random_images() -> Dataset:
-    """Return random images with the shapes of CIFAR-10. They do not change the time of a step."""
+    """Return random images with the shapes of CIFAR-10. Pixel values do not affect the time."""
     import numpy as np
 
     from cifar_jax.data import Dataset, Split

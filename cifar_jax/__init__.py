@@ -1,7 +1,7 @@
 """Image classifiers for CIFAR-10 in JAX and Flax.
 
 The package contains the ten experiments of the paper “A New Classifier Based on CIFAR10 Data Set”.
-Its public API is the names in `__all__`; all other modules may change.
+The names in `__all__` are the public API. All other names may change without notice.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _HOMES = {
     "Result": "cifar_jax.runs.schemas",
     "UserError": "cifar_jax.errors",
 }
-"""The module of each class of the public API. It is imported at first use, which keeps `import
-cifar_jax` fast."""
+"""Maps each public class to its module. The module is imported when the class is first used, which
+keeps `import cifar_jax` fast."""
 
 
 def train(
@@ -62,7 +62,7 @@ def train(
     warning is printed.
 
     Args:
-      config: the settings, or the name or path of an experiment file.
+      config: the settings of the run, or the name or path of an experiment file.
       workdir: the run folder. It is created if it does not exist.
       seed: random seed.
       callbacks: objects whose methods are called during training; see
@@ -74,8 +74,8 @@ def train(
       The result of the run. For example, `result.test_accuracy` is the test accuracy in percent.
 
     Raises:
-      cifar_jax.errors.UserError: the settings contradict each other, do not fit the data, or are
-        not those of the run in `workdir`; or the loss became NaN or infinite.
+      cifar_jax.errors.UserError: the settings contradict each other, do not fit the data, or differ
+        from the settings of the run in `workdir`. Also raised if the loss becomes NaN or infinite.
       KeyboardInterrupt: Ctrl-C interrupted the run. Call `train` again with the same arguments to
         resume it.
     """
@@ -119,24 +119,24 @@ def train(
 def load(
     path: str | Path, *, best: bool = False, model: nn.Module | type[nn.Module] | None = None
 ) -> Classifier:
-    """Return a trained model from a run folder, an exported file, or the package's own networks.
+    """Return a trained model from a run folder, an exported file or a packaged network.
 
-    The model's `predict` returns probabilities `[N, classes]`. It takes a path, a Pillow image, an
-    array or a list of images, and so do `logits` and `features`. The model's `classes` are the
-    class names, and `card` describes the model. Loading needs neither the training images nor the
-    optimizer.
+    The method `predict` of the model returns probabilities `[N, classes]`. The methods `predict`,
+    `logits` and `features` accept a path, a Pillow image, an array or a list of images. The
+    attribute `classes` holds the class names. The attribute `card` describes the model. Loading
+    needs neither the training images nor the optimizer.
 
     Args:
       path: a run folder, an exported file, or the name of a packaged network, such as `net-bn-gap`.
       best: load the checkpoint of the best epoch instead of the last one.
-      model: the network class or instance, if the network is a custom one. The copy of its code in
-        the run folder is never executed.
+      model: the class or an instance of the network, if the network is not part of the package.
+        Code that is stored in a run folder is never executed.
 
     Raises:
-      cifar_jax.errors.UserError: `path` does not exist or is damaged, or `model` is missing or
-        wrong.
+      cifar_jax.errors.UserError: `path` does not exist or is damaged, or `model` is missing or is
+        not the network that was trained.
     """
-    # These slow imports are here to keep `import cifar_jax` fast.
+    # Import these slow modules only now, to keep `import cifar_jax` fast.
     from cifar_jax.inference.load import load
     from cifar_jax.models.custom import CustomModel
 

@@ -1,4 +1,4 @@
-"""`python -m cifar_jax` is `cifar-jax`."""
+"""Run the command line: `python -m cifar_jax` does the same as `cifar-jax`."""
 
 from cifar_jax.cli import main
 

@@ -7,21 +7,21 @@ from typing import NamedTuple
 import numpy as np
 
 BINS = 15
-"""Default number of bins of equal width between probability 0 and 1, as in Guo et al., "On
-Calibration of Modern Neural Networks", 2017."""
+"""Default number of bins of a reliability diagram, as in Guo et al., "On Calibration of Modern
+Neural Networks", 2017. All bins have the same width."""
 
 
 class Bin(NamedTuple):
-    """The predictions whose probability is above `low` and at most `high`."""
+    """One bin of a reliability diagram: the predictions with a probability in (low, high]."""
 
     low: float
     high: float
     answers: int
-    """Number of predictions."""
+    """Number of predictions in the bin."""
     confidence: float
-    """Mean probability of the predicted classes. 0 for an empty bin."""
+    """Mean probability of the predictions in the bin, from 0 to 1. 0 for an empty bin."""
     accuracy: float
-    """Fraction of correct predictions, from 0 to 1. 0 for an empty bin."""
+    """Fraction of the predictions in the bin that are correct. 0 for an empty bin."""
 
 
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -> list[Bin]:
@@ -47,8 +47,8 @@ def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = BINS) -
 def calibration_error(bins: list[Bin]) -> float:
     """Return the expected calibration error in percentage points.
 
-    This is the mean of |accuracy - confidence| over the bins. The weight of a bin is its number of
-    predictions.
+    The error is the mean of |accuracy - confidence| over the bins. Each bin is weighted by its
+    number of predictions.
     """
     total = sum(entry.answers for entry in bins)
     gaps = sum(entry.answers * abs(entry.accuracy - entry.confidence) for entry in bins)

@@ -25,7 +25,7 @@ from cifar_jax.files import local_path
 from cifar_jax.user_modules import local_modules
 
 _PACKAGE = Path(__file__).parent
-# The folder is next to the package in a git checkout, and inside the package in a wheel.
+# The experiments are next to the package in a git checkout, and inside the package in a wheel.
 _FOLDERS = (_PACKAGE.parent / "experiments", _PACKAGE / "_experiments")
 
 
@@ -51,18 +51,19 @@ class CustomParts:
     source: bytes = b""
     """Content of the experiment file."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """SHA-256 of the local modules that the file imports, by module name, and of the other files of
-    its folder that it reads, by path."""
+    """SHA-256 digests of the files that the experiment file uses. A key is the name of an imported
+    local module, or the path of another file that is read."""
     loaded: frozenset[str] = frozenset()
-    """Names of all modules in `sys.modules` when the execution of the file ended."""
+    """Names of all Python modules that were loaded right after the experiment file ran."""
 
 
 class Cost(NamedTuple):
     """The training time of an experiment on one machine, from the experiment file's docstring."""
 
     text: str
-    """The time and the machine, such as `about 68 seconds on two CPU cores (AMD EPYC)`."""
+    """Training time and machine, such as `about 68 seconds on two CPU cores (AMD EPYC)`."""
     minutes: float
+    """Training time in minutes."""
     machine: str
     """Name of the machine, such as `two CPU cores (AMD EPYC)`."""
 
@@ -76,13 +77,14 @@ class Experiment(NamedTuple):
     description: str
     """First line of the experiment file's docstring."""
     cost: Cost | None
-    """Training time. None if the docstring has no line that begins with `Cost:`."""
+    """Training time of the experiment. None if its docstring has no line that begins with
+    `Cost:`."""
     path: Path
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
     search: Any = None
-    """The file's `SEARCH`, not yet validated: the settings that `cifar-jax tune` searches. None if
-    the file has no `SEARCH`."""
+    """The search space `SEARCH` for `cifar-jax tune`, before validation. None if the experiment
+    file has no `SEARCH`."""
 
 
 def experiments_folder() -> Path:
@@ -133,9 +135,8 @@ def load(name_or_path: str) -> Experiment:
 def code_digest(source: bytes) -> str:
     """Return the SHA-256 of Python code, ignoring settings, docstrings, comments and layout.
 
-    The settings are the assignments to `CONFIG` and `SEARCH`.
-
-    The code is not executed. The digest is the same in all supported Python versions.
+    Assignments to `CONFIG` and `SEARCH` are settings. The code is not executed. The digest is the
+    same in all supported Python versions.
     """
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -156,7 +157,7 @@ def _dump(node: Any) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings to an f-string's parts.
+    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings to f-strings.
         fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
     present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({','.join(present)})"

@@ -51,11 +51,11 @@ Arguments = dict[str, bool | int | float | str]
 
 
 FILE_KINDS = ("folder", "npz")
-"""Kinds of data sets that are named by a path, as in `folder:PATH`. The files may be moved."""
+"""Kinds of data sets whose names contain a path, such as `folder:PATH`."""
 
 
 def _tidy_path(dataset: str) -> str:
-    """Return one spelling of a path: `folder:./pets/` becomes `folder:pets`."""
+    """Normalize the path in the name of a data set: `folder:./pets/` becomes `folder:pets`."""
     kind, _, path = dataset.partition(":")
     if kind not in FILE_KINDS or not path or "://" in path:
         return dataset
@@ -66,14 +66,14 @@ class Model(Settings):
     """The network and its options. An option that is None keeps the network's default."""
 
     name: str
-    """Name of the network. `cifar-jax models` lists the known names. Any other name selects the
-    experiment file's `MODEL`."""
+    """Name of the network. `cifar-jax models` lists the known names. Any other name stands for the
+    custom network `MODEL` in the experiment file."""
     dropout: Annotated[float | None, Field(ge=0, lt=1)] = None
     """Dropout rate. The paper uses 0.5. None: the network's default."""
     pooling: Literal["max", "average", "strided-conv"] | None = None
-    """Downsampling layers of the `net*` networks. None: the network's default."""
+    """Kind of downsampling layers in the `net*` networks. None: the network's default."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of the experiment file's `MODEL`."""
+    """Keyword arguments of the custom network `MODEL` in the experiment file."""
 
 
 class Optimizer(Settings):
@@ -81,8 +81,8 @@ class Optimizer(Settings):
 
     name: Literal["sgd", "adam", "adamw", "muon", "custom"] = "sgd"
     """The update rule: `sgd` with momentum; `adam`; `adamw` with decoupled weight decay; `muon`,
-    for kernels only; or `custom`, the experiment file's `OPTIMIZER`. With `muon`, put all other
-    parameters into `param_groups`."""
+    for kernels only; or `custom`, which uses `OPTIMIZER` of the experiment file. With `muon`, put
+    all parameters that are not kernels into `param_groups`."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Base learning rate. The schedule multiplies it by a factor at each step."""
     momentum: HalfOpenUnit = 0.9
@@ -90,8 +90,8 @@ class Optimizer(Settings):
     nesterov: bool = False
     """SGD and Muon: whether to use Nesterov momentum."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Weight decay of every parameter. In `sgd`, `adam` and `muon` it is L2 regularization, which
-    is added to the gradient as in PyTorch. In `adamw` it is decoupled from the gradient."""
+    """Weight decay of every parameter. `sgd`, `adam` and `muon` use L2 regularization, which is
+    added to the gradient as in PyTorch. `adamw` decouples weight decay from the gradient."""
     beta1: HalfOpenUnit = 0.9
     """Adam and AdamW: decay rate of the moving average of gradients."""
     beta2: HalfOpenUnit = 0.999
@@ -101,7 +101,7 @@ class Optimizer(Settings):
     newton_schulz_steps: Count = 3
     """Muon: number of Newton-Schulz iterations that orthogonalize an update."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of the experiment file's `OPTIMIZER`."""
+    """Keyword arguments of the custom `OPTIMIZER` in the experiment file."""
 
 
 class ParamGroup(Settings):
@@ -136,7 +136,7 @@ class Schedule(Settings):
     `milestones`: reduced after the epochs in `milestones`; `cosine`: decays to zero;
     `warmup-cosine`: rises linearly and decays to `end` along a cosine; `one-cycle`: rises and falls
     along cosines; `linear`: decays to `end`; `triangular`: rises and falls linearly; `plateau`:
-    reduced when the validation loss stops falling; `custom`: the experiment file's `SCHEDULE`."""
+    reduced when the validation loss stops falling; `custom`: `SCHEDULE` of the experiment file."""
     factor: OpenUnit = 0.5
     """`step`, `milestones` and `plateau`: factor by which each reduction multiplies the learning
     rate."""
@@ -159,7 +159,7 @@ class Schedule(Settings):
     """`warmup-cosine`, `linear` and `triangular`: last learning rate, as a fraction of
     `optimizer.lr`."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of the experiment file's `SCHEDULE`."""
+    """Keyword arguments of the custom `SCHEDULE` in the experiment file."""
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> Self:
@@ -198,33 +198,34 @@ class Loss(Settings):
 
 
 class Ema(Settings):
-    """Exponential moving average of the weights, which is evaluated instead of the weights."""
+    """Exponential moving average (EMA) of the weights. The run evaluates this average."""
 
     name: Literal["ema"] = "ema"
     """Kind of average: `ema`."""
     decay: HalfOpenUnit = 0.999
-    """Fraction of the old average that an update keeps. Update number t keeps at most `(1 + t) /
-    (10 + t)`."""
+    """Weight of the old average in an update. In update number t, the weight is at most
+    `(1 + t) / (10 + t)`."""
     every: Count = 1
     """Number of steps between updates of the average."""
 
 
 class Lookahead(Settings):
-    """The Lookahead method: slow weights that move toward the trained weights and are evaluated.
+    """The Lookahead method: slow weights repeatedly move toward the trained weights.
 
-    After each update of the slow weights, training continues from them.
+    After each update of the slow weights, training continues from the slow weights. The run
+    evaluates the slow weights.
     """
 
     name: Literal["lookahead"] = "lookahead"
     """Kind of average: `lookahead`."""
     decay: HalfOpenUnit = 0.5
-    """Factor of the old slow weights in an update. If `power` is set, this is the factor of
-    the last update."""
+    """Weight of the old slow weights in an update, from 0 to 1. If `power` is above 0, this is the
+    weight in the last update."""
     every: Count = 5
     """Number of steps between updates of the slow weights."""
     power: Annotated[float, Field(ge=0)] = 0.0
-    """Exponent that lowers `decay` early in training. An update keeps `decay * progress**power`,
-    where `progress` is the completed fraction of the training."""
+    """Exponent that lowers `decay` early in training. An update uses `decay * progress**power`
+    instead of `decay`. `progress` is the completed fraction of the training. 0: no change."""
 
 
 class Initialization(Settings):
@@ -246,15 +247,15 @@ class TTAConfig(Settings):
     flip: bool = False
     """Whether to add mirrored copies of the image."""
     shift: Annotated[int, Field(ge=0, le=4)] = 0
-    """Distance in pixels of two shifted copies: one moved up and left, one moved down and right. 0:
-    no shifted copies."""
+    """Distance in pixels by which two copies are shifted. One copy moves up and left, the other
+    down and right. 0: no shifted copies."""
     least_confident: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Fraction of the images for which the extra views are used. These are the images with the
     least confident predictions. None: all images."""
 
 
 class Augmentation(Settings):
-    """Random changes to the training images."""
+    """Data augmentation: random changes to the training images."""
 
     crop_padding: Annotated[int, Field(ge=0)] = 0
     """Padding on each side before a random crop, in pixels, up to half of `data.image_size`. 0: no
@@ -306,7 +307,7 @@ class Phase(Settings):
     def _changes_training(self) -> Self:
         if self.image_size is self.batch_size is self.augmentation is None:
             raise UserError(
-                f"the phase that ends at until={self.until} changes nothing: give it image_size, "
+                f"the phase that ends at until={self.until} changes nothing: set its image_size, "
                 "batch_size or augmentation"
             )
         return self
@@ -337,11 +338,11 @@ class Data(Augmentation):
     """Whether to leave out unreadable images if the data set is a folder of images. If False, an
     unreadable image is an error."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of the experiment file's `AUGMENTATION`."""
+    """Keyword arguments of the custom `AUGMENTATION` in the experiment file."""
 
 
 class Train(Settings):
-    """Precision, pretrained weights, best epoch, logging and checkpoints."""
+    """Settings of precision, pretrained weights, early stopping, logging and checkpoints."""
 
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the computation. Parameters, BatchNorm statistics and logits are always
@@ -372,7 +373,8 @@ class Train(Settings):
     """Number of latest end-of-epoch checkpoints to keep. The checkpoint of the best epoch is always
     kept too."""
     checkpoint_minutes: Annotated[float | None, Field(gt=0), RuntimeOnly()] = 10.0
-    """Minutes between checkpoints within an epoch. None: save only at the end of each epoch."""
+    """Time between checkpoints within an epoch, in minutes. None: save a checkpoint only at the end
+    of each epoch."""
     devices: Annotated[int | None, Field(ge=1), RuntimeOnly()] = None
     """Number of devices to use. None: the largest available number that divides the batch size."""
 
@@ -423,7 +425,7 @@ class Config(Settings):
     tta: TTAConfig = TTAConfig()
     """Test-time augmentation."""
     train: Train = Train()
-    """How the run is executed."""
+    """Precision, pretrained weights, early stopping, logging and checkpoints."""
     paper: Annotated[Paper | None, Field(exclude=True)] = None
     """The paper's results for the experiment. This is not a setting."""
 
@@ -433,7 +435,7 @@ class Config(Settings):
         if ends != sorted(set(ends)):
             raise UserError(
                 f"the phases end at until={', '.join(map(str, ends))}, but each phase must end "
-                "later than the one before: give them in order"
+                "after the previous phase: sort the phases by until"
             )
         self._check_pixels()
         if self.tta.least_confident and not (self.tta.flip or self.tta.shift):
@@ -497,7 +499,7 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     """
     config = config if isinstance(config, Config) else from_flat(config)
     settings = dotted.part(config, runtime_only=False)
-    # The data may be moved, so only the name counts. The model card has a digest of the images.
+    # The images may be moved to another folder, so ignore the path. A digest identifies the images.
     kind, _, path = settings["data.dataset"].partition(":")
     if kind in FILE_KINDS and path:
         settings["data.dataset"] = f"{kind}:{Path(path).absolute().name}"

@@ -1,7 +1,7 @@
 """The device mesh of a run, and the compiler options for its devices.
 
-The mesh has one axis, `data`. Its size changes no code. It spans the devices of all processes, and
-every process runs the same program.
+The mesh has one axis, `data`, over the devices of all processes. Every process runs the same
+program.
 """
 
 import os
@@ -26,13 +26,13 @@ def make_mesh(
     """Return a mesh over which a batch can be divided.
 
     Args:
-      batch_size: images in a batch.
-      devices: number of devices. None: the largest number that divides the batch. With several
-        processes all devices are used.
-      available: devices to choose from; None means all that JAX has.
+      batch_size: number of images in a batch.
+      devices: number of devices. None: the largest number that divides the batch size. A
+        multi-process run always uses all devices.
+      available: devices to choose from. None: all devices of JAX.
 
     Raises:
-      UserError: there are fewer devices, or their number does not divide the batch.
+      UserError: fewer devices are available, or their number does not divide the batch size.
     """
     available = jax.devices() if available is None else available
     if len({device.process_index for device in available}) > 1:
@@ -60,17 +60,17 @@ def make_mesh(
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Return the sharding that has a copy of the array on every device."""
+    """Return the sharding that puts a copy of an array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Return the sharding that divides the batch axis over the devices."""
+    """Return the sharding that divides an array over the devices, along the batch axis."""
     return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
 
 
 def put(arrays: Any, sharding: NamedSharding) -> Any:
-    """Return a tree of NumPy arrays, equal in every process, as arrays on the devices."""
+    """Put a tree of NumPy arrays on the devices. All processes must pass the same arrays."""
     return jax.tree.map(
         lambda array: jax.make_array_from_callback(
             array.shape, sharding, lambda index: array[index]
@@ -80,10 +80,10 @@ def put(arrays: Any, sharding: NamedSharding) -> Any:
 
 
 _LARGE_BATCH = 64
-"""Smallest number of images per device for which the CPU options apply in float32.
+"""Smallest number of images per device for which the CPU compiler options are used in float32.
 
-With the options, float32 steps became faster at 128 images and more. At 8 images most networks
-became slower. In bfloat16 the options made all steps faster.
+In measurements, the options made float32 steps faster with 128 or more images per device. With 8
+images they made most networks slower. They made all bfloat16 steps faster.
 """
 
 
@@ -94,7 +94,7 @@ def compile_program(
     batch_size: int,
     precision: str = "float32",
 ) -> jax.stages.Compiled:
-    """Compile a jitted function of batches with the compiler options that make it fastest.
+    """Compile a jitted function with the compiler options that are fastest for its batch size.
 
     The options change only the speed and, on a CPU, rounding. docs/performance.md lists
     measurements.
@@ -102,9 +102,9 @@ def compile_program(
     Args:
       program: the jitted function.
       *arguments: example arguments, or their shapes and types.
-      mesh: the devices.
-      batch_size: number of images in a batch, on all devices together.
-      precision: type of the computation, `float32` or `bfloat16`.
+      mesh: the devices that run the program.
+      batch_size: number of images in a batch, over all devices together.
+      precision: data type of the computation, `float32` or `bfloat16`.
     """
     options = compiler_options(mesh, batch_size, precision)
     onednn = mesh.size == 1 and options.get(_ONEDNN) is True
@@ -113,7 +113,7 @@ def compile_program(
 
 
 def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
-    """Compile a program. A program with oneDNN is not cached, because XLA cannot store it."""
+    """Compile a program. XLA cannot store programs that call oneDNN in its cache."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
         return lowered.compile(compiler_options=options)
@@ -122,7 +122,7 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax
 def compiler_options(
     mesh: Mesh, batch_size: int, precision: str = "float32"
 ) -> dict[str, str | bool]:
-    """Return the XLA options for `compile_program`, without options that XLA_FLAGS already sets."""
+    """Return the XLA options for `compile_program`, except for options that XLA_FLAGS sets."""
     large = batch_size // mesh.size >= _LARGE_BATCH
     pays = large or (precision == "bfloat16" and has_bfloat16_units() and has_onednn())
     if not pays or mesh.devices.flat[0].platform != "cpu":
@@ -133,10 +133,10 @@ def compiler_options(
 _ONEDNN = "xla_cpu_experimental_onednn_custom_call"
 _YNNPACK = "xla_cpu_experimental_ynn_fusion_type"
 _ONEDNN_OPTIONS = {_ONEDNN: True, _YNNPACK: "LIBRARY_FUSION_TYPE_REDUCE"}
-"""XLA calls oneDNN only if both options are set."""
+"""XLA options that make XLA call the library oneDNN. Both are needed."""
 
 _BFLOAT16_UNITS = frozenset({"avx512_bf16", "amx_bf16"})
-"""Processor features for bfloat16. Without any of them, bfloat16 is slower than float32."""
+"""Processor features for bfloat16. On a CPU with none of them, bfloat16 is slower than float32."""
 
 
 def has_bfloat16_units() -> bool:
@@ -174,7 +174,7 @@ def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[st
     if "avx2" in flags and ("avx512f" not in flags or amd):
         options[_YNNPACK] = "LIBRARY_FUSION_TYPE_REDUCE"
     measured = amd and "avx512f" in flags if precision == "float32" else has_bfloat16_units()
-    # If the user's flags set an option of oneDNN, this function does not set any.
+    # If XLA_FLAGS sets a oneDNN option, leave all oneDNN options to the user.
     free = not any(f"--{name}" in xla_flags for name in _ONEDNN_OPTIONS)
     if single_device and measured and free and has_onednn():
         options |= _ONEDNN_OPTIONS
@@ -198,7 +198,7 @@ def has_onednn() -> bool:
 
 
 def _is_known(name: str, value: str | bool) -> bool:
-    """Return whether the installed version of XLA has the option."""
+    """Return whether the installed version of XLA knows a compiler option."""
     try:
         jax.jit(lambda: 0).lower().compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:

@@ -24,7 +24,7 @@ HEARTBEAT_SECONDS = 30
 """If a process sends no heartbeat for this many seconds, JAX ends all other processes."""
 
 SHUTDOWN_SECONDS = 10
-"""Seconds that a failed process waits for the other processes to fail too, before it exits."""
+"""Largest number of seconds that a failed process waits for the other processes before it exits."""
 
 
 def initialize() -> None:
@@ -59,7 +59,7 @@ def shutdown(exit_code: int) -> None:
     """Leave a multi-process run after all processes are done. Call this last.
 
     If `exit_code` is not 0, this process waits at most `SHUTDOWN_SECONDS` for the other processes
-    and then exits. JAX ends the other processes when it notices that this process is gone.
+    and then exits. JAX then ends the other processes.
     """
     if not jax.distributed.is_initialized():
         return
@@ -95,14 +95,14 @@ def allgather(value: Any) -> list[Any]:
 
 
 def all_max(*values: float) -> list[float]:
-    """Return the maximum of each value over all processes."""
+    """Return the maximum of each value over all processes, in the order of the arguments."""
     if is_single_process():
         return list(values)
     return _gather(np.asarray(values, np.float32)).max(axis=0).tolist()
 
 
 def broadcast_arrays(tree: Any) -> Any:
-    """Return process 0's `tree` of NumPy arrays in every process."""
+    """Copy a tree of NumPy arrays from process 0 to every process, and return the copy."""
     if is_single_process():
         return tree
     return jax.tree.map(lambda array: _gather(array)[0], tree)
@@ -142,7 +142,7 @@ def require_equal(value: Mapping[str, Any], what: str) -> None:
       what: name of the values in the error message, such as "settings".
 
     Raises:
-      UserError: the values differ. The message names the first entry that differs, and both values.
+      UserError: the values differ. The message shows the first value that differs.
     """
     first, *others = allgather(dict(value))
     for index, other in enumerate(others, start=1):

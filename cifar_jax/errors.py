@@ -58,7 +58,7 @@ def explain(error: Exception) -> str | None:
 
 
 def one_line(error: BaseException, file: Path | str | None = None) -> str:
-    """Return the type and first line of an exception, and its line number in `file`.
+    """Describe an exception in one line: its class, its message and its line number in `file`.
 
     >>> one_line(ValueError("no such layer"))
     'ValueError: no such layer'
@@ -70,7 +70,7 @@ def one_line(error: BaseException, file: Path | str | None = None) -> str:
 
 
 def counted(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number with its noun.
+    """Return a number and a noun, which is singular or plural.
 
     >>> counted(1, "epoch"), counted(1437, "image"), counted(2, "class", "classes")
     ('1 epoch', '1,437 images', '2 classes')
@@ -79,10 +79,10 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `; did you mean NAME?` for the most similar of `names`, or an empty string.
+    """Return `; did you mean NAME?` for the name most similar to `name`, or an empty string.
 
-    Dotted names are compared by their last part first. At most about a quarter of the letters may
-    differ: `car` does not suggest `cat`.
+    The last parts of dotted names are compared first. A name is too different if more than about a
+    quarter of its letters differ: `car` does not suggest `cat`.
 
     >>> nearest("resnet18-sdg", ["resnet18-sgd", "resnet10"])
     '; did you mean resnet18-sgd?'

@@ -12,9 +12,9 @@ from cifar_jax.errors import UserError
 
 
 def local_path(path: str | Path, source: str = "") -> Path:
-    """Return a path that the user gave. URLs are refused.
+    """Return the path that a user gave as a `Path`, and refuse URLs.
 
-    Without this check, `gs://bucket/run` would name a local folder `gs:`.
+    Without this check, `gs://bucket/run` would create a local folder with the name `gs:`.
 
     Args:
       path: the path.
@@ -24,8 +24,7 @@ def local_path(path: str | Path, source: str = "") -> Path:
       UserError: the path is a URL.
     """
     text = str(path)
-    # One slash is enough, because `Path` removes the second one. The scheme has at least two
-    # letters, because a drive such as `C:` has one.
+    # A URL may have lost a slash, because `Path` merges slashes. One letter is a Windows drive.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
         advice = "Copy the files to this machine or mount the bucket, and give the local path."
@@ -39,7 +38,7 @@ def local_path(path: str | Path, source: str = "") -> Path:
 
 
 def home_path(path: str, variable: str) -> Path:
-    """Return a path in which `~` stands for the home folder.
+    """Return a path, with `~` replaced by the home folder.
 
     Args:
       path: the path.
@@ -59,13 +58,13 @@ def home_path(path: str, variable: str) -> Path:
 def write_json(path: Path, value: Any) -> None:
     """Write a value to a JSON file, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-    # A file name may contain bytes that are not UTF-8. They are escaped in the JSON text.
+    # Escape bytes that are not valid UTF-8. File names in `value` may contain such bytes.
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any], *, compress: bool = False) -> None:
     """Write arrays by name to an `.npz` file, atomically."""
-    import numpy as np  # Commands that write no arrays do not need this slow import.
+    import numpy as np  # NumPy is slow to import, and most commands write no arrays.
 
     save = np.savez_compressed if compress else np.savez
     write_file(path, lambda file: save(file, **arrays))
@@ -84,7 +83,7 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             with temporary.open("wb") as file:
                 write(file)
                 file.flush()
-                os.fsync(file.fileno())  # Otherwise `path` could be empty after a power cut.
+                os.fsync(file.fileno())  # Without `fsync`, a power cut could empty the file.
             temporary.replace(path)
     except OSError:
         with suppress(OSError):
@@ -94,9 +93,9 @@ def write_file(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Set the file name of every `OSError` that is raised in this context to `path`.
+    """Make every `OSError` in this context name `path` as its file.
 
-    Without this, an error could name a temporary file.
+    Otherwise the error could name a temporary file.
     """
     try:
         yield
@@ -108,7 +107,7 @@ def naming(path: Path) -> Iterator[None]:
 def hide(path: Path) -> Path:
     """Rename a folder to `.deleted-NAME` and return the new path.
 
-    Hide a folder before you delete it: readers then never see a partly deleted folder.
+    Hide a folder before you delete it. Other programs then never see a partly deleted folder.
     """
     hidden = path.with_name(f".deleted-{path.name}")
     path.rename(hidden)

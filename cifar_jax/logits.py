@@ -24,9 +24,9 @@ def loss_and_accuracy(logits: np.ndarray, labels: np.ndarray) -> tuple[float, fl
 
 
 def balanced_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of the accuracies of the classes in percent.
+    """Return the mean of the class accuracies, in percent.
 
-    Classes without an image are left out.
+    Classes without images are left out.
 
     Args:
       logits: `[N, classes]`.

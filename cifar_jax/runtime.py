@@ -22,23 +22,23 @@ from typing import NamedTuple
 from cifar_jax.errors import UserError
 from cifar_jax.files import home_path
 
-# Parameters of glibc's mallopt(3).
+# Parameters of the glibc function mallopt, which configures memory allocation.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 _OPEN_FILES = 256
 """Number of files that a run may need to open at the same time."""
 
 _ADDRESS_SPACE = 2 * 10**9
-"""Bytes of address space that JAX, its libraries and a small run need. Measured: 1.5 to 1.8 GB."""
+"""Bytes of address space that a small run needs, including JAX. Measured: 1.5 to 1.8 GB."""
 
 _THREADS, _THREADS_PER_CORE = 32, 2
-"""Number of threads that a run starts, measured with 1 to 16 cores."""
+"""A run starts about 32 threads, and 2 more per core. Measured with 1 to 16 cores."""
 
 _CPUINFO, _DEV = Path("/proc/cpuinfo"), Path("/dev")
 
 
 class Processor(NamedTuple):
-    """Model and features of the processors of this machine. All are assumed to be the same."""
+    """Model and features of the processor. All processors of a machine are assumed to be equal."""
 
     model: str
     """Model name, or the architecture if the model name is unknown."""
@@ -52,13 +52,13 @@ def processor() -> Processor:
     model, flags = platform.processor() or platform.machine(), frozenset[str]()
     try:
         lines = _CPUINFO.read_text(errors="replace").splitlines()
-    except OSError:  # /proc/cpuinfo exists only on Linux.
+    except OSError:  # The file /proc/cpuinfo exists only on Linux.
         return Processor(model, flags)
     for line in lines:
         name, _, text = (part.strip() for part in line.partition(":"))
         if name == "model name":
             model = text
-        elif name in ("flags", "Features"):  # x86 writes "flags", Arm "Features".
+        elif name in ("flags", "Features"):  # The key is "flags" on x86, and "Features" on Arm.
             return Processor(model, frozenset(text.split()))
     return Processor(model, flags)
 
@@ -81,7 +81,7 @@ def cache_dir() -> Path:
 
 @cache
 def _temporary_cache() -> tempfile.TemporaryDirectory[str]:
-    """Create a folder that is deleted when this process ends."""
+    """Create a temporary cache folder, which is deleted when this process ends."""
     _print("there is no home folder, so nothing is cached; to cache, set CIFAR_JAX_CACHE")
     return tempfile.TemporaryDirectory(prefix="cifar-jax-")
 
@@ -97,7 +97,7 @@ def set_up() -> None:
     allow_open_files()
     check_memory_and_threads()
     configure_jax()
-    # Hide log messages of orbax and of its event loops: orbax also raises its errors as exceptions.
+    # Hide log messages of orbax and asyncio. Orbax raises an exception for each of its errors.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -111,9 +111,9 @@ def keep_memory() -> None:
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(_M_MMAP_MAX, 0)  # Do not map large blocks separately.
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never return memory to the kernel.
-        # Use one heap for all threads, because a thread's own heap cannot hold blocks over 64 MB.
+        libc.mallopt(_M_MMAP_MAX, 0)  # Take large blocks of memory from the heap.
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # Never return freed memory to the kernel.
+        # Let all threads share one heap. A separate heap for a thread is limited to 64 MB.
         libc.mallopt(_M_ARENA_MAX, 1)
 
 
@@ -126,12 +126,14 @@ def allow_open_files() -> None:
     """
     try:
         import resource
-    except ImportError:  # The module exists only on Unix.
+    except ImportError:  # The module `resource` exists only on Unix.
         return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)  # A limit of -1 means unlimited.
+    soft, hard = resource.getrlimit(
+        resource.RLIMIT_NOFILE
+    )  # A value of -1 means that there is no limit.
     if 0 <= hard < _OPEN_FILES:
         raise UserError(
-            f"only {hard} open files are allowed: raise the limit to {_OPEN_FILES} with `ulimit -n`"
+            f"only {hard} open files are allowed: raise the limit with `ulimit -n {_OPEN_FILES}`"
         )
     if 0 <= soft < _OPEN_FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, hard))
@@ -143,7 +145,7 @@ def check_memory_and_threads() -> None:
     Raises:
       UserError: a limit is too low. XLA would then abort without a clear message.
     """
-    with suppress(ImportError):  # The module exists only on Unix.
+    with suppress(ImportError):  # The module `resource` exists only on Unix.
         import resource
 
         limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -164,9 +166,9 @@ def check_memory_and_threads() -> None:
 
 
 def _start_threads(number: int) -> int:
-    """Start and end threads. Return how many could run at the same time, at most `number`."""
+    """Return how many of `number` threads this process can start. All threads are ended again."""
     threads, end = list[threading.Thread](), threading.Event()
-    with suppress(RuntimeError):  # The system refuses another thread.
+    with suppress(RuntimeError):  # The system raises RuntimeError if it allows no more threads.
         for _ in range(number):
             thread = threading.Thread(target=end.wait, daemon=True)
             thread.start()
@@ -187,13 +189,13 @@ _REFUSED = {
         "training moves images and metrics between host and device",
     ),
 }
-"""Settings of JAX that prevent training. Each has the values that do so, and the reason."""
+"""Settings of JAX that can prevent training. Each entry has the refused values and the reason."""
 
 
 def configure_jax() -> None:
     """Configure JAX for this package.
 
-    Print a warning on standard error if JAX has already started with other settings.
+    A warning is printed on standard error if JAX has already started with other settings.
 
     Raises:
       UserError: an environment variable has a value that JAX or this package cannot work with.
@@ -214,15 +216,15 @@ def configure_jax() -> None:
             "change. To avoid this, restart Python and train before other JAX calls."
         )
     for name, value in (
-        # Run programs in the calling thread: each program can reuse the memory of the previous one.
+        # Run programs in the calling thread, so that a program can reuse freed memory.
         ("jax_cpu_enable_async_dispatch", False),
-        # Make random numbers depend on the seed only, not on environment variables.
+        # Let random numbers depend only on the seed, and not on environment variables.
         ("jax_default_prng_impl", "threefry2x32"),
         ("jax_threefry_partitionable", True),
         ("jax_random_seed_offset", 0),
     ):
         jax.config.update(name, value)
-    # Hide these warnings: without the cache, JAX compiles the programs again.
+    # Hide warnings about the compilation cache. If the cache fails, JAX compiles without it.
     warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         folder = cache_dir() / f"xla-{_cpu_digest()}"
@@ -258,7 +260,7 @@ def require(device: str | None = None) -> None:
         jax.config.update("jax_platforms", "cpu")
     try:
         backend = jax.default_backend()
-    # Without a GPU, JAX for CUDA raises AssertionError.
+    # JAX with CUDA raises AssertionError on a machine without a GPU.
     except (RuntimeError, AssertionError) as error:
         setting = f" with JAX_PLATFORMS={platforms}" if platforms else ""
         reason = str(error).partition(" (set JAX_PLATFORMS")[0].partition("\n")[0].rstrip(".")
@@ -297,7 +299,8 @@ def find_accelerator() -> str | None:
 
     This function does not use JAX.
     """
-    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):  # Empty or -1 hides all GPUs.
+    # CUDA_VISIBLE_DEVICES hides all GPUs if its value is empty or -1.
+    if os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
         with suppress(OSError, subprocess.TimeoutExpired):
             command = ["nvidia-smi", "-L"]
             if subprocess.run(command, capture_output=True, timeout=20).stdout.startswith(b"GPU "):

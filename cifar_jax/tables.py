@@ -1,4 +1,4 @@
-"""Print tables in the width of the terminal, without cutting a number."""
+"""Print tables that fit the width of the terminal. Numbers are never cut."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from rich.measure import Measurement
 from rich.table import Table
 
 _TEXT_WIDTH = 10
-"""Width below which columns with text do not fold."""
+"""Smallest width of a wrapped column with text, in characters."""
 
 
 def print_table(table: Table, console: Console) -> None:
     """Print a table. Columns with text wrap if the table is wider than the terminal.
 
-    Columns with `no_wrap` keep their width, so the table may go past the edge of the terminal.
+    Columns with `no_wrap` keep their width, so a table may be wider than the terminal.
     """
     options = console.options.update(max_width=10_000)
     foldable = 0

@@ -17,26 +17,29 @@ _STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdli
 
 
 def late_modules(loaded: Collection[str]) -> dict[str, str]:
-    """Return the digests of user modules that are in memory now, except for those in `loaded`."""
+    """Return the digests of all imported user modules whose names are not in `loaded`."""
     late = [(name, sys.modules[name]) for name in sorted(sys.modules.keys() - set(loaded))]
     return _digests({name: m for name, m in late if _is_local(name, _location(m), Path("/"))})
 
 
 @contextmanager
 def local_modules(experiment: Path) -> Iterator[dict[str, str]]:
-    """Make modules next to an experiment file importable in this context, and yield digests.
+    """Make the modules next to an experiment file importable in this context.
 
-    The dictionary of digests is filled when the context ends. It contains every imported module
-    that is user code, and every other file in the folder that was read. The modules are imported
-    anew and then unloaded, so each experiment gets the `_base.py` of its own folder.
+    At the end, the modules are unloaded. Each experiment therefore imports the `_base.py` of its
+    own folder.
+
+    Yields:
+      SHA-256 digests of the imported user modules, by module name, and of other files that were
+      read from the folder, by path. The dictionary is filled when the context ends.
     """
     folder = experiment.absolute().parent
-    # Like Python, also find the modules next to the file that a symbolic link points to.
+    # If the file is a symbolic link, also search the folder of its target, as Python does.
     paths = dict.fromkeys([str(folder), str(experiment.resolve().parent)])
     digests: dict[str, str] = {}
     loaded_before = _unload_local(folder)
     writes_bytecode = sys.dont_write_bytecode
-    # If a file is edited twice within a second, Python may reuse outdated bytecode.
+    # Write no bytecode files: if a file is edited twice within a second, they may be outdated.
     sys.dont_write_bytecode = True
     sys.path[:0] = paths
     try:
@@ -80,7 +83,7 @@ def _digest(file: Path) -> str:
 
 
 def _unload_local(folder: Path) -> dict[str, ModuleType]:
-    # Find all modules first: without its parent, a namespace package has no location.
+    # Find all modules before unloading any. A namespace package has no location without its parent.
     modules = list(sys.modules.items())
     names = [name for name, module in modules if _is_local(name, _location(module), folder)]
     return {name: sys.modules.pop(name) for name in names}
@@ -89,7 +92,7 @@ def _unload_local(folder: Path) -> dict[str, ModuleType]:
 def _is_local(name: str, location: str, folder: Path) -> bool:
     """Return whether a module is user code.
 
-    User code is in `folder`, or outside of the standard library and of all installed packages.
+    User code is in `folder`, or neither in the standard library nor in an installed package.
     """
     package = name.partition(".")[0]
     if not location or package == "cifar_jax" or package.startswith("__"):
@@ -101,7 +104,7 @@ def _is_local(name: str, location: str, folder: Path) -> bool:
 
 
 def _is_user_path(path: str) -> bool:
-    """Return whether a path is outside of the standard library and of all installed packages."""
+    """Return whether a path is neither in the standard library nor in an installed package."""
     if path.startswith((*_STANDARD_LIBRARY, f"{_PACKAGE}{os.sep}")):
         return False
     return not any(part in path for part in ("site-packages", "dist-packages", "__pycache__"))
@@ -110,13 +113,13 @@ def _is_user_path(path: str) -> bool:
 def _location(module: Any) -> str:
     """Return the path of a module's file or folder, or an empty string if it has none.
 
-    This does not load modules that are loaded lazily.
+    Lazily loaded modules are not loaded by this function.
     """
     try:
         attributes = object.__getattribute__(module, "__dict__")
     except AttributeError:
         return ""
-    with suppress(KeyError):  # Raised if the parent package is unloaded.
+    with suppress(KeyError):  # A namespace package raises KeyError without its parent.
         return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
     return ""
 
@@ -132,7 +135,7 @@ def _is_distribution(package: str) -> bool:
 
 
 _opened: set[Path] | None = None
-"""Files that were opened in the context `_opened_files`. None: outside of the context."""
+"""Paths of the files that Python opened in the context `_opened_files`. None outside of it."""
 
 
 def _record(event: str, arguments: tuple[Any, ...]) -> None:
@@ -142,7 +145,7 @@ def _record(event: str, arguments: tuple[Any, ...]) -> None:
 
 @cache
 def _add_hook() -> None:
-    sys.addaudithook(_record)  # Python cannot remove the hook again.
+    sys.addaudithook(_record)  # Python cannot remove an audit hook.
 
 
 @contextmanager

@@ -1,1 +1,1 @@
-"""One file per experiment. The make target, run folder and report row have the file's name."""
+"""One file per experiment. Its make target, run folder and report row have the name of the file."""

@@ -15,7 +15,7 @@ CONFIG = Config(
     epochs=20,  # Table 2
     batch_size=8,  # Table 2
     optimizer=Optimizer(name="sgd", lr=1e-3, momentum=0.9),  # Table 2
-    # The log in section 3.2 implies at least 48,000 training images (docs/paper.md).
+    # The log in section 3.2 of the paper implies at most 2,000 validation images (docs/paper.md).
     data=Data(validation=2000),
     paper=Paper(tables="1–3", test_accuracy=62.06, parameters=62_006),  # Table 3
 )

@@ -18,7 +18,7 @@ CONFIG = Config(
     batch_size=8,  # Table 11
     optimizer=Optimizer(name="sgd", lr=1e-3, momentum=0.9),  # Table 11
     schedule=Schedule(name="plateau", patience=5, factor=0.5),  # Section 3.5(5)
-    # The log in section 3.2 implies at least 48,000 training images (docs/paper.md).
+    # The log in section 3.2 of the paper implies at most 2,000 validation images (docs/paper.md).
     data=Data(validation=2000),
     paper=Paper(tables="10–12", test_accuracy=81.77, parameters=521_646),  # Table 12
 )

@@ -15,7 +15,7 @@ CONFIG = Config(
     epochs=50,  # Table 8
     batch_size=8,  # Table 8
     optimizer=Optimizer(name="sgd", lr=1e-3, momentum=0.9),  # Table 8
-    # The log in section 3.2 implies at least 48,000 training images (docs/paper.md).
+    # The log in section 3.2 of the paper implies at most 2,000 validation images (docs/paper.md).
     data=Data(validation=2000),
     paper=Paper(tables="7–9", test_accuracy=82.14, parameters=413_566),  # Table 9
 )

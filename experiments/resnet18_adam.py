@@ -15,8 +15,8 @@ CONFIG = Config(
     epochs=135,  # Table 15
     batch_size=8,  # Table 15
     optimizer=Optimizer(name="adam", lr=1e-3),  # Table 15
-    # The log in section 3.2 implies at least 48,000 training images. The paper does not mention
-    # augmentation (docs/paper.md).
+    # The log in section 3.2 of the paper implies at most 2,000 validation images. The paper does
+    # not mention augmentation (docs/paper.md).
     data=Data(validation=2000, crop_padding=4, flip=True),
     paper=Paper(tables="15–16", test_accuracy=89.66, parameters=11_173_962),  # Table 16
 )

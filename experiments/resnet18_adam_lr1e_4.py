@@ -15,8 +15,8 @@ CONFIG = Config(
     epochs=100,  # Table 17
     batch_size=128,  # Table 17
     optimizer=Optimizer(name="adam", lr=1e-4),  # Table 17
-    # The log in section 3.2 implies at least 48,000 training images. The paper does not mention
-    # augmentation (docs/paper.md).
+    # The log in section 3.2 of the paper implies at most 2,000 validation images. The paper does
+    # not mention augmentation (docs/paper.md).
     data=Data(validation=2000, crop_padding=4, flip=True),
     train=Train(log_every=100),
     paper=Paper(tables="17–18", test_accuracy=91.27, parameters=11_173_962),  # Table 18

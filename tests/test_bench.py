@@ -54,7 +54,7 @@ def test_table_and_record_have_the_changed_settings(
     assert "|    64 |         128 |" in capsys.readouterr().out
 
 
-def test_summary_has_the_mean_and_the_least_ratio() -> None:
+def test_summary_has_the_mean_and_the_smallest_ratio() -> None:
     def row(batch_size: int, jax: float, torch: float) -> dict:
         speeds = {"jax-float32": jax, "torch-float32": torch}
         figures = {name: {"images_per_second": speed} for name, speed in speeds.items()}
@@ -62,8 +62,9 @@ def test_summary_has_the_mean_and_the_least_ratio() -> None:
 
     lines = bench.summary([row(8, 4, 1), row(128, 1, 1)])
     assert lines == [
-        "float32, as PyTorch comes, all rows: mean 2.00, least 1.00",
-        "float32, as PyTorch comes, batch size 128 or more: mean 1.00, least 1.00",
+        f"For JAX and PyTorch in float32, the mean speed ratio is {mean} and the smallest is 1.00 "
+        f"({rows})."
+        for mean, rows in (("2.00", "all rows"), ("1.00", "batch size 128 or more"))
     ]
 
 

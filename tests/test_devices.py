@@ -142,7 +142,8 @@ def test_flags_of_the_user_win(
     monkeypatch.setenv("XLA_FLAGS", f"--xla_dump_to=/tmp/x --{option}=whatever")
     options = devices.compiler_options(mesh, 128).keys()
     assert option not in options
-    # XLA calls oneDNN only if both options are set. If the user sets one, none is added.
+    # XLA calls oneDNN only if both options are set. If the user sets one of them, the package adds
+    # neither.
     assert options == (WIDE_VECTORS if option in ONEDNN else ONEDNN).keys() - {option} | (
         WITHOUT_YNNPACK.keys() - {option}
     )

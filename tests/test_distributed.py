@@ -285,7 +285,7 @@ cli.main()
     ],
 )
 def test_a_process_ends_within_a_minute_of_the_other(mode: str, index: int, end: str) -> None:
-    """In mode `apart`, only JAX's heartbeats can detect that the other process ended."""
+    """In mode `apart`, the processes exchange no data. Only JAX's heartbeats detect the end."""
     processes = start(["-c", WORK, str(index) if end == "fail" else "none", mode])
     for process in processes:
         assert process.stdout is not None

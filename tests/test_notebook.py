@@ -31,7 +31,7 @@ SETTINGS = (
 # Stand-ins for Colab's modules. Uploads come from the folder `uploads`, and downloads go to the
 # folder `downloads`.
 COLAB_MODULES = {
-    "output": "",  # JAX imports google.colab.output.
+    "output": "",  # In Colab, JAX imports google.colab.output.
     "drive": "def mount(path): print('mounted', path)",
     "files": """
 import pathlib, shutil

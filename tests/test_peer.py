@@ -1,4 +1,4 @@
-"""Test airbench94-Muon in PyTorch. The speedrun experiments are compared with it."""
+"""Test the PyTorch code of airbench94-Muon, with which the speedruns are compared."""
 
 import pytest
 

@@ -51,7 +51,8 @@ json_values = st.recursive(
 
 
 def exit_code(words: list[str]) -> int:
-    """Run a command and return its exit code. A failing command must print one line or help."""
+    """Run a command and return its exit code. A failing command must print one line or the help
+    text."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:

@@ -72,6 +72,6 @@ def test_make_installs_developer_tools_only_for_developers(tmp_path: Path) -> No
 def test_links_lead_to_files(page: Path) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text()):
-        # Building the site writes the page results.md from the README.
+        # The build of the site writes the page results.md from the README.
         if target != "results.md":
             assert (path.parent / target).exists(), f"{page} links to {target}"

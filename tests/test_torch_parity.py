@@ -130,10 +130,11 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 
 
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
-    """Yield test cases of platform and network. Only those on "cpu" with a `fast` network are fast.
+    """Yield a test case for each platform and network. Most cases are marked as slow.
 
-    With oneDNN, `resnet10-separable` is fast. It is the network with depthwise convolutions, and
-    its float32 code differs from that of the platform "cpu".
+    On the platform "cpu", the networks in `fast` are not slow. On "cpu-onednn", only
+    `resnet10-separable` is not slow. Its depthwise convolutions are the only float32 code that
+    differs from the platform "cpu".
     """
     for platform, name in itertools.product(("cpu", "cpu-onednn", "accelerator"), names):
         fast_names = {"cpu": fast, "cpu-onednn": ["resnet10-separable"], "accelerator": []}
@@ -233,7 +234,8 @@ def test_bfloat16_logits(name: str) -> None:
             apply, *arguments, mesh=mesh, batch_size=64, precision="bfloat16"
         )
     error = np.linalg.norm(program(*arguments) - expected) / np.linalg.norm(expected)
-    # With random weights, net-attention has large scores. The softmax amplifies their rounding.
+    # With random weights, net-attention has large scores. The softmax amplifies the rounding errors
+    # of the scores.
     assert error < (2e-2 if name == "net-attention" else 1e-2)
 
 

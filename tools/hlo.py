@@ -20,7 +20,7 @@ _MOVES_NOTHING = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier"),
 }
-# Operations that read only a part of their first operand: the part that they return.
+# Operations that read only the part of their first operand that they return.
 _SLICES = {"slice", "slice-start", "dynamic-slice", "gather"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
@@ -38,7 +38,7 @@ class Array(NamedTuple):
     bytes: int
     """Size in bytes, including the padding of tiles."""
     on_chip: bool
-    """Whether the array is in memory of the core instead of HBM."""
+    """Whether the array is in on-chip memory instead of HBM."""
 
 
 class Instruction(NamedTuple):
@@ -65,7 +65,7 @@ class Traffic(NamedTuple):
     """Number of bytes that operations read and write."""
 
     hbm: float
-    """Bytes between HBM and the chip."""
+    """Bytes that operations read from HBM and write to HBM."""
     total: float
     """Bytes that operations read and write in any memory."""
 
@@ -118,7 +118,7 @@ def traffic(module: Module, computation: Computation) -> Traffic:
 
 
 def unknown_loops(computation: Computation) -> list[str]:
-    """Return the names of the loops in a computation whose number of iterations is unknown."""
+    """Return the names of the loops in a computation that have an unknown number of iterations."""
     return [
         name
         for name, op in computation.items()
@@ -130,7 +130,8 @@ def collectives(module: Module) -> tuple[Counter[str], list[int]]:
     """Return the number of collectives of each kind, and the bytes of each collective.
 
     The bytes are sorted, largest first. The start and the end of an asynchronous operation count as
-    one collective. Bytes include padding. They include the operands if the start returns them.
+    one collective. Bytes include padding. If an asynchronous operation returns its operands at the
+    start, their bytes are included too.
     """
     kinds: Counter[str] = Counter()
     sizes = []
@@ -180,9 +181,10 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
-        written = written[:1]  # The other results are the operand and a semaphore.
+        written = written[:1]  # leaves out operand and semaphore
     elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
-        written = written[sum(map(len, operands)) :]  # The first results are the operands.
+        # The output shape of an asynchronous operation begins with the shapes of the operands.
+        written = written[sum(map(len, operands)) :]
     yield from written
 
     sliced = _sliced_parameters(module.computations.get(_called_name(op, "calls"), {}))

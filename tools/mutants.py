@@ -2,9 +2,9 @@
 
     make mutants ARGS="cifar_jax/runs/folder.py --sample 40"
 
-Cosmic Ray makes the faults in a copy of the repository, in `build/mutants`. The tests of each fault
-run in a fork of this process. This process has imported all libraries, but not the package. See
-docs/testing.md.
+Cosmic Ray makes the faults in a copy of the repository, in `build/mutants`. This process imports
+all libraries, but not the package. The tests of each fault run in a fork of this process, so the
+fork need not import the libraries again. See docs/testing.md.
 """
 
 import argparse
@@ -78,7 +78,7 @@ LIBRARIES = (
     *("matplotlib.figure", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_svg"),
     *("tensorboardX", "filelock", "click", "tensorflow_datasets"),
 )
-"""Libraries to import before the forks, so that the tests need not import them."""
+"""Libraries to import once, before this process forks."""
 
 _LAYOUT = re.compile(
     r"\b(\w*size|x|y|lw|ms|\w*pad|zorder|alpha|\w*width\w*|\w*anchor|rect|left|top|xytext)="
@@ -153,8 +153,8 @@ def try_faults(
         finally:
             module.write_text(code)
     print(
-        f"{name}: {len(chosen) - unnoticed} of {len(chosen)} noticed; {len(possible)} possible, "
-        f"{time.monotonic() - began:.0f} s",
+        f"{name}: {len(chosen) - unnoticed} of {len(chosen)} faults noticed, "
+        f"{len(possible)} faults possible, {time.monotonic() - began:.0f} s",
         flush=True,
     )
 
@@ -166,7 +166,7 @@ def faults(code: str) -> list[Fault]:
     faults in exceptions `a.b`, because Cosmic Ray cannot handle them; and faults in the sizes and
     positions of figures.
     """
-    # Imported here, because only `make mutants` installs Cosmic Ray.
+    # The import is here, because only `make mutants` installs Cosmic Ray.
     from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
     from cosmic_ray.plugins import (  # pyright: ignore[reportMissingImports]
         get_operator,
@@ -239,8 +239,9 @@ def _copy_tree() -> None:
 
 
 def _import_libraries() -> None:
-    """Import all libraries, but not the package: tests must import the faulty code."""
-    # All faults share a cache of compiled programs. The keys of the cache are hashes of the code.
+    """Import all libraries, but not the package. The tests must import the faulty package."""
+    # All faults share a cache of compiled programs. The keys of the cache are hashes of the
+    # programs.
     os.environ["CIFAR_JAX_TESTS_SCRATCH"] = str(TREE.parent / "scratch")
     os.environ["PYTHONPATH"] = str(TREE)
     os.chdir(TREE)

@@ -33,7 +33,8 @@ class Chip(NamedTuple):
     """Published performance figures of one TPU chip."""
 
     flops: float
-    """Operations per second in bfloat16. By default XLA uses bfloat16 for float32 products too."""
+    """Operations per second in bfloat16. By default, XLA also computes float32 products in
+    bfloat16."""
     bandwidth: float
     """Bytes per second between HBM and the cores."""
     memory: float
@@ -134,9 +135,9 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
 
     `hbm_mb` is the traffic between HBM and the chip. `moved_mb` is everything that operations read
     and write, including memory on the chip. Both include the padding of tiles. `roofline_us` is a
-    lower bound of the time: the time of the arithmetic or of the HBM traffic, whichever is longer.
-    `problem` is empty if the step compiles, fits into memory, needs no host and has no loop of
-    unknown length.
+    lower bound of the time: the longer of the time for the arithmetic and the time for the HBM
+    traffic. `problem` is empty if the step compiles, fits into memory, needs no host and has no
+    loop of unknown length.
     """
     os.environ |= _ENVIRONMENT  # libtpu reads these variables when it is loaded.
     from jax.errors import JaxRuntimeError
@@ -179,7 +180,9 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     if loops := hlo.unknown_loops(body):
         problems.append(f"loops of unknown length: {', '.join(loops)}")
     if used > chip.memory:
-        problems.append(f"needs {used / 1e9:.1f} GB of memory, has {chip.memory / 1e9:.0f}")
+        problems.append(
+            f"needs {used / 1e9:.1f} GB of memory, but the chip has {chip.memory / 1e9:.0f} GB"
+        )
     seconds = max(costs["flops"] / chip.flops, moved.hbm / chip.bandwidth)
     return {
         "gflop": costs["flops"] / 1e9,

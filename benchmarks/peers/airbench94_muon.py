@@ -55,7 +55,8 @@ class Network(nn.Module):
         self.head.weight.data /= self.head.weight.data.std()
 
     def forward(self, x: Tensor) -> Tensor:
-        # The version with Muon divides the logits by 256, the paper's network by 9.
+        # airbench's recipe with Muon divides the logits by 256, and the recipe in the paper divides
+        # by 9.
         return self.head(self.groups(self.whitening(x))) / self.head.in_features
 
     @torch.no_grad()
@@ -93,7 +94,8 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(kernel)
                 buffer = state["momentum"].mul_(group["momentum"]).add_(kernel.grad)
                 direction = kernel.grad.add(buffer, alpha=group["momentum"]).flatten(1)
-                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())  # Mean squared filter norm: 1.
+                # Scale the filters to a mean squared norm of 1.
+                kernel.mul_(len(kernel) ** 0.5 / kernel.norm())
                 kernel.sub_(orthogonalized(direction).reshape(kernel.shape), alpha=group["lr"])
 
 
@@ -113,10 +115,11 @@ def orthogonalized(matrix: Tensor, steps: int = 3) -> Tensor:
 
 
 class Trainer:
-    """A network with its optimizers. With `bf16`, PyTorch's autocast computes in bfloat16.
+    """A network with its optimizers. If `bf16` is true, autocast computes in bfloat16.
 
     All learning rates fall linearly to zero in `steps` steps. The bias of the whitening convolution
-    is an exception: its learning rate reaches zero after `bias_steps` steps, and it is then frozen.
+    is an exception. The learning rate of this bias reaches zero after `bias_steps` steps, and the
+    bias is then frozen.
     """
 
     def __init__(self, network: Network, batch_size: int, steps: int, bias_steps: int, bf16: bool):
@@ -174,7 +177,7 @@ class Trainer:
 def batches(images: Tensor, labels: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the batches of all epochs, in random order. Incomplete batches are left out.
 
-    Crops are random. A random half of the images is mirrored in even epochs, the rest in
+    Crops are random. A random half of the images is mirrored in even epochs, and the other half in
     odd epochs.
     """
     device = images.device
@@ -199,8 +202,12 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--steps", type=int, help="stop after this number of steps: only a timing")
-    parser.add_argument("--keep-memory", action="store_true", help="keep memory between steps")
+    parser.add_argument(
+        "--steps", type=int, help="stop after this number of steps, to time the steps only"
+    )
+    parser.add_argument(
+        "--keep-memory", action="store_true", help="keep freed memory for later steps"
+    )
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args()
     if options.keep_memory:

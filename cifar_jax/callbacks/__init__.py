@@ -1,4 +1,4 @@
-"""Callbacks: classes that save, log and report while a run is trained.
+"""Callbacks, which save, log and report during training.
 
 Subclass `Callback` and pass instances to `cifar_jax.train(..., callbacks=[...])`.
 """

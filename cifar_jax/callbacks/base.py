@@ -1,4 +1,4 @@
-"""The base class of callbacks, and the data about a run that they receive."""
+"""The base class of callbacks, and the data about a run that callbacks receive."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 
 class CallMetrics(NamedTuple):
-    """Training metrics after a compiled call, which runs several steps."""
+    """Training metrics after a compiled call. One call runs several training steps."""
 
     step: int
     """Number of completed steps of the run."""
     loss_sum: float
-    """Sum of the losses over the images of the epoch so far, in nats."""
+    """Sum of the losses of all images in the epoch so far, in nats."""
     correct: int
-    """Number of correctly classified images of the epoch so far."""
+    """Number of correctly classified images in the epoch so far."""
     images: int
-    """Number of images of the epoch so far."""
+    """Number of images that the epoch has trained on so far."""
     images_per_second: float
-    """Training speed in this epoch and session."""
+    """Mean training speed since the epoch started or resumed."""
 
     @property
     def loss(self) -> float:
@@ -52,21 +52,21 @@ class RunContext:
     identity: RunIdentity
     """Experiment, seed and settings of the run."""
     rows: list[MetricsRow]
-    """Metrics of the completed epochs."""
+    """Metrics of the completed epochs, in order."""
     elapsed_before: float = 0.0
     """Time spent on the run in earlier sessions, in seconds."""
     logged: tuple[float, int] = (0.0, 0)
-    """Loss sum and number of images of the epoch at the last loss line in the log."""
+    """Sum of the losses and number of images in the epoch, up to the last loss line in the log."""
     images_per_second: float = 0.0
-    """Training speed in the last trained epoch, which may belong to an earlier session."""
+    """Training speed in the most recent epoch. A resumed run starts with the saved speed."""
     validation_logits: np.ndarray | None = None
-    """Logits of the validation images after the last epoch of this session, float32
-    `[N, classes]`. None without validation images."""
+    """Logits of the validation images after the most recent epoch, float32 `[N, classes]`. None if
+    this session has not validated yet, or if there are no validation images."""
     stop_signal: int | None = None
-    """Number of the signal that asked the run to save and stop. It is the same in all processes.
-    None if there was no signal."""
+    """Number of the signal that stops the run, the same in all processes. None if no signal
+    arrived."""
     epoch: Epoch = field(init=False)
-    """The epoch in progress."""
+    """The epoch that is being trained."""
     began: float = field(default_factory=time.perf_counter)
 
     def elapsed(self) -> float:
@@ -75,18 +75,18 @@ class RunContext:
 
 
 class Callback:
-    """Base class of callbacks. Every method does nothing by default.
+    """Base class of callbacks. By default, its methods do nothing.
 
-    The training loop donates the state to its next call, so copy the arrays that you want to keep.
+    Copy the arrays of a state that you want to keep: the next train step reuses their memory.
     In a multi-process run, each process calls its own callbacks. Only the main process should write
     files; see `cifar_jax.distributed.is_main_process`.
     """
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Called before the first step of a session, with the initial or the restored state."""
+        """Called before the first step of a session, with the initial or restored state."""
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Called after each compiled call, about five times per second."""
+        """Called after each compiled call, which runs several training steps."""
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Called after each epoch and its validation, before the epoch's checkpoint is saved.
@@ -96,7 +96,7 @@ class Callback:
         """
 
     def on_end(self, result: Result) -> None:
-        """Called once, when the run is finished."""
+        """Called once, after the test images are evaluated."""
 
     def close(self) -> None:
         """Called at the end of every session, also after an error."""

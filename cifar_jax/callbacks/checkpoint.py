@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Checkpoint(Callback):
-    """Saves the training state in the background.
+    """Saves checkpoints of the training state in the background.
 
-    It saves after each epoch, at intervals within an epoch, and before the run stops.
+    A checkpoint is saved after each epoch, at intervals within an epoch, and before the run stops.
 
     Args:
       checkpoints: the checkpoints of the run.
-      minutes: time between checkpoints within an epoch. None: no such checkpoints.
+      minutes: minutes between checkpoints within an epoch. None: save only after each epoch.
     """
 
     def __init__(self, checkpoints: Checkpoints, minutes: float | None) -> None:
@@ -41,7 +41,7 @@ class Checkpoint(Callback):
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
         """Save if `minutes` have passed since the last save, or if the run is about to stop."""
         due = self._seconds is not None and time.perf_counter() - self._saved_at > self._seconds
-        # All processes must save at the same step.
+        # All processes must save a checkpoint at the same step.
         (due,) = distributed.all_max(due)
         if due or self._context.stop_signal:
             self.save(state, end_of_epoch=False)
@@ -49,17 +49,17 @@ class Checkpoint(Callback):
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:
         """Save a checkpoint at the end of the epoch."""
         best_by = self._context.setup.config.train.best_by
-        # If the score is None, checkpoints are ranked by their validation accuracy.
+        # A checkpoint with the score None is ranked by its validation accuracy.
         score = None if best_by == "accuracy" else best_epoch.score(metrics, best_by)
         accuracy = metrics.validation_accuracy
         self.save(state, score=score, end_of_epoch=True, validation_accuracy=accuracy)
 
     def save(self, state: TrainState, score: float | None = None, **about: Any) -> None:
-        """Save a state, the training time, and the position of the last loss line in the log.
+        """Save a checkpoint, with the training time and the position of the last loss line.
 
         Args:
           state: the state to save.
-          score: number by which checkpoints are ranked. None: the validation accuracy.
+          score: number that ranks the checkpoint. None: rank it by its validation accuracy.
           **about: further arguments of `Checkpoints.save`.
 
         Raises:
@@ -94,5 +94,5 @@ def _all_finite(tree: Any) -> jax.Array:
 
 
 def is_finite(state: TrainState) -> bool:
-    """Return whether all weights, BatchNorm statistics and optimizer states are finite."""
+    """Return whether the weights, BatchNorm statistics and optimizer state are all finite."""
     return bool(_all_finite((state.variables, state.opt_state, state.averaged)))

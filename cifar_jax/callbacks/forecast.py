@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 MEASURED_SECONDS = 5.0
 """Seconds of training that are measured before the duration of the run is estimated."""
 LONG_RUN = 2 * 3600.0
-"""If a run takes more seconds than this, the log names faster alternatives."""
+"""Duration of a run, in seconds, above which the log names faster alternatives."""
 
 
 class Forecast(Callback):
     """Writes a log line with the estimated duration of the run.
 
-    For a long run, further lines name faster alternatives. A run of a few seconds gets no line.
-    The first compiled call of a session is not measured, because it includes one-time work.
+    Further lines name faster alternatives to a long run. If a run takes only a few seconds, no line
+    is written. The first compiled call of a session is not measured, because it includes one-time
+    work.
 
     Args:
       line: function that writes a line to the log and to the console.
@@ -45,7 +46,7 @@ class Forecast(Callback):
         if self._done:
             return
         now, epoch = time.perf_counter(), self._context.epoch
-        # Start again in each epoch, because validation runs between two epochs.
+        # Restart the measurement in each epoch, so that it does not include validation.
         if self._began is None or self._began[1] < epoch.begin:
             self._began, self._calls = (now, metrics.step), 0
             return
@@ -76,14 +77,14 @@ class Forecast(Callback):
 def remaining_seconds(
     plan: Plan, epoch: Epoch, step: int, seconds: float, validation_images: int
 ) -> float:
-    """Return the estimated duration of the rest of a run.
+    """Return the estimated remaining time of a run, in seconds.
 
-    The estimate assumes that the time of a step is proportional to its number of pixels. It also
-    assumes that evaluating an image takes a third of the time of training on it.
+    The estimate assumes that the duration of a step is proportional to its number of pixels. It
+    also assumes that evaluation of an image takes a third as long as training on the image.
 
     Args:
       plan: the epochs of the run.
-      epoch: the epoch in progress.
+      epoch: the epoch that is being trained.
       step: number of completed steps.
       seconds: measured duration of one step of `epoch`.
       validation_images: number of images that are evaluated after each epoch.

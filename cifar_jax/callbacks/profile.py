@@ -1,4 +1,4 @@
-"""The callback that records a trace of a few train steps with the JAX profiler."""
+"""The callback that records a few train steps with the JAX profiler."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
 FIRST_CALL, CALLS = 2, 3
-"""The trace begins after the second compiled call of a session and covers three calls."""
+"""The profiler trace begins after the second compiled call of a session, and covers three calls."""
 
 
 class Profile(Callback):
-    """Writes a trace of three compiled calls to a folder, for TensorBoard and Perfetto.
+    """Writes a profiler trace of three compiled calls, for TensorBoard and Perfetto.
 
     The steps are already compiled when the trace begins. Only the main process writes a trace.
 
@@ -41,7 +41,7 @@ class Profile(Callback):
         self._step = 0
         self._written = False
         try:
-            # Write to a parent folder. `folder` is not created yet, because the run may be refused.
+            # Check early that the folder can be created, because the trace begins only later.
             above = folder.absolute()
             existing = next(path for path in (above, *above.parents) if path.exists())
             with tempfile.TemporaryFile(dir=existing):
@@ -53,7 +53,7 @@ class Profile(Callback):
             ) from error
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Start or end the trace."""
+        """Start the trace after the second call, and end it after three more calls."""
         self._calls += 1
         self._step = metrics.step
         if self._calls == FIRST_CALL and distributed.is_main_process():
@@ -63,7 +63,7 @@ class Profile(Callback):
             self._stop()
 
     def on_end(self, result: Result) -> None:
-        """End an unfinished trace, or report that the session was too short for a trace."""
+        """End an unfinished trace. Print a message if the session was too short for a trace."""
         self._stop()
         if not self._written and distributed.is_main_process():
             self._line(

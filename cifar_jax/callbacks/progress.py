@@ -32,12 +32,12 @@ class Progress(Callback):
         self._bar: ProgressBar | None = None
 
     def open_log(self, path: Path) -> None:
-        """Open a log file. From now on, the main process also writes each line to this file."""
+        """Open a log file, to which the main process also writes each line from now on."""
         path = path if distributed.is_main_process() else Path(os.devnull)
         self._log = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
 
     def note(self, text: str) -> None:
-        """Print a line on the console of the main process. The line is not written to the log."""
+        """Print a line on the console of the main process, but do not write it to the log."""
         if distributed.is_main_process():
             self._console.print(text, markup=False)
 
@@ -51,7 +51,7 @@ class Progress(Callback):
         self._context = context
         plan, settings = context.setup.plan, context.setup.config.train
         self._log_every = settings.log_every
-        # With FORCE_COLOR, rich treats a file like a terminal. A file must contain no progress bar.
+        # FORCE_COLOR makes rich report a terminal even for a file, so check the file as well.
         if (
             self._console.is_terminal
             and self._console.file.isatty()
@@ -100,7 +100,7 @@ class Progress(Callback):
         self.line(result_line(result))
 
     def activity(self, text: str) -> None:
-        """Show an activity other than training in the progress bar, such as `validating`."""
+        """Show an activity in the progress bar, such as `validating`."""
         if self._bar:
             self._bar.update(self._task, metrics=text, speed="")
             self._bar.refresh()

@@ -22,15 +22,15 @@ SIGNALS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
-"""Signals that save and stop a run. They come from Ctrl-C, closed terminals and job schedulers."""
+"""Signals after which a run saves and stops, such as Ctrl-C and signals of job schedulers."""
 
 
 class StopOnSignal(Callback):
-    """Asks the training loop to stop after the current call if a signal arrived.
+    """Asks the training loop to save and stop when a signal arrives.
 
-    This is a context manager. Inside the context, the first signal does not end the process. A
-    second signal has its usual effect. Python allows only the main thread to handle signals: in any
-    other thread, this class does nothing.
+    This is a context manager. Inside the context, the first signal does not end the process, but
+    stops the loop after the current compiled call. A second signal has its usual effect. Outside of
+    the main thread, this class does nothing, because Python handles signals only there.
     """
 
     def __init__(self) -> None:
@@ -41,7 +41,7 @@ class StopOnSignal(Callback):
     def __enter__(self) -> StopOnSignal:
         if threading.current_thread() is threading.main_thread():
             handlers = {signum: signal.getsignal(signum) for signum in SIGNALS}
-            # Keep ignored signals ignored. `nohup` ignores SIGHUP; background jobs ignore SIGINT.
+            # Do not handle ignored signals, such as SIGHUP under `nohup`.
             self._handlers = {s: h for s, h in handlers.items() if h != signal.SIG_IGN}
             for signum in self._handlers:
                 signal.signal(signum, self._receive)
@@ -69,10 +69,11 @@ class StopOnSignal(Callback):
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Let a signal end the run at once in this context, where there is nothing to save.
+        """Let a signal end the run at once in this context.
 
-        In a multi-process run, a signal ends the run only at the end of the context. Otherwise the
-        other processes would wait for a process that has stopped.
+        Use this context while there is nothing to save. In a multi-process run, a signal ends the
+        run only at the end of the context. Otherwise the other processes would wait for a process
+        that has stopped.
         """
         self.check()
         self._immediate = distributed.is_single_process()

@@ -20,7 +20,9 @@ from cifar_jax.runs.schemas import MetricsRow
 if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
-_events: Any = event_pb2  # Created at run time, so type checkers know no classes in it.
+_events: Any = (
+    event_pb2  # Type checkers do not know the protobuf classes, which are created at run time.
+)
 
 
 class TensorBoard(Callback):
@@ -33,7 +35,7 @@ class TensorBoard(Callback):
     _writer: RecordWriter | None = None
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Open an event file. It replaces the events of all epochs after the restored epoch."""
+        """Open an event file. TensorBoard discards older events after the restored epoch."""
         if not distributed.is_main_process():
             return
         self._path = _next_file(context.folder.tensorboard)
@@ -69,10 +71,10 @@ class TensorBoard(Callback):
 
 
 def _next_file(folder: Path) -> Path:
-    """Return the path of a new event file whose name sorts after those of all existing files.
+    """Return the path of a new event file. Its name sorts after the names of all existing files.
 
-    TensorBoard reads event files in the order of their names. The name is not just the current
-    time, because the clock may have gone back since the last session.
+    TensorBoard reads event files in the order of their names. The current time alone would not be
+    a safe name, because the clock may have been set back since the last session.
     """
     names = [path.name for path in folder.glob("events.out.tfevents.*")]
     times = [int(match[0]) for name in names if (match := re.search(r"(?<=tfevents\.)\d+", name))]

@@ -1,10 +1,10 @@
-"""The command line `cifar-jax`. The module of a command is imported when the command is called.
+"""The command line `cifar-jax`. A command's module is imported only when the command is called.
 
 Exit codes:
 
     0              success
     1              a bug, with a traceback
-    2              an error of the user, with one line on standard error
+    2              a user error, with one line on standard error
     128 + signal   stopped by a signal
 """
 
@@ -43,11 +43,11 @@ _COMMANDS = {
     "env": "Print versions, devices and settings for a bug report.",
 }
 _MODULES = {"summary": "models"}
-"""Maps a command to its module, if the names of the command and the module differ."""
+"""Maps a command to its module, unless both have the same name."""
 
 
 class _LazyGroup(click.Group):
-    """Imports the module of a command only when the command is called. So `--help` is fast."""
+    """Imports the module of a command only when the command is called. This keeps `--help` fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -72,10 +72,10 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit."""
     _open_standard_streams()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # This hides start-up messages of XLA.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Hide start-up messages of XLA.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # Some terminals do not use UTF-8.
+            stream.reconfigure(errors="replace")  # Some terminals cannot print all characters.
     hide_background_errors()
     try:
         code = run(sys.argv[1:])
@@ -111,8 +111,8 @@ def run(arguments: Sequence[str]) -> int:
     except (BrokenPipeError, SystemExit) as error:
         if getattr(error, "code", 1) != 1:
             raise
-        # The program that reads the output has ended, as in `cifar-jax report | head`. click and
-        # rich then raise SystemExit(1).
+        # The program that reads this output has ended, for example `head` in a pipe. In this case,
+        # click and rich raise SystemExit(1).
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 128 + signal.SIGPIPE
     except (KeyboardInterrupt, click.Abort):
@@ -134,21 +134,21 @@ def _fail(message: str, code: int) -> int:
 def _open_standard_streams() -> None:
     """Open the null device for each standard stream that is closed.
 
-    Otherwise the next opened file would get the descriptor of the stream, and messages would be
-    written into that file.
+    Otherwise the next opened file would get the descriptor of the closed stream, and messages would
+    be written into this file.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # `open` returns the lowest free descriptor.
+            os.open(os.devnull, os.O_RDWR)  # `open` returns the lowest free descriptor: `number`.
 
 
 def hide_background_errors() -> None:
-    """Hide the traceback of a background task if the main thread reports the same failure."""
+    """Hide tracebacks of background tasks whose failure the main thread reports as well."""
 
     def unraisable(failure: sys.UnraisableHookArgs) -> None:
-        # After a signal or a damaged checkpoint, event loops of orbax remain unfinished.
+        # A signal or a damaged checkpoint interrupts the event loops of orbax.
         error, place = failure.exc_value, getattr(failure.object, "__module__", None)
         in_loop = "loop is closed" in str(error) or str(place).startswith("asyncio")
         if not isinstance(error, Stopped) and not in_loop:

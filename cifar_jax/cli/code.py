@@ -18,8 +18,8 @@ CODE = click.option(
     "--code",
     type=LocalPath(),
     metavar="FILE",
-    help="Experiment file that defines RUN's custom model. The file is executed: name only a file "
-    "that you trust.",
+    help="Experiment file that defines the custom model of RUN. The file is executed, so name only "
+    "a file that you trust.",
 )
 
 
@@ -46,9 +46,9 @@ def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
 
 
 def load_code(code: Path | None, run: Path) -> CustomModel | None:
-    """Return the custom model that the file `code` defines, or None if `code` is None.
+    """Return the custom model in the file of the option `--code`, or None without this option.
 
-    A warning is printed if `run` was trained with other code.
+    A warning is printed if the run was trained with other code.
 
     Raises:
       UserError: the file defines no `MODEL`.

@@ -57,7 +57,7 @@ def _report() -> dict[str, Any]:
 
 
 def _or_error(function: Callable[[], str]) -> str:
-    """Call a function. Return its text, or the message of the error that it raises."""
+    """Return the result of a function, or the error message if it raises a UserError."""
     try:
         return function()
     except UserError as error:
@@ -65,7 +65,7 @@ def _or_error(function: Callable[[], str]) -> str:
 
 
 def _devices() -> list[str]:
-    """Return one line for each device. If JAX finds no device, return the error message."""
+    """Return one line for each device of JAX. If there is no device, return the error message."""
     try:
         runtime.set_up()
         runtime.require()

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from cifar_jax.inference.robustness import Robustness
 
 _MAX_CLASSES = 20
-"""Largest number of classes in the table. If there are more, the most accurate are left out."""
+"""Largest number of classes in the printed table. The table shows the classes with the lowest
+accuracy."""
 _CORRUPTIONS = "cifar10-c:"
 
 

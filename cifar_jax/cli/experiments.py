@@ -65,7 +65,7 @@ def experiments(as_json: bool) -> None:
 
 
 def _minutes(cost: Cost | None) -> str:
-    """Return the minutes with two significant digits, and `~` before an approximate time."""
+    """Return the training time in minutes as text. `~` marks an approximate time."""
     if cost is None:
         return ""
     return f"{'~' * cost.text.startswith('about')}{cost.minutes:.2g}"

@@ -21,7 +21,7 @@ from cifar_jax.cli.output import LocalPath
     required=True,
     type=click.Choice(["safetensors", "stablehlo", "onnx", "torch"]),
     help="safetensors: the weights and the model card. stablehlo: a program for JAX on cpu, cuda "
-    "and tpu. onnx: a program for ONNX runtimes. A program computes logits from uint8 images "
+    "and tpu. onnx: a program for ONNX runtimes. Both programs compute logits from uint8 images "
     "[N, H, W, 3], for any N. torch: the weights with PyTorch's names, as a safetensors file.",
 )
 @click.option(
@@ -30,7 +30,7 @@ from cifar_jax.cli.output import LocalPath
     help="File to write.  [default: EXPERIMENT-seedN.TO; for torch, "
     "EXPERIMENT-seedN.torch.safetensors]",
 )
-@click.option("--best", is_flag=True, help="Use the best epoch by the validation metric.")
+@click.option("--best", is_flag=True, help="Use the epoch with the best validation metric.")
 @CODE
 @click.option("--force", is_flag=True, help="Replace an existing file.")
 def export(
@@ -38,8 +38,8 @@ def export(
 ) -> None:
     """Write the model of RUN to one file.
 
-    RUN is a run folder, a safetensors file, or the name of a packaged network. Before the file is
-    written, its logits are compared with the logits of the model.
+    RUN is a run folder, a safetensors file, or the name of a packaged network. The file is written
+    only if its logits match the logits of the model.
     """
     runtime.set_up()
     runtime.require()

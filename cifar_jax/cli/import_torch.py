@@ -19,16 +19,20 @@ _NORMALIZATIONS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
-"""Mean and standard deviation of each channel, by name. The import uses CIFAR-10's by default."""
+"""Mean and standard deviation of each color channel, for each choice of --normalization. An empty
+tuple stands for the mean and standard deviation of CIFAR-10."""
 _ASSUMED = {"speednet": "2×2 max-pooling; GELU as the tanh approximation"}
-"""Layers without weights, for networks other than ResNets. The default is max-pooling and ReLU."""
+"""Layers without weights that the import assumes for a network. For other networks, except ResNets,
+it assumes 2×2 max-pooling and ReLU."""
 _LOW = 80.0
-"""Accuracy on CIFAR-10, in percent. Every well-trained ResNet exceeds this accuracy."""
+"""Accuracy on CIFAR-10, in percent, below which the import prints a warning."""
 
 
 @click.command("import-torch", short_help="Write the weights of a PyTorch network as a run folder.")
 @click.argument("file", type=LocalPath())
-@click.option("--model", required=True, help="The network, as `cifar-jax models` names it.")
+@click.option(
+    "--model", required=True, help="Name of the network. `cifar-jax models` lists the names."
+)
 @click.option(
     "--workdir",
     type=LocalPath(),
@@ -41,13 +45,15 @@ _LOW = 80.0
     help="Normalization of the training images.  [default: cifar10]",
 )
 @click.option("--mean", type=_THREE, help="Channel means, instead of --normalization.")
-@click.option("--std", type=_THREE, help="Channel standard deviations, likewise.")
+@click.option("--std", type=_THREE, help="Channel standard deviations, instead of --normalization.")
 @click.option(
     "--image-size",
     type=WholeNumber(8, 1024),
     help="Height and width of the training images.  [default: 32]",
 )
-@click.option("--stem-pool", is_flag=True, help="Max-pooling follows the first convolution.")
+@click.option(
+    "--stem-pool", is_flag=True, help="The network has max-pooling after the first layer."
+)
 def import_torch(
     file: Path,
     model: str,
@@ -66,15 +72,15 @@ def import_torch(
     names of pytorch-cifar or torchvision. Other layers must have the names of this package. No code
     in FILE is executed.
 
-    A file of `cifar-jax export --to torch` has a model card, which sets the options that are not
-    given. Weights alone show neither the pooling nor the normalization of a network. For a network
-    that a script of pytorch-cifar trained, add --normalization pytorch-cifar. If CIFAR-10 is on
+    A file of `cifar-jax export --to torch` has a model card. The card sets all options that are not
+    given. Other files show neither the pooling nor the normalization of a network. For a network
+    that was trained with pytorch-cifar, add --normalization pytorch-cifar. If CIFAR-10 is on
     this machine, the accuracy on its first 1,000 test images is printed.
     """
     if (mean or std) and normalization:
         raise UserError("--normalization sets the mean and std: leave out --mean and --std")
     runtime.set_up()
-    runtime.require("cpu")  # There is nothing to compute on an accelerator.
+    runtime.require("cpu")  # The import needs no accelerator.
 
     from cifar_jax.inference.evaluate import quick_accuracy
     from cifar_jax.inference.torch_weights import exported_card, import_torch
@@ -125,7 +131,7 @@ def import_torch(
     if accuracy < _LOW:
         click.echo(
             f"cifar-jax: {accuracy:.1f} % is far below the accuracy of trained weights: the "
-            "network that was trained is probably another one. Import the file into another "
+            "trained network is probably another one. Import the file into another "
             f"--workdir with {'--stem-pool or ' if is_resnet and not stem_pool else ''}another "
             "--normalization, or "
             "compare the logits with PyTorch's.",

@@ -20,7 +20,7 @@ DEVICE = click.option(
 
 
 class LocalPath(click.Path):
-    """Type of an argument that is a path. URLs are refused."""
+    """Type of a command-line argument that is a local path. URLs are refused."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(path_type=Path, **options)
@@ -30,9 +30,9 @@ class LocalPath(click.Path):
 
 
 class WholeNumber(click.IntRange):
-    """Type of an argument that is a whole number in a range."""
+    """Type of a command-line argument that is a whole number in a range."""
 
-    name = "whole number"  # click calls it "integer range" in error messages.
+    name = "whole number"  # Without a name, error messages would say "integer range".
 
 
 def count(value: int | None) -> str:
@@ -65,5 +65,5 @@ def print_table(
         table.add_row(*row)
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)  # Nothing wraps in a pipe or file.
+        console = Console(highlight=False, width=10_000)  # Do not wrap output to a file or pipe.
     tables.print_table(table, console)

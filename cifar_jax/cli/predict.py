@@ -28,7 +28,7 @@ _BATCH = 256
 @click.command(short_help="Classify images with a trained model.")
 @click.argument("run", type=LocalPath())
 @click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
-@click.option("--top", type=WholeNumber(1), default=3, show_default=True, help="Classes to show.")
+@click.option("--top", type=WholeNumber(1), default=3, show_default=True, help="Classes to print.")
 @AS_JSON
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation metric.")
@@ -101,7 +101,7 @@ def _rows(
     tta: TTA | None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Iterator[dict[str, Any]]:
-    """Yield a JSON object for each image, in order."""
+    """Yield a JSON object with the predictions of each image, in the order of the images."""
     import numpy as np
 
     while batch := list(itertools.islice(images, _BATCH)):
@@ -159,5 +159,5 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
             )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(highlight=False, width=10_000)  # Never fold lines in a file or a pipe.
+        console = Console(highlight=False, width=10_000)  # Do not wrap output to a file or pipe.
     console.print(table)

@@ -19,19 +19,21 @@ from cifar_jax.errors import UserError
     metavar="FOLDER",
     help="Write the report to FOLDER.",
 )
-@click.option("--no-pictures", is_flag=True, help="Leave images of the data set out of the page.")
+@click.option("--no-pictures", is_flag=True, help="Leave images of the data set out of the report.")
 @click.option(
     "--record",
     "results",
     type=LocalPath(),
     metavar="FOLDER",
-    help="Instead, write a record of each finished run to FOLDER: result, metrics, test outputs.",
+    help="Write no report, but a record of each finished run to FOLDER. A record has the result, "
+    "metrics and test outputs of the run.",
 )
 @click.option(
     "--readme",
     type=LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Instead, update the tables in FILE, and their figure, from results/ next to it.",
+    help="Write no report, but update the tables and the figure of FILE from the records in the "
+    "folder results/ next to FILE.",
 )
 def report(
     runs: Sequence[Path],
@@ -44,8 +46,8 @@ def report(
 
     RUNS are run folders, records, or folders that contain run folders or records. The default is
     runs/. The report has a page for the browser, report.html, and a page for GitHub, report.md.
-    Both are written to RUNS. If there are several RUNS, both are written to the folder that
-    contains all of them.
+    Both pages are written to the folder RUNS. If there are several RUNS, they are written to the
+    folder that contains all of them.
     """
     if sum(map(bool, (output, results, readme))) > 1:
         raise UserError("--output, --record and --readme cannot be combined: choose one")

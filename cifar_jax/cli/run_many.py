@@ -21,8 +21,8 @@ def train_each(
 ) -> None:
     """Train runs one after another, and print a summary.
 
-    The summary has a line for each run. If several runs of an experiment have finished, one more
-    line has the mean and the standard deviation of their test accuracies.
+    The summary has a line for each run. For an experiment with several finished runs, another line
+    has the mean and standard deviation of the test accuracies.
 
     Args:
       requests: the runs, in order.
@@ -30,7 +30,7 @@ def train_each(
       say: a function that prints a line.
 
     Raises:
-      Stopped: a signal arrived. The run in progress is saved; later runs are not started.
+      Stopped: a signal arrived. The current run is saved, and later runs are not started.
       UserError: some runs failed.
       Exception: a run failed because of a bug. This exception is raised instead of UserError.
     """

@@ -27,7 +27,7 @@ _ADDRESS = "127.0.0.1"
 @click.option("--best", is_flag=True, help="Use the epoch with the best validation metric.")
 @CODE
 def serve(run: Path, port: int, best: bool, code: Path | None) -> None:
-    """Open a local web page that classifies the pictures you drop on it.
+    """Serve a local web page that classifies the pictures that you drop on it.
 
     RUN is a run folder, a file of `cifar-jax export` (safetensors or stablehlo), or the name of a
     packaged network, such as net-bn-gap. Only this computer can open the page. Ctrl-C ends the

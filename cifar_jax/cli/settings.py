@@ -14,7 +14,7 @@ from cifar_jax.cli.output import AS_JSON
 @click.command(short_help="List all settings, with their types and defaults.")
 @AS_JSON
 def settings(as_json: bool) -> None:
-    """List all settings that `--set` can change: name, type, default and meaning."""
+    """List all settings that `--set` can change, with their type, default and meaning."""
     from cifar_jax import config
 
     rows = config.describe()

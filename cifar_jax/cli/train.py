@@ -23,12 +23,14 @@ if TYPE_CHECKING:
 
 @click.command(short_help="Train experiments, or resume them.")
 @click.argument("experiments", metavar="EXPERIMENT...", nargs=-1)
-@click.option("--paper", is_flag=True, help="Train all experiments of the paper, in its order.")
+@click.option(
+    "--paper", is_flag=True, help="Train all experiments of the paper, in the paper's order."
+)
 @click.option(
     "--workdir",
     type=LocalPath(),
-    help="Run folder. With --seeds: parent of the seeds' folders. With several experiments: "
-    "replaces runs/.  [default: runs/EXPERIMENT[@SETTINGS]/seedN]",
+    help="Run folder. With --seeds: folder for the folders of the seeds. With several experiments: "
+    "folder to use instead of runs/.  [default: runs/EXPERIMENT[@SETTINGS]/seedN]",
 )
 @click.option("--seed", type=WholeNumber(0, 2**32 - 1), help="Random seed.  [default: 0]")
 @click.option("--seeds", type=WholeNumber(1), help="Train seeds 0 to N-1, one after another.")
@@ -59,9 +61,10 @@ def train(
     multi_process: bool,
     device: str | None,
 ) -> None:
-    """Train each EXPERIMENT, a name or a config file. An unfinished run is resumed.
+    """Train each EXPERIMENT. An unfinished run is resumed.
 
-    If one experiment fails, the others are still trained. A signal stops all experiments.
+    An EXPERIMENT is a name or a config file (FILE.py). If one experiment fails, the next
+    experiments are still trained. A signal, such as Ctrl-C, stops all experiments.
 
     --set changes any setting by its dotted name, such as --set optimizer.lr=3e-4
     --set data.dataset=digits --set epochs=2. `cifar-jax settings` lists all settings.
@@ -159,7 +162,7 @@ def make_request(experiment: Experiment, config: Config, seed: int, folders: Fol
             f"{experiment.config.model.name!r}: use another name in CONFIG, such as "
             "Model(name='mine')"
         )
-    # Settings that do not affect the result of a run do not change the folder of the run.
+    # Only changed settings that affect the result are part of the name of the run folder.
     differing = differences(identity(experiment.config), identity(config))
     overrides = {name: value for name, (_, value) in differing.items()}
     load_weights = weights_loader(config)

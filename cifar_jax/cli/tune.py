@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from cifar_jax.settings.search import Space
 
 _FIXED = ("data.dataset", "data.validation")
-"""Settings that must be the same in all trials, so that their accuracies can be compared."""
+"""Settings that cannot be searched, because trials with different images cannot be compared."""
 _VALIDATION = 0.1
 """Fraction of the training images held out for validation if the experiment holds out none."""
 _ROWS = 5
-"""Number of best trials in the printed table."""
+"""Number of trials in the printed table, which lists the best trials."""
 
 
 @click.command(short_help="Search for better settings of an experiment.")
@@ -35,14 +35,14 @@ _ROWS = 5
     type=WholeNumber(1),
     default=20,
     show_default=True,
-    help="Number of trials of the study, including those of earlier sessions.",
+    help="Number of trials of the study, including the trials of earlier sessions.",
 )
 @click.option(
     "--search",
     "searches",
     multiple=True,
     metavar="KEY=VALUES",
-    help="Setting to search, and its values. Replaces SEARCH of the experiment file.",
+    help="Setting to search, and its values. SEARCH in the experiment file is then ignored.",
 )
 @click.option(
     "--workdir",
@@ -54,7 +54,7 @@ _ROWS = 5
     type=WholeNumber(0, 2**32 - 1),
     default=0,
     show_default=True,
-    help="Random seed of the trials and of the choice of their settings.",
+    help="Random seed of the training runs and of the search.",
 )
 @click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a setting of all trials."
@@ -120,7 +120,7 @@ def tune(
         ),
     )
     check_folder(spec)
-    # Check settings and data before the study is created, so that an error leaves no study behind.
+    # Check settings and data before the study is created, so that an error creates no study.
     setup = build_setup(shared, experiment.custom or CustomParts())
     say = Progress().note
     tuner = Tuner(spec, say)
@@ -145,7 +145,7 @@ def _default_name(experiment: Experiment, config: Config) -> str:
 
 
 def _space(experiment: Experiment, config: Config, searches: Sequence[str]) -> Space:
-    """Return the validated search space from the command line or the experiment file."""
+    """Return the search space from the command line or the experiment file, after validation."""
     from cifar_jax.settings import search
 
     if experiment.search is None and not searches:
@@ -170,7 +170,7 @@ def _as_text(values: Range | Sequence[Any]) -> str:
 
 
 def _print(study: Study, best: Path) -> None:
-    """Print the best trials, the importance of each setting, and a command for the best trial."""
+    """Print the best trials, the importance of each setting, and a command to train the best."""
     from cifar_jax.cli.output import print_table
     from cifar_jax.config import as_text
     from cifar_jax.report.study import TrialState

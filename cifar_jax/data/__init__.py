@@ -1,7 +1,7 @@
 """Load data sets as NumPy arrays, and augment batches of images on the device.
 
-The packages tfds, Pillow, pooch and rich are slow to import. Only the functions that use them
-import them.
+The packages tfds, Pillow, pooch and rich are slow to import. They are imported only inside the
+functions that use them.
 """
 
 from pathlib import Path
@@ -58,7 +58,7 @@ def load(
 
     Args:
       name: `cifar10`, `cifar100`, `digits`, `folder:PATH` for a folder of images, `tfds:NAME` for a
-        data set that tfds has prepared, or `npz:FILE` for a file of arrays. See `sources`.
+        data set that tfds has prepared, or `npz:FILE` for a NumPy archive.
       data_dir: the folder in which tfds stores prepared data sets. The default is
         `$TFDS_DATA_DIR`, or `~/tensorflow_datasets` if the variable is not set.
       skip_bad_images: whether to leave out the unreadable images of a folder.
@@ -66,7 +66,7 @@ def load(
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, a color channel has the same
-        value in all training images, or the data set has another image size than `target`.
+        value in all training images, or the images of the data set cannot have the size `target`.
     """
     entry, request = sources.find(name, data_dir, skip_bad_images, target)
     assert entry.source
@@ -92,7 +92,7 @@ def check_workdir(name: str, workdir: Path) -> None:
 def load_labeled(
     name: str, *, data_dir: Path | None = None, target: Target = DEFAULT_TARGET
 ) -> Labeled:
-    """Load labeled images for evaluation. The images need not belong to a run.
+    """Load labeled images for evaluation.
 
     Args:
       name: a name that `load` accepts, or `npy:IMAGES,LABELS`. If the data set has test images,
@@ -111,7 +111,7 @@ def load_labeled(
 
 
 def is_local(name: str) -> bool:
-    """Return whether `load` needs no download for this data set. `load` may still fail."""
+    """Return whether a data set can be loaded without a download. Loading may still fail."""
     archive = _ARCHIVES.get(name)
     return not archive or cifar_prepare.folder(archive.ARCHIVE, default_data_dir()).exists()
 
@@ -135,7 +135,7 @@ def import_path(path: Path, data_dir: Path | None = None) -> Path:
     Raises:
       UserError: `path` is not an official archive, or the data set is already prepared.
     """
-    path.stat()  # Raise FileNotFoundError if `path` is missing, before anything is created.
+    path.stat()  # Raise FileNotFoundError for a missing path before any folder is created.
     is_100 = cifar_archive.is_similar(cifar100.ARCHIVE, path)
     module = cifar100 if is_100 and not cifar_archive.is_similar(cifar10.ARCHIVE, path) else cifar10
     return cifar_prepare.import_path(module.ARCHIVE, path, data_dir)

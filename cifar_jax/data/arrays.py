@@ -15,10 +15,14 @@ from cifar_jax.data.dataset import Arrays, Labeled, Split
 from cifar_jax.data.images import DEFAULT_TARGET, Target, fit
 from cifar_jax.errors import UserError, counted
 
-# Increase this number when a change to this module decodes the same files to different arrays.
+# Increase this number if a change to this module decodes the same files to different arrays. Cache
+# entries with another number are ignored.
 _VERSION = 1
-_BLOCK = 1000  # Number of images that are converted at a time.
-# Names of the image and label arrays of each split, in Keras and in MedMNIST.
+# Number of images that are converted at a time.
+_BLOCK = 1000
+
+# Names of the arrays with images and labels, for each split. The first pair is from Keras, the
+# second from MedMNIST.
 _KEYS = {
     "train": [("x_train", "y_train"), ("train_images", "train_labels")],
     "validation": [("x_val", "y_val"), ("val_images", "val_labels")],
@@ -111,7 +115,7 @@ def npy_labeled(paths: str, target: Target = DEFAULT_TARGET) -> Labeled:
     pairs = [(",".join(parts[:i]), ",".join(parts[i:])) for i in range(1, len(parts))]
     if not pairs or not all(pairs[0]):
         raise UserError(f"npy:{paths} names no labels: give npy:IMAGES,LABELS")
-    # A path may contain commas, so each comma may be the separator.
+    # A path may contain commas, so any comma may be the separator of the two paths.
     exists = [pair for pair in pairs if all(Path(path).expanduser().exists() for path in pair)]
     images, labels = (Path(path).expanduser() for path in (exists or pairs)[0])
     split = _convert(load_npy(images), load_npy(labels), str(images), str(labels), target)
@@ -161,8 +165,8 @@ def check_range(name: str, labels: np.ndarray, classes: int) -> None:
 def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> np.ndarray:
     """Return images as uint8 `[N, size, size, 3]`.
 
-    Gray images become three equal channels. Values between 0 and 1 of float images become 0 to 255.
-    Images of another size are resized like image files, with Pillow's antialiased bicubic filter.
+    Gray images become three equal channels. Float values from 0 to 1 are scaled to 0 to 255. Images
+    of another size are resized like image files, with Pillow's antialiased bicubic filter.
 
     Args:
       array: `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or float.
@@ -206,12 +210,12 @@ def images_of(array: np.ndarray, name: str, target: Target = DEFAULT_TARGET) -> 
 
 
 def _outside(block: np.ndarray) -> float:
-    """Return the first value that is not between 0 and 1."""
+    """Return the first pixel value that is not between 0 and 1."""
     return float(block[~((block >= 0) & (block <= 1))][0])
 
 
 def _resize(images: np.ndarray, target: Target) -> np.ndarray:
-    """Resize uint8 images `[N, H, W, 1 or 3]` as `cifar_jax.data.images.decode` does."""
+    """Resize uint8 images `[N, H, W, 1 or 3]` with the same filter as image files."""
     from PIL import Image
 
     gray = images.shape[-1] == 1

@@ -44,11 +44,11 @@ def alternating_flip(
 ) -> jax.Array:
     """Mirror each image in every second epoch.
 
-    A random half of the images is mirrored in even epochs, the rest in odd epochs. So two
-    consecutive epochs show both versions of each image (K. Jordan, arXiv:2404.00498).
+    A random half of the images is mirrored in even epochs, and the other half in odd epochs. Two
+    consecutive epochs therefore show both versions of each image (K. Jordan, arXiv:2404.00498).
 
     Args:
-      key: a random key that is the same in all steps of a run. No other random choice uses it.
+      key: a random key, which must be the same in all steps of a run.
       images: uint8 or float `[N, H, W, C]`.
       indices: int32 `[N]`, positions of the images in the training set.
       epoch: int32, number of the epoch, counted from 0.
@@ -71,9 +71,10 @@ def crop(
 
     Args:
       images: uint8 `[N, H, W, C]`.
-      down: int32 `[N]`, first row of each window, from -largest to largest. The first row of the
-        image is 0.
-      across: int32 `[N]`, first column of each window, from -largest to largest.
+      down: int32 `[N]`, number of pixels by which each window is moved down, from -largest to
+        largest.
+      across: int32 `[N]`, number of pixels by which each window is moved to the right, from
+        -largest to largest.
       largest: the largest shift in pixels.
       fill: content of the padding. `reflect` is the mode of `numpy.pad`.
     """
@@ -111,7 +112,7 @@ def crop_by_products(
             period = max(2 * (side - 1), 1)
             places %= period
             places = jnp.minimum(places, period - places)
-        return jax.nn.one_hot(places, side)  # A position outside the image gives a row of zeros.
+        return jax.nn.one_hot(places, side)  # Positions outside the image give rows of zeros.
 
     _, height, width, _ = images.shape
     rows = jnp.einsum("nyh,nhwc->nywc", selection(down, height), images.astype(jnp.float32))
@@ -151,10 +152,10 @@ def cutmix(
 ) -> tuple[jax.Array, jax.Array]:
     """Paste a box of the previous image into each image, and mix the labels by the area of the box.
 
-    All images of a batch share the box, as in the authors' code (S. Yun et al., arXiv:1905.04899).
-    The area of the box is a fraction 1 - lambda of the image, with lambda drawn from
-    Beta(alpha, alpha). If `alpha` is 1, all fractions are equally likely. The part of the box
-    outside the image is cut off. The remaining area determines how the labels are mixed.
+    All images of a batch have the same box, as in the authors' code (S. Yun et al.,
+    arXiv:1905.04899). The box covers the fraction 1 - lambda of the image. lambda is drawn from
+    Beta(alpha, alpha). If `alpha` is 1, all fractions are equally likely. If a part of the box is
+    outside the image, it is cut off. The remaining area determines how the labels are mixed.
 
     Returns:
       The mixed images, and class probabilities float32 `[N, classes]`.
@@ -162,7 +163,7 @@ def cutmix(
     _, height, width, _ = images.shape
     area_key, center_key = jax.random.split(key)
     side = jnp.sqrt(1 - _beta(area_key, alpha))
-    # Half the side is rounded down to whole pixels, as in the authors' code.
+    # Half of each side of the box is rounded down to whole pixels, as in the authors' code.
     rows, columns = (2 * (side * extent / 2).astype(jnp.int32) for extent in (height, width))
     down, across = jax.random.randint(center_key, (2, 1), 0, jnp.array([[height], [width]]))
     box = _box(images, down, across, rows, columns)
@@ -172,11 +173,11 @@ def cutmix(
 
 
 def _beta(key: jax.Array, alpha: float) -> jax.Array:
-    """Draw a quantile of Beta(alpha, alpha) from a table of 4,096.
+    """Draw a number from Beta(alpha, alpha), as one of 4,096 equally likely quantiles.
 
     `jax.random.beta` would be slow to compile.
     """
-    from scipy import special  # This import is slow, and few runs need it.
+    from scipy import special  # SciPy is slow to import, and few runs need it.
 
     quantiles = special.betaincinv(alpha, alpha, (np.arange(4096) + 0.5) / 4096)
     return jax.random.choice(key, jnp.asarray(quantiles, jnp.float32))
@@ -216,8 +217,8 @@ def jitter(key: jax.Array, images: jax.Array, brightness: float, contrast: float
     the image. The factor is uniform between 1 - contrast and 1 + contrast. The offset is uniform
     between -brightness and brightness, in standard deviations of the data set.
 
-    The code of hiverge/cifar10-speedrun differs: it also multiplies the offset by the factor, and
-    it uses the mean of the data set instead of the mean of the image.
+    The code of hiverge/cifar10-speedrun differs in two ways. It multiplies the offset by the
+    factor, and it uses the mean of the data set instead of the mean of the image.
     """
     ranges = jnp.array([[brightness], [contrast]], jnp.float32)
     offset, change = ranges * jax.random.uniform(key, (2, len(images)), minval=-1, maxval=1)

@@ -1,8 +1,9 @@
-"""A cache on disk of decoded data sets, so that images are decoded only once.
+"""Store decoded data sets on disk, so that images are decoded only once.
 
-Each data set has one entry, an uncompressed `.npz` file. It holds the images and labels as arrays,
-and the metadata as a JSON string. Checksums inside the file detect damage. The metadata contain a
-signature of the source files, which detects changes. A damaged or outdated entry is rebuilt.
+Each data set has one cache entry, an uncompressed `.npz` file. The entry holds the images and
+labels as arrays, and the metadata as a JSON string. Checksums inside the file detect damage. The
+metadata contain a signature of the source files, which detects changes. A damaged or outdated entry
+is rebuilt.
 """
 
 import contextlib
@@ -22,22 +23,22 @@ from cifar_jax.data.progress import notice
 from cifar_jax.files import write_file
 from cifar_jax.runtime import cache_dir
 
-# Increase this number when the layout of an entry or the meaning of its arrays changes. Entries
-# with another number are ignored.
+# Increase this number if the layout of cache entries or the meaning of their arrays changes.
+# Entries with another number are ignored.
 _VERSION = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
-_SILENT_SECONDS = 10  # Time to wait for another process before a message is printed.
+_SILENT_SECONDS = 10  # Seconds to wait for another process before a message is printed.
 _DAMAGE = (OSError, EOFError, ValueError, LookupError, TypeError, zipfile.BadZipFile)
 
 
 class Source(NamedTuple):
-    """A data set that is not loaded yet, and the function that decodes it.
+    """A data set that is not loaded yet, with the function that decodes it.
 
     Attributes:
       name: name of the data set.
       entry: name of the cache entry, without `.npz`.
       signature: a string that changes whenever the result of `decode` changes.
-      decode: reads and decodes the images, which may take minutes.
+      decode: function that reads and decodes the images. It may take minutes.
       notes: lines for the log about the images.
     """
 
@@ -69,7 +70,7 @@ def load(source: Source) -> Dataset:
 
 
 def is_fresh(source: Source) -> bool:
-    """Return whether the cache has an up-to-date entry for a source. No images are read."""
+    """Return whether the cache has an up-to-date entry for a data set. No images are read."""
     try:
         with np.load(_path(source), allow_pickle=False) as entry:
             return _metadata(entry, source) is not None
@@ -79,10 +80,9 @@ def is_fresh(source: Source) -> bool:
 
 @contextlib.contextmanager
 def lock(name: str) -> Iterator[None]:
-    """Hold a lock file in the cache folder.
+    """Hold a lock in the cache folder, so that only one process downloads and decodes a data set.
 
-    If several processes start at the same time, the lock lets only one of them download and decode.
-    If the folder is read-only or its file system supports no locks, nothing is locked.
+    If the cache folder is read-only, or if its file system supports no locks, nothing is locked.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
@@ -94,8 +94,8 @@ def lock(name: str) -> Iterator[None]:
             try:
                 stack.enter_context(file)
             except Timeout:
-                # On a file system without locks, the existence of the file is the lock. A killed
-                # process leaves the file.
+                # On a file system without locks, do not wait longer: a lock is then a plain file,
+                # which a killed process leaves behind.
                 if not isinstance(file, SoftFileLock):
                     notice(f"waiting for another process that reads {name} and locks {path}")
                     stack.enter_context(file.acquire(timeout=-1))
@@ -103,9 +103,9 @@ def lock(name: str) -> Iterator[None]:
 
 
 def path_digest(path: Path) -> str:
-    """Return 12 hexadecimal digits that identify a folder by its path.
+    """Return 12 hexadecimal digits that identify the path of a data set.
 
-    The digits distinguish the cache entries of data sets with the same name.
+    The digits distinguish the cache entries of data sets with the same name in different places.
     """
     return hashlib.sha256(os.fsencode(path.resolve())).hexdigest()[:12]
 

@@ -9,9 +9,9 @@ CLASSES = (
     *("airplane", "automobile", "bird", "cat", "deer"),
     *("dog", "frog", "horse", "ship", "truck"),
 )
-VERSION = "3.0.2"  # The version that `tfds.load("cifar10")` reads.
+VERSION = "3.0.2"  # Version of CIFAR-10 that `tfds.load("cifar10")` reads.
 
-# `content_digest` of the official CIFAR-10.
+# Result of the function `content_digest` for the official CIFAR-10.
 CONTENT = "a08b14bdab921f8e4cd76ae47fa3c7aca4085e2262da5609ac764dd6ad9b422d"
 
 ARCHIVE = Archive(
@@ -23,7 +23,7 @@ ARCHIVE = Archive(
     size=170_498_071,
     checksum="sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
     folder="cifar-10-batches-py",
-    # MD5 of each file, from torchvision/datasets/cifar.py.
+    # MD5 of each file in the archive, from torchvision/datasets/cifar.py.
     files={
         "data_batch_1": "c99cafc152244af753f735de768cd75f",
         "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",

@@ -9,12 +9,12 @@ ARCHIVE = Archive(
     name="cifar100",
     title="CIFAR-100",
     builder="Cifar100",
-    version="3.0.2",  # The version that `tfds.load("cifar100")` reads.
+    version="3.0.2",  # Version of CIFAR-100 that `tfds.load("cifar100")` reads.
     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     size=169_001_437,
-    checksum="md5:eb9058c3a382ffc7106e4002c42a8d85",  # From the web page of the data set.
+    checksum="md5:eb9058c3a382ffc7106e4002c42a8d85",  # MD5 from the web page of CIFAR-100.
     folder="cifar-100-python",
-    # MD5 of each file, from torchvision/datasets/cifar.py.
+    # MD5 of each file in the archive, from torchvision/datasets/cifar.py.
     files={
         "train": "16019d7e3df5f24257cddd939b257f8d",
         "test": "f0ef6b0ae62326f3e7ffdfab6717acfc",

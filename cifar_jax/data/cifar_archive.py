@@ -42,7 +42,7 @@ class Archive(NamedTuple):
       folder: name of the folder in the archive.
       files: MD5 of each file in the folder.
       test: name of the file with the test images. The other files with images are for training.
-      labels: maps each label name in tfds to the key of its values in the files.
+      labels: maps the name of each label in tfds to the key of this label in the files.
       classes: maps each label name in tfds to the class names. Empty if the file `meta` has them.
     """
 
@@ -107,9 +107,9 @@ def read_archive(archive: Archive, path: Path) -> Content:
 
 
 def _first_name(archive: Archive, path: Path) -> str | None:
-    """Return the name of the first file in a tar archive, or None if the name is official.
+    """Return the name of the first file in a tar archive that is not the official archive.
 
-    Return None if the archive cannot be read.
+    Return None if the name is that of an official file, or if the archive cannot be read.
     """
     try:
         with tarfile.open(path) as tar:
@@ -138,11 +138,11 @@ def _decode(archive: Archive, path: Path, files: dict[str, bytes]) -> Content:
     """Decode the files of an archive. Raise UserError if a file is not an official file."""
     decoded = {}
     for name, content in files.items():
-        # Unpickling can run code, so only official files are unpickled.
+        # Check the MD5 first: a pickle file can run code, so only official files are unpickled.
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != archive.files[name]:
             raise _not_official(archive, path, f"the MD5 of {name} differs")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy warns about arrays that Python 2 pickled.
+            warnings.simplefilter("ignore")  # NumPy warns about pickle files from Python 2.
             decoded[name] = pickle.loads(content, encoding="bytes")
     classes = archive.classes
     if meta := decoded.pop("meta", None):

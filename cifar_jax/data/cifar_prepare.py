@@ -1,7 +1,7 @@
 """Download, import and prepare CIFAR-10 and CIFAR-100.
 
 Training reads both data sets from folders in the format of TensorFlow Datasets (tfds). This module
-writes such a folder from an official archive. Stock tfds can read the folder.
+writes such a folder from an official archive. The package tensorflow-datasets can read it, too.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ def prepare(archive: Archive, data_dir: Path | None = None) -> Path:
                     fname="archive.tar.gz",
                     downloader=pooch.HTTPDownloader(bar, chunk_size=1 << 18, timeout=10),  # pyright: ignore
                 )
-        # requests raises OSError; pooch raises ValueError if the hash is wrong.
+        # Requests raises OSError. Pooch raises ValueError if the checksum is wrong.
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{archive.title} cannot be downloaded from {archive.url}: {_first_cause(error)}. "
@@ -87,7 +87,7 @@ def _argument(archive: Archive) -> str:
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the message of the original error in a chain of causes. It is the most specific."""
+    """Return the message of the first error in a chain of causes, which is the most specific."""
     while cause := error.__cause__ or error.__context__:
         error = cause
     return reason(error)
@@ -126,7 +126,7 @@ def _write(archive: Archive, content: Content, scratch: Path) -> Path:
     try:
         folder(archive, scratch).rename(path)
     except OSError:
-        if not path.exists():  # Another machine may have created the folder in the meantime.
+        if not path.exists():  # Another machine may have created the folder meanwhile.
             raise
     return path
 
@@ -134,9 +134,10 @@ def _write(archive: Archive, content: Content, scratch: Path) -> Path:
 def _build(
     archive: Archive, content: Content, data_dir: Path, advance: Callable[[int], None]
 ) -> None:
-    """Write the data set with the builder class of stock tfds, but without TensorFlow.
+    """Write the data set with a builder class of tensorflow-datasets, but without TensorFlow.
 
-    Records have the same order and ids as in stock tfds. A hash of the index determines the order.
+    The order and the ids of the images are the same as in `tfds.load`. tfds orders images by a hash
+    of their index.
     """
     import tensorflow_datasets as tfds
     from PIL import Image
@@ -147,14 +148,16 @@ def _build(
     with registered.skip_registration():
 
         class Builder(stock):
-            """The builder of stock tfds, for images in memory.
+            """A builder class of tensorflow-datasets, changed to take images from memory.
 
             It yields PNG files, because tfds would encode arrays with TensorFlow.
             """
 
             name = archive.name
-            __module__ = stock.__module__  # tfds writes the module's name to the folder.
-            url_infos: Any = {}  # noqa: RUF012 - Nothing is downloaded, so there are no checksums.
+            # tfds writes the name of this module to the folder.
+            __module__ = stock.__module__
+            # There are no checksums, because nothing is downloaded.
+            url_infos: Any = {}  # noqa: RUF012
 
             def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
                 for label, names in content.classes.items():

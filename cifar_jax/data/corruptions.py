@@ -1,7 +1,8 @@
-"""Read CIFAR-10-C: corrupted test images, with one file per kind of corruption.
+"""Read CIFAR-10-C, the test images of CIFAR-10 with 19 kinds of corruption.
 
-D. Hendrycks and T. Dietterich, arXiv:1903.12261, https://zenodo.org/records/2535967. The file of a
-corruption holds the test images five times, with severity 1 first and severity 5 last.
+The data set is by D. Hendrycks and T. Dietterich, arXiv:1903.12261,
+https://zenodo.org/records/2535967. Each corruption is one file. It holds the test images five
+times, with severity 1 first and severity 5 last.
 """
 
 from collections.abc import Iterator
@@ -23,21 +24,21 @@ BENCHMARK = (
     *("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
 )
 """The 15 corruptions of the benchmark. Published results are means over these corruptions.
-CIFAR-10-C also has four extra corruptions, which the paper reserves for validation."""
+CIFAR-10-C also has four extra corruptions, which its authors reserve for validation."""
 
 
 class Corruption(NamedTuple):
-    """A kind of corruption, and the images of each severity from 1 to 5."""
+    """One kind of corruption, with the corrupted images of severities 1 to 5."""
 
     name: str
     severities: tuple[Labeled, ...]
 
 
 def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
-    """Yield the corruptions of a folder. The benchmark's corruptions come first.
+    """Yield the corruptions in a folder. The corruptions of the benchmark come first.
 
-    All files are checked before the first corruption is yielded. `labels.npy` holds the labels of
-    one severity, or of all five severities.
+    All files are checked before the first corruption is yielded. The file `labels.npy` holds the
+    labels for one severity, or for all five severities.
 
     Raises:
       UserError: the folder or its files are missing, or the lengths of the files do not match.
@@ -60,8 +61,8 @@ def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
         if not count or count % SEVERITIES or count not in (len(labels), SEVERITIES * len(labels)):
             raise UserError(
                 f"{files[name]} has {counted(count, 'image')}, but {labels_path} has "
-                f"{counted(len(labels), 'label')}: the number of images must be five times the "
-                "number of labels, or the same number and divisible by 5"
+                f"{counted(len(labels), 'label')}: there must be five images for each label, or "
+                "one image for each label and a multiple of 5 images"
             )
     first = [name for name in BENCHMARK if name in files]
     for name in [*first, *(name for name in files if name not in BENCHMARK)]:

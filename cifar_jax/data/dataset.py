@@ -21,11 +21,11 @@ class Labeled(NamedTuple):
     """Labeled images for evaluation only.
 
     Attributes:
-      name: name of the images in messages.
+      name: name of the images for messages.
       images: uint8 `[N, H, W, 3]`.
       labels: int32 `[N]`.
       classes: names of the classes, in the order of the labels. None: the classes have no names.
-      notes: lines about the images for the user.
+      notes: messages to the user about the images.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Labeled(NamedTuple):
 
 
 class Arrays(NamedTuple):
-    """The content of a data set. `Dataset` describes the fields."""
+    """The decoded content of a data set. The class `Dataset` describes the fields."""
 
     classes: tuple[str, ...]
     train: Split
@@ -60,8 +60,8 @@ class Dataset(NamedTuple):
       fingerprint: SHA-256 of all images and labels in their order; see the function `fingerprint`.
       content: SHA-256 that does not depend on the order of the images; see `content_digest`.
       official: whether images, labels and splits are identical to the published CIFAR-10.
-      validation_images: number of images at the end of `train` that are reserved for validation,
-        or None if the data set has no validation images of its own.
+      validation_images: number of images at the end of `train` that are reserved for validation.
+        None: the data set has no validation images of its own.
       white: the 16-bit value that became 255, or None if there are no 16-bit images.
       skipped: one message for each unreadable image that was left out.
       notes: lines for the log about the images.
@@ -150,9 +150,10 @@ def channel_statistics(
 
 
 def fingerprint(train: Split, test: Split) -> str:
-    """Return the SHA-256 of train images, train labels, test images and test labels, in this order.
+    """Return the SHA-256 of all images and labels.
 
-    Images are hashed as C-ordered uint8 `[N, H, W, 3]`, labels as little-endian int32.
+    The hash covers the training images, training labels, test images and test labels, in this
+    order. Images are C-ordered uint8 `[N, H, W, 3]`. Labels are little-endian int32.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -164,9 +165,9 @@ def fingerprint(train: Split, test: Split) -> str:
 def content_digest(train: Split, test: Split) -> str:
     """Return a SHA-256 that does not depend on the order of images within a split.
 
-    Each image is hashed together with its label: first the C-ordered uint8 `[H, W, 3]`, then the
-    label as little-endian int32. The hashes of a split are sorted and then hashed together. The
-    result is the hash of the two split hashes.
+    Each image is hashed together with its label. Images are C-ordered uint8 `[H, W, 3]`. Labels are
+    little-endian int32. The sorted hashes of a split are hashed together. The result is the hash of
+    the training hash and the test hash.
     """
     digest = hashlib.sha256()
     for split in (train, test):
@@ -184,8 +185,8 @@ def describe(name: str, arrays: Arrays) -> Dataset:
     """Return `arrays` as a `Dataset`, with statistics and digests.
 
     Raises:
-      UserError: a color channel has the same value in all training images, so that the images
-        cannot be normalized.
+      UserError: the images cannot be normalized, because a color channel has the same value in all
+        training images.
     """
     mean, std = channel_statistics(arrays.train.images)
     if constant := [c for c, s in zip(("red", "green", "blue"), std, strict=True) if not s]:

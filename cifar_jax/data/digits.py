@@ -38,8 +38,8 @@ def decode() -> Arrays:
     images = np.repeat(np.stack(large)[..., None], 3, axis=-1)
 
     test = np.sort(np.argsort(labels, kind="stable")[::5])
-    # The images are ordered by writer, and the last training images serve for validation. After
-    # shuffling, the validation images include many writers. `RandomState` gives the same numbers in
-    # every version of NumPy.
+    # Shuffle the training images, which are ordered by writer. Otherwise the last images, which are
+    # held out for validation, would come from few writers. Every version of NumPy gives the same
+    # order with `RandomState`.
     train = np.random.RandomState(0).permutation(np.setdiff1d(np.arange(len(labels)), test))
     return Arrays(CLASSES, Split(images[train], labels[train]), Split(images[test], labels[test]))

@@ -1,11 +1,11 @@
 """Read a data set from a folder of the user's own images.
 
-`layout` finds the images of the splits and classes. The images of a split are sorted by the SHA-256
-of their pixels at a size of 32×32. This order looks random. It does not depend on file names, dates
-or the image size of the run.
+The module `layout` finds the images of each split and class. The images of a split are sorted by
+the SHA-256 of their pixels at a size of 32×32. This order looks random. It does not depend on file
+names, dates or the image size of the run.
 
-Without a folder of test images, a fifth of each class becomes the test images. If an image occurs
-several times, all copies are in the same split.
+If there is no folder of test images, a fifth of the images of each class becomes the test set. All
+copies of an image are in the same split.
 """
 
 import hashlib
@@ -34,13 +34,13 @@ from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this number if a change refuses files or decodes them to different arrays.
+# Increase this number if a change to this module refuses files or decodes them to different arrays.
 # Cache entries with another number are ignored.
 _VERSION = 4
 _TEST_FRACTION = 0.2
-# Largest number of unreadable files to name on standard error.
+# Largest number of unreadable files that are named on standard error.
 _MAX_MESSAGES = 10
-# A data set is refused if its 16-bit images use less than this fraction of the gray values.
+# 16-bit images are refused if they use less than this fraction of the gray values.
 _MIN_RANGE = 1 / 16
 
 
@@ -48,14 +48,14 @@ class _Image(NamedTuple):
     """A decoded image of a folder."""
 
     pixels: np.ndarray
-    """uint8 `[size, size, 3]`."""
+    """Pixels, uint8 `[size, size, 3]`."""
     key: bytes
-    """SHA-256 of the pixels at a size of 32×32. It determines the order and the split, so all image
-    sizes have the same test images."""
+    """SHA-256 of the pixels at a size of 32×32, which determines the order and the split. The test
+    images are therefore the same for all image sizes."""
 
 
 _Labeled = list[tuple[_Image, int]]
-"""Pairs of an image and the index of its class."""
+"""List of pairs of an image and the index of its class."""
 
 
 def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAULT_TARGET) -> Source:
@@ -65,7 +65,7 @@ def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAUL
 
     Args:
       path: the folder.
-      skip_bad_images: leave out unreadable images. If False, decoding them raises an error.
+      skip_bad_images: whether to leave out unreadable images. If False, they raise an error.
       target: size of the returned images, and the way to make them square.
 
     Raises:
@@ -113,7 +113,7 @@ def read(
 
     Raises:
       UserError: images cannot be read, there are too few images to hold out a test set, or the
-        16-bit images use too few gray values. The first unreadable images are named on standard
+        16-bit images use too few gray values. Up to ten unreadable images are named on standard
         error.
     """
     if listing.skipped:
@@ -175,7 +175,11 @@ def read(
 
 
 def remarks(dataset: Dataset) -> list[str]:
-    """Return log lines about classes without validation or test images, and copied test images."""
+    """Return log lines about problems of the splits.
+
+    The lines name classes without validation or test images. They also count test images that are
+    copies of other images.
+    """
     lines = []
     end = len(dataset.train.labels) - (dataset.validation_images or 0)
     validation = dataset.train.labels[end:]
@@ -199,7 +203,7 @@ def remarks(dataset: Dataset) -> list[str]:
 def _decode_all(
     paths: Sequence[Path], white: int | None, target: Target, advance: Callable[[int], None]
 ) -> list[_Image | UserError]:
-    """Decode image files. The result for an unreadable file is the error."""
+    """Decode image files. For an unreadable file, the list contains the error."""
 
     def attempt(path: Path) -> _Image | UserError:
         try:
@@ -218,14 +222,14 @@ def _decode_all(
                 images.append(image)
                 advance(1)
     finally:
-        pool.shutdown(cancel_futures=True)  # After Ctrl-C, do not wait for the remaining images.
+        pool.shutdown(cancel_futures=True)  # Do not decode the remaining images after Ctrl-C.
     return images
 
 
 def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
     """Return the 16-bit value that becomes white: 255, 1023, 4095, 16383 or 65535.
 
-    It is the smallest of these values that no image exceeds.
+    The result is the smallest of these five values that no image exceeds.
 
     Raises:
       UserError: most images use only a small part of the gray values.
@@ -245,7 +249,7 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
 def _check_range(path: Path, name: str, ranges: Sequence[SixteenBitError], white: int) -> None:
     """Raise UserError if most 16-bit images of a split are almost black.
 
-    If only a few are almost black, write a notice.
+    If only some are almost black, print a notice.
 
     Args:
       path: the folder.
@@ -290,7 +294,7 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
 
 
 def _sort(images: _Labeled) -> _Labeled:
-    """Return the images sorted by their keys."""
+    """Return the images sorted by key, which is the SHA-256 of their pixels."""
     return sorted(images, key=lambda pair: (pair[0].key, pair[1]))
 
 

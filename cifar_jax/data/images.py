@@ -1,9 +1,9 @@
 """Read an image file of any size and mode as uint8 `[size, size, 3]`.
 
-Only the first frame is read. The image is rotated according to its EXIF data and converted to 8-bit
-RGB. Transparent pixels become white. Color profiles are ignored. The largest centered square, or
-the whole image, is resized with Pillow's antialiased bicubic filter. An image that already has the
-size is not resized.
+Only the first frame of an animation is read. The image is rotated according to its EXIF data and
+converted to 8-bit RGB. Transparent pixels become white. Color profiles are ignored. The largest
+centered square, or the whole image, is resized with Pillow's antialiased bicubic filter. An image
+that already has the right size is not resized.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from cifar_jax.errors import UserError
 if TYPE_CHECKING:
     from PIL import Image
 
-# Other formats are not safe: to read an EPS file, for example, Pillow runs Ghostscript.
+# Image formats that are safe to read. EPS is not, for example: Pillow reads it with Ghostscript.
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 SUFFIXES = (
     *(".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".mpo", ".pbm", ".pgm"),
@@ -34,7 +34,7 @@ _JUNK = {
     *("recycler", "system volume information", "lost+found", "thumbs.db", "desktop.ini"),
 }
 _MAX_PIXELS = 89_000_000
-# Largest 12-bit value. A 16-bit image with no larger value would look black.
+# Largest 12-bit value. A 16-bit image without larger values would become almost black.
 _MAX_DARK = 4095
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _MAGIC = (*_TIFF, b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"P4", b"P5", b"P6")
@@ -45,7 +45,7 @@ class Target(NamedTuple):
     """The size to which images are resized, and how they become square."""
 
     size: int = IMAGE_SHAPE[0]
-    """Height and width in pixels."""
+    """Height and width of the resized images, in pixels."""
     center_crop: bool = True
     """Whether the image is cropped to its largest centered square. False: the whole image is
     squeezed to a square."""
@@ -87,9 +87,10 @@ def is_junk(name: str) -> bool:
 
 
 def is_image(path: str) -> bool:
-    """Return whether a file has the suffix of an image, or no suffix and the content of an image.
+    """Return whether a file is an image, according to its suffix.
 
-    HEIC files count as images, so that they are reported instead of skipped.
+    If there is no suffix, the content decides. HEIC files count as images, although they cannot be
+    read: they are then reported instead of skipped.
     """
     suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122 - 10 x faster than pathlib
     if suffix:
@@ -128,7 +129,7 @@ def read_image(
     Args:
       source: path of a file, the content of a file, or a Pillow image.
       name: name of the image in error messages. The default is the path.
-      white: the 16-bit value that becomes 255. None: 65535. If it is given, the largest 16-bit
+      white: the 16-bit value that becomes 255. None: 65535. If `white` is given, the largest 16-bit
         value of the image must be at most `white` and more than `white` / 16.
       target: size of the returned image, and the way to make it square.
 
@@ -193,7 +194,7 @@ def decode(
             if image.width * image.height > _MAX_PIXELS:
                 raise too_large
             # To save time, let the JPEG decoder shrink a large image to about four times the final
-            # size. The quality stays the same.
+            # size. This does not lower the quality.
             image.draft(None, (4 * target.size, 4 * target.size))
             return _convert(image, name, white, target)
     except UserError:
@@ -220,8 +221,9 @@ def decode(
 
 
 def _convert(image: "Image.Image", name: str, white: int | None, target: Target) -> np.ndarray:
-    """Return a Pillow image as uint8 `[size, size, 3]`. Raise as `decode` does."""
-    encoding = f"{image.format} {getattr(image, 'tile', '')}"  # `load` deletes `tile`.
+    """Return a Pillow image as uint8 `[size, size, 3]`. The exceptions are those of `decode`."""
+    # Read `tile` now, because `load` deletes it.
+    encoding = f"{image.format} {getattr(image, 'tile', '')}"
     image.load()
     return np.array(fit(_to_rgb(_rotate(image), encoding, name, white), target))
 
@@ -239,7 +241,7 @@ def fit(image: "Image.Image", target: Target) -> "Image.Image":
 
 
 def _without_metadata(png: bytes) -> bytes:
-    """Remove the texts and the color profile from a PNG file. Pillow refuses very large texts."""
+    """Return a PNG file without texts and color profile. Pillow refuses very large texts."""
     parts, position = [png[:8]], 8
     while position + 8 <= len(png):
         end = position + 12 + int.from_bytes(png[position : position + 4], "big")
@@ -287,7 +289,7 @@ def _to_rgb(image: "Image.Image", encoding: str, name: str, white: int | None) -
             f"{name} has 32-bit pixel values of unknown range: save it with 8 bits per channel"
         )
     elif ";16" in encoding:
-        # Pillow reads only the high byte of each 16-bit color value.
+        # From a 16-bit color image, Pillow reads only the high byte of each value.
         colors = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
         if colors.max() <= _MAX_DARK >> 8:
             raise UserError(

@@ -19,7 +19,7 @@ from cifar_jax.data.splits import (
 )
 from cifar_jax.errors import UserError, counted, nearest
 
-# Subfolders with these names hold images and annotations, not classes.
+# Names of subfolders that usually hold images and annotations, and are not classes.
 _NO_CLASSES = {
     *("image", "images", "img", "imgs", "jpegimages", "mask", "masks", "label", "labels"),
     *("annotation", "annotations", "segmentation", "segmentations", "segmentationclass"),
@@ -38,8 +38,8 @@ class File(NamedTuple):
 class Listing(NamedTuple):
     """The classes and image files of a folder.
 
-    `validation` and `test` are None if the folder has no such subfolder. `skipped` is the number of
-    files that are not images. `notes` are lines for the log.
+    `validation` and `test` are None if the folder has no subfolder for this split. `skipped` is the
+    number of files that are not images. `notes` are lines for the log.
     """
 
     classes: tuple[str, ...]
@@ -51,15 +51,15 @@ class Listing(NamedTuple):
 
 
 class _Class(NamedTuple):
-    """The content of a class folder. All files have label 0 until the classes are sorted."""
+    """The content of a class folder. All files have the label 0 until the classes are known."""
 
     files: list[File]
     others: Counter[str]
-    """Number of files that are not images, by suffix."""
+    """Number of files in the class folder that are not images, by file suffix."""
     output: Path | None
-    """A run folder or a report in the class folder. None if there is none."""
+    """Path of a run folder or report inside the class folder. None if there is neither."""
     links: list[str]
-    """Links to folders. They are not followed."""
+    """Paths of links to folders. The links are not followed."""
 
 
 def find(path: Path) -> Listing:
@@ -142,8 +142,8 @@ def find_labeled(path: Path) -> Listing:
 def check_workdir(path: Path, workdir: Path) -> None:
     """Raise UserError if a run folder would be inside a class folder of a folder of images.
 
-    The files of the run would otherwise become part of the class. Both arguments are resolved
-    paths.
+    Otherwise the files of the run would become part of the class. Both arguments must be absolute
+    paths without symbolic links.
     """
     for root in find_splits(path)[0].values() or [path]:
         inside = workdir.relative_to(root) if workdir.is_relative_to(root) else Path()
@@ -167,7 +167,7 @@ def _find_classes(
 
     Raises:
       UserError: a class folder has no images or is not one of `classes`, or it is unclear which
-        folders belong to a class.
+        folders are the classes.
     """
     found: dict[str, _Class] = {}
     subfolders = folders(root)
@@ -199,8 +199,8 @@ def _find_classes(
             notes.append(f"not a class, because it is output of cifar-jax: {folder}")
         elif classes and name not in classes:
             raise UserError(
-                f"{folder} has no class of the same name in the training images"
-                f"{nearest(name, classes) or '.'} The classes there are "
+                f"{folder} is not a class of the training images"
+                f"{nearest(name, classes) or '.'} Their classes are "
                 f"{', '.join(classes[:20])}."
             )
         elif not content.files and not classes:
@@ -224,8 +224,8 @@ def _find_classes(
 def _same_subfolders(root: Path, classes: tuple[str, ...]) -> list[str]:
     """Return a line for the log if all class folders have the same subfolders and no images.
 
-    Such class folders may in fact be splits, or folds of a cross-validation. Otherwise the list is
-    empty.
+    Such folders may be splits or folds of a cross-validation instead of classes. In all other cases
+    the list is empty.
 
     Raises:
       UserError: the folders have the same subfolders, and a folder's name contains the name of a
@@ -253,7 +253,7 @@ def _list(folder: Path) -> _Class:
             content.links.append(entry.path)
         elif is_image(entry.path):
             size, modified = 0, 0
-            # A link to a missing file has no size. Reading the image reports the link.
+            # A link to a missing file has no size. The link is reported when the image is read.
             with suppress(OSError):
                 stat = entry.stat()
                 size, modified = stat.st_size, stat.st_mtime_ns

@@ -5,7 +5,7 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
-_BATCH = 1000  # Number of records that are read at a time.
+_BATCH = 1000  # Number of records that are read from an ArrayRecord file at a time.
 
 
 def read_array_record(path: Path) -> Iterator[bytes]:
@@ -36,7 +36,7 @@ def read_tfrecord(path: Path) -> Iterator[bytes]:
         while header := file.read(12):
             length = struct.unpack("<Q", _verified(header, 8))[0]
             remaining -= 12 + length + 4
-            if remaining < 0:  # With a wrong length, `read` could need too much memory.
+            if remaining < 0:  # A damaged length could be too large for the memory.
                 raise ValueError("it ends within a record")
             yield _verified(file.read(length + 4), length)
 

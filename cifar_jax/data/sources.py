@@ -1,4 +1,4 @@
-"""The registry of data sets: their names, and functions that read them."""
+"""The registry of data sets, with the functions that read each kind of data set."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ from cifar_jax.files import local_path
 
 
 class Request(NamedTuple):
-    """A request to load a data set. `argument` is the part of its name after the colon."""
+    """A request to load a data set. `argument` is the part of the name after the colon."""
 
     argument: str
     given_data_dir: Path | None
@@ -21,12 +21,12 @@ class Request(NamedTuple):
 
     @property
     def data_dir(self) -> Path:
-        """The folder of all tfds data sets. Without a home folder, the default raises UserError."""
+        """Folder of all tfds data sets: the given folder, or the default folder."""
         return self.given_data_dir or tfds_folder.default_data_dir()
 
     @property
     def path(self) -> Path:
-        """`argument` as a path. URLs are refused."""
+        """The part of the name after the colon, as a path. URLs are refused."""
         return local_path(self.argument, "data.dataset")
 
 
@@ -35,7 +35,8 @@ class Entry(NamedTuple):
 
     Attributes:
       form: the name as the user writes it, such as `folder:PATH`.
-      source: function that returns the data set for training. None: it is for evaluation only.
+      source: function that returns the data set for training. None: the data set is for evaluation
+        only.
       labeled: function that returns images for evaluation. None: the test images of `source` are
         used.
     """
@@ -45,7 +46,7 @@ class Entry(NamedTuple):
     labeled: Callable[[Request], Labeled] | None = None
 
 
-# To add a data set, add its name and a function that returns a `cache.Source`.
+# To add a kind of data set, add its name and a function that returns a `cache.Source`.
 SOURCES: dict[str, Entry] = {
     "cifar10": Entry("cifar10", lambda request: cifar10.source(request.data_dir)),
     "cifar100": Entry("cifar100", lambda request: cifar100.source(request.data_dir)),
@@ -94,8 +95,8 @@ def find(
       data_dir: the folder of all tfds data sets. None: the default folder.
       skip_bad_images: whether to leave out the unreadable images of a folder.
       target: size of the returned images, and the way to make them square.
-      others: another form that the caller accepts, for the error message. Empty if the data set is
-        for training.
+      others: a further form of names that the caller accepts, for the error message. Empty: the
+        data set must be usable for training.
 
     Raises:
       UserError: there is no such data set, or its images always have another size than `target`.

@@ -10,7 +10,7 @@ from cifar_jax.data.images import is_image, is_junk
 from cifar_jax.errors import UserError
 from cifar_jax.runtime import cache_dir
 
-# Words that name a split. A folder name may also contain other words, such as `seg` or `set`.
+# Patterns of words that name a split. A folder name may also contain words such as `seg` or `set`.
 _SPLITS = {
     "train": "train|training|trn",
     "validation": "val|valid|validation|validate|dev",
@@ -25,7 +25,7 @@ def layouts(path: Path) -> str:
 
 
 def folders(path: Path) -> dict[str, Path]:
-    """Return the subfolders of a folder by name, sorted.
+    """Return the paths of the subfolders of a folder, by name, in sorted order.
 
     Names are normalized to the Unicode form NFC, because macOS uses another form. Folders that an
     operating system added are left out.
@@ -53,7 +53,7 @@ def folders(path: Path) -> dict[str, Path]:
 
 
 def split_of(name: str) -> str | None:
-    """Return `train`, `validation` or `test` if a folder name means that split, else None."""
+    """Return `train`, `validation` or `test` if a folder name stands for this split, else None."""
     letters = re.sub("[^a-z]", "", name.casefold())
     for split, words in _SPLITS.items():
         if re.fullmatch(f"{_OTHER_WORDS}(?:{words}){_OTHER_WORDS}", letters):
@@ -62,7 +62,7 @@ def split_of(name: str) -> str | None:
 
 
 def split_in(name: str) -> tuple[str, str] | None:
-    """Return the split that one word of a folder name means, and the letters of the other words.
+    """Find a word for a split in a folder name. Return the split and the rest of the name.
 
     >>> split_in("Pets_train")
     ('train', 'pets')
@@ -102,7 +102,7 @@ def find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
             raise UserError(f"{path} has two folders of {split} images, {names}: rename one")
     splits = {split: found[0] for split, found in named.items()}
     if "train" not in splits:
-        # A folder `valid` without subfolders may be a class, next to a class `invalid`.
+        # A folder `valid` without subfolders may be a class, for example next to a class `invalid`.
         if "test" in splits or ("validation" in splits and folders(splits["validation"])):
             name = splits.get("test", splits.get("validation", path)).name
             raise UserError(
@@ -111,7 +111,7 @@ def find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
             )
         return {}, []
     if len(splits) == 1 and others and not folders(splits["train"]):
-        return {}, []  # Here `train` is a class.
+        return {}, []  # A folder `train` without subfolders is a class.
     notes = []
     if others:
         names = ", ".join(folder.name for folder in others)
@@ -138,9 +138,9 @@ def _has_images(folder: Path) -> bool:
 def _add_longer_names(path: Path, named: dict[str, list[Path]], others: list[Path]) -> None:
     """Move folders such as `pets_train` and `pets_test` from `others` to `named`.
 
-    Only a folder with subfolders is moved. It is not moved if another folder has the plain name of
-    its split, such as `train`, or if training images or a second split are missing. Such a folder
-    may be a class, such as `bullet_train`.
+    A folder that may be a class, such as `bullet_train`, is not moved. A folder may be a class if
+    it has no subfolders, if another folder has the plain name of its split, or if the folders do
+    not include training images and a second split.
 
     Raises:
       UserError: folders without subfolders have names such as `cat_train` and `cat_test`.
@@ -163,9 +163,10 @@ def _add_longer_names(path: Path, named: dict[str, list[Path]], others: list[Pat
 
 
 def unnested(folder: Path) -> Path:
-    """Return the only subfolder if it is named after a split, as in `seg_train/seg_train`.
+    """Return the inner folder of a folder such as `seg_train/seg_train`.
 
-    Otherwise return the folder itself.
+    The inner folder must be the only subfolder, and its name must stand for a split. Otherwise
+    return the given folder.
 
     Raises:
       UserError: the folder has subfolders for the splits.

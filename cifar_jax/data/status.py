@@ -1,4 +1,4 @@
-"""The report of `cifar-jax data status`."""
+"""The report that `cifar-jax data status` prints."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cifar_jax.errors import UserError
 def status(data_dir: Path | None = None) -> str:
     """Return a report about the data folder, its data sets and the cache.
 
-    Only metadata are read. Damaged data are reported; they do not raise an error.
+    Only metadata are read. The report names damaged data sets, which raise no error.
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
     root = cache.cache_dir()

@@ -1,6 +1,6 @@
 """Read a data set in the format of TensorFlow Datasets (tfds), without TensorFlow.
 
-The data set is a folder `DATA_DIR/NAME/VERSION`. Stock tfds writes and reads the same folders. The
+The data set is a folder `DATA_DIR/NAME/VERSION`, as the package tensorflow-datasets writes it. The
 images are in ArrayRecord or TFRecord files, called shards. Each record is a serialized
 `tf.train.Example` message with a PNG or JPEG image and a label.
 """
@@ -28,7 +28,7 @@ _INFO = "dataset_info.json"
 
 
 class Shard(NamedTuple):
-    """A file of a tfds folder, and the number of images in it."""
+    """A file with images in a tfds folder, and the number of images in the file."""
 
     path: Path
     images: int
@@ -40,7 +40,7 @@ class TfdsFolder(NamedTuple):
     Attributes:
       path: the folder.
       format: `array_record` or `tfrecord`.
-      classes: names of the classes. If the classes have no names, the labels 0, 1, … as text.
+      classes: names of the classes, or `0`, `1`, … if the classes have no names.
       has_names: whether the classes have names.
       shards: the files of each split.
     """
@@ -53,7 +53,7 @@ class TfdsFolder(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the data set."""
+        """The name of the tfds data set, such as `cifar10`."""
         return self.path.parent.name
 
     @property
@@ -130,7 +130,7 @@ def inspect(path: Path) -> TfdsFolder:
         info = json.loads((path / _INFO).read_text("utf-8"))
         number = _check_features(path)
         names = path / "label.labels.txt"
-        # tfds does not write this file if the classes have no names, as for MNIST.
+        # tfds does not write `label.labels.txt` if the classes have no names, as for MNIST.
         has_names = number is None or names.exists()
         classes = tuple(
             names.read_text("utf-8").splitlines() if has_names else map(str, range(number or 0))
@@ -184,7 +184,7 @@ def _check_features(path: Path) -> int | None:
 def source(path: Path, name: str | None = None, target: Target = DEFAULT_TARGET) -> Source:
     """Return a tfds folder as a `cache.Source`.
 
-    The signature of the source covers the names, sizes and modification times of all files.
+    The signature of the source changes if the name, size or modification time of a file changes.
 
     Args:
       path: the folder of one version of a data set.
@@ -235,7 +235,7 @@ def labeled(name: str, data_dir: Path, target: Target = DEFAULT_TARGET) -> Label
 def decode(folder: TfdsFolder, target: Target = DEFAULT_TARGET) -> Arrays:
     """Decode the images of a tfds folder, in the order of the records.
 
-    The images of a split `validation` follow those of the split `train`.
+    The images of a split `validation` are added to the end of the training images.
 
     Raises:
       UserError: a shard is damaged.
@@ -286,9 +286,9 @@ def decode_split(
                     index += 1
             if (count := index - start) != shard.images:
                 raise ValueError(f"{count:,} images instead of {shard.images:,}")
-        # A damaged shard raises RuntimeError in array_record, and DecodeError in protobuf.
+        # For a damaged shard, array_record raises RuntimeError, and protobuf raises DecodeError.
         except Exception as error:
-            # Messages of the libraries name bytes and chunks, which do not help a user.
+            # Leave out messages of the libraries, which do not help a user.
             detail = f" ({error})" if type(error) in (ValueError, UserError) else ""
             raise _unusable(folder.path, f"{shard.path.name} is damaged{detail}") from error
     return Split(images, labels)

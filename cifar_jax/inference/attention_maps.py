@@ -12,7 +12,7 @@ from cifar_jax.models.layers import SelfAttention
 
 
 def attention_maps(network: TrainedNetwork, image: np.ndarray) -> dict[str, np.ndarray]:
-    """Return how much attention each position of an image receives, by name of the layer.
+    """Return how much attention each position of an image receives, by name of the attention layer.
 
     Args:
       network: the trained network.
@@ -38,7 +38,10 @@ def attention_maps(network: TrainedNetwork, image: np.ndarray) -> dict[str, np.n
 
 
 def _map(query: jax.Array, key: jax.Array) -> np.ndarray:
-    """Return the mean attention weight of each position, `[h, w]`, from `[1, h, w, D]`."""
+    """Return the mean attention weight of each position, `[h, w]`.
+
+    `query` and `key` have the shape `[1, h, w, D]`.
+    """
     _, height, width, features = query.shape
     scores = query.reshape(-1, features) @ key.reshape(-1, features).T
     weights = jax.nn.softmax(scores.astype(jnp.float32), axis=-1)

@@ -19,7 +19,7 @@ from cifar_jax.runs.folder import RunFolder
 from cifar_jax.training.evaluation import Outputs, compile_logits
 
 BATCH_SIZE = 500
-"""Number of images per batch. It equals the default of the setting `train.eval_batch_size`."""
+"""Number of images per batch, equal to the default of the setting `train.eval_batch_size`."""
 
 
 class Evaluation(NamedTuple):
@@ -28,18 +28,18 @@ class Evaluation(NamedTuple):
     experiment: str
     seed: int
     split: str | None
-    """Split of the run's data set; None if the images are not from this data set."""
+    """Evaluated split of the run's data set. None: the images are from another data set."""
     data: str
-    """Name of the data set."""
+    """Name of the evaluated data set."""
     images: int
     epoch: int | None
-    """Epoch of the weights; None if it is unknown."""
+    """Number of epochs after which the weights were saved. None if it is unknown."""
     step: int | None
-    """Training step of the weights; None if it is unknown."""
+    """Number of training steps after which the weights were saved. None if it is unknown."""
     scores: Scores
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields and scores in one dict for JSON."""
+        """Return all fields and scores as one JSON-compatible dictionary."""
         fields = self._asdict() | self.scores._asdict()
         del fields["scores"]
         return fields | {"classes": [entry._asdict() for entry in self.scores.classes]}
@@ -59,8 +59,8 @@ def evaluate(
       split: `train`, `validation` or `test`.
       best: use the checkpoint of the best epoch instead of the last.
       custom: the custom model, if the network is not part of the package.
-      dataset_name: `folder:PATH` or `npz:FILE` with the new path, if the images were moved. None:
-        the data set that the run names.
+      dataset_name: `folder:PATH` or `npz:FILE` with the new path of images that were moved. None:
+        use the data set in the settings of the run.
 
     Raises:
       UserError: the model cannot be loaded, the images on this machine are not the images that the
@@ -87,7 +87,7 @@ def evaluate_on(
       custom: the custom model, if the network is not part of the package.
 
     Returns:
-      The scores, and lines for the user about the images and their classes.
+      The scores, and messages to the user about the images and their classes.
 
     Raises:
       UserError: the model or the images cannot be loaded, or the model lacks a class of the
@@ -103,10 +103,10 @@ def evaluate_on(
 def match_labels(
     classes: tuple[str, ...], images: data.Labeled
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return the labels of images as indices of a model's classes, and notes for the user.
+    """Return the labels of images as indices of a model's classes, and messages to the user.
 
-    Classes are matched by name. If the classes of the images have no names, the labels must already
-    be indices of the model's classes.
+    Classes are matched by name. If the classes of the images have no names, the labels are taken as
+    indices of the model's classes.
 
     Args:
       classes: the model's classes.
@@ -141,7 +141,7 @@ def match_labels(
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return at most 20 names as text, and the number of further names."""
+    """Return text with at most 20 names, followed by the number of further names."""
     others = len(names) - 20
     return ", ".join(names[:20]) + (f" and {others} more" if others > 0 else "")
 
@@ -178,8 +178,8 @@ def quick_accuracy(model: Classifier) -> float | None:
 def _dataset_name(path: Path, model: Classifier) -> str:
     """Return the name of the data set to load.
 
-    If the data set is a folder or file, `path` must be a run folder. An export does not store the
-    path of the images.
+    If the model was trained on a folder or file of images, `path` must be a run folder. An export
+    does not store the path of the images.
     """
     if path.is_dir():
         return RunFolder(path).identity().settings["data.dataset"]
@@ -195,9 +195,9 @@ def _dataset_name(path: Path, model: Classifier) -> str:
 
 
 def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -> None:
-    """Raise UserError if the model was trained on other images.
+    """Raise UserError if the model was trained on other images than those of `dataset`.
 
-    The order of the images matters too, except for the split `test`.
+    Except for the split `test`, the order of the images must also be the same.
     """
     if model.classes != tuple(dataset.classes):
         raise UserError(
@@ -218,7 +218,7 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
 
 
 def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Split:
-    """Return the images and labels of a split, as the training run used them."""
+    """Return the images and labels of a split, with the validation split of the training run."""
     if split == "test":
         return dataset.test
     card = model.card.data
@@ -236,8 +236,7 @@ def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Spli
 def compile_outputs(model: Classifier, images: np.ndarray) -> Callable[[np.ndarray], Outputs]:
     """Return a function that computes the logits of images with the run's test-time augmentation.
 
-    The function uses one device, even if there are several. It takes any number of images, and it
-    is compiled only once.
+    The function uses only one device. It takes any number of images, and is compiled once.
 
     Args:
       model: the trained model.

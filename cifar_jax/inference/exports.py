@@ -6,9 +6,9 @@
     torch         the weights under PyTorch's names, as a safetensors file with the model card
     onnx          a program with input `images` and output `logits`; the metadata has the model card
 
-The programs of stablehlo and onnx work without this package. They normalize uint8 images
-[N, H, W, 3], for any N, and return float32 logits [N, classes]. H and W are those of the training
-images.
+The stablehlo and onnx programs work without this package. They take uint8 images [N, H, W, 3] and
+return float32 logits [N, classes]. N is any number. H and W are the height and width of the
+training images. The programs normalize the images.
 """
 
 import hashlib
@@ -39,17 +39,17 @@ from cifar_jax.runtime import hidden_stderr
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 TOLERANCES = {"float32": 1e-4, "bfloat16": 0.05}
-"""For each precision, the largest allowed difference between logits of the export and the network.
+"""Largest allowed difference between the logits of an export and of the network, by precision.
 
 The difference is relative to the largest logit. Small differences occur, because an export computes
-sums in another order. In bfloat16 they are larger, because numbers have only 8 significant bits.
+sums in another order. They are larger in bfloat16, whose numbers have only 8 significant bits.
 """
 
 _CARD = "card.json"
 
 
 def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
-    """Write a network to a file, after comparing the logits of the export and of the network.
+    """Write a network to a file, if the file computes the same logits as the network.
 
     Args:
       network: a `TrainedNetwork`.
@@ -125,7 +125,7 @@ def load(path: Path, custom: models.CustomModel | None = None) -> Classifier:
 
 
 def weights(path: Path) -> tuple[ModelCard, dict[str, Any]]:
-    """Return the model card and the variables in a safetensors file of any network.
+    """Return the model card and the variables in a safetensors file.
 
     Raises:
       UserError: the file has another format or is damaged.
@@ -139,7 +139,7 @@ def weights(path: Path) -> tuple[ModelCard, dict[str, Any]]:
 
 
 def _is_stablehlo(path: Path) -> bool:
-    """Return True for StableHLO and False for safetensors. Raise UserError for other files."""
+    """Return True for a StableHLO file, and False for safetensors. Other files raise UserError."""
     if path.suffix == ".onnx":
         raise UserError(
             f"{path} is an ONNX file, which cifar-jax cannot read: run it with onnxruntime, or "
@@ -166,7 +166,7 @@ def _to_safetensors(network: TrainedNetwork) -> bytes:
 
 
 def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
-    """Return the model card and the variables in a safetensors file."""
+    """Return the model card and the variables, or raise UserError if the file is unusable."""
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -189,7 +189,7 @@ def _read_safetensors(path: Path) -> tuple[ModelCard, dict[str, Any]]:
         raise UserError(
             f"{path} is damaged: its weights changed after the export. Export the model again."
         )
-    # A network without BatchNorm has no tensors under batch_stats.
+    # The file of a network without BatchNorm contains no tensors for `batch_stats`.
     return card, {"batch_stats": {}} | unflatten_dict(tensors, sep="/")
 
 
@@ -199,7 +199,7 @@ def _to_stablehlo(network: TrainedNetwork) -> bytes:
             exported = jax_export.export(jax.jit(network.apply), platforms=PLATFORMS)(
                 _any_batch(network)
             )
-    except Exception as error:  # The code of a custom model may raise anything.
+    except Exception as error:  # A custom model may raise any exception.
         if network.custom is None:
             raise
         raise UserError(
@@ -231,9 +231,10 @@ def _load_stablehlo(path: Path) -> Classifier:
         )
     try:
         exported = jax_export.deserialize(bytearray(program))
-        with hidden_stderr():  # XLA prints several lines about a program that it cannot read.
-            exported.mlir_module()  # Read the program now, not at the first call.
-    except Exception as error:  # The exception depends on the version of JAX.
+        # Read the program now, not at the first call. Hide messages of XLA about a bad program.
+        with hidden_stderr():
+            exported.mlir_module()
+    except Exception as error:  # The class of the exception depends on the version of JAX.
         raise UserError(
             f"JAX {jax.__version__} cannot read the program in {path} ({one_line(error)}): upgrade "
             "JAX, or export the model with this version"
@@ -284,10 +285,11 @@ def _largest_difference(
     actual: Callable[[np.ndarray], Any],
     image_shape: Sequence[int],
 ) -> float:
-    """Return the largest difference between two functions, relative to the largest logit.
+    """Return the largest difference between the logits of two functions.
 
-    The functions are compared on a batch of five random images, and on a single image. The result
-    is infinite if the shapes or types of their outputs differ.
+    The difference is relative to the largest logit. The functions are compared on a batch of five
+    random images, and on a single image. If their outputs differ in shape or type, the result is
+    infinity.
     """
     images = np.random.default_rng(0).integers(0, 256, (5, *image_shape), np.uint8)
     largest = 0.0

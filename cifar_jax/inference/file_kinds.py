@@ -1,10 +1,10 @@
-"""Recognize files that hold no weights, or weights in a format that is not supported."""
+"""Recognize the kind of a file, to explain why no weights can be read from it."""
 
 import zipfile
 from pathlib import Path
 
 _TORCH_MAGIC = b"l\xfc\x9cF\xf9 j\xa8P\x19"
-"""Bytes near the start of a file that `torch.save` wrote in its old format."""
+"""Bytes near the start of every file in the old format of `torch.save`."""
 _UNPACK = "unpack it and name the file with the weights"
 _SAVE = "save the weights with torch.save or as safetensors"
 _TEXTS = {
@@ -13,7 +13,7 @@ _TEXTS = {
     b"{": "a JSON file, not weights: name the file with the weights",
     b"[": "a JSON file, not weights: name the file with the weights",
 }
-"""Descriptions of text files, by their first characters."""
+"""Descriptions of text files without weights, by the first characters of the file."""
 _STARTS = {
     b"\x89HDF": f"an HDF5 file, such as Keras writes: {_SAVE}",
     b"\x93NUMPY": f"a NumPy array: {_SAVE}",
@@ -26,11 +26,11 @@ _STARTS = {
     b"GGUF": f"a GGUF file: {_SAVE}",
     b"\x80": f"a Python pickle, but not a file of torch.save: {_SAVE}",
 }
-"""Descriptions of binary files, by their first bytes."""
+"""Descriptions of unsupported binary files, by the first bytes of the file."""
 
 
 def is_safetensors(path: Path) -> bool:
-    """Return whether a file begins like safetensors: an 8-byte size, then a JSON object."""
+    """Return whether a file begins like a safetensors file: 8 bytes with a size, then JSON."""
     start = _read_start(path)
     return start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 40
 
@@ -43,9 +43,9 @@ def is_torch_file(path: Path) -> bool:
 
 
 def describe_other_file(path: Path) -> str | None:
-    """Return a description of a file without readable weights, and advice for the user.
+    """Describe a file without readable weights, and advise the user.
 
-    Return None for a safetensors file, a file of `torch.save`, or a file of an unknown kind.
+    The result is None for a safetensors file, a file of `torch.save`, or a file of unknown kind.
     """
     start = _read_start(path)
     if is_safetensors(path) or is_torch_file(path):
@@ -56,11 +56,11 @@ def describe_other_file(path: Path) -> str | None:
         return f"an ONNX file: {_SAVE}"
     if start[257:262] == b"ustar":
         return f"a tar archive: {_UNPACK}"
-    # A StableHLO export of this package is also a zip archive, but does not begin with `PK`.
+    # StableHLO exports are also zip archives, but do not begin with `PK`.
     if start.startswith(b"PK") and (members := _zip_members(path)):
         more = ", …" if len(members) > 3 else ""
         return f"a zip archive with {', '.join(members[:3])}{more}: {_UNPACK}"
-    if b"\0" not in start:  # Text may begin with spaces. Binary files may begin with "<" by chance.
+    if b"\0" not in start:  # A file with a zero byte is a binary file, not a text file.
         start = start.lstrip(b"\xef\xbb\xbf \t\r\n")
         if kind := next((kind for text, kind in _TEXTS.items() if start.startswith(text)), None):
             return kind

@@ -1,4 +1,4 @@
-"""Find and read the images that a user names or passes: files, folders, Pillow images, arrays."""
+"""Find and read a user's images: files, folders, Pillow images and arrays."""
 
 import glob
 import sys
@@ -22,17 +22,18 @@ class Image(NamedTuple):
     name: str
     """Path of the image, `-` for standard input, or empty if no file was found."""
     pixels: np.ndarray | None
-    """uint8 `[H, W, 3]`; None if the image could not be read."""
+    """Pixels, uint8 `[H, W, 3]`. None if the image could not be read."""
     error: str = ""
-    """Why the image could not be read; otherwise empty."""
+    """Reason why the image could not be read. Empty if it was read."""
 
 
 def find(words: Sequence[str]) -> list[str | UserError]:
-    """Return the image files that the words of a command line name.
+    """Return the image files that command-line arguments name.
 
-    A word is a file, a folder, a pattern or `-`. A folder names all visible images in it and in its
-    subfolders. A pattern such as `*.png` names the files that match; `**` matches folders at any
-    depth. `-` is standard input. If a word names no image, the list contains an error in its place.
+    An argument is a file, a folder, a pattern or `-`. A folder stands for all visible images in the
+    folder and its subfolders. A pattern such as `*.png` stands for all matching files; `**` matches
+    folders at any depth. `-` is standard input. If an argument names no image, the list contains an
+    error in its place.
     """
     files: list[str | UserError] = []
     for word in words:
@@ -57,10 +58,10 @@ def find(words: Sequence[str]) -> list[str | UserError]:
 def read(
     files: Sequence[str | UserError], white: int | None = None, target: Target = DEFAULT_TARGET
 ) -> Iterator[Image]:
-    """Yield the images in order. For a file that cannot be read, yield an `Image` with an error.
+    """Yield the images in order. If a file cannot be read, its `Image` contains an error.
 
-    `white` is the 16-bit value that becomes 255, and `target` is the size to which images are
-    resized; see `cifar_jax.data.images.read_image`.
+    `white` is the 16-bit value that becomes 255. `target` is the size to which images are resized.
+    See `cifar_jax.data.images.read_image` for both.
     """
     for file in files:
         if isinstance(file, UserError):
@@ -84,7 +85,7 @@ def to_batch(
     Args:
       images: an image or a list of images. An image is the path of a file, a Pillow image, or a
         uint8 array `[H, W, 3]` of any size. `images` may also be an array `[N, size, size, 3]`.
-      white, target: as in `read`.
+      white, target: as for the function `read`.
 
     Raises:
       UserError: an image cannot be read, or an array has another shape or type.
@@ -107,7 +108,7 @@ def to_batch(
 
 
 def _to_pixels(image: Any, index: int, white: int | None, target: Target) -> np.ndarray:
-    """Return an image as uint8 `[size, size, 3]`. `index` is the position in the user's list."""
+    """Return an image of a list as uint8 `[size, size, 3]`. `index` is its position in the list."""
     from PIL import Image as PillowImage
 
     if isinstance(image, (str, Path)):
@@ -126,5 +127,6 @@ def _to_pixels(image: Any, index: int, white: int | None, target: Target) -> np.
         )
     try:
         return read_image(image, name, white, target)
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow reads the pixels only now.
+    # An opened Pillow image may be damaged, because Pillow reads the pixels only when needed.
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name} is a damaged image ({reason(error)})") from error

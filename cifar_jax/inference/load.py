@@ -1,4 +1,4 @@
-"""Load a trained model from a run folder, an export, or the package."""
+"""Load a trained model from a run folder, an exported file, or the package."""
 
 from collections.abc import Callable
 from functools import partial
@@ -17,13 +17,15 @@ from cifar_jax.runs.schemas import ModelCard, NetworkCard, Result, SavedState
 from cifar_jax.training.freezing import Pretrained
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
-"""Folder of small trained networks that ship with the package, as `EXPERIMENT.safetensors`."""
+"""Folder of the packaged networks. Each file has the name `EXPERIMENT.safetensors`."""
 
 
 def load(
     path: str | Path, *, best: bool = False, custom: models.CustomModel | None = None
 ) -> Classifier:
-    """Return a trained model. It is a `TrainedNetwork`, except if `path` is a StableHLO file.
+    """Return a trained model.
+
+    The result is a `TrainedNetwork`. Only a StableHLO file gives a plain `Classifier`.
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network. From a
@@ -52,11 +54,12 @@ def pretrained(path: str | Path, model: Model | None = None) -> Pretrained:
 
     Args:
       path: a run folder, a file of `cifar-jax export`, or the name of a packaged network.
-      model: settings of the network that is initialized with the variables. None: not checked.
+      model: settings of the network that will use the variables. None: the options of the network
+        are not checked.
 
     Raises:
-      UserError: the model does not exist or is damaged, or is a StableHLO export, which has no
-        variables; or `model` is the same network with other options.
+      UserError: the model does not exist, is damaged, is a StableHLO export, which has no
+        variables, or was trained with other options than `model` has.
     """
     path = local_path(path)
     card, variables = read_run(path) if path.is_dir() else exports.weights(_find_file(path))
@@ -86,9 +89,9 @@ def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
 
 
 def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
-    """Return a function that loads the trained network named by the setting `train.init_from`.
+    """Return a function that loads the trained network in the setting `train.init_from`.
 
-    Return None if the setting is None.
+    The result is None if the setting is None.
     """
     source = config.train.init_from
     return None if source is None else partial(pretrained, source, config.model)
@@ -132,7 +135,7 @@ def read_run(path: Path, *, best: bool = False) -> tuple[ModelCard, dict[str, An
 
 
 def describe(card: ModelCard, saved: SavedState, result: Result | None) -> ModelCard:
-    """Return a run's model card with the step, epoch and accuracy of one checkpoint."""
+    """Return the model card of a run, with the step, epoch and accuracy of a checkpoint added."""
     known: dict[str, Any] = {"step": saved.step, "epoch": saved.epoch}
     if result:
         known["git_commit"] = result.git_commit

@@ -1,4 +1,4 @@
-"""Trained models, which compute logits or class probabilities from images."""
+"""Classes of trained models, which compute logits or class probabilities from images."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class Classifier:
 
     Args:
       card: the model card, which describes the network, its classes and its normalization.
-      function: computes float32 logits `[N, classes]` from uint8 images `[N, H, W, 3]`. JAX can
-        trace it.
+      function: function from uint8 images `[N, H, W, 3]` to float32 logits `[N, classes]`. JAX must
+        be able to trace it.
       source: name of the model in error messages.
 
     Raises:
@@ -44,7 +44,7 @@ class Classifier:
     """
 
     batch_size = 256
-    """Largest number of 32×32 images in one call of the function."""
+    """Largest number of 32×32 images in one call of the model's function."""
 
     def __init__(
         self, card: ModelCard, function: Callable[[jax.Array], Any], source: Path | str
@@ -71,7 +71,7 @@ class Classifier:
 
     @property
     def tta(self) -> TTA:
-        """The test-time augmentation that the training run used for its test."""
+        """The test-time augmentation with which the training run evaluated the test images."""
         return TTA(**self.card.tta.model_dump())
 
     def predict(self, images: Images, tta: TTA | None = None) -> np.ndarray:
@@ -93,8 +93,8 @@ class Classifier:
     def logits(self, images: Images, tta: TTA | None = None) -> np.ndarray:
         """Return the logits of images, float32 `[N, classes]`.
 
-        Arguments and exceptions are the same as for `predict`, with one difference:
-        `tta.least_confident` is not ignored. It is used as in the test of a training run.
+        Arguments and exceptions are the same as for `predict`, with one difference: this method
+        does not ignore `tta.least_confident`.
         """
         return self.outputs(images, tta).logits
 
@@ -119,11 +119,11 @@ class Classifier:
             an `nn.Dense` with one output for each class.
         """
         pixels = to_batch(images, self.card.white, self.target)
-        # Without images, one call shows the number of features.
+        # If there are no images, call the network on a black image to get the number of features.
         batch = pixels if len(pixels) else np.zeros((1, *self.image_shape), np.uint8)
         try:
             return self._compute(self._compiled_features, batch)[: len(pixels)]
-        except jax.errors.UnexpectedTracerError:  # `nn.remat`, for example, hides the input.
+        except jax.errors.UnexpectedTracerError:  # Layers such as `nn.remat` hide the features.
             raise self._no_features() from None
 
     def _no_features(self) -> UserError:
@@ -145,8 +145,7 @@ class Classifier:
         largest = scale_count(self.batch_size, self.image_shape[0])
         for start in range(0, len(images), largest):
             batch = images[start : start + largest]
-            # JAX compiles one program per batch size. Rounding sizes up to powers of two limits the
-            # number of programs.
+            # JAX compiles one program per batch size. Powers of two limit the number of programs.
             size = 1 << (len(batch) - 1).bit_length()
             padded = np.pad(batch, [(0, size - len(batch)), (0, 0), (0, 0), (0, 0)])
             outputs.append(np.asarray(function(padded))[: len(batch)])
@@ -223,7 +222,7 @@ class TrainedNetwork(Classifier):
 
 
 def _missing_code(card: ModelCard, source: Path | str) -> str:
-    """Return the error message for a custom model if the user has not named its code."""
+    """Return the error message if the user must name the code of a custom model."""
     assert card.code
     copy = RunFolder(Path(source)).code
     file = copy if copy.is_file() else card.code.file

@@ -16,7 +16,7 @@ _OPSET = 18
 
 
 def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) -> bytes:
-    """Convert a network, and return the content of the ONNX file. ONNX has checked the file.
+    """Convert a network, check the result with ONNX, and return the content of the ONNX file.
 
     Args:
       network: the network.
@@ -34,7 +34,7 @@ def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) ->
         raise UserError(
             f"--to onnx needs the package {error.name}: pip install 'cifar-jax[export]'"
         ) from None
-    # This logger warns about each shape that is unknown at export, which is harmless.
+    # Hide harmless warnings about shapes that are unknown at export.
     logger = logging.getLogger("onnx_ir")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -49,11 +49,10 @@ def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) ->
                 output_names=["logits"],
             )
         onnx.helper.set_model_props(model, {"card": card})
-        # Remove the shapes of intermediate values. They are optional, and the converter stores some
-        # wrong shapes.
+        # Remove the shapes of intermediate values. They are optional, and some are wrong.
         del model.graph.value_info[:]
         onnx.checker.check_model(model, full_check=True)
-    except Exception as error:  # The converter raises many classes of exceptions.
+    except Exception as error:  # The converter jax2onnx raises exceptions of many classes.
         raise UserError(
             f"jax2onnx cannot convert the network ({one_line(error)}): use --to stablehlo"
         ) from error
@@ -63,7 +62,7 @@ def convert(network: TrainedNetwork, images: jax.ShapeDtypeStruct, card: str) ->
 
 
 def open_session(path: Path) -> Callable[[np.ndarray], Any]:
-    """Open an ONNX file, and return its function from images to logits."""
+    """Return a function that computes logits from images with an ONNX file."""
     import onnxruntime  # pyright: ignore[reportMissingImports]
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -17,7 +17,7 @@ class CorruptionScores(NamedTuple):
 
     name: str
     in_benchmark: bool
-    """Whether the corruption is one of the 15 corruptions of the benchmark."""
+    """Whether the corruption is one of the 15 benchmark corruptions."""
     accuracies: tuple[float, ...]
     """Accuracy for severities 1 to 5, with the run's test-time augmentation."""
     accuracies_plain: tuple[float, ...]
@@ -36,20 +36,20 @@ class Robustness(NamedTuple):
     seed: int
     data: str
     images: int
-    """Number of images per corruption and severity."""
+    """Number of images for each corruption and severity."""
     epoch: int | None
     step: int | None
     mean_accuracy: float
-    """Mean over the corruptions of the benchmark. If the folder has none of them, mean over all
-    corruptions."""
+    """Mean accuracy over the benchmark corruptions. If the folder has no benchmark corruption, the
+    mean is over all corruptions."""
     mean_accuracy_plain: float
     """`mean_accuracy` without test-time augmentation."""
     mean_accuracy_all: float
-    """Mean over all corruptions in the folder."""
+    """Mean accuracy over all corruptions in the folder."""
     corruptions: tuple[CorruptionScores, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all fields in one dict for JSON."""
+        """Return all fields as one JSON-compatible dictionary."""
         rows = [entry._asdict() | {"mean": entry.mean} for entry in self.corruptions]
         return self._asdict() | {"corruptions": rows}
 
@@ -66,7 +66,7 @@ def evaluate_corruptions(
       custom: the custom model, if the network is not part of the package.
 
     Returns:
-      The accuracies, and lines for the user about the classes.
+      The accuracies, and messages to the user about the classes.
 
     Raises:
       UserError: the model or the images cannot be loaded, or a label is out of range.

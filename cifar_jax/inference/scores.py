@@ -10,22 +10,23 @@ from cifar_jax.training.evaluation import Outputs
 
 
 class ClassScores(NamedTuple):
-    """The scores of one class. Scores are in percent. A score is None if it is undefined."""
+    """The scores of a classifier for one class, in percent. An undefined score is None."""
 
     name: str
     images: int
-    """Number of images with this label."""
+    """Number of images whose label is this class."""
     accuracy: float | None
-    """Recall: fraction of the images with this label that are classified correctly. None: no
-    images."""
+    """Percentage of the images of this class that are classified correctly (recall). None if the
+    class has no images."""
     precision: float | None
-    """Fraction of the predictions of this class that are correct. None: no predictions."""
+    """Percentage of the predictions of this class that are correct. None if the class is never
+    predicted."""
     f1: float | None
-    """Harmonic mean of accuracy and precision. None: no images."""
+    """Harmonic mean of accuracy and precision, in percent. None if the class has no images."""
 
 
 class Scores(NamedTuple):
-    """The scores of a classifier over a set of images. Fractions are in percent."""
+    """The scores of a classifier over a set of images. All scores except losses are in percent."""
 
     loss: float
     """Cross-entropy in nats with the run's test-time augmentation."""
@@ -40,9 +41,10 @@ class Scores(NamedTuple):
     macro_f1: float
     """Mean of the F1 scores of the classes that have images."""
     top5_accuracy: float | None
-    """Fraction of images whose label is among the five largest logits. None: at most 5 classes."""
+    """Percentage of images whose label is among the five largest logits. None if there are at most
+    5 classes."""
     calibration_error: float
-    """Expected calibration error of the largest probability, with 15 bins of equal width."""
+    """Expected calibration error in percentage points, with 15 bins of equal width."""
     classes: tuple[ClassScores, ...]
     """Scores of each class, in the order of the logits."""
 

@@ -24,7 +24,7 @@ from cifar_jax.inference.attention_maps import attention_maps
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 
 MAX_BYTES = 20_000_000
-"""Largest upload in bytes."""
+"""Largest size of an uploaded image file, in bytes."""
 
 PAGE = Path(__file__).with_name("page.html")
 _TOP = 5
@@ -33,8 +33,9 @@ _TOP = 5
 def application(model: Classifier, name: str) -> Starlette:
     """Return the web application for a trained model.
 
-    `GET /` is the page. `POST /predict` takes the content of an image file as its body, and returns
-    a JSON object with the classes, or with the field `error` and status 400 or 413.
+    `GET /` returns the page. `POST /predict` takes the content of an image file, and returns a JSON
+    object with the classes. If it fails, it returns an object with the field `error` and the status
+    400 or 413.
 
     Args:
       model: the trained model.
@@ -47,7 +48,7 @@ def application(model: Classifier, name: str) -> Starlette:
         "classes": list(model.classes),
         "max_bytes": MAX_BYTES,
     }
-    lock = threading.Lock()  # Predictions use all cores, so they run one after the other.
+    lock = threading.Lock()  # One prediction at a time, because each uses all cores.
 
     def answer(content: bytes) -> dict[str, Any]:
         pixels = read_image(content, "The file", model.card.white, model.target)
@@ -91,13 +92,13 @@ def application(model: Classifier, name: str) -> Starlette:
         Route("/model", describe),
         Route("/predict", predict, methods=["POST"]),
     ]
-    # Refuse other host names, because another web site could let its name point to 127.0.0.1.
+    # Refuse other host names. Otherwise another web site could read predictions (DNS rebinding).
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"])
     return Starlette(routes=routes, middleware=[hosts])
 
 
 def _spotlight(pixels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the image, darker where the attention weights are smaller. Same shape as `pixels`."""
+    """Return an image with its brightness scaled by the attention weight of each position."""
     height, width = pixels.shape[:2]
     scale = (height // weights.shape[0], width // weights.shape[1])
     light = np.kron(weights / weights.max(), np.ones(scale, np.float32))

@@ -20,39 +20,41 @@ from cifar_jax.inference.file_kinds import describe_other_file, is_safetensors
 
 _SAVE = "Save the weights alone: torch.save(model.state_dict(), 'weights.pth')"
 _USUAL_KEYS = {"state_dict", "model_state_dict", "model_state", "model", "net", "network", "module"}
-"""Keys under which training scripts store the state dict of the model."""
+"""Keys under which training scripts usually store the state dict of a network."""
 _WRAPPERS = re.compile(
     r"(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
 )
-"""Parts of names that DataParallel, torch.compile, FSDP and checkpointing add."""
+"""Parts that DataParallel, torch.compile, FSDP and activation checkpointing add to the names of
+tensors."""
 _COUNTERS = re.compile(r"(.*\.)?(num_batches_tracked|n_averaged)")
 _MAX_CLASSES = 100
-"""Largest number of classes in one file that may be replaced by placeholders."""
+"""Largest number of Python classes in a file that placeholders may replace."""
 _MAX_DEPTH = 5
-"""Largest number of keys that may lead to a state dict."""
+"""Largest depth of nested dicts and lists at which a state dict is found."""
 
 
 class StateDict(NamedTuple):
-    """The tensors of a network, by name."""
+    """The tensors of a PyTorch network, by name, and their place in the file."""
 
     tensors: dict[str, np.ndarray]
     key: str
-    """Keys of the file that lead to the state dict, such as `ckpt.model`. Empty: no keys."""
+    """Path of keys to the state dict in the file, such as `ckpt.model`. Empty if the whole file is
+    the state dict."""
     others: tuple[str, ...]
-    """Keys of other state dicts in the file, which are ignored."""
+    """Paths of keys to other state dicts in the file, which are ignored."""
 
 
 def read_state_dict(path: Path) -> StateDict:
     """Return the tensors in a safetensors file or in a file of `torch.save`, by name.
 
-    The state dict may be nested in dicts and lists. The file may also contain an optimizer, a
-    scheduler or other objects, which are ignored. No code in the file is executed. Parts of names
-    that wrappers such as DataParallel add are removed. Counters such as `num_batches_tracked` are
-    left out. Floating-point tensors are converted to float32.
+    The state dict may be nested in dicts and lists. Other objects in the file, such as an optimizer
+    or a scheduler, are ignored. No code in the file is executed. Wrappers such as DataParallel add
+    parts to the names of tensors, and these parts are removed. Counters such as
+    `num_batches_tracked` are left out. Floating-point tensors are converted to float32.
 
     Raises:
       UserError: the file is damaged or contains no state dict, two tensors have the same name
-        without wrappers, or reading the file needs PyTorch 2.6 or newer, which is not installed.
+        after these parts are removed, or PyTorch 2.6 or newer is needed and not installed.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the file with the weights in it")
@@ -76,7 +78,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def summarize_keys(mapping: Mapping[Any, Any]) -> str:
-    """Return one line with the first three and the last two keys, and the number of keys."""
+    """Return the keys of a mapping in one line. Many keys are shortened to the first and last."""
     keys = ["".join(c if c.isprintable() else "?" for c in f"`{key}`") for key in mapping]
     if len(keys) <= 5:
         return ", ".join(keys)
@@ -86,7 +88,7 @@ def summarize_keys(mapping: Mapping[Any, Any]) -> str:
 def _read_safetensors(path: Path) -> StateDict:
     try:
         return StateDict(load_file(path), "", ())
-    except AttributeError as error:  # NumPy lacks the type, such as float8.
+    except AttributeError as error:  # NumPy lacks some data types, such as float8.
         raise UserError(
             f"{path} holds weights of a type that cannot be read ({error}): save them as float32"
         ) from None
@@ -105,7 +107,7 @@ def _read_torch(path: Path) -> StateDict:
             "safetensors"
         ) from None
     if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 6):
-        # In older versions, a malicious file can run code even if weights_only is set.
+        # In older versions of PyTorch, a file can run code in spite of `weights_only=True`.
         raise UserError(
             f"reading {path} needs PyTorch 2.6 or newer, and this is {torch.__version__}: "
             "pip install -U 'cifar-jax[torch]'"
@@ -124,28 +126,29 @@ def _read_torch(path: Path) -> StateDict:
         try:
             array = tensor.float() if tensor.is_floating_point() else tensor
             arrays[key] = array.detach().to_dense().resolve_conj().resolve_neg().numpy()
-        except (RuntimeError, TypeError) as error:  # The tensor is on "meta", for example.
+        # Some tensors have no values, for example on the device "meta".
+        except (RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path} holds no plain array as {key}: {reason}") from None
     return found._replace(tensors=arrays)
 
 
 def _check_sums(path: Path) -> None:
-    """Raise if a file of `torch.save` was changed. PyTorch does not compare the check sums."""
+    """Raise UserError if a checksum in a file of `torch.save` is wrong, which PyTorch ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error, EOFError):
-        return  # `torch.load` explains the damage, or the file has the older format.
+        return  # Either `torch.load` will explain the damage, or the file has the old format.
     if damaged:
         raise UserError(
-            f"{path} is damaged: the check sum of {damaged} is wrong. Download or copy it again. "
-            "If it was saved without check sums, save the weights as safetensors."
+            f"{path} is damaged: the checksum of {damaged} is wrong. Download or copy it again. "
+            "If it was saved without checksums, save the weights as safetensors."
         )
 
 
 class _Placeholder:
-    """Takes the place of an object in a file of `torch.save` that could run code."""
+    """Replaces an object in a file of `torch.save` that could run code."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return super().__new__(cls)
@@ -158,7 +161,7 @@ class _Placeholder:
 
 
 class _DictPlaceholder(_Placeholder):
-    """Takes the place of a subclass of dict. PyTorch can fill only an OrderedDict."""
+    """Replaces an instance of a dict subclass with an OrderedDict, which PyTorch can fill."""
 
     def __new__(cls, *_arguments: Any) -> Any:
         return OrderedDict()
@@ -177,10 +180,10 @@ def _load(torch: Any, path: Path) -> Any:
             with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PyTorch warns about TorchScript before it fails.
                 return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # Damaged files raise many classes of exceptions.
+        except Exception as error:  # Damaged files raise exceptions of many classes.
             unknown = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
             filled = re.search(r"Can only SETITEMS? .* but got <class '([\w.]+)'>", str(error))
-            if unknown:  # PyTorch writes `set` for `builtins.set`.
+            if unknown:  # PyTorch names the class `builtins.set` only `set`.
                 name, base = unknown[1], _Placeholder
                 name = name if "." in name else f"builtins.{name}"
             elif filled:
@@ -194,9 +197,9 @@ def _load(torch: Any, path: Path) -> Any:
 
 
 def _explain(error: Exception, path: Path, replaced: Sequence[str]) -> UserError:
-    """Return a message for an error of `torch.load`.
+    """Return a clear error for an exception of `torch.load`.
 
-    `replaced` names the classes that placeholders replaced.
+    `replaced` names the Python classes that placeholders replaced.
     """
     text = str(error)
     if unsafe := re.search(r"GLOBAL ([\w.]+)|but got <class '([\w.]+\.\w+)'>", text):
@@ -204,8 +207,8 @@ def _explain(error: Exception, path: Path, replaced: Sequence[str]) -> UserError
         what = f"holds an object of type {kind}, which could run code when it is loaded"
     elif "unrecognized function" in text:
         what = "calls a function of an object, which could run code"
-    elif "Only persistent_load of storage" in text:  # The older format stores the class of a model.
-        what = "holds a whole model, not its weights"
+    elif "Only persistent_load of storage" in text:  # The old format stores models in this way.
+        what = "holds a whole model object, not a state dict"
     elif "TorchScript" in text:
         what = "is a TorchScript program"
     elif isinstance(error, pickle.UnpicklingError) and "Unsupported operand" in text:
@@ -231,13 +234,13 @@ def _find_state_dict(content: Any, tensor: type, path: Path) -> StateDict:
         keys = ", ".join(".".join(name) for name in names)
         raise UserError(f"{path} holds several state dicts, under the keys {keys}. {_SAVE}")
     if isinstance(content, _Placeholder):
-        raise UserError(f"{path} holds a whole {_name(content)}, not its weights. {_SAVE}")
+        raise UserError(f"{path} holds a whole {_name(content)} object, not a state dict. {_SAVE}")
     if not isinstance(content, Mapping):
         raise UserError(
             f"{path} holds an object of type {type(content).__name__}, not a state dict. {_SAVE}"
         )
     objects = [
-        f" ({key} is a whole {_name(value)})"
+        f" ({key} is a whole {_name(value)} object)"
         for key, value in content.items()
         if isinstance(value, _Placeholder) and key in _USUAL_KEYS
     ]
@@ -258,7 +261,7 @@ def _state_dicts(
     if not isinstance(content, Mapping) or len(keys) > _MAX_DEPTH:
         return
     tensors = {str(k): value for k, value in content.items() if isinstance(value, tensor)}
-    # A loss has only a vector of weights for the classes. A network has at least one matrix.
+    # A network has at least one weight matrix. The state dict of a loss has only vectors.
     if any(name.endswith("weight") and value.ndim > 1 for name, value in tensors.items()):
         yield keys, tensors
         return

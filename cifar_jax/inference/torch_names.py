@@ -1,4 +1,6 @@
-"""Names and layouts of PyTorch for the weights of the package's networks.
+"""Convert weights between the names and layouts of this package and of PyTorch.
+
+The weights of these networks have the following names in PyTorch:
 
 resnet18, resnet10   the names of pytorch-cifar (github.com/kuangliu/pytorch-cifar); the names
                      of torchvision and of this package can be read, too
@@ -17,25 +19,26 @@ from cifar_jax.errors import UserError
 from cifar_jax.inference.state_dict import summarize_keys
 
 FORMAT = "pt"
-"""The format in the metadata of a safetensors file with PyTorch's names."""
+"""Value of `format` in the metadata of a safetensors file with PyTorch's names."""
 
 RESNETS = ("resnet18", "resnet10")
-"""The networks with the names of pytorch-cifar."""
+"""Networks whose weights are written with the names of pytorch-cifar."""
 
 _Paths = list[tuple[str, ...]]
 _Names = dict[tuple[str, ...], str]
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias"}
 _LEAVES |= {"mean": "running_mean", "var": "running_var"}
-# The first name is from pytorch-cifar, the second from torchvision. Some repositories mix both.
+# PyTorch names of shortcuts and of the last layer. Of each pair, the first name is from
+# pytorch-cifar, and the second is from torchvision. Some repositories mix both.
 _SPELLINGS = [
     {"shortcut": shortcut, "fc": fc}
     for shortcut in ("shortcut", "downsample")
     for fc in ("linear", "fc")
 ]
 _FLATTENED_CHANNELS = {"basic": 16, "net": 256}
-"""Number of channels of the image that becomes the input of `fc1`. PyTorch flattens this image in
-the order CHW, and this package in the order HWC."""
+"""Number of channels of the feature map that is flattened before the layer `fc1`, by network.
+PyTorch flattens in the order CHW, and this package in the order HWC."""
 
 
 def to_torch(model: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -75,11 +78,11 @@ def from_torch(
       file: name of the file in error messages.
 
     Raises:
-      UserError: a tensor is missing or unexpected, or has another shape or type, or the values do
-        not come from training.
+      UserError: a tensor is missing or unexpected, has a wrong shape or type, or has values that a
+        trained network cannot have.
     """
     expected: dict[tuple[str, ...], Any] = flatten_dict(dict(shapes))
-    # Use the spelling with the most matching names. Error messages use the same spelling.
+    # Choose the spelling with the most matching names, also for error messages.
     spellings = _spellings(model, list(expected))
     names = max(spellings, key=lambda names: len(set(names.values()) & tensors.keys()))
     scales = _unit_scales(names)
@@ -116,7 +119,7 @@ def from_torch(
 
 
 def last_layers(model: str) -> tuple[str, ...]:
-    """Return the names that the last layer of a network of the package may have in PyTorch."""
+    """Return the names that the last layer of a network may have in PyTorch."""
     if model in RESNETS:
         return "linear", "fc"
     return ("fc",) if model in ("resnet10-separable", "speednet") else ("fc3",)
@@ -125,7 +128,7 @@ def last_layers(model: str) -> tuple[str, ...]:
 def _check_tensor(
     name: str, array: np.ndarray, shape: tuple[int, ...], model: str, file: Path
 ) -> None:
-    """Raise if the shape, type or values of a tensor cannot be those of a trained network."""
+    """Raise UserError if a trained network cannot have a tensor of this shape, type or values."""
     if array.shape != shape:
         advice = "Check --model and --image-size."
         if model in RESNETS:
@@ -159,9 +162,9 @@ def _check_tensor(
 
 
 def _spellings(model: str, paths: _Paths) -> list[_Names]:
-    """Return the PyTorch name of each variable, in every possible spelling.
+    """Return the PyTorch names of all variables, once for each possible spelling.
 
-    For example, `("params", "stage2_block1", "conv1", "kernel")` of a ResNet is
+    For example, `("params", "stage2_block1", "conv1", "kernel")` of a ResNet has the name
     `layer2.0.conv1.weight`.
     """
     spellings = []
@@ -184,7 +187,7 @@ def _torch_layer(part: str, spelling: Mapping[str, str]) -> str:
 
 
 def _unit_scales(names: _Names) -> list[str]:
-    """Return the names of scales that are parameters in PyTorch, but always 1 in this package."""
+    """Return the names of BatchNorm scales that PyTorch stores, and that are 1 in this package."""
     return [
         name.replace(".running_mean", ".weight")
         for path, name in names.items()
@@ -193,7 +196,7 @@ def _unit_scales(names: _Names) -> list[str]:
 
 
 def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return PyTorch's shape of a Flax array: the axes of `to_torch`."""
+    """Return the shape that a Flax array has in PyTorch."""
     return (*shape[:1:-1], *shape[:2]) if len(shape) == 4 else shape[::-1]
 
 

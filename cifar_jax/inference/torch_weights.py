@@ -24,28 +24,28 @@ from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import open_run_folder
 from cifar_jax.runs.schemas import LayerRow, ModelCard, NetworkCard, RunIdentity, dump, parse
 
-# Mean and standard deviation of each channel over the 50,000 training images, as
-# `data.load("cifar10")` computes them.
+# Mean and standard deviation of each channel over the 50,000 training images of CIFAR-10.
 CIFAR10_MEAN = (0.49139967861519607, 0.48215840839460783, 0.44653091444546567)
 CIFAR10_STD = (0.24703223246328201, 0.24348512800005553, 0.2615878417279645)
 
 
 _PREFIXES = re.compile(r"^((model|net|backbone)\.)+")
-"""Prefixes of names that training scripts often use."""
+"""Prefixes that training scripts often add to the names of tensors."""
 
 
 class Imported(NamedTuple):
-    """An imported network."""
+    """A network that was imported from a PyTorch file."""
 
     network: TrainedNetwork
     key: str
-    """Keys of the file that lead to the state dict. Empty: no keys."""
+    """Path of keys to the state dict in the file, such as `ckpt.model`. Empty if the whole file is
+    the state dict."""
     ignored: tuple[str, ...]
-    """Names of the other state dicts and tensors in the file."""
+    """Names of the state dicts and tensors in the file that were not imported."""
 
 
 class _State(NamedTuple):
-    """A training state with weights only, as a checkpoint stores it."""
+    """A training state for checkpoints that contains only weights."""
 
     step: jax.Array
     epoch: jax.Array
@@ -66,8 +66,8 @@ def import_torch(
 ) -> Imported:
     """Convert a PyTorch state dict to a run folder.
 
-    If the file is from `cifar-jax export --to torch`, its model card has the defaults of the
-    arguments below.
+    A file of `cifar-jax export --to torch` contains a model card. The card then sets the defaults
+    of the arguments below.
 
     Args:
       file: a file of `torch.save` or a safetensors file with the state dict. Layers must have the
@@ -75,12 +75,10 @@ def import_torch(
       name: name of a network of the package.
       folder: the run folder, which must not exist. It is written completely or not at all.
       classes: names of the classes in the order of the logits. The default is CIFAR-10's classes.
-      mean, std: values that normalized each channel of the training images, for pixels in 0..1. The
-        default is CIFAR-10's values.
-      stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer. The
-        weights do not show this.
-      image_size: height and width of the training images. The weights do not show this. The default
-        is 32.
+      mean, std: mean and standard deviation that normalized each channel of the training images,
+        for pixel values in 0..1. The default is CIFAR-10's values.
+      stem_pool: whether the network has 3×3 max-pooling with stride 2 after its first layer.
+      image_size: height and width of the training images in pixels. The default is 32.
 
     Raises:
       UserError: the file contains no state dict or another network, the number of classes is wrong,
@@ -169,7 +167,7 @@ def import_torch(
 
 
 def exported_card(file: Path) -> ModelCard | None:
-    """Return the model card in a file of `cifar-jax export --to torch`, else None.
+    """Return the model card in a file of `cifar-jax export --to torch`. None: there is no card.
 
     Raises:
       UserError: the model card is damaged.
@@ -187,9 +185,9 @@ def exported_card(file: Path) -> ModelCard | None:
 def _select_network(
     tensors: Mapping[str, np.ndarray], model: str, last_layers: Sequence[str], file: Path
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Return the tensors of the network without their prefix, and the names of all other tensors.
+    """Return the tensors of a network without their prefix, and the names of all other tensors.
 
-    A training script may store a loss, a metric or a normalization layer next to the network.
+    Other tensors may come from a loss, a metric or a normalization layer of the training script.
     """
     stems = [name.removesuffix("conv1.weight") for name in tensors if name.endswith("conv1.weight")]
     prefixes = [
@@ -209,7 +207,7 @@ def _select_network(
             if name.startswith(prefix)
         }
         return selected, [name for name in tensors if not name.startswith(prefix)]
-    # The last layer may have another prefix than the other layers, as in `backbone.` and `fc.`.
+    # The last layer may lack the prefix of the other layers, as in `backbone.conv1` and `fc`.
     shortened = {_PREFIXES.sub("", name): array for name, array in tensors.items()}
     if len(shortened) < len(tensors) or not any(f"{n}.weight" in shortened for n in last_layers):
         source = " of pytorch-cifar or torchvision" if model in torch_names.RESNETS else ""

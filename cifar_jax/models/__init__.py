@@ -77,7 +77,7 @@ def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> n
             code = custom.file or "the given model"
             raise UserError(
                 f"the run uses the built-in network {name}, so the code in {code} is not needed: "
-                "leave it out"
+                "leave out the code"
             )
         return custom.build(name, **options)
     if name not in MODELS:
@@ -189,7 +189,7 @@ def match_variables(
 
 
 def transfer(initial: Mapping[str, Any], pretrained: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the pretrained variables for a network to train.
+    """Return the variables with which a network starts from pretrained weights.
 
     If the numbers of classes differ, the last layer keeps its initial variables.
 

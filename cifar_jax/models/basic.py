@@ -12,8 +12,8 @@ from cifar_jax.models.layers import Conv, Pool
 class Basic(nn.Module):
     """LeNet-5 (Table 1). It maps images `[N, 32, 32, 3]` to float32 logits `[N, num_classes]`.
 
-    Table 1 of the paper states 3×3 kernels. But the output sizes in Table 1 (28, 14, 10, 5) and the
-    parameter count require 5×5 kernels.
+    Table 1 of the paper states 3×3 kernels. However, the output sizes in Table 1 (28, 14, 10, 5)
+    and the parameter count require 5×5 kernels.
     """
 
     num_classes: int = 10
@@ -22,7 +22,7 @@ class Basic(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # The network computes the same in training and evaluation.
+        del train  # Training and evaluation compute the same function.
         x = ops.relu(Conv(6, (5, 5), dtype=self.dtype, name="conv1")(x))
         x = Pool(name="pool1")(x)
         x = ops.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))

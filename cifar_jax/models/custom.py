@@ -69,9 +69,9 @@ class CustomModel:
             float32.
 
         Raises:
-          UserError: the model has another name or lacks a field; it fails in training or
-            evaluation; its logits are not float32 `[N, num_classes]`; or it has variables other
-            than float32 `params` and `batch_stats`.
+          UserError: the model has another name, lacks a field, fails in training or evaluation,
+            does not return float32 logits `[N, num_classes]`, or has variables other than float32
+            `params` and `batch_stats`.
         """
         if self.name not in (None, name):
             raise UserError(f"{self} defines the network {self.name!r}, not {name!r}")
@@ -79,7 +79,7 @@ class CustomModel:
         if not has_dtype and options.get("dtype") == jnp.float32:
             del options["dtype"]
         validate_options(str(self), self._module_class, options)
-        options.setdefault("num_classes", 10)  # The data set may not be loaded yet.
+        options.setdefault("num_classes", 10)  # used if no data set is loaded
         try:
             construct = self.module if isinstance(self.module, type) else self.module.clone
             model = construct(**options)
@@ -116,7 +116,7 @@ class CustomModel:
             if getattr(leaf, "dtype", None) != jnp.float32:
                 raise UserError(
                     f"{self} has {path} in {getattr(leaf, 'dtype', type(leaf).__name__)}: "
-                    "variables must be float32 arrays; dtype is the type of the computation"
+                    "variables must be float32 arrays; dtype is only the type of the computation"
                 )
         logits = self._trace(evaluate, variables, images)
         train_logits, updated = self._trace(train, variables, images)
@@ -136,7 +136,7 @@ class CustomModel:
         """Return `jax.eval_shape(function, *arguments)`. Turn any exception into a UserError."""
         try:
             return jax.eval_shape(function, *arguments)
-        except Exception as error:  # The module may raise anything.
+        except Exception as error:  # A custom module may raise any exception.
             reason = one_line(error, self.file)
             raise UserError(f"{self} fails when it is called: {reason}") from error
 
@@ -149,7 +149,7 @@ def image_shape(image_size: int) -> tuple[int, int, int]:
 def validate_options(owner: str, module_class: Any, options: Mapping[str, Any]) -> None:
     """Raise UserError if an option is not a field of the module.
 
-    The message calls the module `owner`.
+    `owner` is the name of the module in the error message.
     """
     fields = [name for name in module_class.__dataclass_fields__ if name not in ("name", "parent")]
     for option in options:

@@ -22,8 +22,8 @@ def dirac(variables: Mapping[str, Any]) -> dict[str, Any]:
     """Return the variables with identity filters in the convolutions, like PyTorch's `dirac_`.
 
     In a kernel `[H, W, I, O]`, the first min(I, O) filters change: filter i becomes one at the
-    center of channel i and zero elsewhere. The remaining filters keep their values, and so do
-    biases, 1×1 kernels, kernels of even size and depthwise kernels.
+    center of channel i and zero elsewhere. The remaining filters do not change. Biases, 1×1
+    kernels, kernels of even size and depthwise kernels do not change either.
     """
     flat: dict[tuple[str, ...], Any] = flatten_dict(dict(variables))
     for path, kernel in flat.items():
@@ -90,7 +90,8 @@ def whitening_filters(
     moments, chunk = np.zeros((size, size)), 256
     for start in range(0, len(images), chunk):
         part = np.asarray(images[start : start + chunk], np.float32)
-        # Pad the last chunk with zeros, which add nothing, so that JAX compiles a single program.
+        # Pad the last chunk with zeros. Then all chunks have one shape, and JAX compiles one
+        # program.
         part = np.pad(part, [(0, chunk - len(part)), (0, 0), (0, 0), (0, 0)])
         moments += np.asarray(_second_moments(part, height, width))
     patches = len(images) * (images.shape[1] + 1 - height) * (images.shape[2] + 1 - width)

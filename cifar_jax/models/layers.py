@@ -26,13 +26,14 @@ class Conv(nn.Conv):
 class BatchNorm(nn.Module):
     """Batch normalization over all axes but the last, with PyTorch's running statistics.
 
-    The batch is normalized by its biased variance. The running variance averages unbiased
-    variances; in Linen, it averages biased variances. Statistics are float32 and cover the whole
-    batch, even if the batch is sharded over devices.
+    A batch is normalized by its biased variance. The running variance is an average of unbiased
+    variances. In Linen, it is an average of biased variances. Statistics are float32 and cover the
+    whole batch, even if the batch is sharded over devices.
     """
 
     momentum: float = 0.9
-    """Weight of the old running statistics in an update. PyTorch's `momentum` is 1 - `momentum`."""
+    """Weight of the old running statistics in an update. PyTorch's `momentum` is one minus this
+    value."""
     epsilon: float = 1e-5
     use_scale: bool = True
     """Whether to multiply by a learned scale."""
@@ -66,7 +67,8 @@ class Pool(nn.Module):
 
     kind: Pooling = "max"
     dtype: Any = None
-    """Data type in which `strided-conv` computes. Other kinds keep the type of the input."""
+    """Data type of the computation if `kind` is `strided-conv`. Other kinds keep the type of the
+    input."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -86,9 +88,10 @@ class GlobalAveragePool(nn.Module):
 class SelfAttention(nn.Module):
     """Self-attention over the positions of a feature map `[N, H, W, C]`, plus the feature map.
 
-    Three 1×1 convolutions with bias compute query and key, with C/8 channels, and value, with C
-    channels. Scores are not scaled. This is the block of SAGAN (arXiv:1805.08318) without the
-    learned gain γ, as the parameter count in Table 12 of the paper implies.
+    Three 1×1 convolutions with bias compute the query, the key and the value. Query and key have
+    C/8 channels, and the value has C channels. Scores are not scaled. The layer is the attention
+    block of SAGAN (arXiv:1805.08318) without the learned gain γ. The parameter count in Table 12 of
+    the paper includes no gain.
     """
 
     dtype: Any = None

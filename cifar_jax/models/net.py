@@ -28,7 +28,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # The network computes the same in training and evaluation.
+        del train  # Training and evaluation compute the same function.
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
         x = ops.relu(conv(64, name="conv1")(x))

@@ -52,11 +52,11 @@ class ResidualBlock(nn.Module):
     features: int
     stride: int
     conv: ModuleDef
-    """Class of the 3×3 convolutions, called with `features` and `strides`."""
+    """Module class of the 3×3 convolutions. Its fields `features` and `strides` are set."""
     projection: ModuleDef
-    """Class of the 1×1 convolution of the shortcut."""
+    """Module class of the 1×1 convolution in the shortcut."""
     norm: ModuleDef
-    """Class of the normalization."""
+    """Module class of the normalization."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
         )
         x = ops.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
         if self.stem_pool:
-            # After ReLU, zeros at the border do not change the maximum.
+            # ReLU outputs are not negative, so padding with zeros changes no maximum.
             x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
             # The ONNX converter takes keyword arguments only.
             x = nn.max_pool(x, window_shape=(3, 3), strides=(2, 2))

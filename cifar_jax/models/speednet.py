@@ -15,17 +15,18 @@ from cifar_jax.models.layers import BatchNorm, Conv, Pool
 class SpeedNet(nn.Module):
     """Fast network for a CPU. It maps images `[N, H, W, 3]` to float32 logits `[N, num_classes]`.
 
-    H and W are at least 8. The first convolution is 2×2. With the setting `init.whitening`, it has
-    whitening filters, which are not trained. A 2×2 patch of RGB pixels has 12 values, so there are
-    12 filters and their negatives, 24 in all. Each stage has two 3×3 convolutions with BatchNorm
-    and GELU, and pooling between them. The last layer takes the maximum of each channel. GELU is
-    JAX's default, the tanh approximation. It differs from PyTorch's default, the exact form, by up
-    to 5e-4.
+    H and W are at least 8. The first convolution is 2×2. With the setting `init.whitening`, this
+    convolution has whitening filters, which are not trained. A 2×2 patch of RGB pixels has 12
+    values, so there are 12 filters and their negatives, 24 in all. Each stage has two 3×3
+    convolutions with BatchNorm and GELU, and pooling between them. The last layer takes the maximum
+    of each channel. GELU is JAX's default, the tanh approximation. It differs from PyTorch's
+    default, the exact form, by up to 5e-4.
 
     The network follows airbench (K. Jordan, arXiv:2404.00498), with two changes. Both suit the
     Winograd convolutions in `ops`, which do nearly all of the arithmetic on a CPU. First, the 2×2
-    convolution keeps the image size. The 4×4 tiles then fill the image. Second, pooling follows the
-    activation instead of the convolution. The last step of the convolution then runs only once.
+    convolution keeps the image size, so the 4×4 tiles of the Winograd algorithm cover the image
+    exactly. Second, pooling follows the activation instead of the convolution. The last step of the
+    Winograd convolution is then computed only once.
     """
 
     num_classes: int = 10

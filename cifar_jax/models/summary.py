@@ -27,7 +27,7 @@ class Layer:
     name: str
     """Path of the module, such as `stage1_block1/conv1/depthwise`."""
     output_size: str
-    """Height and width (`32x32`), length of a sequence, or `-` for a vector, as in the paper."""
+    """Output size as text: `32x32`, the length of a sequence, or `-` for a vector."""
     configuration: str
     parameters: int = 0
     multiply_adds: int = 0
@@ -46,7 +46,7 @@ def summarize(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> list
     tabulated: set[Path] = set()
 
     def row_of(path: Path) -> Path:
-        """Return the path of the outermost layer that contains `path`, or of the nearest module."""
+        """Return the path of the outermost layer around `path`, else of the nearest module."""
         prefixes = [path[:end] for end in range(len(path) + 1)]
         return next((p for p in prefixes if p in tabulated), [p for p in prefixes if p in rows][-1])
 

@@ -1,4 +1,4 @@
-"""Operations of the networks: fast implementations for CPU, XLA's own on other platforms."""
+"""Operations of the networks. They are fast on CPUs, and use XLA's own operations elsewhere."""
 
 from cifar_jax.ops.activation import relu
 from cifar_jax.ops.attention import attention

@@ -1,7 +1,8 @@
-"""Choose how a CPU computes each kind of convolution and its two gradients.
+"""Choose how a CPU computes each kind of convolution and the two gradients of a convolution.
 
-The choices follow from measurements with the networks of this package; see docs/performance.md. The
-machines were AVX2 and AVX-512 processors for `cpu`, and a Zen 4 with jax 0.12 for `cpu-onednn`.
+Each choice was the fastest in measurements with the networks of this package; see
+docs/performance.md. The choices for the platform `cpu` were measured on AVX2 and AVX-512
+processors. The choices for `cpu-onednn` were measured on a Zen 4 with jax 0.12.
 """
 
 from collections.abc import Callable
@@ -68,8 +69,8 @@ def select(
     Args:
       x: input, `[N, H, W, C]`. Only its shape and type are used.
       kernel: `[h, w, C / groups, K]`. Only its shape is used.
-      strides: of the convolution.
-      padding: of the convolution.
+      strides: strides of the convolution.
+      padding: padding of the convolution.
       groups: 1 or C.
       platform: `cpu` or `cpu-onednn`; see `force_platform`.
     """

@@ -1,4 +1,4 @@
-"""Attention with little memory traffic, and with matrix products that are fast on CPU."""
+"""Attention with little memory traffic and with fast matrix products on a CPU."""
 
 from collections.abc import Callable
 from functools import partial
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from cifar_jax.ops.platform import dispatch, forced_platform
 
 LARGE = 2**18
-"""Number of attention scores per image (1 MB in float32) from which a CPU processes one image at a
-time."""
+"""Smallest number of attention scores per image for which a CPU processes one image at a time. In
+float32, these scores need 1 MB."""
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
@@ -20,9 +20,9 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Return the softmax-weighted mean of the values for each query. Scores are not scaled.
 
     The gradient computes the weights again, from the scores and the stored log-sum-exp of each
-    query's scores. FlashAttention-2 (arXiv:2307.08691) does the same, but not for all positions at
-    once. Scores and weights are computed in float32 or wider, and stored in the type of the inputs.
-    Reference: `jax.nn.softmax(query @ key.swapaxes(1, 2)) @ value`.
+    query's scores. FlashAttention-2 (arXiv:2307.08691) also computes the weights again, but in
+    blocks of positions. Scores and weights are computed in float32 or wider, and stored in the type
+    of the inputs. Reference: `jax.nn.softmax(query @ key.swapaxes(1, 2)) @ value`.
 
     Args:
       query: `[N, Q, D]`.
@@ -62,9 +62,9 @@ def _backward(
 def _map_images(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others: jax.Array) -> Any:
     """Apply `f` to all images at once, or to one image at a time if the scores are large.
 
-    Large scores are faster one image at a time, for two reasons. The scores of one image stay in
-    the processor's caches. And XLA has a fast kernel for the product of two matrices, but not for
-    batched matrix products.
+    One image at a time is faster if the array of scores is large, for two reasons. First, the
+    scores of one image stay in the processor's caches. Second, XLA has a fast kernel for the
+    product of two matrices, but not for batched matrix products.
     """
     arrays = (query, key, *others)
     if query.shape[-2] * key.shape[-2] < LARGE:
@@ -126,7 +126,7 @@ def _sum_over_queries(weights: jax.Array, x: jax.Array, transposed: bool) -> jax
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return `query keyᵀ`, rounded to the type of the inputs, as an array of float32 or wider."""
+    """Return `query keyᵀ` in float32 or wider. Values are rounded to the type of the inputs."""
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=wide)
     return scores.astype(query.dtype).astype(wide)

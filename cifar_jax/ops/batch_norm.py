@@ -23,8 +23,8 @@ Outputs = tuple[jax.Array, jax.Array, jax.Array]
 def batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> Outputs:
     """Normalize a batch over all axes but the last. Reference: `flax.linen.BatchNorm`.
 
-    The gradient needs only one array of the input's size: the input. Automatic differentiation
-    would store and read several arrays of this size.
+    The forward pass stores only the input for the gradient. Automatic differentiation would store
+    and read several arrays of the size of the input.
 
     Args:
       x: the batch, `[..., C]`.

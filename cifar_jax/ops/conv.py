@@ -17,13 +17,13 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 
 
 class _Options(NamedTuple):
-    """What is static in a convolution."""
+    """Static arguments of a convolution."""
 
     strides: Pair
     padding: Padding
     groups: int
     platform: str | None
-    """See `forced_platform`."""
+    """The result of `forced_platform`."""
 
 
 def conv_general_dilated(
@@ -41,9 +41,9 @@ def conv_general_dilated(
 ) -> jax.Array:
     """Return `jax.lax.conv_general_dilated` of the same arguments, up to rounding.
 
-    Dense and depthwise 2-D convolutions of NHWC images with HWIO kernels have a faster
-    implementation on CPU, with its own gradients, which supports reverse mode only. All other
-    convolutions and all other platforms use XLA's.
+    On a CPU, dense and depthwise 2-D convolutions of NHWC images with HWIO kernels have a faster
+    implementation. It defines its own gradients and supports only reverse-mode differentiation. In
+    all other cases, XLA's convolution is used.
     """
     numbers = (
         lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)

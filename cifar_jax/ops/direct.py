@@ -1,4 +1,4 @@
-"""XLA's own convolution. In a program compiled with oneDNN, XLA calls oneDNN for it.
+"""XLA's own convolution. If a program is compiled with oneDNN, this convolution uses oneDNN.
 
 `devices.compile_program` decides whether a program uses oneDNN.
 """
@@ -25,13 +25,14 @@ def input_gradient(
     """Return the gradient of the input of a dense or depthwise `conv` with stride 1.
 
     This gradient is the convolution of `dy` with the flipped kernel. Without the optimization
-    barrier, XLA would flip the kernel inside the convolution. oneDNN cannot do this.
+    barrier, XLA would flip the kernel inside the convolution. oneDNN cannot compute a convolution
+    that flips the kernel.
 
     Args:
       dy: `[N, H', W', K]`.
       kernel: `[h, w, C, K]`, or `[h, w, 1, K]` of a depthwise convolution.
       strides: (1, 1).
-      padding: of `conv`.
+      padding: padding of `conv`.
       image_size: (H, W) of the input.
 
     Returns:

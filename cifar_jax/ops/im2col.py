@@ -15,10 +15,8 @@ Pair = tuple[int, int]
 """Two integers: the first for rows (height), the second for columns (width)."""
 
 FEW_CHANNELS = 8
-"""Number of channels from which im2col copies all channels of a pixel at a time.
-
-With fewer channels, these copies would be short and therefore slow. So im2col then copies rows of
-pixels, one channel at a time.
+"""Smallest number of channels for which im2col copies all channels of a pixel at a time. With fewer
+channels, im2col copies rows of pixels, one channel at a time, because short copies are slow.
 """
 
 
@@ -116,7 +114,7 @@ def scatter_taps(
     extents = [-(-image_size[axis] // strides[axis]) for axis in range(2)]
 
     def taps(phase: int, axis: int) -> list[tuple[int, int]]:
-        """Return the kernel indices of a phase, each with its offset from input to output."""
+        """Return pairs (kernel index, offset from input to output) of a phase along an axis."""
         steps = [
             divmod(phase + padding[axis][0] - t, strides[axis]) for t in range(kernel_size[axis])
         ]
@@ -171,7 +169,7 @@ def _planes(
 ) -> jax.Array:
     """Return the input patches channel by channel: `[N, H, W, C]` to `[w·h·C, N·H'·W']`.
 
-    The code first selects rows and then selects columns from the result. So there are fewer and
+    The code first selects rows, and then selects columns from the result. This makes fewer and
     longer copies.
     """
     x = jnp.pad(x.transpose(3, 0, 1, 2), ((0, 0), (0, 0), *padding))

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 _BLOCK_BYTES = 2**18
-"""Largest block of the first array. Fastest on a Zen 4 with 1 MB of second-level cache per core."""
+"""Largest size of a block of the first array, in bytes.
+
+This size was the fastest on a Zen 4 with 1 MB of second-level cache per core.
+"""
 
 Term = Callable[[Sequence[jax.Array]], jax.Array]
 
@@ -27,7 +30,7 @@ def pixel_sums(
       terms: elementwise functions from the prepared arrays to one array of the same shape.
       arrays: `[N, H, W, C]`; H, W and C may differ.
       prepare: function from blocks of `arrays`, `[n, H, W, C]`, to arrays that all have the shape
-        `[n, H', W', C]`. It is called once per block.
+        `[n, H', W', C]`. `prepare` is called once per block.
 
     Returns:
       float32 `[C]` for each term.

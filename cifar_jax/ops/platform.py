@@ -14,8 +14,8 @@ _forced: ContextVar[str | None] = ContextVar("forced_platform", default=None)
 def force_platform(platform: str = "default") -> Iterator[None]:
     """Trace operations with the implementation for `platform`, on any machine.
 
-    The default implementation uses XLA's own operations. It runs on every platform and accepts a
-    symbolic batch size (`jax.export.symbolic_shape`), so exports use it.
+    The default implementation uses XLA's own operations. The default implementation runs on every
+    platform and accepts a symbolic batch size (`jax.export.symbolic_shape`), so exports use it.
 
     The context affects only the current thread and the functions that are traced inside the
     context. A `jax.jit` function that was traced earlier keeps its program.
@@ -37,8 +37,8 @@ def forced_platform() -> str | None:
     """Return the platform that `force_platform` has set, or None outside of its context.
 
     An operation calls this function once, on entry, and passes the result on as a static argument.
-    Then its inner `jax.jit` is traced separately for each platform. Its gradient uses the same
-    platform, even if the gradient is traced after the context has ended.
+    The inner `jax.jit` of the operation is then traced separately for each platform. The gradient
+    of the operation uses the same platform, even if it is traced after the context has ended.
     """
     return _forced.get()
 

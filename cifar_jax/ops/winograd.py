@@ -39,7 +39,8 @@ def input_gradient(
     """Return the gradient of the input of `conv`, `[N, H, W, C]`. `image_size` is (H, W).
 
     The function applies the transpose of each linear step of `conv`, in reverse order. The function
-    `kernel_gradient` begins with the same transform of `dy`, so XLA computes it only once.
+    `kernel_gradient` begins with the same transform of `dy`, so XLA computes this transform only
+    once.
     """
     del strides
     (top, _), (left, _) = padding
@@ -193,7 +194,7 @@ def _output_rows(m: Sequence[jax.Array]) -> jax.Array:
 
 
 def _output_pixels(m: Sequence[jax.Array]) -> jax.Array:
-    """Return the same as `_output_rows`, computed as a sum of products instead of a stack of rows.
+    """Compute `_output_rows` as a sum of products instead of a stack of rows.
 
     XLA fuses this last step into the operations that read the output. A fused stack would become a
     select operation per pixel, which takes twice as long to compile. The sum takes more operations,

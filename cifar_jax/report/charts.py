@@ -28,21 +28,24 @@ class Tick(NamedTuple):
 
 
 class Line(NamedTuple):
-    """The line of a group of runs: the mean of the longest curves, and a band from minimum to
-    maximum."""
+    """A line of a chart: the mean of a metric over a group of runs.
+
+    A band reaches from the minimum to the maximum over the runs. Runs that end before the last
+    epoch are not part of the mean or the band, and are drawn as thin lines.
+    """
 
     name: str
     color: int
     dash: int
     path: str
     band: str
-    """Outline of the band. Empty for a single curve."""
+    """SVG path of the band's outline. Empty for a single run."""
     thin: tuple[str, ...]
-    """Paths of shorter curves, such as those of unfinished runs."""
+    """SVG paths of runs that end before the last epoch, such as unfinished runs."""
     dotted: bool
-    """Whether each epoch is marked, because there are few epochs."""
+    """Whether the line has a dot at each epoch. True if there are few epochs."""
     value: str
-    """The value at the last epoch, as text."""
+    """Mean at the last epoch, as text."""
     epoch: int
     """The last epoch."""
 
@@ -151,7 +154,8 @@ def _padded(low: float, high: float) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float, count: int) -> list[Tick]:
-    """Return about `count` round values from `low` to `high`. page.js has the same function."""
+    """Return about `count` round values from `low` to `high`. page.js contains the same function in
+    JavaScript."""
     rough = (high - low) / count
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)

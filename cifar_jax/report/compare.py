@@ -25,9 +25,9 @@ MIN_SEEDS = 6
 """Smallest number of pairs for which the sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
 
 _EXACT_PAIRS = 14
-"""Largest number of pairs for which the test tries all sign flips. For more pairs, it samples."""
+"""Largest number of pairs for which the test tries all sign flips. More pairs are sampled."""
 _SAMPLES = 100_000
-"""Number of sampled sign flips. The bootstrap uses a tenth of this number."""
+"""Number of random samples of the sign-flip test. The bootstrap draws a tenth of this number."""
 
 
 class Spread(NamedTuple):
@@ -66,8 +66,8 @@ class Comparison(NamedTuple):
     p_value: float | None
     """Two-sided p-value of the sign-flip test. None for fewer than two seeds."""
     test_error: float | None
-    """Standard error of `difference`, in percentage points. Its cause is that the test set is a
-    random sample of images. None for the validation accuracy, and if no outputs are stored."""
+    """Standard error of `difference` that is due to the finite number of test images, in percentage
+    points. None for the validation accuracy, and if no outputs are stored."""
     spread_a: Spread | None
     """Spread of the first group. None for fewer than two seeds, or without stored outputs."""
     spread_b: Spread | None
@@ -156,7 +156,7 @@ def find_group(name: str, folder: Path) -> SeedGroup:
 
 
 def by_seed(group: SeedGroup) -> dict[int, RunRecord]:
-    """Return one finished run per seed: the first one if a seed was run more than once."""
+    """Return the first finished run of each seed, by seed."""
     runs: dict[int, RunRecord] = {}
     for run in group.finished:
         runs.setdefault(run.seed, run)
@@ -203,7 +203,7 @@ def sign_flip_p_value(differences: list[float]) -> float:
         signs = np.array(list(itertools.product((1, -1), repeat=count)))
     else:
         signs = np.random.default_rng(0).choice((1, -1), size=(_SAMPLES, count))
-        signs[0] = 1  # The observed signs must be included, so that p is never 0.
+        signs[0] = 1  # With the observed signs, p is never 0.
     observed = abs(values.mean())
     return float((abs(signs @ values) / count >= observed - 1e-9).mean())
 
@@ -235,9 +235,9 @@ def spread(correct: np.ndarray) -> Spread:
 
 
 def test_set_error(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Return the standard error from the choice of the images, in percentage points.
+    """Return the standard error that is due to the finite number of images, in percentage points.
 
-    It is the standard error of the accuracy of `b` minus the accuracy of `a`.
+    The standard error is that of the difference: accuracy of `b` minus accuracy of `a`.
 
     Args:
       a: whether each image was classified correctly, bool `[seeds, images]`, or None.

@@ -21,7 +21,7 @@ def curves(group: SeedGroup, name: str) -> list[Curve]:
 
 
 def longest(measured: Sequence[Curve]) -> list[Curve]:
-    """Return the curves that reach the last epoch, at the epochs that all of them have.
+    """Return the longest curves, at the epochs that all of these curves contain.
 
     Shorter curves are left out, because the mean would jump at the epochs where they end.
     """

@@ -92,8 +92,9 @@ class SeedGroup:
 def collect(runs: Iterable[RunRecord]) -> list[SeedGroup]:
     """Group the runs that differ only in their seeds.
 
-    The paper's experiments come first, in the order of the paper. They are included even if they
-    were not run. Other experiments come next. Runs with changed settings or images come last.
+    The paper's experiments come first, in the order of the paper. The paper's experiments are
+    included even if they were not run. Other experiments come next. Runs with changed settings or
+    images come last.
     """
     runs = list(runs)
     by_settings: dict[tuple[str, str], dict[str | None, list[RunRecord]]] = {

@@ -34,7 +34,7 @@ METRICS = {
 }
 _TABLE_ROWS = 20
 _OPEN_GROUPS = 2
-"""If the page has more groups than this, their sections are closed at first."""
+"""Largest number of groups for which the page opens the sections of all groups at the start."""
 
 
 @dataclass(frozen=True)

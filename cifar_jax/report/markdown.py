@@ -65,7 +65,7 @@ def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
         table(paper, _RESULTS),
         "Accuracy on the test images. “Measured” is after the last epoch: mean ± sample standard "
         "deviation over seeds. “At best validation” is at the epoch with the best validation "
-        "accuracy. The test images never select an epoch. Wall time is that of one run.",
+        "accuracy. The test images never select an epoch. “Wall time” is the time of one run.",
     ]
     if better:
         blocks += [
@@ -94,8 +94,8 @@ def recipes(pairs: Sequence[Pair], peers: Sequence[Peer]) -> list[str]:
     rows = [(p.faithful and row(p.faithful), row(p.better)) for p in pairs if p.better.results]
     missing = [_linked(pair.better.experiment) for pair in pairs if not pair.better.runs]
     others = [
-        f"- {p.name}: {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine}. "
-        f"{p.source} Command: `{p.command}`."
+        f"- {p.name} reaches {p.accuracy:.2f} % in {p.minutes:,g} min on {p.machine}. "
+        f"{p.source} The command is `{p.command}`."
         for p in peers
     ]
     return [

@@ -29,7 +29,8 @@ _PLACES = (
     *((7, 0, "left"), (-7, 0, "right"), (0, 10, "center"), (0, -10, "center")),
     *((5, 9, "left"), (5, -9, "left"), (-5, 9, "right"), (-5, -9, "right"), (5, -16, "left")),
 )
-"""Offsets of a name from its point, in points, and the side of the name that is at the offset."""
+"""Possible positions of a name: horizontal and vertical offset from the marker in 1/72 inch, and
+the horizontal alignment of the name."""
 
 
 class Point(NamedTuple):
@@ -113,10 +114,10 @@ def _accuracy(height: np.ndarray) -> np.ndarray:
 
 
 def _labels(axes: Axes, measured: Sequence[Point], occupied: list[Bbox]) -> None:
-    """Write the name of each point next to it, at the first place without another name or point.
+    """Write the name of each point at the first of `_PLACES` that does not overlap anything.
 
-    `occupied` lists the areas with names or points, in pixels. This function adds the areas of
-    this panel.
+    `occupied` lists the areas with names or points, in pixels. The function adds the names and
+    points of the panel `axes` to this list.
     """
     renderer = FigureCanvasAgg(axes.get_figure(root=True)).get_renderer()
     for point in measured:

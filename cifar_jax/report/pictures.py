@@ -24,7 +24,8 @@ class MissingImagesError(Exception):
 def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
     """Return images of a run's validation or test split as data URIs.
 
-    Images of up to 48x48 pixels are PNG files. Larger ones are shrunk to 96x96 pixels, as JPEG.
+    Images of up to 48x48 pixels are PNG files. Larger images are shrunk to 96x96 pixels and become
+    JPEG files.
 
     Args:
       run: predictions of the run. Their labels must be the labels of the data set.

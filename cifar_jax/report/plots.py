@@ -59,13 +59,14 @@ def svg(groups: Sequence[SeedGroup], description: str) -> bytes:
 
 
 def render(draw: Callable[[], Figure], description: str) -> bytes:
-    """Return the figure that `draw` returns as an SVG file, with the style of all figures."""
+    """Call `draw` with the common style, and return its figure as an SVG file."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         metadata = {"Date": None, "Description": description}
         draw().savefig(buffer, format="svg", metadata=metadata)
+    # Remove trailing whitespace, which Git marks as an error.
     lines = buffer.getvalue().splitlines()
-    return b"\n".join(line.rstrip() for line in lines) + b"\n"  # No trailing whitespace in git.
+    return b"\n".join(line.rstrip() for line in lines) + b"\n"
 
 
 def draw(groups: Sequence[SeedGroup]) -> Figure:

@@ -27,7 +27,7 @@ class _Readme(NamedTuple):
     """Maps the path of each figure to a function. The function takes `description` and returns the
     content of the SVG file."""
     description: str
-    """Text with a digest of the results. A figure without this text is outdated."""
+    """Digest of the results, as text. A figure that does not contain this text is outdated."""
     left_out: list[str]
     """One line for each record that is not in the tables."""
 

@@ -52,7 +52,7 @@ class Study(Stored):
     experiment: str
     """Name of the experiment file, such as `fast-basic`."""
     seed: int
-    """Random seed of all trials and of the choice of their settings."""
+    """Random seed of all trials. It also determines the choice of the searched settings."""
     settings: dict[str, Any]
     """Every setting that the trials share, by dotted name."""
     search: dict[str, Any]

@@ -49,8 +49,8 @@ def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     where = "" if device_column or not devices else f" Device: {escape('; '.join(sorted(devices)))}"
     console.print(
         "Accuracy on the test images in percent, after the last epoch: mean ± standard deviation "
-        "over seeds. At best: at the epoch with the best validation accuracy. Time: of one run."
-        f"{where}",
+        "over seeds. At best: at the epoch with the best validation accuracy. Time: wall time "
+        f"of one run.{where}",
         style="dim",
     )
 

@@ -1,11 +1,12 @@
-"""The checkpoints of one run. Orbax writes and reads them; this module decides which to keep.
+"""The checkpoints of one run. Orbax writes and reads the files.
 
     checkpoints/N/state/     arrays of the state
     checkpoints/N/meta/      metadata as JSON: `SavedState`, which contains digests
     checkpoints/damaged-N/   a checkpoint that could not be read, or does not match its digests
 
-N is the number of the checkpoint, counted from 1. No checkpoint replaces another. Orbax writes to a
-temporary folder, and renames it when the checkpoint is complete.
+N is the number of the checkpoint, counted from 1. This module decides which checkpoints to keep. No
+checkpoint replaces another. Orbax writes to a temporary folder, and renames it when the checkpoint
+is complete.
 """
 
 import re
@@ -47,7 +48,7 @@ class Checkpoints:
     and deletes checkpoints. The constructor does not access the disk.
 
     Args:
-      folder: the folder of the checkpoints, which the first save creates. If orbax cannot use its
+      folder: the folder of the checkpoints, which the first save creates. If orbax cannot use the
         path, a UserError is raised.
       keep: number of end-of-epoch checkpoints to keep. The newest checkpoint and the best one are
         always kept.
@@ -62,7 +63,7 @@ class Checkpoints:
             )
         self._keep = keep
         self._saved = False
-        # Asynchronously, orbax would wait for minutes if a full disk prevents a new folder.
+        # Create folders synchronously. Otherwise, orbax waits for minutes if the disk is full.
         options = ocp.AsyncOptions(create_directories_asynchronously=False)
         items = ocp.CompositeOptions(async_options=options)
         handler = ocp.CompositeCheckpointHandler(composite_options=items)
@@ -92,8 +93,8 @@ class Checkpoints:
         Args:
           state: the state. Its arrays may be donated as soon as this method returns.
           end_of_epoch: whether an epoch is complete, including its validation.
-          validation_accuracy: in percent. Only a checkpoint with a validation accuracy can be the
-            best.
+          validation_accuracy: validation accuracy in percent. Only a checkpoint with a validation
+            accuracy can be the best.
           extra: further JSON values to store.
 
         Raises:
@@ -133,7 +134,8 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Is the disk "
                 "full? Give the same command again to resume from the previous checkpoint."
             ) from error
-        if self._saved and distributed.is_main_process():  # Readers of checkpoints delete nothing.
+        # A process that only reads checkpoints deletes nothing.
+        if self._saved and distributed.is_main_process():
             self._prune()
 
     def all(self) -> list[SavedState]:
@@ -195,10 +197,10 @@ class Checkpoints:
         return state, saved, self._quarantine(damaged)
 
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the best checkpoint that is not damaged. Rename damaged ones that may be better.
+        """Restore the best checkpoint that is not damaged. Rename damaged, possibly better ones.
 
-        The result is like that of `restore_latest`. The metadata is None if no checkpoint has a
-        validation accuracy.
+        The returned values are those of `restore_latest`. The metadata is None if no checkpoint has
+        a validation accuracy.
         """
 
         def best_first() -> list[int]:
@@ -221,7 +223,7 @@ class Checkpoints:
         return {"batch_stats": {}} | variables.get("averaged", variables)
 
     def _restore_first(self, numbers: list[int], like: S) -> tuple[S, SavedState | None, dict]:
-        """Restore a checkpoint that every process can read. Try `numbers` in their order.
+        """Restore the first of the checkpoints `numbers` that every process can read.
 
         Returns:
           The state, the metadata of the checkpoint, and a dictionary from the number of each
@@ -262,12 +264,13 @@ class Checkpoints:
         """Return the arrays in the given fields of a saved state, by path."""
         wanted = [name for name in saved.digests if name in fields]
         try:
-            # Read in a thread: in the main thread, asyncio may swallow a signal's exception.
+            # Read in another thread. In the main thread, asyncio may swallow the exception that a
+            # signal raises.
             with ThreadPoolExecutor(1) as thread:
                 arrays = thread.submit(_read_arrays, self._folder, saved.number, wanted).result()
         except MemoryError:
             raise
-        except Exception as error:  # The exception depends on what is damaged.
+        except Exception as error:  # Orbax raises many kinds of exceptions.
             raise self._damaged(saved.number, _unreadable(error)) from error
         for name, digest in (dict.fromkeys(wanted) | digests(arrays)).items():
             if digest != saved.digests[name]:
@@ -326,7 +329,7 @@ def _read_arrays(folder: Any, number: int, fields: Iterable[str]) -> dict[str, n
 
 
 def _unreadable(error: Exception) -> str:
-    """Return why arrays cannot be read, without the place in the source of the library."""
+    """Return a message that the arrays cannot be read, with the reason if it is known."""
     system = re.search(r"OS error (?:code )?-?\d+: ([^\[]*)", str(error))
     reason = error.strerror if isinstance(error, OSError) else system and system[1].strip()
     return f"its arrays cannot be read ({reason})" if reason else "its arrays cannot be read"

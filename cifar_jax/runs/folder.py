@@ -115,7 +115,7 @@ class RunFolder:
         """Finish the run: write its logits and labels, then its result."""
         write_arrays(self.outputs, outputs, compress=True)
         write_json(self._result, schemas.dump(result))
-        self._validation.unlink(missing_ok=True)  # outputs.npz has the final logits.
+        self._validation.unlink(missing_ok=True)  # outputs.npz replaces validation.npz.
 
     def extend(self, identity: RunIdentity) -> None:
         """Increase the number of epochs to that of `identity`, if `identity` has more epochs.
@@ -128,7 +128,8 @@ class RunFolder:
 
     def delete(self) -> None:
         """Delete all files of the run except `config.json`, which marks the run folder."""
-        # Delete result and checkpoints first: a killed process must leave nothing to resume.
+        # Delete the result and the checkpoints first. If the process is then killed, no part of the
+        # run can be resumed.
         self._result.unlink(missing_ok=True)
         for path in sorted(self.checkpoints.glob("*")):
             if path.name.isdecimal():
@@ -156,8 +157,8 @@ def open_run_folder(
       path: the folder.
       identity: experiment, seed and settings. A folder that holds another run is refused.
       fresh: delete an existing run in the folder. Files that a run does not write are kept.
-      extend: accept a run that has fewer epochs than `identity`. `RunFolder.extend` increases its
-        number of epochs.
+      extend: accept a run that has fewer epochs than `identity`. `RunFolder.extend` then increases
+        the run's number of epochs.
 
     Raises:
       UserError: another process uses the folder, the folder holds another run or other files, or it
@@ -167,7 +168,7 @@ def open_run_folder(
     if not config.exists():
         _check_place(path)
     elif fresh:
-        folder.identity()  # Raise if this is not a run folder, before deleting files.
+        folder.identity()  # Raise if this is not a run folder.
     else:
         _check_identity(folder, identity, extend=extend)
     path.mkdir(parents=True, exist_ok=True)
@@ -212,7 +213,8 @@ def default_name(experiment: str, changes: Mapping[str, Any]) -> str:
     """
     if not changes:
         return experiment
-    # The last part of a name is short for the first setting whose name ends with this part.
+    # In a folder name, `lr` means the first setting that ends with `.lr`. Other settings that end
+    # with `.lr` have their full name.
     owner = {"name": ""}
     for setting in configs.describe():
         owner.setdefault(setting["name"].rpartition(".")[2], setting["name"])

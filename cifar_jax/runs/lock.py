@@ -27,7 +27,8 @@ def lock(path: Path, timeout: float = 0) -> filelock.AcquireReturnProxy:
     handle = filelock.FileLock(file)
     try:
         with warnings.catch_warnings():
-            # filelock warns on a file system without locks. There, a file that exists is the lock.
+            # On a file system without locks, filelock warns and uses the existence of the file as
+            # the lock.
             warnings.simplefilter("ignore")
             return handle.acquire(timeout=timeout)
     except filelock.Timeout:
@@ -61,7 +62,7 @@ def is_locked(path: Path) -> bool:
         return False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # As in `lock`.
+            warnings.simplefilter("ignore")  # See the comment in `lock`.
             filelock.FileLock(file).acquire(timeout=0).lock.release()
             return False
     except filelock.Timeout:

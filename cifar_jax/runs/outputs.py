@@ -37,7 +37,8 @@ def read_outputs(path: Path, split: str = "test") -> Outputs:
 
 def read_split(path: Path, split: str) -> Outputs | None:
     """Return the logits and labels of a split, or None if the file does not contain the split."""
-    import numpy as np  # Reports on a terminal do not need this slow import.
+    # The import of NumPy is slow, and reports on a terminal do not need NumPy.
+    import numpy as np
 
     content = path.read_bytes()
     try:

@@ -54,7 +54,8 @@ def run_folders(path: Path) -> Iterator[Path]:
         if "study.json" in files and Path(folder) != path:
             subfolders.clear()
         if "config.json" in files:
-            subfolders.clear()  # A run folder contains many files but no other run.
+            # A run folder contains many files but no other run, so it is not searched.
+            subfolders.clear()
             yield Path(folder)
 
 

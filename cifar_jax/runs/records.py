@@ -52,7 +52,9 @@ def check(run: RunRecord) -> Outputs:
     if run.result is None:
         raise UserError(f"the run in {path} is not finished: resume it with `cifar-jax train`")
     if run.experiment not in experiments():
-        raise UserError(f"{path}: {run.experiment!r} is not an experiment of this package")
+        raise UserError(
+            f"{path} cannot be recorded: {run.experiment!r} is not an experiment of this package"
+        )
     if run.changes:
         current = config.identity(experiments()[run.experiment])
         listing = "; ".join(
@@ -141,7 +143,7 @@ def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
-        del session["command"]  # The command contains paths of one machine.
+        del session["command"]  # The command contains paths on this machine.
     arrays = {"test_logits": outputs.logits, "test_labels": outputs.labels}
     path = results / f"{run.experiment}-seed{run.seed}.json"
     rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)

@@ -118,7 +118,8 @@ class MetricsRow(Stored):
 
     @model_serializer(mode="wrap")
     def _leave_out_balance(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A row without this value then equals the row of a run that did not measure it.
+        # Leave out a balanced accuracy of None. Runs that do not measure it then write no such
+        # field.
         fields = serialize(self)
         if fields.get("validation_balanced_accuracy", 0) is None:
             del fields["validation_balanced_accuracy"]
@@ -272,7 +273,7 @@ class Result(Stored):
     best_validation_test_accuracy: float | None
     """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None
-    """Median over the epochs of the training speed, without evaluation."""
+    """Median of the epochs' training speeds, without evaluation."""
     params_sha256: str | None
     """Digest of the evaluated parameters; see `cifar_jax.training.result.params_sha256`."""
     data_sha256: str

@@ -1,1 +1,1 @@
-"""Typed settings and their dotted names. `cifar_jax.config` defines the settings of a run."""
+"""Tools for typed settings with dotted names. `cifar_jax.config` defines the settings of a run."""

@@ -1,6 +1,6 @@
 """Convert settings to and from dotted names, such as `optimizer.lr`.
 
-Dotted names are the keys of flat dictionaries of settings, and of `--set key=value`.
+Flat dictionaries of settings and the option `--set key=value` use dotted names as keys.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def flatten(settings: Settings) -> dict[str, Any]:
-    """Return a flat dictionary from dotted name to JSON value, in the order of the fields."""
+    """Return settings as a flat dictionary that maps dotted names to JSON values."""
 
     def leaves(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in tree.items():
@@ -35,9 +35,9 @@ def flatten(settings: Settings) -> dict[str, Any]:
 
 
 def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
-    """Return the settings for a flat dictionary, as returned by `flatten`.
+    """Return settings from a flat dictionary that `flatten` has made.
 
-    Settings that are missing in the dictionary get their default.
+    Settings that are missing in the dictionary get their default values.
 
     Raises:
       UserError: a setting is unknown or has an invalid value, or a required setting is missing.
@@ -50,8 +50,8 @@ def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
             branch = branch.setdefault(parent, {})
             if not isinstance(branch, dict):
                 raise UserError(
-                    f"there is no setting {shorten(name)}, because {shorten(parent)} has a value "
-                    "of its own"
+                    f"there is no setting {shorten(name)}, because {shorten(parent)} is a single "
+                    "value"
                 )
         branch[last] = value
     try:
@@ -61,7 +61,7 @@ def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
 
 
 def part(settings: Settings, *, runtime_only: bool) -> dict[str, Any]:
-    """Return either the `RuntimeOnly` settings or all other settings, as a flat dictionary."""
+    """Return only the `RuntimeOnly` settings, or only all others, as a flat dictionary."""
     marked = {setting.name for setting in _walk(type(settings)) if setting.is_runtime_only}
     return {n: v for n, v in flatten(settings).items() if (n in marked) is runtime_only}
 
@@ -69,18 +69,18 @@ def part(settings: Settings, *, runtime_only: bool) -> dict[str, Any]:
 def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return the entries in which two flat dictionaries differ.
 
-    The result maps each name to its values in `a` and `b`. A missing value is None.
+    The result maps a name to the pair of its values in `a` and `b`. A missing value is None.
     """
     names = dict.fromkeys([*a, *b])
     return {name: (a.get(name), b.get(name)) for name in names if a.get(name) != b.get(name)}
 
 
 def override(settings: S, changes: Iterable[str]) -> S:
-    """Return a copy of `settings` with `key=value` changes.
+    """Return a copy of `settings` with changes such as `epochs=2`.
 
-    The value of a list is written as JSON. A change cannot add a key to a dictionary or change the
-    type of a value. If a change selects another group of settings, such as `averaging.name=ema`,
-    the settings that both groups have keep their values.
+    Lists are written as JSON. A change cannot add a key to a dictionary or change the type of a
+    value. A change such as `averaging.name=ema` selects another group of settings. Settings that
+    exist in both groups keep their values.
 
     Raises:
       UserError: a change has no `=`, names an unknown setting, or has an invalid value.
@@ -117,7 +117,7 @@ def override(settings: S, changes: Iterable[str]) -> S:
 
 
 def as_text(value: Any) -> str:
-    """Return the value of a setting as `--set` takes it, and a whole number without `.0`."""
+    """Return the value of a setting as text for `--set`. Whole numbers have no `.0`."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         value = int(value)
     if value is None:
@@ -126,7 +126,7 @@ def as_text(value: Any) -> str:
 
 
 def describe(cls: type[Settings]) -> list[dict[str, Any]]:
-    """Return a description of every setting, in the order of the fields, as JSON values.
+    """Return a JSON-compatible description of every setting, in the order of the fields.
 
     Each description has these keys:
 
@@ -134,8 +134,8 @@ def describe(cls: type[Settings]) -> list[dict[str, Any]]:
     - `type`: the type in words
     - `default`: the default value; absent if the setting is required
     - `description`: the docstring of the setting
-    - `identity`: whether the setting can change the result, that is, it is not `RuntimeOnly`
-    - `when`: the choice that a setting needs to exist, such as `averaging.name=ema`; usually absent
+    - `identity`: whether the setting can change the result of a run, unlike `RuntimeOnly` settings
+    - `when`: the setting exists only with this choice, such as `averaging.name=ema`; usually absent
     """
     rows = []
     for setting in _walk(cls):
@@ -155,8 +155,8 @@ class _Setting(NamedTuple):
     name: str
     field: FieldInfo
     choice: tuple[str, str] | None
-    """Choice that the setting needs to exist, such as ("averaging.name", "ema"). None: it always
-    exists."""
+    """Choice without which the setting does not exist, such as ("averaging.name", "ema"). None: the
+    setting always exists."""
 
     @property
     def is_runtime_only(self) -> bool:
@@ -168,7 +168,7 @@ def _walk(
 ) -> Iterator[_Setting]:
     """Yield all settings of a class.
 
-    If a field can hold one of several groups of settings, the settings of all groups are included.
+    If a field can hold several groups of settings, the settings of all these groups are yielded.
     """
     for field_name, field in cls.model_fields.items():
         name, groups = prefix + field_name, fields.groups(field.annotation)
@@ -192,7 +192,7 @@ def _walk(
 def _without(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return `flat` without the setting `name`, its parents and its children.
 
-    For example, `a` is the parent of `a.b`, and `a.b.c` is its child.
+    For example, the parent of `a.b` is `a`, and a child of `a.b` is `a.b.c`.
     """
     return {
         other: value
@@ -202,7 +202,7 @@ def _without(flat: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _parse(name: str, text: str, field: FieldInfo) -> Any:
-    """Return `text` converted to the type of a field. `restore` checks ranges and lists later."""
+    """Convert text to the type of a setting. Ranges and lists are checked later, by `restore`."""
     kind: Any = field.annotation
     if fields.groups(kind) or fields.list_item(kind):
         with suppress(ValueError, RecursionError):
@@ -233,7 +233,7 @@ def _is_json(text: str) -> bool:
 
 
 def _readings(text: str) -> Iterator[Any]:
-    """Yield the values that `text` can mean: None, a string, a bool, an int or a float."""
+    """Yield the values that a text can stand for: None, a string, a bool, an int or a float."""
     if text.lower() == "none":
         yield None
     yield text

@@ -13,23 +13,23 @@ from pydantic.fields import FieldInfo
 from cifar_jax.errors import UserError, nearest
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""Pydantic options for strict types: the only conversion is from int to float. NaN and infinity are
+"""Pydantic options for strict types. Only int is converted, to float. NaN and infinity are
 refused."""
 RAISE_AT_ROOT = object()
-"""Pydantic context in which `Settings` raises `ValidationError` instead of `UserError`. The caller
-then converts the error, because only the caller knows the full dotted name."""
+"""Pydantic context in which invalid `Settings` raise `ValidationError` instead of `UserError`. The
+caller then makes the `UserError`, because only the caller knows the full dotted name."""
 
 
 @dataclass(frozen=True)
 class RuntimeOnly:
     """Marks a setting that may change when a run is resumed.
 
-    The setting changes results by rounding errors at most.
+    Such a setting affects results only by rounding errors, or not at all.
     """
 
 
 class Settings(BaseModel):
-    """Base class of a group of settings: keyword-only and immutable, with strict types and ranges.
+    """Base class of groups of settings. Instances are immutable, and types and ranges are strict.
 
     A field is a scalar, another group, or one of the following:
 
@@ -42,8 +42,8 @@ class Settings(BaseModel):
 
     model_config = STRICT | ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
     is_root: ClassVar[bool] = False
-    """Whether this class is the root of all dotted names, as `Config` is. Error messages about
-    other classes start with the name of the class."""
+    """Whether dotted names start in this class, such as `Config`. In error messages about other
+    classes, dotted names start with the name of the class."""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -69,7 +69,7 @@ class Settings(BaseModel):
 
 
 def members(annotation: Any) -> tuple[Any, ...]:
-    """Return the members of a union, or the type itself, without metadata of `Annotated`."""
+    """Return the members of a union type, or the type itself, without metadata of `Annotated`."""
     # `Literal[...] | None` is a typing.Union, but `int | None` is a types.UnionType.
     is_union = typing.get_origin(annotation) in (UnionType, typing.Union)
     types = typing.get_args(annotation) if is_union else (annotation,)
@@ -97,7 +97,7 @@ def dict_value(annotation: Any) -> Any:
 
 
 def tags(field: FieldInfo) -> dict[str, type[Settings]]:
-    """Return the groups of a union, by the value of the discriminator that selects each group."""
+    """Return the `Settings` classes of a union field, by the discriminator value of each class."""
     return {
         tag: group
         for group in groups(field.annotation)
@@ -108,8 +108,8 @@ def tags(field: FieldInfo) -> dict[str, type[Settings]]:
 def explain(cls: type[Settings], error: ValidationError) -> str:
     """Return the first validation error in one line, with the dotted name of the setting.
 
-    If a setting is missing, the first unknown setting is also named, because it may be a
-    misspelling.
+    If a setting is missing, the first unknown setting is named too, because it may be the missing
+    setting with a wrong spelling.
     """
     first, *others = error.errors(include_url=False)
     text = _explain_one(cls, first)
@@ -141,7 +141,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
             annotation = str
             continue
         else:
-            continue  # `step` is a union member that pydantic tried, not a field.
+            continue  # `step` is a member of a union, not a field.
         path.append(step if str(step).isprintable() else shorten(step))
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     name = name.removeprefix(".")
@@ -151,7 +151,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
         parent = name.rpartition(".")[0]
         known = [f"{parent}.{field}".removeprefix(".") for field in owner.model_fields]
         everything = "; `cifar-jax settings` lists all"
-        if "[" in name:  # `cifar-jax settings` does not list the settings inside a list.
+        if "[" in name:  # The command `settings` does not list settings in lists.
             everything = f"; choose from {', '.join(owner.model_fields)}"
         hint = nearest(name, known) or everything
         return f"there is no setting {shorten(name)}{hint}"
@@ -174,7 +174,7 @@ def shorten(value: Any) -> str:
 
 
 def describe_type(annotation: Any, field: FieldInfo | None = None) -> str:
-    """Return a description of a type in words, with the range of `field` if it is given."""
+    """Describe a type in words. If `field` is given, include its range."""
     words = [_describe_member(m) for m in members(annotation) if m is not NoneType]
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     bounds = [
@@ -204,9 +204,9 @@ def _describe_member(member: Any) -> str:
 
 
 def example(annotation: Any, field: FieldInfo | None = None) -> Any:
-    """Return an example of a type for an error message, as a JSON value.
+    """Return a JSON value that is an example of a type, for an error message.
 
-    The example of a group contains all required fields, and at least two fields.
+    The example of a group of settings contains all required fields, and at least two fields.
     """
     if item := list_item(annotation):
         return [example(item)]

@@ -1,4 +1,4 @@
-"""Search spaces: the settings that a study varies, and the values that each setting may take."""
+"""Search spaces of hyperparameter studies: the searched settings and their possible values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _EXAMPLE = 'SEARCH = {"optimizer.lr": Range(0.001, 0.1, log=True), "batch_size":
 
 @dataclass(frozen=True)
 class Range:
-    """All numbers from `low` to `high`. For an integer setting, all integers in this range."""
+    """All numbers from `low` to `high`. For an integer setting, only the integers."""
 
     low: float
     high: float
@@ -37,7 +37,7 @@ Space = Mapping[str, Range | Sequence[Any]]
 
 
 def parse(text: str) -> tuple[str, Range | Sequence[str]]:
-    """Return the setting and the values in `NAME=LOW..HIGH[:log]` or `NAME=VALUE,VALUE`.
+    """Parse `NAME=LOW..HIGH[:log]` or `NAME=VALUE,VALUE` to a setting and its values.
 
     >>> parse("optimizer.lr=0.01..1:log")
     ('optimizer.lr', Range(low=0.01, high=1.0, log=True))
@@ -78,7 +78,7 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
             raise UserError(
                 f"{name} is {values!r:.100}, but it must be a Range or a list of values"
             )
-    # A setting such as `averaging.decay` may exist only together with another searched setting.
+    # Set all searched settings together. Some exist only with others, such as `averaging.decay`.
     first = {name: _ends(values)[0] for name, values in search.items()}
     space: dict[str, Range | Sequence[Any]] = {}
     for name, values in search.items():
@@ -100,7 +100,7 @@ def changes(values: Mapping[str, Any]) -> list[str]:
 
 
 def _ends(values: Range | Sequence[Any]) -> Sequence[Any]:
-    """Return the ends of a range, or all values of a list."""
+    """Return the two ends of a range, or all values of a list."""
     return (values.low, values.high) if isinstance(values, Range) else values
 
 

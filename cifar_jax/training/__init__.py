@@ -1,1 +1,1 @@
-"""Training: the setup of a run, the train step, its compilation, and the training loop."""
+"""Train a run: its setup, the train step, the compilation and the training loop."""

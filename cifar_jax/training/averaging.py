@@ -1,4 +1,4 @@
-"""Averages of the weights over the training steps, which are evaluated instead of the weights.
+"""Averages of the weights over the training steps. A run evaluates the average.
 
 `Variables` are a tree of float32 parameters and BatchNorm statistics. All functions are pure and
 can be used inside `jax.lax.fori_loop`.
@@ -15,15 +15,15 @@ Variables = Any
 class Ema(NamedTuple):
     """Exponential moving average of the weights. It does not affect the training.
 
-    Update number t, counted from 1, keeps the fraction `min(decay, (1 + t) / (10 + t))` of the old
-    average. The initial weights are therefore forgotten quickly, as in TensorFlow's
+    Update number t, counted from 1, weights the old average with `min(decay, (1 + t) / (10 + t))`.
+    The influence of the initial weights therefore vanishes quickly, as in TensorFlow's
     `ExponentialMovingAverage(num_updates=)`.
     """
 
     decay: float
-    """Largest fraction of the old average that an update keeps, in [0, 1)."""
+    """Largest weight of the old average in an update, in [0, 1)."""
     every: int = 1
-    """Number of steps between updates."""
+    """Number of training steps between updates of the average."""
 
 
 class Lookahead(NamedTuple):
@@ -31,24 +31,24 @@ class Lookahead(NamedTuple):
 
     In M. Zhang et al., arXiv:1907.08610, `decay` is written as 1 - alpha. airbench94
     (arXiv:2404.00498) uses `Lookahead(decay=0.95**5, every=5, power=3)`. BatchNorm's running
-    statistics are averaged as well. The slow weights are evaluated, so training steps after the
+    statistics are averaged as well. A run evaluates the slow weights, so training steps after the
     last update have no effect.
     """
 
     decay: float
-    """Factor of the old slow weights in an update, in [0, 1). If `power` is set, this is the factor
-    of the last update."""
+    """Weight of the old slow weights in an update, in [0, 1). If `power` is above 0, this is the
+    weight in the last update."""
     every: int
-    """Number of steps between updates."""
+    """Number of training steps between updates of the slow weights."""
     power: float = 0
-    """Exponent that lowers `decay` early in training. An update keeps `decay * progress**power`,
-    where `progress` is the completed fraction of the training. 0: constant."""
+    """Exponent that lowers `decay` early in training. An update uses `decay * progress**power`
+    instead of `decay`. `progress` is the completed fraction of the training. 0: no change."""
 
 
 def init(variables: Variables) -> Variables:
-    """Return the average before the first step.
+    """Return the average before the first step, which is a copy of the variables.
 
-    The average is a copy of `variables`, so that both can be donated.
+    Without a copy, the average and the variables could not both be donated.
     """
     return jax.tree.map(jnp.copy, variables)
 
@@ -66,7 +66,7 @@ def update(
       rule: the kind of average.
       averaged: the average before the step.
       variables: the variables after the step.
-      step: number of steps up to and including this one, int32.
+      step: number of completed steps, int32. The current step is included.
       progress: completed fraction of the training, float32 from 0 to 1.
     """
 
@@ -80,7 +80,7 @@ def update(
             lambda slow, fast: slow + (1 - keep) * (fast - slow), averaged, variables
         )
 
-    # Use `cond`, not `where`: a step without an update then reads and writes no weights.
+    # With `where` instead of `cond`, even steps without an update would read and write all weights.
     due = step % rule.every == 0
     if isinstance(rule, Ema):
         return jax.lax.cond(due, move, lambda: averaged), variables

@@ -12,11 +12,12 @@ from cifar_jax.training.plan import StepVariant
 from cifar_jax.training.schedules import StepInfo
 
 CustomAugmentation = Callable[[jax.Array, jax.Array], jax.Array]
-"""Function from a random key and uint8 images `[N, H, W, 3]` to images of the same shape and
-type."""
+"""Function from a random key and uint8 images `[N, H, W, 3]` to augmented images of the same shape
+and type."""
 
 _FLIP_STREAM = np.uint32(2**32 - 1)
-"""Number folded into the augmentation key for alternating flips. No train step has this number."""
+"""Number that is folded into the random key for alternating flips. No train step has this
+number."""
 
 
 class TrainData(NamedTuple):
@@ -55,7 +56,7 @@ def make_batch(
       precision: data type of the returned images, "float32" or "bfloat16".
       data: the training images and labels.
       indices: indices of the images in the batch, int32 `[N]`.
-      key: random key for augmentation. The number of the step is folded in.
+      key: random key for augmentation. This function folds the number of the step into the key.
       info: number of the step, its epoch, and the number of steps in the run.
       custom: a custom augmentation, applied after crop and flip.
 
@@ -76,7 +77,7 @@ def make_batch(
     if settings.flip == "alternating":
         flip_key = jax.random.fold_in(key, _FLIP_STREAM)
         images = augment.alternating_flip(flip_key, images, indices, info.epoch)
-    # Numbers 0 and 1 would repeat the keys that `augment.augment` splits from `step_key`.
+    # Start at 2, because `augment.augment` already derives keys 0 and 1 from `step_key`.
     jitter_key, cutout_key, mix_key, custom_key = (
         jax.random.fold_in(step_key, number) for number in (2, 3, 4, 5)
     )

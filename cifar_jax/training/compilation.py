@@ -23,7 +23,7 @@ from cifar_jax.training.step import Metrics, TrainState
 
 
 class CompiledSteps:
-    """The train steps of a run, compiled when this object is created. They never recompile.
+    """The compiled train steps of a run. All are compiled when this object is created.
 
     Args:
       setup: the setup of the run.
@@ -60,17 +60,17 @@ class CompiledSteps:
         return self._streams.augment, self._streams.dropout
 
     def epoch_order(self, epoch: Epoch) -> jax.Array:
-        """Return the indices of the images in each step of an epoch, int32 `[steps, batch]`."""
+        """Return the image indices of each step of an epoch, int32 `[steps, batch_size]`."""
         return self._order[epoch.variant](self._streams.order, np.int32(epoch.number))
 
     def run(self, state: TrainState, epoch: Epoch, order: jax.Array, count: int) -> TrainState:
         """Return the state after `count` steps of an epoch. `state` is donated.
 
-        The result does not depend on how the steps are divided into calls.
+        Several calls with few steps give the same result as one call with all steps.
 
         Args:
           state: the current state.
-          epoch: the epoch in progress.
+          epoch: the epoch that is being trained.
           order: the result of `epoch_order` for this epoch.
           count: number of steps.
         """
@@ -91,10 +91,10 @@ class CompiledSteps:
 class StepsPerCallTuner:
     """Chooses how many train steps a compiled call runs.
 
-    On an accelerator, the overhead of a call is as long as a small step, so longer calls are
-    faster. But progress, logs and signals are only handled between calls. The number of steps
-    doubles until a call takes at least 0.1 s, so a call usually takes 0.1 to 0.2 s. It is at most
-    64.
+    On an accelerator, the overhead of a call takes as long as a small step, so calls with many
+    steps are faster. However, progress, logs and signals are handled only between calls. The number
+    of steps doubles until a call takes at least 0.1 s, up to 64 steps. A call therefore usually
+    takes 0.1 to 0.2 s.
     """
 
     def __init__(self, steps_per_call: int | None) -> None:
@@ -105,8 +105,8 @@ class StepsPerCallTuner:
     def observe(self, steps: int, seconds: float) -> None:
         """Record the duration of a call with `steps` steps.
 
-        The number of steps per call is final after two long calls in a row. A single long call may
-        be due to other programs on the machine.
+        After two consecutive calls of at least 0.1 s, the number of steps per call is final. A
+        single long call may be due to other programs on the machine.
         """
         self._calls += 1
         if self._calls == 1 or self.settled:
@@ -127,9 +127,10 @@ def train_data(setup: Setup) -> TrainData:
 
 
 def order_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
-    """Return the jitted function from a random key and an epoch's number to the order of images.
+    """Return the jitted function that computes the order of the images of an epoch.
 
-    `CompiledSteps.epoch_order` calls this function.
+    Its arguments are a random key and the number of the epoch. `CompiledSteps.epoch_order` calls
+    the function.
     """
 
     def order(key: jax.Array, epoch: jax.Array) -> jax.Array:
@@ -189,7 +190,7 @@ def train_function(setup: Setup, variant: StepVariant) -> jax.stages.Wrapped:
 def train_arguments(setup: Setup, variant: StepVariant) -> tuple[Any, ...]:
     """Return the shapes, types and shardings of the arguments of the jitted train function.
 
-    With them, `train_function` can be compiled even for devices that this machine does not have.
+    With this result, `train_function` can be compiled for devices that this machine does not have.
     """
     replicated = devices.replicated(setup.mesh)
 

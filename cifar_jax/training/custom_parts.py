@@ -15,7 +15,7 @@ from cifar_jax.training import rng, schedules
 
 
 def check(config: Config, custom: CustomParts) -> None:
-    """Raise UserError if a custom part is missing or invalid."""
+    """Raise UserError if a custom part that the config needs is missing or invalid."""
     for name in config.model.arguments:
         if name in ("num_classes", "dtype", "dropout", "pooling"):
             raise UserError(f"model.arguments.{name} is set by the package: remove it")
@@ -76,10 +76,10 @@ def check(config: Config, custom: CustomParts) -> None:
 
 
 def _call(custom: CustomParts, name: str, function: Callable[[], Any]) -> Any:
-    """Return `function()`. Convert an exception of the experiment file to a UserError."""
+    """Return `function()`. If the user's code raises an exception, raise a UserError instead."""
     try:
         return function()
-    except Exception as error:  # The code of the user may raise anything.
+    except Exception as error:  # The user's code may raise any exception.
         raise UserError(
             f"{_file(custom)}: {name} fails when it is called: {one_line(error, custom.file)}"
         ) from error

@@ -16,9 +16,9 @@ class Outputs(NamedTuple):
     """The logits of a network for N images, as two float32 arrays `[N, classes]`."""
 
     logits: np.ndarray
-    """Logits averaged over the views of test-time augmentation."""
+    """Logits, averaged over all views of test-time augmentation."""
     plain: np.ndarray
-    """Logits of the unchanged images. Without test-time augmentation, this is the array
+    """Logits of the unchanged images. Without test-time augmentation, this is the same array as
     `logits`."""
 
 
@@ -38,18 +38,18 @@ class TTA(NamedTuple):
     """Test-time augmentation: logits are averaged over several views of an image.
 
     With `shift`, the unshifted image has weight 1/2, and the two shifted images have weight 1/4
-    each. With `flip`, the logits of each of these images are averaged with those of its mirror
-    image. `shift` and `flip` together are airbench's TTA level 2.
+    each. With `flip`, the logits of each image are averaged with the logits of its mirror image.
+    `shift` and `flip` together are TTA level 2 of airbench.
 
-    `least_confident` follows hiverge's cifar10-speedrun, with two differences: cifar10-speedrun
-    ranks images by their largest probability, and gives six views equal weights.
+    `least_confident` follows hiverge's cifar10-speedrun, with two differences. cifar10-speedrun
+    ranks images by their largest probability, and gives its six views equal weights.
     """
 
     flip: bool = False
     """Whether to add mirrored images."""
     shift: int = 0
-    """Distance in pixels of two shifted images: one moved up and left, one moved down and right.
-    The borders are filled by reflection. 0: no shifted images."""
+    """Distance in pixels by which two copies are shifted. One copy moves up and left, the other
+    down and right. Borders are filled by reflection. 0: no shifted copies."""
     least_confident: float | None = None
     """Fraction of the images for which the extra views are used. These are the images with the
     smallest difference between their two largest probabilities. None: all images."""
@@ -80,8 +80,8 @@ def compile_logits(
       batch_size: number of 32×32 images per batch, rounded up to a multiple of the number of
         devices. Batches of larger images are smaller; see `scale_count`.
       mesh: the devices.
-      precision: type of the model's computation, `float32` or `bfloat16`. It affects only the
-        speed.
+      precision: type of the model's computation, `float32` or `bfloat16`. It is used only to choose
+        compiler options.
       after_batch: function called after each batch. An exception from it ends the evaluation.
       tta: test-time augmentation. None: only the unchanged images.
     """
@@ -97,7 +97,7 @@ def compile_logits(
     def apply(variables: Mapping[str, Any], images: jax.Array) -> Any:
         return model.apply(variables, normalize(images), train=False)
 
-    # The unchanged images stay on the devices; mirrored and shifted copies do not.
+    # Keep the unchanged images on the devices. Mirrored and shifted copies are not kept.
     plain_batches = batches(images)
     program = devices.compile_program(
         jax.jit(apply, out_shardings=devices.replicated(mesh)),
@@ -123,8 +123,8 @@ def compile_logits(
 def scale_count(count: int, image_size: int) -> int:
     """Scale a number of 32×32 images to square images with another height and width.
 
-    The scaled number of images has at most as many pixels in total. This limits the memory of a
-    batch of large images. The result is at least 1 and at most `count`.
+    All larger images together have at most as many pixels as the 32×32 images. This limits the
+    memory of a batch of large images. The result is at least 1 and at most `count`.
     """
     return max(1, min(count, count * 32**2 // image_size**2))
 
@@ -135,8 +135,8 @@ def apply_tta(
     """Return the logits of `images`, averaged over the views of test-time augmentation.
 
     Args:
-      logits_of: function from images to logits. It is called with `images` first, and then with
-        each other view. These views contain all images or only the least confident ones.
+      logits_of: function from images to logits. It is called first with `images`, and then with
+        each further view of all images or of the least confident images.
       images: `[N, H, W, C]`, with H and W larger than the shift.
       tta: the views. None: only the unchanged images.
     """

@@ -1,4 +1,4 @@
-"""Freeze layers of a pretrained network: their weights and BatchNorm statistics do not change."""
+"""Freeze layers of a pretrained network: keep their weights and BatchNorm statistics fixed."""
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -25,12 +25,12 @@ class Pretrained(NamedTuple):
 
 
 class Frozen(NamedTuple):
-    """The frozen part of a network."""
+    """The frozen parameters and BatchNorm layers of a network."""
 
     params: frozenset[str] = frozenset()
-    """Paths of the parameters that do not change, such as `conv1/kernel`."""
+    """Paths of the frozen parameters, such as `conv1/kernel`."""
     norms: frozenset[str] = frozenset()
-    """Paths of the BatchNorm layers in inference mode, such as `bn1`."""
+    """Paths of the BatchNorm layers with frozen statistics, such as `bn1`."""
 
 
 def last_layer(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> str:
@@ -114,7 +114,7 @@ def inference_mode(norms: frozenset[str]) -> AbstractContextManager[Any]:
         module = context.module
         if context.method_name == "__call__" and "/".join(module.path) in norms:
             if isinstance(module, nn.BatchNorm):
-                # Linen accepts this option from the constructor or from the call, but not both.
+                # Linen accepts `use_running_average` only once, in the constructor or in the call.
                 object.__setattr__(module, "use_running_average", None)
                 kwargs = kwargs | {"use_running_average": True}
             elif "train" in kwargs:
@@ -136,7 +136,7 @@ def start_variables(
     classes: tuple[str, ...],
     image_size: int = models.IMAGE_SHAPE[0],
 ) -> dict[str, Any]:
-    """Return the variables that fine-tuning starts from, as NumPy arrays.
+    """Return the variables with which fine-tuning starts, as NumPy arrays.
 
     Args:
       model: the network to train.
@@ -163,7 +163,7 @@ def describe(params: Any, part: Frozen) -> str:
     """Return a log line about the frozen part of a network.
 
     Args:
-      params: a tree of arrays or shapes.
+      params: the parameters of the network, or their shapes.
       part: the frozen part.
     """
     shapes: dict[str, Any] = flatten_dict(params, sep="/")

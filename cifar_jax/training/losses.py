@@ -1,6 +1,6 @@
-"""The training loss, and whether an image is classified correctly.
+"""Compute the training loss, and whether each image is classified correctly.
 
-Labels are classes, or class probabilities for mixed images.
+Labels are classes, or class probabilities for images that mixup or cutmix has mixed.
 """
 
 import jax
@@ -32,7 +32,7 @@ def weighted_cross_entropy(
     """Return the class-weighted cross-entropy of each image in nats, float32 `[N]`.
 
     The mean of the result equals PyTorch's `CrossEntropyLoss(weight=, label_smoothing=)`. If labels
-    are classes, PyTorch divides the sum over the images by the sum of their class weights.
+    are classes, PyTorch divides the sum of the losses by the sum of the images' class weights.
 
     Args:
       logits: float32 `[N, K]`.
@@ -50,10 +50,10 @@ def weighted_cross_entropy(
 def balanced_weights(counts: np.ndarray) -> np.ndarray:
     """Return class weights that are inversely proportional to the number of images of each class.
 
-    The mean weight of all images is 1, as in scikit-learn's `class_weight="balanced"`.
+    The mean weight over all images is 1, as in scikit-learn's `class_weight="balanced"`.
 
     Args:
-      counts: number of images of each class, `[K]`. All are positive.
+      counts: number of images of each class, `[K]`. All numbers are positive.
     """
     return (counts.sum() / (len(counts) * counts)).astype(np.float32)
 

@@ -76,7 +76,7 @@ def update_card(
     If the experiment file defines custom parts, a copy of the file is also written.
 
     Returns:
-      Lines for the log. There is one if the code changed since the last session.
+      Lines for the log: one line if the code changed since the last session, else none.
 
     Raises:
       UserError: the run started with other images or pretrained weights, or its checkpoints do not
@@ -109,7 +109,7 @@ def update_card(
 
 
 def check_images(path: Path, card: ModelCard, dataset: Dataset) -> None:
-    """Raise if the images or class names in `dataset` are not those of the run in `path`."""
+    """Raise UserError if a run was trained with other images or class names than `dataset` has."""
     if card.data is None:
         return
     if card.data.sha256 != dataset.fingerprint:
@@ -139,14 +139,14 @@ def _changed_files(old: CodeCard | None, new: CodeCard | None) -> list[str]:
 
 
 def _check_weights(setup: Setup, checkpoints: Checkpoints, message: str) -> None:
-    """Raise if the newest checkpoint does not fit a network whose code has changed."""
+    """Raise UserError if the newest checkpoint does not fit the changed code of a network."""
     saved = checkpoints.latest()
     if saved is None:
         return
     try:
         weights = checkpoints.weights(saved)
     except DamagedError:
-        return  # The damage is reported when the checkpoint is restored.
+        return  # A damaged checkpoint is reported later, when it is restored.
     shapes = models.variable_shapes(setup.spec.model, setup.dataset.image_shape[0])
     try:
         models.match_variables(weights, shapes, "the last checkpoint")

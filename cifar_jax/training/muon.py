@@ -7,8 +7,8 @@ differs from `optax.contrib.muon` (0.2.6 to 0.2.8):
   which weights the first gradients differently.
 - Updates are not scaled by the kernel's shape. Instead, kernels are set to a fixed norm before
   every update (`normalized`).
-- Parameters that are not kernels can use any optimizer, through `optax.partition`. optax always
-  uses Adam for them.
+- Other parameters than kernels can use any optimizer, through `optax.partition`. optax always uses
+  Adam for these parameters.
 - Kernels of the same shape are orthogonalized together, with about half as many operations.
 """
 
@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import optax
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of X, (XXᵀ)X and (XXᵀ)²X in one Newton-Schulz step. They make
-small singular values grow quickly."""
+"""Coefficients of X, (XXᵀ)X and (XXᵀ)²X in one Newton-Schulz step. With these values, small
+singular values grow quickly."""
 
 _STEPS_PER_GRAM = 5
 """Number of Newton-Schulz steps after which XᵀX is computed from X again. With more steps, float32
 rounding errors become too large."""
 
 _SMALLEST_NORM = 1e-18
-"""Each norm is raised to at least this value before a division, so that the divisor is not 0. In
+"""Smallest divisor: a smaller norm is replaced by this value, so that no division by 0 occurs. In
 float32, the square of a smaller value may be 0."""
 
 
@@ -76,8 +76,8 @@ def orthogonalized(kernels: Any, *, steps: int = 3) -> Any:
     2s³) operations. For 512 filters of 3×3 over 256 channels, 3 steps take 4.8 GFLOP here and 8.1
     GFLOP in the textbook form.
 
-    Use another optimizer for depthwise and grouped kernels, which are not matrices between
-    channels.
+    Use another optimizer for depthwise and grouped kernels, because their matrix does not map all
+    input channels to all output channels.
 
     Args:
       kernels: a tree of arrays with two or more axes.
@@ -140,8 +140,8 @@ def _newton_schulz(x: jax.Array, steps: int) -> jax.Array:
     """Apply Newton-Schulz steps to matrices of shape `[N, long, short]`.
 
     A step maps X to X·q, where q is a polynomial of XᵀX. Because q commutes with XᵀX, the step maps
-    XᵀX to q·XᵀX·q. Where X is small, the rounding errors of XᵀX grow by a factor of a² = 12 per
-    step.
+    XᵀX to q·XᵀX·q. For small singular values of X, the rounding errors of XᵀX grow by a factor of
+    a² = 12 per step.
     """
     a, b, c = COEFFICIENTS
     x /= jnp.maximum(jnp.linalg.norm(x, axis=(1, 2), keepdims=True), _SMALLEST_NORM)

@@ -1,4 +1,4 @@
-"""Compose log lines that explain the settings of a run at the start of a session."""
+"""Compose the log lines at the start of a session that explain settings of the run."""
 
 from cifar_jax import models
 from cifar_jax.errors import counted

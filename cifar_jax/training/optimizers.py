@@ -1,7 +1,7 @@
 """Optimizers for groups of parameters, built from optax, with PyTorch's semantics.
 
-An optimizer contains no learning rates. They are arguments of each update, so that changing a
-learning rate does not recompile.
+An optimizer contains no learning rates. Each update takes the learning rates as an argument, so a
+change of a learning rate does not recompile.
 """
 
 from collections.abc import Callable, Collection, Hashable, Sequence
@@ -26,15 +26,16 @@ def make_optimizer(
 ) -> optax.GradientTransformationExtraArgs:
     """Return one optimizer for all parameters.
 
-    The keyword argument `rates` of its `update` is float32 `[1 + groups]`: the learning rate of
-    `optimizer`, then the learning rate of each group.
+    Its function `update` takes the learning rates as the keyword argument `rates`, float32
+    `[1 + groups]`. The first is the learning rate of `optimizer`. The others are the learning rates
+    of the groups.
 
     Args:
       optimizer: settings for the parameters that are in no group.
       groups: parameter groups. A parameter belongs to the first group that matches it.
-      custom: the experiment file's `OPTIMIZER`, for optimizer settings with the name `custom`. It
-        is called with the `arguments` of these settings, and returns an optax transformation. The
-        transformation must not apply a learning rate.
+      custom: the function `OPTIMIZER` of the experiment file, for optimizer settings with the name
+        `custom`. It is called with the setting `arguments`, and returns an optax transformation.
+        The transformation must not apply a learning rate.
       clip_norm: largest norm of the gradient of all parameters together, as in PyTorch's
         `clip_grad_norm_`. None: gradients are not clipped.
     """
@@ -55,14 +56,14 @@ def make_optimizer(
         direction = _direction(optimizer, custom)
     scaled = optax.chain(direction, _scale_by_rates(labels))
     if clip_norm is not None:
-        # Clip first, so that the norm does not include the weight decay.
+        # Clip gradients first, so that their norm does not include the weight decay.
         scaled = optax.chain(optax.clip_by_global_norm(clip_norm), scaled)
     muon_rules = {str(i) for i, rule in enumerate(rules) if rule.name == "muon"}
     return optax.chain(scaled, _normalize_kernels(labels, muon_rules)) if muon_rules else scaled
 
 
 def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGroup]) -> None:
-    """Raise if a parameter group is unused, or if Muon gets a parameter that is not a kernel.
+    """Raise UserError if a parameter group is unused, or if Muon would train a wrong parameter.
 
     Args:
       params: a tree of arrays or shapes.
@@ -71,7 +72,7 @@ def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGro
 
     Raises:
       UserError: a pattern matches no parameter, earlier groups match all parameters of a group, or
-        Muon gets a bias, a scale or a depthwise kernel.
+        Muon would train a bias, a scale or a depthwise kernel.
     """
     leaves = {
         parameter_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -120,7 +121,7 @@ def parameter_path(path: Any) -> str:
 def _group_number(groups: Sequence[ParamGroup], path: str) -> int:
     """Return the number of the first group that matches a path, counted from 1.
 
-    Return 0 if no group matches.
+    The result is 0 if no group matches.
     """
     for number, group in enumerate(groups, start=1):
         if any(fnmatchcase(path, pattern) for pattern in _patterns(group)):
@@ -193,7 +194,7 @@ def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformatio
 def _normalize_kernels(
     labels: Callable[[Any], Any], muon_rules: Collection[str]
 ) -> optax.GradientTransformation:
-    """Return a transformation that adds the kernel scaling of `muon.normalized` to the updates."""
+    """Return a transformation of updates that also sets Muon's kernels to a fixed norm."""
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         is_muon = jax.tree.map(lambda label: label in muon_rules, labels(params))

@@ -1,6 +1,7 @@
 """The plan of a run: the image size, batch size and augmentation of each epoch.
 
-A plan is made once, from the config, and does not change. Only this module maps epochs to steps.
+A plan is made once, from the config, and does not change. Only this module determines which steps
+belong to an epoch.
 """
 
 from bisect import bisect_right
@@ -19,7 +20,7 @@ class StepVariant(NamedTuple):
     """Settings of a train step that may differ between epochs. Each variant is compiled once."""
 
     image_size: int
-    """Side of the images, in pixels."""
+    """Height and width of the images in a train step, in pixels."""
     batch_size: int
     augmentation: Augmentation
     frozen_groups: tuple[int, ...] = ()
@@ -33,13 +34,13 @@ class Epoch(NamedTuple):
     """Number of the epoch, counted from 0."""
     variant: StepVariant
     begin: int
-    """Number of steps before the epoch."""
+    """Number of training steps before this epoch."""
     steps: int
-    """Number of steps in the epoch."""
+    """Number of training steps in this epoch."""
 
     @property
     def end(self) -> int:
-        """Number of steps from the start of the run to the end of the epoch."""
+        """Number of training steps from the start of the run to the end of this epoch."""
         return self.begin + self.steps
 
 
@@ -50,12 +51,12 @@ class Plan(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Number of steps in the whole run."""
+        """Number of training steps in the whole run."""
         return self.epochs[-1].end
 
     @property
     def variants(self) -> tuple[StepVariant, ...]:
-        """The different variants in the plan, in order of first use."""
+        """The different variants of the train step, in the order of their first use."""
         return tuple(dict.fromkeys(epoch.variant for epoch in self.epochs))
 
     def remaining(self, epoch: int) -> Iterator[Epoch]:
@@ -79,7 +80,7 @@ def make(config: Config, images: int, image_size: int) -> Plan:
 
 
 def suggested_batch_size(images: int) -> int:
-    """Return the largest power of two that gives at least 20 steps per epoch, or 1."""
+    """Return the largest power of two with which an epoch has at least 20 steps, or 1."""
     return 1 << max((images // 20).bit_length() - 1, 0)
 
 
@@ -103,7 +104,10 @@ def validate_sizes(config: Config, model: nn.Module) -> None:
 
 
 def _variant(config: Config, image_size: int, progress: float) -> StepVariant:
-    """Return the variant of an epoch. `progress` is the fraction of all epochs before it."""
+    """Return the train step variant of an epoch.
+
+    `progress` is the fraction of all epochs that come before this epoch.
+    """
     default = Augmentation(**config.data.model_dump(include=set(Augmentation.model_fields)))
     groups = enumerate(config.param_groups, start=1)
     frozen = tuple(i for i, group in groups if group.until is not None and progress >= group.until)

@@ -26,16 +26,16 @@ class RunRequest(NamedTuple):
     """Function that loads the trained network named by the setting `train.init_from`. None: random
     weights."""
     fresh: bool = False
-    """Whether to delete an existing run in the folder first."""
+    """Whether to delete a run that already exists in the folder."""
     extend: bool = False
-    """Whether the run in the folder may continue to more epochs than it was started with."""
+    """Whether an existing run in the folder may be extended to more epochs."""
     evaluate_test: bool = True
-    """Whether the run ends with an evaluation of the test images. False: the run has no result."""
+    """Whether to evaluate the test images at the end. If False, the run has no result."""
 
     def identity(self) -> RunIdentity:
-        """Return the identity of the run, which is stored in `config.json`.
+        """Return the experiment, seed and settings of the run, which `config.json` stores.
 
-        Training refuses a folder that holds a run with another identity.
+        A folder that contains another run is refused.
         """
         return RunIdentity(
             experiment=self.experiment,

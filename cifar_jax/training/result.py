@@ -28,7 +28,7 @@ def write_result(
 ) -> tuple[Result, list[str]]:
     """Evaluate a finished run on the test images, and write its result.
 
-    The test images are used here for the first time, so no decision of the run depends on them.
+    The test images are used only here, so no decision during training depends on them.
 
     Returns:
       The result, and messages about damaged checkpoints.
@@ -58,7 +58,7 @@ def write_result(
 
     sessions = context.folder.sessions() if distributed.is_main_process() else []
     last = rows[-1] if rows else None
-    # The speed is 0 if a run was resumed after the last step of an epoch.
+    # Ignore speeds of 0, which occur if a session resumes after the last step of an epoch.
     speeds = [row.images_per_second for row in rows if row.images_per_second]
     identity = context.identity
     parts: dict[str, Any] = {
@@ -110,8 +110,9 @@ def write_result(
 def params_sha256(params: Any) -> str:
     """Return the SHA-256 of a tree of parameters.
 
-    Parameters are hashed in order of their paths. Each contributes its path in UTF-8, a zero byte,
-    and the little-endian bytes of its array. An example of a path is `stage1_block1/conv1/kernel`.
+    The parameters are hashed in the order of their paths, such as `stage1_block1/conv1/kernel`. For
+    each parameter, the hash covers the path in UTF-8, a zero byte, and the little-endian bytes of
+    the array.
     """
     leaves = {
         "/".join(str(key.key) for key in path): leaf

@@ -19,15 +19,15 @@ class StepInfo(NamedTuple):
     """The position of a step in the run. All fields are int32 scalars."""
 
     step: Any
-    """Number of steps before this step."""
+    """Number of training steps completed before this step."""
     epoch: Any
     """Number of epochs completed before this step."""
     total_steps: Any
-    """Number of steps in the whole run."""
+    """Number of training steps in the whole run."""
 
 
 ScheduleFn = Callable[[StepInfo], jax.Array]
-"""Function from a step to a float32 factor of the base learning rate."""
+"""Function from the position of a step to a float32 factor of the base learning rate."""
 
 ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
 """First and last factor of the schedule `one-cycle`. They follow from PyTorch's default values of
@@ -35,14 +35,14 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
 
 
 def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> ScheduleFn:
-    """Return the schedule function for the settings.
+    """Return the schedule function for the settings of a schedule.
 
-    The function for `plateau` is constant, because its reductions are stored in the train state.
+    The function for `plateau` always returns 1, because the train state stores the reductions.
 
     Args:
       schedule: settings of the schedule.
-      custom: the experiment file's `SCHEDULE`. It is called with a `StepInfo` and with
-        `schedule.arguments`.
+      custom: the function `SCHEDULE` of the experiment file. It is called with a `StepInfo` and
+        with the setting `arguments`.
     """
     match schedule.name:
         case "custom":
@@ -52,7 +52,7 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
         case "constant" | "plateau":
             return lambda info: jnp.float32(1)
         case "step":
-            # Divide integers: rounding of floats could delay a reduction by one step.
+            # Divide integers, because rounding of floats could delay a reduction.
             period, factor = schedule.step_epochs, schedule.factor
             return lambda info: factor ** jnp.floor_divide(info.epoch, period).astype(float)
         case "milestones":
@@ -71,12 +71,12 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
 
 
 class PlateauState(NamedTuple):
-    """State of the `plateau` schedule. Its values are arrays, so a reduction never recompiles."""
+    """State of the `plateau` schedule. All fields are arrays, so a reduction does not recompile."""
 
     scale: jax.Array
-    """float32: current factor of the learning rate."""
+    """float32: current factor of the base learning rate."""
     best: jax.Array
-    """float32: loss of the last epoch that was an improvement."""
+    """float32: loss of the most recent epoch that counted as an improvement."""
     bad_epochs: jax.Array
     """int32: number of epochs since the last improvement or the last reduction."""
 
@@ -99,9 +99,9 @@ def plateau_update(
     """Return the state after an epoch, as in PyTorch's `ReduceLROnPlateau(mode="min")`.
 
     A loss below `best * (1 - threshold)` is an improvement. NaN is never an improvement. After more
-    than `patience` epochs without improvement, the scale is multiplied by `factor`. The scale is
-    kept if the change of the learning rate `lr * scale` would be `eps` or less. optax's
-    `reduce_on_plateau` reduces one epoch earlier.
+    than `patience` epochs without improvement, `scale` is multiplied by `factor`. `scale` does not
+    change if the learning rate `lr * scale` would change by `eps` or less. The function
+    `reduce_on_plateau` of optax differs: it reduces the learning rate one epoch earlier.
     """
     improved = loss < state.best * (1 - threshold)
     bad_epochs = jnp.where(improved, 0, state.bad_epochs + 1)
@@ -137,7 +137,7 @@ def _triangular(schedule: Schedule, info: StepInfo) -> jax.Array:
 
 
 def _top(warmup: float, info: StepInfo) -> jax.Array:
-    """Return the step with the highest learning rate."""
+    """Return the number of the step with the highest learning rate."""
     # Add 1e-3, because a product such as 0.7 * 10 may round to just below 7.
     return jnp.floor(jnp.float32(warmup) * info.total_steps + 1e-3)
 

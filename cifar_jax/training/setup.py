@@ -1,4 +1,4 @@
-"""Build the setup of a run from its config, such as the data, the network and the optimizer."""
+"""Build the setup of a run from its config: data, plan, network, optimizer and devices."""
 
 import math
 from collections.abc import Sequence
@@ -36,18 +36,18 @@ from cifar_jax.training.plan import Plan
 from cifar_jax.training.step import LossFn, StepSpec, TrainState
 
 WHITENING_IMAGES = 5000
-"""Number of 32×32 training images from which the whitening filters are computed, as in airbench."""
+"""Number of 32×32 training images that determine the whitening filters, as in airbench."""
 
 
 class Setup(NamedTuple):
-    """All parts of a run, such as data and network. They do not change during training."""
+    """All parts of a run that do not change during training, such as the data and the network."""
 
     config: Config
     custom: CustomParts
     dataset: Dataset
     train: Split
     validation: Split
-    """Images and labels held out for validation. Empty if none are held out."""
+    """Images and labels that are held out for validation. It may be empty."""
     plan: Plan
     spec: StepSpec
     mesh: Mesh
@@ -74,7 +74,7 @@ def build_setup(
         fit the network.
     """
     custom = custom or CustomParts()
-    # First check everything that needs no data, because loading may start a download.
+    # Check everything that needs no data before the data set is loaded, and maybe downloaded.
     custom_parts.check(config, custom)
     _check_network(config, make_model(config, custom))
     sizes = [phase.batch_size or config.batch_size for phase in config.phases]
@@ -122,7 +122,7 @@ def build_setup(
 
 
 def load_dataset(config: Config) -> Dataset:
-    """Load the data set of a config, with images of the config's size."""
+    """Load the data set that a config names, with the image size of the config."""
     settings = config.data
     return load(
         settings.dataset,
@@ -239,7 +239,7 @@ def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None)
         last layer is reinitialized.
 
     Raises:
-      UserError: `pretrained` is another network.
+      UserError: `pretrained` does not fit the network.
     """
     replicated = devices.replicated(setup.mesh)
     settings = setup.config.init
@@ -261,7 +261,7 @@ def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None)
             count = scale_count(WHITENING_IMAGES, setup.dataset.image_shape[0])
             images = batches.normalize(setup.train.images[:count], setup.dataset)
             changed = initialization.whitened(changed, images)
-        # Rounding may differ between processes, so all of them use the values of process 0.
+        # Rounding may differ between processes, so all processes use the values of process 0.
         changed = distributed.broadcast_arrays(changed)
     else:
         return state

@@ -27,7 +27,7 @@ from cifar_jax.training.step import TrainState
 
 
 class Restored(NamedTuple):
-    """The state and the context of a run that is ready to start or resume."""
+    """The state of a run that is ready to start or resume, with its context."""
 
     state: TrainState
     context: RunContext
@@ -54,7 +54,7 @@ def finished_result(request: RunRequest) -> Result | None:
 def _check_folder_of_images(request: RunRequest) -> None:
     """Raise UserError if a folder or file of images differs from the images of a finished run.
 
-    Nothing is checked if the original images were deleted and no others are named.
+    Nothing is checked if the settings name the original images and these no longer exist.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
@@ -66,7 +66,7 @@ def _check_folder_of_images(request: RunRequest) -> None:
 
 
 def check_processes(request: RunRequest) -> None:
-    """Raise if the processes of the run have different settings, versions or code."""
+    """Raise UserError if the processes of a run have different settings, versions or code."""
     commit, _ = environment.git_commit()
     distributed.require_equal(
         {
@@ -87,7 +87,7 @@ def check_processes(request: RunRequest) -> None:
 
 
 def check_images(setup: Setup) -> None:
-    """Raise if the processes of the run have different images."""
+    """Raise UserError if the processes of a run have different images."""
     distributed.require_equal({"data.dataset": setup.dataset.fingerprint}, "images")
 
 
@@ -99,7 +99,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
       UserError: the folder belongs to another run, is in use, or is not shared by all processes.
     """
     keep = setup.config.train.keep_checkpoints
-    # `Checkpoints` raises if orbax cannot use the path, so create it before the folder.
+    # Create the `Checkpoints` before the folder, because it raises if orbax cannot use the path.
     checkpoints = Checkpoints(RunFolder(request.workdir).checkpoints, keep)
     with ExitStack() as stack:
 
@@ -126,7 +126,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
 def load_initial(request: RunRequest) -> Pretrained | None:
     """Return the trained network that a new run starts from.
 
-    Return None if there is none, or if the run resumes from a checkpoint.
+    The result is None if the run starts from random weights, or resumes from a checkpoint.
     """
     if request.load_weights is None:
         return None
@@ -217,7 +217,7 @@ def _add_session(setup: Setup, folder: RunFolder) -> list[str]:
     lines = []
     if reason:
         lines = [f"the git commit is not recorded, so changes of the code are unknown: {reason}"]
-        # Do not report an unknown commit as a change.
+        # An unknown commit is not reported as a change.
         previous = [old.model_copy(update={"git_commit": commit}) for old in previous]
     if previous and (changes := environment.changes(previous[-1], session)):
         lines.append(

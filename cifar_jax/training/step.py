@@ -1,7 +1,4 @@
-"""The train step, as pure functions of arrays.
-
-The functions do not use a config, devices or files.
-"""
+"""The train step, as pure functions of arrays that use no config, devices or files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,7 +18,7 @@ LossFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class StepSpec(NamedTuple):
-    """The parts of a train step, such as the network and the optimizer."""
+    """The fixed parts of a train step, such as the network and the optimizer."""
 
     model: nn.Module
     optimizer: optax.GradientTransformationExtraArgs
@@ -30,15 +27,15 @@ class StepSpec(NamedTuple):
     loss: LossFn = losses.cross_entropy
     """Function from logits `[N, K]` and labels to the loss of each image, `[N]`."""
     averaging: Ema | Lookahead | None = None
-    """Average of the weights that is evaluated. None: the trained weights are evaluated."""
+    """Kind of average of the weights that is evaluated. None: the trained weights are evaluated."""
     frozen: frozenset[str] = frozenset()
-    """Paths of the parameters that do not change, such as `conv1/bias`."""
+    """Paths of the frozen parameters, such as `conv1/bias`."""
     frozen_norms: frozenset[str] = frozenset()
-    """Paths of the BatchNorm layers in inference mode, such as `bn1`."""
+    """Paths of the BatchNorm layers with frozen statistics, such as `bn1`."""
 
 
 class Metrics(NamedTuple):
-    """Training metrics as sums over images. Reports divide them by `images`."""
+    """Sums of training metrics over images. Divide a sum by `images` to get the mean."""
 
     loss: jax.Array
     """float32: sum of the losses, in nats."""
@@ -53,12 +50,12 @@ class Metrics(NamedTuple):
         return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
     def plus(self, other: "Metrics") -> "Metrics":
-        """Return the sum of these metrics and the `other` metrics."""
+        """Return the sums of these metrics and of `other`."""
         return jax.tree.map(jnp.add, self, other)
 
 
 class TrainState(NamedTuple):
-    """The state of training. With the seed, it is all that an exact resume needs."""
+    """The state of training. An exact resume needs only this state and the seed."""
 
     step: jax.Array
     """int32: number of completed steps."""
@@ -75,7 +72,7 @@ class TrainState(NamedTuple):
     """float32 `[1 + groups]`: the base learning rates of the default optimizer and of each
     group."""
     averaged: Any
-    """Average of `variables`. An empty dictionary if no average is kept."""
+    """Average of `variables` over the training steps. Empty if the run has no average."""
 
     @property
     def variables(self) -> dict[str, Any]:
@@ -84,7 +81,7 @@ class TrainState(NamedTuple):
 
     @property
     def evaluated(self) -> dict[str, Any]:
-        """The variables to evaluate: the average if one is kept, else the trained variables."""
+        """The variables to evaluate: the average if there is one, else the trained variables."""
         return self.averaged or self.variables
 
 
@@ -134,7 +131,7 @@ def train_step(
     """
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
-        # No gradient is computed for frozen parameters.
+        # Compute no gradients of frozen parameters.
         params = keep_frozen(spec.frozen, jax.lax.stop_gradient(params), params)
         with freezing.inference_mode(spec.frozen_norms):
             logits, updated = spec.model.apply(
@@ -176,9 +173,9 @@ def train_step(
 
 
 def keep_frozen(frozen: frozenset[str], old: Any, new: Any) -> Any:
-    """Return the parameters `new`, except that parameters in `frozen` are taken from `old`.
+    """Return a tree with the frozen parameters from `old`, and all other parameters from `new`.
 
-    `frozen` contains parameter paths, such as `conv1/bias`.
+    `frozen` contains paths of parameters, such as `conv1/bias`.
     """
 
     def choose(path: Any, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -198,12 +195,12 @@ def train_steps(
 ) -> TrainState:
     """Return the state after `count` updates.
 
-    The result does not depend on how the updates are divided into calls, bit for bit.
+    Several calls with few updates give bitwise the same result as one call with all updates.
 
     Args:
       state: the state before the updates.
       count: number of updates, int32. Another number does not recompile.
-      key: random key for dropout. The number of each step is folded in.
+      key: random key for dropout. This function folds the number of each step into the key.
       batch: function from a step's number to its images and labels.
       info: function from a step's number to its `StepInfo`.
       spec: the parts of the train step.

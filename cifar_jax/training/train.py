@@ -33,10 +33,10 @@ from cifar_jax.training.step import TrainState
 def train(
     request: RunRequest, callbacks: Sequence[Callback] = (), progress: Progress | None = None
 ) -> Result | None:
-    """Train a run and return its result, or None if the request leaves out the test images.
+    """Train a run and return its result, or None if the request excludes the test images.
 
     An unfinished run is resumed. A finished run is not trained again. In a multi-process run, all
-    processes must call this with the same request.
+    processes must call this function with the same request.
 
     Args:
       request: the run.
@@ -45,8 +45,8 @@ def train(
       progress: writes to the console and the log. None: a new `Progress`.
 
     Raises:
-      UserError: the settings contradict each other, do not fit the data, or are not those of the
-        run in the folder.
+      UserError: the settings contradict each other, do not fit the data, or differ from the
+        settings of the run in the folder.
       Diverged: the loss is not finite.
       Stopped: a signal arrived. The run is saved.
     """
@@ -63,7 +63,7 @@ def train(
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
             start.check_images(setup)
-            # Make the initial state first: if this fails, the folder must not change.
+            # Make the initial state before the run folder is opened, because errors are possible.
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
@@ -130,7 +130,7 @@ def stops_early(context: RunContext) -> bool:
     patience = context.setup.config.train.early_stopping
     if patience is None or not context.rows:
         return False
-    # Metrics may differ slightly between processes, so all processes use the same maximum.
+    # Metrics may differ slightly between processes, but all processes must stop at the same epoch.
     (stops,) = distributed.all_max(epochs_since_best(context) >= patience)
     return bool(stops)
 
@@ -144,19 +144,19 @@ def epochs_since_best(context: RunContext) -> int:
 def train_epoch(
     context: RunContext, steps: CompiledSteps, state: TrainState, hooks: Callback
 ) -> TrainState:
-    """Train to the end of the current epoch, and return the state."""
+    """Train until the end of the current epoch, and return the new state."""
     epoch, log_every = context.epoch, context.setup.config.train.log_every
     order = steps.epoch_order(epoch)
     first = step = int(state.step)
     began = time.perf_counter()
     while step < epoch.end:
-        # A call must not run past the next loss line in the log or the end of the epoch.
+        # A compiled call must not pass the next loss line of the log, or the end of the epoch.
         next_line = log_every - (step - epoch.begin) % log_every
         count = min(steps.tuner.steps, epoch.end - step, next_line)
         called = time.perf_counter()
         state = steps.run(state, epoch, order, count)
         step += count
-        sums = jax.device_get(state.metrics)  # `device_get` waits for the devices.
+        sums = jax.device_get(state.metrics)  # `device_get` waits until all steps are done.
         now = time.perf_counter()
         if not math.isfinite(sums.loss):
             place = f"in epoch {epoch.number + 1}, at or before step {step}"

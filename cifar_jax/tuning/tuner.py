@@ -88,7 +88,7 @@ class Tuner:
                 study_name="study",
                 storage=JournalStorage(_open_journal(spec.folder / "journal.jsonl")),
                 direction="maximize",
-                # Prune late: learning rate schedules make early epochs hard to compare.
+                # Prune no trial early. Learning-rate schedules make early epochs hard to compare.
                 pruner=optuna.pruners.MedianPruner(
                     _TRIALS_BEFORE_PRUNING, n_warmup_steps=max(2, spec.config.epochs // 4)
                 ),
@@ -121,13 +121,14 @@ class Tuner:
                 if held := self._hold(number):
                     trial = study.get_trials(deepcopy=False)[number]
                     if trial.params.keys() != self._distributions.keys():
-                        study.tell(number, state=TrialState.FAIL)  # The trial never began.
+                        study.tell(number, state=TrialState.FAIL)  # The trial has no values yet.
                     elif trial.state == TrialState.RUNNING:
                         return _Claim(optuna.trial.Trial(study, trial._trial_id), held)
                     held.release()
             if sum(trial.state != TrialState.FAIL for trial in known) >= trials:
                 return None
-            # With one sampler for all trials, a resumed study would draw its first values again.
+            # Give each trial a sampler with a seed of its own. With one sampler for all trials, a
+            # resumed study would draw the values of its first trials again.
             entropy = np.random.SeedSequence([seed, len(known)])
             study.sampler = optuna.samplers.TPESampler(seed=int(entropy.generate_state(1)[0]))
             if not known and (values := experiment_values(self.spec.space, self.spec.config)):
@@ -158,7 +159,7 @@ class Tuner:
         reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
         try:
             config = override(self.spec.config, search.changes(values))
-        except UserError as error:  # The searched values contradict each other.
+        except UserError as error:  # The values contradict each other.
             study.tell(trial, state=TrialState.PRUNED)
             self._say(f"{name} is left out: {str(error).removeprefix('--set ')}")
             return
@@ -178,7 +179,7 @@ class Tuner:
             accuracy = RunFolder(folder).rows()[-1].validation_accuracy
             study.tell(trial, accuracy)
             self._say(f"{name}: validation accuracy {accuracy:.2f} %")
-        jax.clear_caches()  # Otherwise the compiled programs of all trials stay in memory.
+        jax.clear_caches()  # Free the memory of the trial's programs.
 
     def _write(self) -> None:
         """Write study.json and the experiment file of the best trial."""
@@ -228,7 +229,7 @@ class _Report(Callback):
 
 
 def _open_journal(path: Path) -> JournalFileBackend:
-    """Open the journal. A line that a killed process did not finish is removed."""
+    """Open the journal. If a killed process left an incomplete last line, remove the line."""
     journal, handle = JournalFileBackend(str(path)), JournalFileSymlinkLock(str(path))
     handle.acquire()
     try:

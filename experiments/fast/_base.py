@@ -1,4 +1,4 @@
-"""Settings that the better recipes share. docs/recipes.md explains each setting."""
+"""Settings that several experiments in this folder share. docs/recipes.md explains the settings."""
 
 from cifar_jax.config import Data, Loss, Optimizer, ParamGroup, Schedule, TTAConfig
 
@@ -10,7 +10,7 @@ TTA_LEAST_CONFIDENT = TTAConfig(flip=True, shift=1, least_confident=0.3)
 
 
 def muon(lr: float) -> Optimizer:
-    """Return the Muon optimizer, which trains the kernels."""
+    """Return the settings of Muon, the optimizer of the kernels."""
     return Optimizer(name="muon", lr=lr, momentum=0.6, nesterov=True)
 
 

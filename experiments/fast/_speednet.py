@@ -14,8 +14,8 @@ from cifar_jax.config import (
 )
 
 KERNELS = muon(lr=0.14)
-# The network divides the input of the last layer by the square root of the number of channels. This
-# makes the logits small, so the biases and the last layer have large learning rates.
+# The biases and the last layer need large learning rates, because the logits are small. The network
+# divides the input of the last layer by the square root of the number of channels.
 BIASES = Optimizer(name="sgd", lr=40.0, momentum=0.85, nesterov=True, weight_decay=5e-6)
 LAST_LAYER = Optimizer(name="sgd", lr=2.0, momentum=0.85, nesterov=True, weight_decay=1e-4)
 
@@ -28,9 +28,9 @@ def speednet(
     Args:
       epochs: number of epochs.
       batch_size: number of images per step.
-      conv1_bias_until: fraction of the epochs after which the bias of `conv1` is frozen. Freezing
-        it saves time, because only this bias needs the gradient of the first stage's input.
-      phases: the epochs with smaller images.
+      conv1_bias_until: fraction of the epochs after which the bias of `conv1` is frozen. This saves
+        time, because only this bias needs the gradient of the input of the first stage.
+      phases: phases of the training with smaller images.
     """
     return Config(
         model=Model(name="speednet"),
@@ -39,7 +39,7 @@ def speednet(
         optimizer=KERNELS,
         param_groups=(
             ParamGroup(parameters="conv1/bias", optimizer=BIASES, until=conv1_bias_until),
-            # The first stage is frozen early, because its gradients take a fifth of a step's time.
+            # Freeze the first stage early, because its gradients take a fifth of the step time.
             ParamGroup(parameters="stage1_*/kernel", optimizer=KERNELS, until=0.8),
             ParamGroup(parameters="stage1_*/bias", optimizer=BIASES, until=0.8),
             ParamGroup(parameters="fc/kernel", optimizer=LAST_LAYER),

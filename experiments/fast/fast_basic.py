@@ -25,7 +25,7 @@ CONFIG = Config(
     tta=TTA,
 )
 
-# `cifar-jax tune fast-basic` searches these settings.
+# The command `cifar-jax tune fast-basic` searches these settings.
 SEARCH = {
     "optimizer.lr": Range(0.005, 0.08, log=True),
     "batch_size": [125, 250, 500],

@@ -7,7 +7,7 @@ Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared, including 3.8 
 compilation.
 Test accuracy: 95.00 % with seed 0; in the paper 91.27 %.
 
-The recipe is that of `fast-resnet10`, with 16 epochs instead of 12.
+The recipe is the same as in `fast-resnet10`, but with 16 epochs instead of 12.
 """
 
 from _base import DATA, SMOOTHED_LOSS, TRIANGULAR, TTA_LEAST_CONFIDENT, adamw, muon

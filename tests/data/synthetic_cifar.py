@@ -71,7 +71,7 @@ def pack(path: Path, name: str = "cifar-10-python.tar.gz") -> Path:
 
 
 def with_md5s(archive: Archive, path: Path) -> Archive:
-    """Return a copy of `archive` with the MD5s of the files in the folder `path`."""
+    """Return a copy of `archive` that expects the MD5s of the files in the folder `path`."""
     md5s = {name: hashlib.md5((path / name).read_bytes()).hexdigest() for name in archive.files}
     return archive._replace(files=md5s)
 

@@ -314,11 +314,17 @@ def test_unreadable_images_are_named_and_refused(
         ([], "pets has 0 class folders, but at least 2 are needed. Arrange .*/train/CLASS/"),
         (["dog"], "pets has 1 class folder,"),
         (["train/dog", "test/dog"], "pets/train has 1 class folder,"),
-        (["train/dog", "train/cat", "test/dogs"], r"pets/test/dogs has no class .* mean dog\?"),
+        (
+            ["train/dog", "train/cat", "test/dogs"],
+            r"pets/test/dogs is not a class .* did you mean dog\?",
+        ),
         (["test/dog", "test/cat"], "has a folder `test` but no folder `train`"),
         (["dog", "cat", "bird?"], r"pets/bird\? has no images"),
         (["train/dog", "train/cat", "test"], "pets/test has no images"),
-        (["train/dog", "train/cat", "test/car"], r"car has no class .* images\. The .* cat, dog"),
+        (
+            ["train/dog", "train/cat", "test/car"],
+            r"car is not a class .* images\. Their .* cat, dog",
+        ),
         (["Train/dog", "val/dog", "valid/cat"], "two folders of validation images, val and valid"),
         (["dog/train", "dog/test", "cat/train"], "pets/dog has folders for the splits"),
         (

@@ -122,7 +122,7 @@ def test_a_program_that_this_jax_cannot_read_is_refused_in_one_line(
     file = tmp_path / "newer.stablehlo"
     file.write_bytes(content.getvalue())
     assert cli.run(["predict", str(file), "image.png"]) == 2
-    # JAX may already be in use, which `predict` reports in a line of its own.
+    # If JAX is already in use, `predict` prints an additional line.
     *_, error = lines = capfd.readouterr().err.splitlines()
     assert "cannot read the program in" in error
     assert error.endswith("upgrade JAX, or export the model with this version")

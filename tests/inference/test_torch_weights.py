@@ -118,7 +118,8 @@ def test_an_export_for_pytorch_comes_back_exactly(
     code, _, error = call("import-torch", "a.safetensors", "--model", "net")
     assert (code, error) == (2, f"cifar-jax: a.safetensors is a {name}: add --model {name}\n")
     if name == "speednet":
-        tensors = load_file(tmp_path / "a.safetensors")  # Without the model card.
+        # `load_file` reads the tensors without the model card.
+        tensors = load_file(tmp_path / "a.safetensors")
         save_file(tensors | {"stage1_bn1.weight": np.full(64, 2, np.float32)}, "b.safetensors")
         words = ("import-torch", "b.safetensors", "--model", "speednet", "--classes", "a,b,c")
         code, _, error = call(*words)
@@ -180,7 +181,8 @@ def test_a_network_without_the_pooling_of_its_pretrained_weights_is_refused(tmp_
     run = tmp_path / "run"
     import_torch(tmp_path / "weights.safetensors", "resnet10", run, stem_pool=True)
     assert pretrained(run, Model(name="resnet10", arguments={"stem_pool": True}))
-    assert pretrained("net-bn-gap", Model(name="net-bn-gap", pooling="max"))  # The default pooling.
+    # The default of `pooling` is "max".
+    assert pretrained("net-bn-gap", Model(name="net-bn-gap", pooling="max"))
     with pytest.raises(UserError, match=r"trained with stem_pool True, but .* stem_pool False"):
         pretrained(run, Model(name="resnet10"))
 
@@ -335,7 +337,10 @@ class Command(Shell):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda network: network, r"holds a whole torch\.nn\.\S*Sequential, not its weights"),
+        (
+            lambda network: network,
+            r"holds a whole torch\.nn\.\S*Sequential object, not a state dict",
+        ),
         (lambda network: {"model": network}, r"no state dict; .* \(model is a whole torch\.nn\."),
         (lambda network: {"net": network.state_dict(), "x": Attack()}, "could run code"),
         (lambda network: {"net": network.state_dict(), "x": Shell()}, r"of type posix\.system"),
@@ -383,7 +388,7 @@ def test_a_pytorch_file_is_recognized_where_a_trained_model_is_expected(
     for load in (cifar_jax.load, pretrained):
         with pytest.raises(UserError, match="is a PyTorch file: convert it with `cifar-jax import"):
             load(file)
-    with pytest.raises(UserError, match=r"holds a whole .*, not its weights"):
+    with pytest.raises(UserError, match=r"holds a whole .* object, not a state dict"):
         read_state_dict(file)
 
 

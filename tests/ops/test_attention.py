@@ -12,8 +12,8 @@ from cifar_jax import devices, ops
 
 # XLA's optimizations are off, because compilation dominates the time of these tests.
 QUICK = {"xla_backend_optimization_level": 0}
-# Numbers of images, queries and keys, then the sizes of a key and of a value. The scores of the
-# last case need so much memory that a CPU processes one image at a time.
+# Each case gives the number of images, queries and keys, the size of a key, and the size of a
+# value. The scores of the last case need so much memory that a CPU processes one image at a time.
 SHAPES = [(2, 12, 12, 2, 16), (1, 1, 1, 1, 1), (3, 7, 5, 3, 9), (2, 520, 512, 2, 4)]
 
 

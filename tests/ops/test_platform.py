@@ -79,7 +79,7 @@ CASES = {
     "batch_norm": Case(
         lambda x: ops.batch_norm(x, jnp.ones(16), jnp.zeros(16), 1e-5),
         (IMAGES,),
-        "stablehlo.maximum",  # This operation clips the variance at zero.
+        "stablehlo.maximum",  # replaces a negative variance by 0
         ACCELERATORS | {"cpu-onednn"},
     ),
     "take": Case(pipeline.take, (BYTES.reshape(4, -1), PLACES), "stablehlo.while", CPUS),

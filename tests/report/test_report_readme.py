@@ -78,7 +78,10 @@ def test_other_peoples_results_are_listed(tmp_path: Path, readme: Path) -> None:
     write(results / "peers.json", [peer | {"source": "Their script.", "command": "./run"}])
     report.update_readme(readme, results)
     text = readme.read_text()
-    assert "- theirs: 92.50 % in 27.8 min on a Xeon. Their script. Command: `./run`.\n" in text
+    assert (
+        "- theirs reaches 92.50 % in 27.8 min on a Xeon. Their script. The command is `./run`.\n"
+        in text
+    )
     for wrong in ([peer], {"name": 1}, [7]):
         write(results / "peers.json", wrong)
         with pytest.raises(UserError, match=r"peers\.json"):

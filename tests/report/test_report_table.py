@@ -19,7 +19,7 @@ def rows(root: Path) -> list[Row]:
 
 
 def machine(**fields: Any) -> dict[str, Any]:
-    """Return session fields that describe an AMD machine. `fields` replace properties."""
+    """Return session fields of an AMD machine. Keyword arguments replace machine fields."""
     return {"machine": {"system": "Linux", "cpu": "AMD EPYC", "cores": 2, "features": []} | fields}
 
 

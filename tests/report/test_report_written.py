@@ -107,7 +107,7 @@ epochs=3
 
 Accuracy on the test images in percent, after the last epoch: mean ± standard
 deviation over seeds. At best: at the epoch with the best validation accuracy.
-Time: of one run. Device: AMD EPYC, 2 cores; NVIDIA L4
+Time: wall time of one run. Device: AMD EPYC, 2 cores; NVIDIA L4
 """
 
 
@@ -124,7 +124,7 @@ def test_the_terminals_table(make_run: MakeRun, tmp_path: Path) -> None:
     assert "  135 62 min NVIDIA L4\n" in printed(shown, 100)
     assert "Device: " not in printed(shown, 100)
     assert "device" not in printed(report.collect([]), 100)
-    assert "Time: of one run. Device: AMD EPYC, 2 cores\n" in printed(shown[:2], 250)
+    assert "Time: wall time of one run. Device: AMD EPYC, 2 cores\n" in printed(shown[:2], 250)
     colored = io.StringIO()
     terminal.show(shown, Console(file=colored, force_terminal=True, color_system="standard"))
     dim, yellow, green = "\x1b[2mnet\x1b[0m", "\x1b[33m−0.31\x1b[0m", "\x1b[32m+3.22\x1b[0m"

@@ -287,7 +287,7 @@ def test_only_one_process_at_a_time(tmp_path: Path, fresh: bool) -> None:
     assert errors == [
         f"{tmp_path} is in use by another process. Wait until that process ends, or stop it."
     ]
-    other()  # The folder is free again.
+    other()  # The folder is not locked any more.
     assert len(errors) == 1
 
 
@@ -306,7 +306,7 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch, num
 
 
 def test_a_lock_left_on_another_host_is_named(tmp_path: Path, monkeypatch) -> None:
-    """On a file system without locks, the existence of the file `.lock` is the lock."""
+    """On a file system without locks, an existing file `.lock` means that the folder is locked."""
     make(tmp_path)
     (tmp_path / ".lock").write_text("4242\nnode17\n")
     monkeypatch.setattr(filelock, "FileLock", filelock.SoftFileLock)
@@ -326,7 +326,8 @@ def test_a_lock_is_found_without_a_warning_on_a_file_system_without_locks(
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr("fcntl.flock", no_locks)
-    assert is_locked(tmp_path)  # There, a file that exists is the lock.
+    # On a file system without locks, an existing file `.lock` means that the folder is locked.
+    assert is_locked(tmp_path)
     assert not recwarn.list
 
 

@@ -58,7 +58,8 @@ def test_settings_can_be_keys_and_cannot_change() -> None:
         (["weights.every=2", "weights.name=lookahead"], {"weights": Lookahead(every=2)}),
         (["optimizer.momentum=0.5"], {"optimizer": Sgd(momentum=0.5)}),
         (["optimizer.lr=1", "optimizer.name=muon"], {"optimizer": Muon(lr=1.0)}),
-        (["optimizer.name=muon"], {"optimizer": Muon(lr=0.1)}),  # Muon keeps the old `lr`.
+        # Another optimizer keeps the value of `lr`.
+        (["optimizer.name=muon"], {"optimizer": Muon(lr=0.1)}),
         (["arguments.beta1=1"], {"arguments": ARGUMENTS | {"beta1": 1.0}}),
         (["arguments.steps=4"], {"arguments": ARGUMENTS | {"steps": 4}}),
         (["arguments.nesterov=0"], {"arguments": ARGUMENTS | {"nesterov": False}}),

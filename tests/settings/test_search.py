@@ -20,7 +20,7 @@ def test_values_get_the_types_of_the_settings() -> None:
             "data.crop_padding": Range(0, 4),
             "batch_size": ["64", 128, 64],
             "averaging.name": ["ema"],
-            "averaging.decay": Range(0.5, 0.9),  # Needs `averaging.name`.
+            "averaging.decay": Range(0.5, 0.9),  # valid only with `averaging.name`
             "phases": [[], [{"until": 0.4, "image_size": 16}]],
         },
     )

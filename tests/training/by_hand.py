@@ -1,4 +1,4 @@
-"""Reference implementation of training, mostly in NumPy. Tests compare compiled runs with it.
+"""Reference implementation of training, mostly in NumPy, that compiled runs must agree with.
 
 The network and the images are tiny. Only the initial weights and the BatchNorm layer come from
 `cifar_jax`.

@@ -114,9 +114,9 @@ def test_example_callback_logs_a_run_that_was_stopped(small: Config, tmp_path: P
 
 
 def test_tensorboard_shows_each_epoch_once(small: Config, tmp_path: Path, monkeypatch) -> None:
-    """TensorBoard reads event files in the order of their names. The clock may go back.
+    """The files are in order although the clock goes back before the second session.
 
-    Writing needs no shared memory.
+    TensorBoard reads event files in the order of their names. Writing needs no shared memory.
     """
     monkeypatch.setattr(multiprocessing, "Queue", None)
     for recorder, now in ((Recorder("epoch 2/", send(signal.SIGTERM)), 2e9), (Recorder(), 1e9)):

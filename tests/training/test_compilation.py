@@ -161,7 +161,7 @@ def test_calls_grow_until_they_take_long_enough(
     seconds_per_step: float, calls: list[int], steps: int
 ) -> None:
     tuner = StepsPerCallTuner(None)
-    tuner.observe(1, 5.0)  # The first call includes one-time work.
+    tuner.observe(1, 5.0)  # The first call takes longer.
     observed = []
     while not tuner.settled:
         observed.append(tuner.steps)

@@ -103,7 +103,7 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
 
     def recorded(name: str) -> Callable[..., Any]:
         def call(*inputs: Any, **arguments: Any) -> Any:
-            # The setup calls each part once more, to check it.
+            # To check each part, the setup calls the part once more.
             if arguments not in calls.setdefault(name, []):
                 calls[name].append(arguments)
             return getattr(custom, name)(*inputs, **arguments)

@@ -147,7 +147,8 @@ def test_updates_equal_pytorch() -> None:
     ("setting", "value"), [("nesterov", False), ("newton_schulz_steps", 2), ("weight_decay", 0.1)]
 )
 def test_settings_reach_the_update(setting: str, value: Any, in_group: bool) -> None:
-    """If `in_group` is True, Muon trains one parameter group, and SGD trains the rest."""
+    """If `in_group` is True, Muon trains one parameter group, and SGD trains all other
+    parameters."""
     settings: dict[str, Any] = {"momentum": 0.9, "nesterov": True, "newton_schulz_steps": 3}
     settings |= {"weight_decay": 0.0, setting: value}
     optimizer, rates = Optimizer(name="muon", **settings), jnp.float32([0.05])

@@ -61,8 +61,8 @@ def test_settings_that_do_not_fit_the_network_or_the_data_are_refused(
     ("settings", "message"),
     [
         ({"data__mixup": 1, "data__cutmix": 1}, "mixup and cutmix cannot be combined"),
-        ({"phases": _phases(0.5, 0.4)}, "each phase must end later than the one before"),
-        ({"phases": _phases(0.5, 0.5)}, "each phase must end later than the one before"),
+        ({"phases": _phases(0.5, 0.4)}, "each phase must end after the previous phase"),
+        ({"phases": _phases(0.5, 0.5)}, "each phase must end after the previous phase"),
         ({"phases": '[{"until": 0.5}]'}, "phase that ends at until=0.5 changes nothing"),
         (
             {"phases": '[{"until": 0.5, "image_size": 40}]'},

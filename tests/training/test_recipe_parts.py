@@ -161,7 +161,7 @@ def test_first_layer_whitens_the_training_images_and_is_frozen(make_config: Make
     np.testing.assert_allclose(kernel[..., : expected.shape[-1]], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(end.params["conv1"]["kernel"], kernel)
     np.testing.assert_array_equal(end.averaged["params"]["conv1"]["kernel"], kernel)
-    # Only weight decay changes the bias. The gradient is zero, because BatchNorm follows.
+    # Only weight decay changes the bias. BatchNorm follows, so the gradient of the bias is zero.
     assert (end.params["conv1"]["bias"] != start.params["conv1"]["bias"]).any()
     assert (end.params["fc"]["kernel"] != start.params["fc"]["kernel"]).any()
 

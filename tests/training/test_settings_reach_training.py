@@ -130,7 +130,8 @@ def test_compiled_run_equals_the_run_by_hand(
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_precision_is_the_type_of_every_product(make_config: Make, precision: str) -> None:
-    """Matrix products of the backward pass have this type too. Parameters stay float32."""
+    """Matrix products of the backward pass also have the type `precision`. Parameters stay
+    float32."""
     setup = build_setup(make_config(**TINY, train__precision=precision), dataset=DATASET)
     (variant,) = setup.plan.variants
     arguments = compilation.train_arguments(setup, variant)
@@ -244,7 +245,8 @@ TESTED_BY_HAND = {
     "schedule.patience": "sgd, plateau",
     "schedule.threshold": "sgd, plateau",
 }
-"""Maps each setting that only one optimizer or schedule has to the run in `RUNS` that tests it."""
+"""Settings of a single optimizer or schedule, each with the name of the run in `RUNS` that tests
+it."""
 TESTED_ELSEWHERE = {
     *("train.freeze", "train.best_by", "train.early_stopping", "schedule.milestones"),
     *(

@@ -37,7 +37,7 @@ def make(name: str, lr: float, **options: Any) -> tuple[StepSpec, TrainState]:
 
 def jit_once(function: Callable[..., Any], **fixed: Any) -> Any:
     """Return a jitted function that raises an error if it is traced twice."""
-    chex.clear_trace_counter()  # Forget the traces of earlier tests.
+    chex.clear_trace_counter()  # Do not count traces of earlier tests.
     once = partial(chex.assert_max_traces(function, n=1), **fixed)
     # XLA's optimizations are off, because compilation dominates the time of these tests.
     return jax.jit(once, compiler_options={"xla_backend_optimization_level": 0})

@@ -169,7 +169,8 @@ def test_a_trial_that_diverges_does_not_end_the_study(make_spec) -> None:
 def test_values_that_contradict_each_other_are_left_out(make_spec) -> None:
     space = {"data.mixup": [0.0, 1.0], "data.cutmix": [0.0, 1.0]}
     study = run(make_spec(space=space), 8)
-    assert study.trials[0].values == {"data.mixup": 0, "data.cutmix": 0}  # Experiment's values.
+    # The first trial has the values of the experiment.
+    assert study.trials[0].values == {"data.mixup": 0, "data.cutmix": 0}
     for trial in study.trials:
         assert (trial.state == TrialState.PRUNED) == all(trial.values.values())
     assert any(trial.state == TrialState.PRUNED for trial in study.trials)

@@ -1,8 +1,8 @@
 """Disturb training runs and compare them with undisturbed ones: `make torture`.
 
 Runs are killed and stopped, their files are damaged, and their disk is filled. A disturbed run is
-started again until it is finished. Then its last checkpoint, metrics, log, outputs and result must
-equal those of an undisturbed run, except for times.
+started again until it is finished. The last checkpoint, metrics, log, outputs and result of the run
+must then equal the files of an undisturbed run, except for times.
 
 runs.py       the runs, each in its own process
 compare.py    compares two finished runs
@@ -17,7 +17,7 @@ from pathlib import Path
 
 SCRATCH = Path(tempfile.gettempdir(), f"cifar-jax-torture-{os.getpid()}")
 CACHE = SCRATCH / "xla"
-"""Compiled programs."""
+"""Folder for compiled programs."""
 
 os.environ |= {  # JAX reads these variables when it is imported.
     "JAX_PLATFORMS": "cpu",

@@ -32,26 +32,32 @@ def main() -> int:
     for name, default, text in (
         ("kills", 50, "number of SIGKILLs"),
         ("signals", 30, "number of SIGTERMs and SIGINTs"),
-        ("damages", 2, "number of damages of each kind"),
-        ("disks", len(PHASES), "number of phases with a full disk"),
-        ("pairs", 4, "number of kills of one of two processes"),
-        ("minutes", 60, "start nothing new after this time"),
+        ("damages", 2, "number of damaged runs for each kind of damage"),
+        ("disks", len(PHASES), "number of phases in which the disk is filled"),
+        ("pairs", 4, "number of runs in which one of two processes is killed"),
+        ("minutes", 60, "minutes after which no new trial starts"),
         ("jobs", 1, "number of trials at the same time"),
         ("seed", 0, "seed of all random choices"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{text} [{default}]")
-    parser.add_argument("--record", type=Path, help=f"file for the table, which has {BEGIN} marks")
+    parser.add_argument(
+        "--record", type=Path, help=f"file to write the table to, between {BEGIN} and {END}"
+    )
     options = vars(parser.parse_args())
     record_file, seed, jobs = (options.pop(name) for name in ("record", "seed", "jobs"))
     began = time.monotonic()
     deadline = began + 60 * options.pop("minutes")
-    commit, _ = environment.git_commit("tools")  # Before anything is written.
+    # Read the commit first, because files in the checkout may change during the runs.
+    commit, _ = environment.git_commit("tools")
     trials = make_trials(**options)
-    random.Random(seed).shuffle(trials)  # So that a short time has faults of all sorts.
+    # In random order, even a short run has faults of many kinds.
+    random.Random(seed).shuffle(trials)
     kinds = list(dict.fromkeys(trial.kind for trial in trials))
     mark_phases()
-    warnings.filterwarnings("ignore", message=".*fork")  # No other thread is active then.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Unmounts disks on the way out.
+    # Python warns about forks with several threads. No other thread is active at a fork.
+    warnings.filterwarnings("ignore", message=".*fork")
+    # `sys.exit` runs the `finally` blocks, which unmount disks.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     SCRATCH.mkdir()
     say(f"in {SCRATCH}, seed {seed}")
     references: dict[str, Reference] = {}
@@ -63,9 +69,9 @@ def main() -> int:
                 references[kind.name] = reference
             run = partial(Trial.run, references=references, seed=seed, deadline=deadline)
             for trial in pool.map(run, trials):
-                done.append(trial)  # One by one, so that a stop loses none.
+                done.append(trial)  # After an interrupt, the table has all finished trials.
     finally:
-        about = f"seed {seed}, {time.monotonic() - began:,.0f} s in all"
+        about = f"with seed {seed} in {time.monotonic() - began:,.0f} s"
         text = table(done, references, f"commit `{commit}`", about)
         print(text, flush=True)
     if record_file:
@@ -87,7 +93,7 @@ def table(
     for outcome, _ in outcomes:
         groups.setdefault((outcome.fault, outcome.phase), []).append(outcome)
     lines = [
-        "| fault | while | times | as undisturbed | gone after, s |",
+        "| fault | phase | faults | correct | longest end, s |",
         "| --- | --- | ---: | ---: | ---: |",
     ]
     for fault, phase in sorted(groups, key=lambda group: tuple(map(_order, group))):
@@ -99,18 +105,25 @@ def table(
     equal = sum(not outcome.wrong for outcome, _ in outcomes)
     lines.append(f"| **all** | | **{len(outcomes)}** | **{equal}** | |")
     machine, jax = environment.machine(), environment.versions()["jax"]
-    kinds = "; ".join(f"{name} ({run.seconds:.0f} s)" for name, run in references.items())
+    kinds = ", ".join(f"{run.seconds:.0f} s ({name})" for name, run in references.items())
     lines += [
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}, {commit}, {machine.cpu}, {machine.cores} cores, jax {jax}; "
-        f"{about}. Undisturbed runs: {kinds}.",
+        f"Measured on {datetime.now(UTC):%Y-%m-%d} {about}, at {commit}, with jax {jax}, on "
+        f"{machine.cpu} with {machine.cores} cores. The undisturbed runs took {kinds}.",
     ]
     if skipped := [trial.name for trial in trials if not trial.outcomes]:
-        lines += ["", f"Not tried (no time left, or no rights to mount): {', '.join(skipped)}."]
+        lines += [
+            "",
+            "These trials did not run, because the time was over or a disk could not be mounted: "
+            f"{', '.join(skipped)}.",
+        ]
     for outcome, name in outcomes:
         if outcome.wrong:
             reason = " ".join(outcome.wrong.split())[:300]
-            lines += ["", f"Wrong: {outcome.fault} while {outcome.phase} ({name}): {reason}"]
+            lines += [
+                "",
+                f"Wrong outcome of {outcome.fault} in phase {outcome.phase} ({name}): {reason}",
+            ]
     return "\n".join(lines)
 
 
@@ -120,7 +133,7 @@ def _order(text: str) -> tuple[int, str]:
 
 
 def record(path: Path, text: str) -> None:
-    """Put a text between the marks of a file."""
+    """Replace the text between the marks `BEGIN` and `END` of a file."""
     before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
     after = rest.partition(END)[2]
     path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")

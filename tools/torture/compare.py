@@ -18,7 +18,7 @@ from tools.torture.runs import Failure
 _NOT_COMPARED = {
     # Times.
     *("wall_seconds", "compile_seconds", "images_per_second", "sessions", "git_commit"),
-    # These depend on the number of saves.
+    # These values depend on the number of saves.
     *("number", "meta_sha256"),
 }
 
@@ -34,7 +34,8 @@ def check_equal(folder: Path, reference: Path, lost: Sequence[int] = ()) -> None
     Raises:
       Failure: the runs differ. The message names the first differences.
     """
-    # Read arrays in another process, because this starts JAX, which does not survive a fork.
+    # Read the arrays in a child process, because reading starts JAX. After JAX has started, this
+    # process could not fork runs.
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(1, fork) as pool:
         try:
@@ -62,7 +63,7 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 def _contents(folder: Path) -> dict[str, Any]:
-    """Return the values to compare, by a name for messages."""
+    """Return the values to compare, by the name that messages use."""
     checkpoint = last_checkpoint(folder)
     contents: dict[str, Any] = {
         "the loss lines of the log": {
@@ -81,7 +82,7 @@ def _contents(folder: Path) -> dict[str, Any]:
         contents[f"metrics of epoch {row['epoch']}"] = _without_times(row)
     with np.load(folder / "outputs.npz") as outputs:
         contents |= {f"outputs: {name}": _bytes(outputs[name]) for name in outputs.files}
-    # Read with Orbax, because `cifar_jax.runs.checkpoints` is the code under test.
+    # Read directly with Orbax, because `cifar_jax.runs.checkpoints` is the code under test.
     reader = ocp.PyTreeCheckpointHandler()
     tree = reader.metadata(checkpoint / "state").tree  # pyright: ignore[reportArgumentType]
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)

@@ -1,4 +1,7 @@
-"""The faults. Each public function disturbs the runs of one trial and checks them."""
+"""The faults of `make torture`.
+
+Each public function disturbs the runs of one trial, and checks the runs.
+"""
 
 import os
 import random
@@ -28,9 +31,9 @@ from tools.torture.trials import Outcome, Trial, say
 
 SIGNALS_PER_TRIAL = 8
 SIGNAL_SECONDS = 10
-"""Maximal time from a signal to the end of a process that is not compiling."""
+"""Largest allowed seconds from a signal to the end of a process, unless the process compiles."""
 PARTNER_SECONDS = 60
-"""Maximal time from the end of one process of a run to the end of the other."""
+"""Largest allowed seconds from the end of one process to the end of the run's other process."""
 
 
 def make_trials(*, kills: int, signals: int, damages: int, disks: int, pairs: int) -> list[Trial]:
@@ -60,13 +63,13 @@ def make_trials(*, kills: int, signals: int, damages: int, disks: int, pairs: in
 
 
 def send_signals(trial: Trial, signums: Sequence[int], count: int) -> None:
-    """Send `count` signals at random moments. If a run finishes before the last, start another."""
+    """Send `count` signals at random moments, to as many runs as needed."""
     while count:
         folder, outcomes = trial.folder(), []
         while count:
             moment = Moment.draw(trial.rng, trial.reference.seconds)
             cold = SCRATCH / f"cold-{folder.name}"
-            # An empty cache, so that the run compiles its programs.
+            # With an empty cache, the run must compile its programs.
             cache = cold if moment.phase == "compiling" else CACHE
             (process,) = start(trial.kind, folder, cache)
             if not process.wait_for(moment):
@@ -94,7 +97,7 @@ def _send(process: RunProcess, signum: int, folder: Path) -> Outcome:
             outcome.wrong = f"ended only after {outcome.seconds:.0f} s"
     if is_finished and code == 0:
         return outcome
-    # Before the run starts, a signal has its default action, and the code is -signum.
+    # Before the run starts, a signal has its default action. The exit code is then -signum.
     if code not in (-signum, 128 + signum):
         outcome.wrong = f"ended with {code}: {process.output()}"
     elif code > 0 and not process.printed_one_line():
@@ -112,7 +115,7 @@ def damage_newest_checkpoint(trial: Trial, damage: str) -> None:
     """Damage the newest checkpoint of a stopped run."""
     folder, rng = _stopped_run(trial), trial.rng
     checkpoint = last_checkpoint(folder)
-    arrays, *others = files = _files(checkpoint)  # The arrays are the largest file.
+    arrays, *others = files = _files(checkpoint)  # The largest file has the arrays.
     match damage:
         case "arrays truncated":
             os.truncate(arrays, rng.randrange(arrays.stat().st_size))
@@ -132,7 +135,7 @@ def damage_newest_checkpoint(trial: Trial, damage: str) -> None:
 
 
 def damage_all_checkpoints(trial: Trial) -> None:
-    """Damage all checkpoints. The run must be refused until a backup of them is restored."""
+    """Damage all checkpoints. The run must be refused until a backup is restored."""
     folder, outcome = _stopped_run(trial), Outcome("all checkpoints: a bit flipped", "stopped")
     checkpoints = folder / "checkpoints"
     backup = shutil.copytree(checkpoints, trial.folder())
@@ -142,7 +145,7 @@ def damage_all_checkpoints(trial: Trial) -> None:
     damaged = {file: file.read_bytes() for file in _files(checkpoints)}
     (process,) = start(trial.kind, folder)
     if process.wait() != 2 or not process.printed_one_line():
-        outcome.wrong = f"was not refused in one line: {process.output()}"
+        outcome.wrong = f"was not refused with a one-line error: {process.output()}"
     elif damaged != {file: file.read_bytes() for file in _files(checkpoints)}:
         outcome.wrong = "changed the checkpoints"
     shutil.rmtree(checkpoints)
@@ -151,7 +154,7 @@ def damage_all_checkpoints(trial: Trial) -> None:
 
 
 LOSSES = {"a line lost": [2], "a line cut": [1], "deleted": [1, 2, 3]}
-"""Kinds of damage to metrics.jsonl, and the epochs whose metrics each of them loses."""
+"""Maps each kind of damage to metrics.jsonl to the epochs whose metrics are lost."""
 
 
 def damage_metrics(trial: Trial, damage: str) -> None:
@@ -201,12 +204,12 @@ def _files(folder: Path) -> list[Path]:
 
 
 def fill_disk(trial: Trial, phase: str) -> None:
-    """Fill the disk while a run is in a phase, then free the space. The disk is a small tmpfs."""
+    """Fill a small tmpfs disk while a run is in `phase`. Free the space after the run has ended."""
     disk = trial.folder()
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
     if subprocess.run(mount, capture_output=True, check=False).returncode:
-        say(f"{trial.name}: a file system cannot be mounted here; root can")
+        say(f"{trial.name} does not run, because this user cannot mount a file system")
         return
     try:
         _fill(trial, phase, disk)
@@ -222,7 +225,7 @@ def _fill(trial: Trial, phase: str, disk: Path) -> None:
     delay = trial.rng.uniform(0, 0.2) if phase == "compiling" else 0.0
     processes = start(trial.kind, folder)
     if not processes[0].wait_for(Moment(phase, number, delay)):
-        raise Failure(f"ended before it was {phase}: {processes[0].output()}")
+        raise Failure(f"ended before the phase '{phase}': {processes[0].output()}")
     for process in processes:
         process.send(signal.SIGSTOP)
     is_finished = (folder / "result.json").exists()
@@ -235,8 +238,8 @@ def _fill(trial: Trial, phase: str, disk: Path) -> None:
     codes = [process.wait() for process in processes]
     two = " of two processes" if len(processes) == 2 else ""
     seconds = time.monotonic() - began
-    outcome = Outcome(f"no room on the disk{two}", phase, seconds)
-    # One of two processes may end with an error of JAX, because the other one has ended.
+    outcome = Outcome(f"full disk{two}", phase, seconds)
+    # One of two processes may end with an error of JAX, because the other process has ended.
     explained = [p for p, code in zip(processes, codes, strict=True) if code == 2]
     as_promised = 0 not in codes and explained and all(p.printed_one_line() for p in explained)
     if not as_promised and not (is_finished and not any(codes)):
@@ -248,14 +251,14 @@ def _fill(trial: Trial, phase: str, disk: Path) -> None:
 
 
 def kill_one_of_two(trial: Trial, number: int) -> None:
-    """Kill one of two processes. The other one must end on its own."""
+    """Kill one of the two processes of a run. The other process must end by itself."""
     folder = trial.folder()
     phase = ("training", "saving", "validating", "compiling")[number % 4]
     moment = Moment(phase, 1 if phase == "compiling" else 2, trial.rng.uniform(0, 0.3))
     processes = start(trial.kind, folder)
     victim, survivor = processes if number % 2 == 0 else processes[::-1]
     if not victim.wait_for(moment):
-        raise Failure(f"ended before it was {phase}: {victim.output()}")
+        raise Failure(f"ended before the phase '{phase}': {victim.output()}")
     victim.send(signal.SIGKILL)
     began = time.monotonic()
     victim.wait()
@@ -263,5 +266,7 @@ def kill_one_of_two(trial: Trial, number: int) -> None:
     code, seconds = survivor.wait(), time.monotonic() - began
     outcome = Outcome(f"SIGKILL to the {which} of two", victim.phase(), seconds)
     if code == 0 or seconds > PARTNER_SECONDS:
-        outcome.wrong = f"the other ended with {code} after {seconds:.0f} s: {survivor.output()}"
+        outcome.wrong = (
+            f"the other process ended with {code} after {seconds:.0f} s: {survivor.output()}"
+        )
     trial.check(folder, [outcome])

@@ -1,7 +1,8 @@
-"""The runs that are disturbed. Each process of a run executes the command line.
+"""Start and watch the runs that `make torture` disturbs.
 
-The processes are forked from this one, because imports take most of the time of a short run. This
-process must not compute anything: JAX does not survive a fork.
+Each process of a run executes the command `cifar-jax train`. It is a fork of the current process,
+because imports take most of the time of a short run. The current process must not use JAX for a
+computation, because JAX does not work in a fork after its first computation.
 """
 
 import functools
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 
 import cifar_jax.cli.train
-import cifar_jax.data.digits  # noqa: F401  before the fork, to save time
+import cifar_jax.data.digits  # noqa: F401 - The forked runs need not import it again.
 from cifar_jax import cli
 from cifar_jax.callbacks.metrics_file import MetricsFile
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -32,7 +33,7 @@ PATIENCE = 600
 """Seconds after which a process counts as hanging."""
 
 STARTING = "starting"
-"""The phase of everything that has no other phase."""
+"""Name of the phase outside of all other phases."""
 
 _FUNCTIONS = (
     (training, "build_setup", "loading data"),
@@ -46,20 +47,23 @@ _FUNCTIONS = (
     (training, "write_result", "testing"),
     (RunFolder, "write_result", "writing the result"),
 )
-"""The functions of each phase. Phases may be nested."""
+"""Functions whose call begins a phase: owner, name and phase. Phases may be nested."""
 
 PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _FUNCTIONS))
 
 BACKGROUND = "writing a checkpoint"
-"""Whatever the phase is, a checkpoint is being written in the background."""
+"""Name of the phase in which Orbax writes a checkpoint in the background."""
 
 _fork = multiprocessing.get_context("fork")
 _progress: Any = None
-"""Of this process: the number of its phase, then how often it has entered each phase."""
+"""Integers that a run shares with its parent process.
+
+They are the index of the current phase, and how often the run has entered each phase.
+"""
 
 
 class Failure(Exception):
-    """A run did not do what it should."""
+    """Raised if a run behaves wrongly."""
 
 
 class RunKind(NamedTuple):
@@ -67,7 +71,7 @@ class RunKind(NamedTuple):
 
     name: str
     arguments: tuple[str, ...]
-    """Of the command line."""
+    """Arguments of `cifar-jax`, without `--workdir`."""
     processes: int
 
 
@@ -78,7 +82,7 @@ def _kind(name: str, experiment: str, settings: str, processes: int = 1) -> RunK
 
 
 _PLATEAU = "schedule.name=plateau schedule.patience=0 schedule.threshold=0.9"
-BASIC = _kind(  # Saves every 0.3 s.
+BASIC = _kind(  # saves a checkpoint every 0.3 s
     "basic",
     "basic",
     "epochs=4 batch_size=16 data.train_images=512 data.validation=144 data.crop_padding=4 "
@@ -91,7 +95,7 @@ ADAM = _kind(
     "data.crop_padding=2 optimizer.name=adam train.keep_checkpoints=1 train.steps_per_call=2 "
     f"train.devices=1 {_PLATEAU}",
 )
-NET = _kind(  # Has BatchNorm and dropout.
+NET = _kind(  # has BatchNorm and dropout
     "net-bn-gap, plateau",
     "net-bn-gap",
     "epochs=4 batch_size=8 data.train_images=40 data.validation=24 data.crop_padding=4 "
@@ -115,7 +119,10 @@ class Moment(NamedTuple):
 
     @classmethod
     def draw(cls, rng: random.Random, seconds: float) -> "Moment":
-        """Return any moment of a run that takes some seconds, or one soon after a phase begins."""
+        """Return a random moment of a run that takes `seconds`.
+
+        Most moments are shortly after the start of a phase.
+        """
         phase = rng.choice([STARTING, STARTING, *PHASES[1:], "training", BACKGROUND])
         if phase == STARTING:
             return cls(phase, 0, rng.uniform(0, seconds))
@@ -126,7 +133,14 @@ class Moment(NamedTuple):
 
 
 class RunProcess:
-    """A process that trains a run. It starts at once, with more environment variables."""
+    """A process that trains a run. The constructor starts the process.
+
+    Args:
+      kind: the run.
+      folder: the run folder.
+      cache: folder for compiled programs.
+      environment: environment variables to add.
+    """
 
     def __init__(
         self, kind: RunKind, folder: Path, cache: Path, environment: Mapping[str, str]
@@ -152,7 +166,7 @@ class RunProcess:
         return BACKGROUND if phase != "saving" and self._is_writing() else phase
 
     def wait_for(self, moment: Moment) -> bool:
-        """Wait until a moment; return False if the process ends before."""
+        """Wait until a moment. Return False if the process ends before the moment."""
         in_background = moment.phase == BACKGROUND
         place = 1 + PHASES.index("saving" if in_background else moment.phase)
         while self.is_running():
@@ -181,11 +195,11 @@ class RunProcess:
         return self._process.exitcode or 0
 
     def output(self) -> str:
-        """Return the end of what the process printed."""
+        """Return the last 1,500 characters that the process printed."""
         return self._printed.read_text(errors="replace")[-1500:]
 
     def printed_one_line(self) -> bool:
-        """Return whether the process printed exactly one line of error, and no traceback."""
+        """Return whether the process printed one error line and no traceback."""
         lines = self._printed.read_text(errors="replace").splitlines()
         errors = [line for line in lines if line.startswith("cifar-jax: ")]
         errors = [line for line in errors if "waiting for 2 processes" not in line]
@@ -208,7 +222,7 @@ def start(kind: RunKind, folder: Path, cache: Path = CACHE) -> list[RunProcess]:
 
 
 def mark_phases() -> None:
-    """Make all runs that are forked from this process report their phase."""
+    """Change the functions of each phase so that forked runs report their phase."""
     for owner, name, phase in _FUNCTIONS:
         setattr(owner, name, _marked(getattr(owner, name), PHASES.index(phase)))
 
@@ -230,7 +244,7 @@ def _marked(function: Callable[..., Any], number: int) -> Callable[..., Any]:
 def _train(
     words: Sequence[str], printed: Path, cache: Path, environment: Mapping[str, str], progress: Any
 ) -> None:
-    """Execute the command line in this process, which was just forked."""
+    """Run the command `cifar-jax` with the arguments `words` in a forked process."""
     global _progress
     _progress = progress
     signal.signal(signal.SIGINT, signal.default_int_handler)

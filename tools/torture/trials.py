@@ -23,7 +23,8 @@ class Outcome:
     phase: str
     """The phase of the run at the time of the fault."""
     seconds: float | None = None
-    """Time from the fault to the end of the process. None if no process must end on its own."""
+    """Seconds from the fault to the end of the process. None if the fault requires no process to
+    end."""
     wrong: str = ""
     """A description of the error. Empty if there is none."""
 
@@ -33,24 +34,25 @@ class Reference(NamedTuple):
 
     folder: Path
     seconds: float
-    """Wall-clock time of the run when its programs are in the compilation cache."""
+    """Wall time of the run in seconds, with all programs in the compilation cache."""
 
 
 @dataclass
 class Trial:
-    """One or more faults of one kind. `run` sets the other fields."""
+    """One or more faults of one kind. `run` sets `outcomes`, `rng` and `reference`."""
 
     name: str
     kind: RunKind
     fault: Callable[..., None]
-    """A function of this trial and `arguments`. It disturbs runs and calls `check` for each."""
+    """Function that disturbs runs, and calls `check` for each run. It takes the trial and
+    `arguments`."""
     arguments: tuple[Any, ...] = ()
     outcomes: list[Outcome] = field(default_factory=list)
     rng: random.Random = field(init=False)
     reference: Reference = field(init=False)
 
     def run(self, references: Mapping[str, Reference], seed: int, deadline: float) -> "Trial":
-        """Return this trial with its outcomes. There are none if the deadline has passed."""
+        """Return this trial with its outcomes, or with no outcomes after the deadline."""
         self.rng = random.Random(f"{seed}/{self.name}")
         self.reference = references[self.kind.name]
         if time.monotonic() < deadline:
@@ -65,7 +67,7 @@ class Trial:
         return SCRATCH / f"{self.name}.{time.monotonic_ns()}"
 
     def check(self, folder: Path, outcomes: Sequence[Outcome], lost: Sequence[int] = ()) -> None:
-        """Finish a disturbed run, compare it with the undisturbed one, and add its outcomes.
+        """Finish a disturbed run, compare it with the undisturbed run, and add `outcomes`.
 
         The metrics of the epochs in `lost` may be missing. The folder is deleted if all is correct.
         """
@@ -84,7 +86,7 @@ class Trial:
         """Add an outcome and print it."""
         self.outcomes.append(outcome)
         after = "" if outcome.seconds is None else f", ended after {outcome.seconds:.1f} s"
-        verdict = f"WRONG: {outcome.wrong}" if outcome.wrong else "as undisturbed"
+        verdict = f"WRONG: {outcome.wrong}" if outcome.wrong else "equal to the undisturbed run"
         fault = f"{outcome.fault} while {outcome.phase}"
         say(f"{self.name} ({self.kind.name}): {fault}{after}: {verdict}")
 
@@ -101,11 +103,11 @@ def finish(kind: RunKind, folder: Path) -> None:
             for other in processes:
                 if other.is_running():
                     other.send(signal.SIGKILL)
-            raise Failure(f"started again, it ended with {code}: {process.output()}")
+            raise Failure(f"the restarted run ended with {code}: {process.output()}")
 
 
 def make_reference(kind: RunKind) -> Reference:
-    """Train the undisturbed run of a kind. Raise a Failure if two runs of it differ."""
+    """Train an undisturbed run twice. Raise a Failure if the two runs differ."""
     first, second = (SCRATCH / f"undisturbed {kind.name}.{number}" for number in (1, 2))
     finish(kind, first)
     began = time.monotonic()
