@@ -166,6 +166,10 @@ def _ticks(low: float, high: float, count: int) -> list[Tick]:
     # All labels have the same number of decimals, except for 0.
     decimals = max(0, -math.floor(math.log10(step) + 1e-6))
     return [
-        Tick(f"{value:.{decimals}f}" if round(value, decimals) else "0", value, round(100 * (value - low) / (high - low), 2))
+        Tick(
+            f"{value:.{decimals}f}" if round(value, decimals) else "0",
+            value,
+            round(100 * (value - low) / (high - low), 2),
+        )
         for value in values
     ]

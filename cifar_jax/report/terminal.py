@@ -26,7 +26,8 @@ def show(
 ) -> None:
     """Print the tables, and a line for each study.
 
-    If there are neither runs nor studies, also print how to start a run.
+    The paper's table is left out if all runs belong to other tables. If there are neither runs nor
+    studies, also print how to start a run.
 
     On a narrow terminal, the tables go past the edge, because no number is cut.
     """
@@ -36,6 +37,9 @@ def show(
     paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
     better = [row(group) for group in groups if group.is_better_recipe]
     changed = [row(group) for group in groups if group.changes]
+    others = studies or any(r.measured or r.unfinished for r in [*better, *changed])
+    if others and not any(r.measured or r.unfinished for r in paper):
+        paper = []
     # A single device is named below the tables, which saves a column.
     devices = {r.device for r in [*paper, *better, *changed] if r.device}
     device_column = len(devices) > 1 and console.width >= _WIDE

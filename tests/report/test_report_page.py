@@ -18,8 +18,8 @@ from run_folders import MakeRun, change, write_outputs
 from cifar_jax import data, report
 from cifar_jax.errors import UserError
 from cifar_jax.report import html, pictures
-from cifar_jax.report.groups import collect
 from cifar_jax.report.charts import chart
+from cifar_jax.report.groups import collect
 from cifar_jax.report.study import read_study
 from cifar_jax.runs.reading import read_runs
 
