@@ -5,7 +5,7 @@ import importlib.metadata
 import os
 import sys
 import sysconfig
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -53,16 +53,24 @@ def local_modules(experiment: Path) -> Iterator[dict[str, str]]:
         imported = _unload_local(folder)
         sys.modules.update(loaded_before)
     digests |= _digests(imported)
+    known = _resolved(imported.values()) | {experiment.resolve()}
     files = [
         file
         for file in sorted(opened)
-        if (file.suffix == ".py" or file.is_relative_to(folder)) and _is_user_path(str(file))
+        if (file.suffix == ".py" or file.is_relative_to(folder))
+        and _is_user_path(str(file))
+        and file.resolve() not in known
+        and file.is_file()
     ]
-    modules = [*imported.values(), *sys.modules.values()] if files else []
-    known = {experiment.resolve(), *(Path(_location(module)).resolve() for module in modules)}
+    # Resolving the paths of all modules takes half a second if JAX is in memory.
+    modules = _resolved(sys.modules.values()) if files else set()
     for file in files:
-        if file.resolve() not in known and file.is_file():
+        if file.resolve() not in modules:
             digests[os.path.relpath(file, folder)] = _digest(file)
+
+
+def _resolved(modules: Iterable[ModuleType]) -> set[Path]:
+    return {Path(_location(module)).resolve() for module in modules}
 
 
 def _digests(modules: Mapping[str, ModuleType]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TypeVar
 from cifar_jax import catalog
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.recipes import Pair, Peer
+from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, row
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ _RECIPES: Columns[tuple[Row | None, Row]] = {
 }
 
 
-def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
+def page(groups: Sequence[SeedGroup], studies: Sequence[Study], figure: str | None) -> str:
     """Return the text of report.md. If `figure` is not None, the text includes this image file."""
     paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
     better = [row(group) for group in groups if group.is_better_recipe]
@@ -79,6 +80,8 @@ def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
             "These runs differ from their experiment and are not compared with the paper.",
             table(changed, _CHANGED),
         ]
+    if studies:
+        blocks += ["## Studies", "\n".join(f"- {study.summary}" for study in studies)]
     if figure:
         blocks += ["## Curves", f"![Accuracy by epoch]({figure})"]
     return "\n\n".join(blocks) + "\n"

@@ -13,10 +13,13 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from cifar_jax.config import as_text
+from cifar_jax.errors import counted
 from cifar_jax.report.charts import Chart, chart
+from cifar_jax.runs.reading import STUDY
 from cifar_jax.runs.schemas import FORMAT, Stored, read
 
-FILE = "study.json"
+FILE = STUDY
 
 
 class TrialState(StrEnum):
@@ -74,6 +77,16 @@ class Study(Stored):
         """The finished trials, the most accurate first."""
         finished = [trial for trial in self.trials if trial.state == TrialState.FINISHED]
         return sorted(finished, key=lambda trial: -(trial.validation_accuracy or 0))
+
+    @property
+    def summary(self) -> str:
+        """One line: the number of trials, and the best trial."""
+        text = f"Study of {self.experiment}: {counted(len(self.trials), 'trial')}"
+        if not self.ranking:
+            return f"{text}, none finished"
+        best = self.ranking[0]
+        values = " ".join(f"{name}={as_text(value)}" for name, value in best.values.items())
+        return f"{text}. Best: {best.validation_accuracy:.2f} % validation accuracy with {values}"
 
     @property
     def history(self) -> Chart | None:

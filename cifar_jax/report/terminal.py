@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cifar_jax import tables
 from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, row
 
 _PLAIN_WIDTH = 100
@@ -20,8 +21,13 @@ _BETTER = "Better recipes, with the paper's best for the same network"
 _CHANGED = "With changed settings or images"
 
 
-def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
-    """Print the tables. If there are no runs, also print how to start one.
+def show(
+    groups: Sequence[SeedGroup], console: Console | None = None, studies: Sequence[Study] = ()
+) -> None:
+    """Print the tables, and a line for each study.
+
+    The paper's table is left out if all runs belong to other tables. If there are neither runs nor
+    studies, also print how to start a run.
 
     On a narrow terminal, the tables go past the edge, because no number is cut.
     """
@@ -31,6 +37,9 @@ def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
     paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
     better = [row(group) for group in groups if group.is_better_recipe]
     changed = [row(group) for group in groups if group.changes]
+    others = studies or any(r.measured or r.unfinished for r in [*better, *changed])
+    if others and not any(r.measured or r.unfinished for r in paper):
+        paper = []
     # A single device is named below the tables, which saves a column.
     devices = {r.device for r in [*paper, *better, *changed] if r.device}
     device_column = len(devices) > 1 and console.width >= _WIDE
@@ -40,7 +49,11 @@ def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
             table = _table(title, rows, wide=wide, device_column=device_column)
             tables.print_table(table, console)
             console.print()
+    for study in studies:
+        console.print(escape(study.summary))
     if not any(group.runs for group in groups):
+        if studies:
+            return
         console.print(
             "No runs yet. [bold]make exp-basic[/] or [bold]cifar-jax train basic[/] trains the "
             "paper's first experiment; [bold]make demo[/] needs no download and takes minutes."
