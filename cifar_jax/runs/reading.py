@@ -13,6 +13,8 @@ from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_ro
 
 RUNS = Path("runs")
 """Folder that contains all run folders by default."""
+REPORTS = ("report.html", "report.md")
+"""Files that `cifar-jax report` writes."""
 STUDY = "study.json"
 """File that marks the folder of a study, whose subfolders are the trials."""
 
@@ -33,6 +35,8 @@ def read_runs(paths: Sequence[Path] = (), *, trials: bool = True) -> list[RunRec
     for path in paths or ([RUNS] if RUNS.is_dir() else []):
         if not path.exists():
             raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
+        if path.name in REPORTS and len(paths) > 1:
+            continue  # `cifar-jax report runs/*` names the files of an earlier report too.
         if path.is_file() and path.suffix != ".json":
             raise UserError(f"{path} is not a record (*.json). Name run folders or records.")
         in_path = [read_record(path)] if path.is_file() else _read_tree(path, trials)
