@@ -146,7 +146,7 @@ class Schedule(Settings):
     threshold: HalfOpenUnit = 1e-4
     """`plateau`: smallest relative decrease of the loss that counts as an improvement."""
     step_epochs: Count = 30
-    """`step`: number of epochs between reductions."""
+    """`step`: number of epochs between two reductions of the learning rate."""
     milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """`milestones`: numbers of the epochs after which the learning rate is reduced, in ascending
     order."""

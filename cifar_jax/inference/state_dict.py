@@ -38,10 +38,10 @@ class StateDict(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     key: str
-    """Path of keys to the state dict in the file, such as `ckpt.model`. Empty if the whole file is
-    the state dict."""
+    """Keys that lead to the state dict in the file, joined by dots, such as `ckpt.model`. Empty if
+    the whole file is the state dict."""
     others: tuple[str, ...]
-    """Paths of keys to other state dicts in the file, which are ignored."""
+    """Keys that lead to each ignored state dict in the file, joined by dots, such as `ckpt.ema`."""
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -54,7 +54,7 @@ def read_state_dict(path: Path) -> StateDict:
 
     Raises:
       UserError: the file is damaged or contains no state dict, two tensors have the same name
-        after these parts are removed, or PyTorch 2.6 or newer is needed and not installed.
+        without the parts of the wrappers, or PyTorch 2.6 or newer is needed and not installed.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the file with the weights in it")
@@ -78,7 +78,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def summarize_keys(mapping: Mapping[Any, Any]) -> str:
-    """Return the keys of a mapping in one line. Many keys are shortened to the first and last."""
+    """Return the keys of a mapping in one line. Of more than five keys, some are left out."""
     keys = ["".join(c if c.isprintable() else "?" for c in f"`{key}`") for key in mapping]
     if len(keys) <= 5:
         return ", ".join(keys)
@@ -134,7 +134,7 @@ def _read_torch(path: Path) -> StateDict:
 
 
 def _check_sums(path: Path) -> None:
-    """Raise UserError if a checksum in a file of `torch.save` is wrong, which PyTorch ignores."""
+    """Raise UserError if a checksum in a file of `torch.save` is wrong. PyTorch checks none."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -183,7 +183,7 @@ def _load(torch: Any, path: Path) -> Any:
         except Exception as error:  # Damaged files raise exceptions of many classes.
             unknown = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
             filled = re.search(r"Can only SETITEMS? .* but got <class '([\w.]+)'>", str(error))
-            if unknown:  # PyTorch names the class `builtins.set` only `set`.
+            if unknown:  # PyTorch shortens `builtins.set` to `set`.
                 name, base = unknown[1], _Placeholder
                 name = name if "." in name else f"builtins.{name}"
             elif filled:

@@ -126,7 +126,10 @@ def _sum_over_queries(weights: jax.Array, x: jax.Array, transposed: bool) -> jax
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return `query keyᵀ` in float32 or wider. Values are rounded to the type of the inputs."""
+    """Return the attention scores `query keyᵀ` as an array in float32 or wider.
+
+    The scores are first rounded to the type of the inputs, as if they were stored in this type.
+    """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=wide)
     return scores.astype(query.dtype).astype(wide)

@@ -16,7 +16,7 @@ confusion.py   which classes a network confuses
 pictures.py    images of the data set on the page
 compare.py     the difference in accuracy between two groups of runs
 listing.py     the list of run folders and their states
-study.py       studies of settings, as `cifar-jax tune` stores them
+study.py       studies of `cifar-jax tune`, which search for better settings
 readme.py      the README's tables and figures, from the records in results/
 """
 

@@ -55,7 +55,7 @@ class Study(Stored):
     experiment: str
     """Name of the experiment file, such as `fast-basic`."""
     seed: int
-    """Random seed of all trials. It also determines the choice of the searched settings."""
+    """Random seed of every trial. It also determines which values the search tries."""
     settings: dict[str, Any]
     """Every setting that the trials share, by dotted name."""
     search: dict[str, Any]
@@ -64,8 +64,9 @@ class Study(Stored):
     """Digest of the experiment file's code, without its settings."""
     trials: list[Trial]
     importances: dict[str, float]
-    """Importance of each searched setting for reaching the best quarter of the trials, largest
-    first. The sum is 1. Empty if there are too few trials."""
+    """Importance of each searched setting, by dotted name, largest first. The importance measures
+    how much the setting decides which trials are in the best quarter. The importances sum to 1.
+    Empty if there are too few trials."""
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:

@@ -52,9 +52,9 @@ def finished_result(request: RunRequest) -> Result | None:
 
 
 def _check_folder_of_images(request: RunRequest) -> None:
-    """Raise UserError if a folder or file of images differs from the images of a finished run.
+    """Raise UserError if the folder or file of images has other images than the finished run used.
 
-    Nothing is checked if the settings name the original images and these no longer exist.
+    The check is skipped if the path of the images is unchanged, but no longer exists.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
