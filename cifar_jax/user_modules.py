@@ -39,7 +39,7 @@ def local_modules(experiment: Path) -> Iterator[dict[str, str]]:
     digests: dict[str, str] = {}
     loaded_before = _unload_local(folder)
     writes_bytecode = sys.dont_write_bytecode
-    # Write no bytecode files: if a file is edited twice within a second, they may be outdated.
+    # Write no bytecode files. They would be outdated if a module is edited twice in a second.
     sys.dont_write_bytecode = True
     sys.path[:0] = paths
     try:
@@ -62,7 +62,7 @@ def local_modules(experiment: Path) -> Iterator[dict[str, str]]:
         and file.resolve() not in known
         and file.is_file()
     ]
-    # Resolving the paths of all modules takes half a second if JAX is in memory.
+    # Resolve the paths of all modules only if needed. This takes half a second with JAX loaded.
     modules = _resolved(sys.modules.values()) if files else set()
     for file in files:
         if file.resolve() not in modules:
@@ -83,7 +83,8 @@ def _digest(file: Path) -> str:
 
 
 def _unload_local(folder: Path) -> dict[str, ModuleType]:
-    # Find all modules before unloading any. A namespace package has no location without its parent.
+    # Find all modules before unloading any. After its parent is unloaded, a namespace package has
+    # no location.
     modules = list(sys.modules.items())
     names = [name for name, module in modules if _is_local(name, _location(module), folder)]
     return {name: sys.modules.pop(name) for name in names}
@@ -119,7 +120,7 @@ def _location(module: Any) -> str:
         attributes = object.__getattribute__(module, "__dict__")
     except AttributeError:
         return ""
-    with suppress(KeyError):  # A namespace package raises KeyError without its parent.
+    with suppress(KeyError):  # Raised by a namespace package whose parent is unloaded.
         return attributes.get("__file__") or next(iter(attributes.get("__path__") or ()), "")
     return ""
 
@@ -145,7 +146,7 @@ def _record(event: str, arguments: tuple[Any, ...]) -> None:
 
 @cache
 def _add_hook() -> None:
-    sys.addaudithook(_record)  # Python cannot remove an audit hook.
+    sys.addaudithook(_record)  # The hook cannot be removed, so `@cache` adds it once.
 
 
 @contextmanager

@@ -57,7 +57,7 @@ def kernel_gradient(
     del kernel_size, strides
     tiles = _matrices(_transform_input(x, padding))
     transformed = _transform_gradient(dy)
-    # The product with fewer rows is faster.
+    # Let the product have as few rows as possible, because this is faster.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     product = partial(jnp.einsum, preferred_element_type=wide)
     if tiles.shape[2] <= transformed.shape[2]:

@@ -47,7 +47,7 @@ class Line(NamedTuple):
     value: str
     """Mean at the last epoch, as text."""
     epoch: int
-    """The last epoch."""
+    """Number of the last epoch on the line."""
 
 
 class Chart(NamedTuple):
@@ -143,7 +143,7 @@ def _text(value: float) -> str:
 
 
 def _path(curve: Curve) -> str:
-    # Six digits: with four, close values of a short run would lie outside of the chart.
+    # Rounded to four digits, close values of a short run could lie outside of the chart.
     points = [f"{epoch},{-value:.6g}" for epoch, value in curve.items()]
     # A line of length 0 draws a dot for a single epoch.
     return f"M{points[0]}h0" if len(points) == 1 else "M" + "L".join(points)

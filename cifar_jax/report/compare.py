@@ -112,7 +112,7 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
     accuracy_a = tuple(_accuracy(run, metric) for run in pairs_a.values())
     accuracy_b = tuple(_accuracy(run, metric) for run in pairs_b.values())
     differences = [y - x for x, y in zip(accuracy_a, accuracy_b, strict=True)]
-    several = len(seeds) > 1  # A single pair has no spread.
+    several = len(seeds) > 1  # An interval needs two or more pairs.
     low, high = bootstrap_interval(differences) if several else (None, None)
     correct_a = _correct(pairs_a) if metric == "test_accuracy" else None
     correct_b = _correct(pairs_b) if metric == "test_accuracy" else None

@@ -36,7 +36,10 @@ class SeedGroup:
 
     @property
     def is_better_recipe(self) -> bool:
-        """Whether the runs are of an unchanged experiment of the package, but not of the paper."""
+        """Whether the group has an experiment of the package that is not from the paper.
+
+        The result is False if settings of the experiment were changed.
+        """
         return self.config is not None and self.config.paper is None and not self.changes
 
     @property
@@ -147,7 +150,7 @@ def _changes(run: RunRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Return the settings that tell `run` apart from the other runs of its experiment."""
     changes = dict(run.changes)
     if run.experiment not in experiments():
-        # The experiment file may have changed between the runs.
+        # The experiment file may have changed between the runs, so compare all settings.
         for other in runs:
             if (other.experiment, other.changes) == (run.experiment, run.changes):
                 identity = other.identity

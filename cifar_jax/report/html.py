@@ -35,7 +35,7 @@ METRICS = {
 _TABLE_ROWS = 20
 """Approximate number of epochs in the table of metrics."""
 _OPEN_GROUPS = 2
-"""Largest number of groups for which the page opens the sections of all groups at the start."""
+"""If a page has at most this number of groups, their sections are open at the start."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class GroupView:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups and the differences between them."""
+    """Two groups of runs, and the differences between their accuracies."""
 
     a: GroupView
     b: GroupView
@@ -247,7 +247,7 @@ def _pairs(views: Sequence[GroupView]) -> list[Pair]:
 def _compare(a: GroupView, b: GroupView, metric: str) -> Comparison | None:
     try:
         return compare(a.group, b.group, metric)
-    except UserError:  # No seed is finished in both groups, or the images differ.
+    except UserError:  # For example, no seed is finished in both groups.
         return None
 
 

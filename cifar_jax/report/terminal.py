@@ -29,7 +29,7 @@ def show(
     The paper's table is left out if all runs belong to other tables. If there are neither runs nor
     studies, also print how to start a run.
 
-    On a narrow terminal, the tables go past the edge, because no number is cut.
+    Numbers are never cut, so the tables may be wider than a narrow terminal.
     """
     console = console or Console(highlight=False)
     if not console.is_terminal:

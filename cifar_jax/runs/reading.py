@@ -25,8 +25,8 @@ def read_runs(paths: Sequence[Path] = (), *, trials: bool = True) -> list[RunRec
     Args:
       paths: run folders, folders that contain run folders at any depth, records (`*.json`), or
         folders of records. The default is `runs`, which may be missing.
-      trials: whether to return the trials of a study if its folder is one of the paths. False: a
-        path may contain studies only.
+      trials: whether to return the trials of a study if its folder is one of the paths. If False, a
+        path that contains studies but no runs is not an error.
 
     Raises:
       UserError: a path contains no run, or a file cannot be read.
@@ -36,7 +36,7 @@ def read_runs(paths: Sequence[Path] = (), *, trials: bool = True) -> list[RunRec
         if not path.exists():
             raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
         if path.name in REPORTS and len(paths) > 1:
-            continue  # `cifar-jax report runs/*` names the files of an earlier report too.
+            continue  # A pattern such as `runs/*` also matches the files of an earlier report.
         if path.is_file() and path.suffix != ".json":
             raise UserError(f"{path} is not a record (*.json). Name run folders or records.")
         in_path = [read_record(path)] if path.is_file() else _read_tree(path, trials)

@@ -82,7 +82,8 @@ def check(run: RunRecord) -> Outputs:
                 f"{path} cannot be recorded: it was trained with uncommitted code ({commit}). "
                 "Commit the code, then train again with --fresh."
             )
-    epochs = run.result.epochs  # With early stopping, the run has fewer epochs than its settings.
+    # With early stopping, this may be less than the number of epochs in the settings.
+    epochs = run.result.epochs
     if [row.epoch for row in run.rows] != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} cannot be recorded: metrics.jsonl does not have one line for each of its "
@@ -143,7 +144,7 @@ def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
-        del session["command"]  # The command contains paths on this machine.
+        del session["command"]  # Leave out paths on this machine.
     arrays = {"test_logits": outputs.logits, "test_labels": outputs.labels}
     path = results / f"{run.experiment}-seed{run.seed}.json"
     rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)

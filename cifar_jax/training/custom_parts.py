@@ -84,15 +84,15 @@ def check(config: Config, custom: CustomParts) -> None:
 def _descends(optimizer: Any) -> bool:
     """Return whether an optimizer multiplies its updates by -1.
 
-    The first update of zero weights shows this. An optimizer that needs other parameters or
-    arguments is not checked.
+    The optimizer is tried on one parameter with positive gradients. If it raises an exception, the
+    result is False.
     """
     weights = {"kernel": jnp.zeros((2, 2))}
     gradients = {"kernel": jnp.ones((2, 2))}
     try:
         updates, _ = optimizer.update(gradients, optimizer.init(weights), weights)
         return bool((updates["kernel"] < 0).all())
-    except Exception:  # The optimizer may need the parameters of the network.
+    except Exception:  # For example, the optimizer needs the network's own parameters.
         return False
 
 
