@@ -24,7 +24,7 @@ extras = $(subst $(empty) ,$(comma),$(strip $(EXTRA) $(1)))
 # One marker file for each set of extras, so that `make EXTRA=tpu` installs missing packages.
 USER_SETUP := $(VENV)/.installed$(addprefix -,$(extras))
 TEST_SETUP := $(VENV)/.installed-$(call extras,test)
-BROWSER_SETUP := $(VENV)/.installed-$(call extras,browser test)
+BROWSER_SETUP := $(VENV)/.installed-$(call extras,browser docs serve test)
 LINT_SETUP := $(VENV)/.installed-$(call extras,lint serve tune)
 DOCS_SETUP := $(VENV)/.installed-$(call extras,docs)
 
@@ -37,7 +37,7 @@ help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 $(TEST_SETUP): TOOLS := test
-$(BROWSER_SETUP): TOOLS := browser test
+$(BROWSER_SETUP): TOOLS := browser docs serve test
 $(LINT_SETUP): TOOLS := lint serve tune
 $(DOCS_SETUP): TOOLS := docs
 $(BIN)/python:
@@ -107,7 +107,7 @@ test-oldest: ## Run make test with the oldest allowed package versions (PYTHON=p
 test-slow: $(TEST_SETUP) ## Run the tests that train for minutes
 	$(BIN)/python -m pytest -m slow --timeout 7200 $(ARGS)
 
-test-browser: $(BROWSER_SETUP) ## Run the tests that open the report page in Chromium
+test-browser: $(BROWSER_SETUP) ## Run the tests that open the pages and the site in Chromium
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
 test-dist: $(TEST_SETUP) ## Install the wheel in a fresh environment and use it

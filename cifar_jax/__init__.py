@@ -136,7 +136,7 @@ def load(
       cifar_jax.errors.UserError: `path` does not exist or is damaged, or `model` is missing or is
         not the network that was trained.
     """
-    # Import these slow modules only now, to keep `import cifar_jax` fast.
+    # Import slow modules only when `load` is called, to keep `import cifar_jax` fast.
     from cifar_jax.inference.load import load
     from cifar_jax.models.custom import CustomModel
 

@@ -41,8 +41,8 @@ class CustomParts:
     optimizer: Callable[..., Any] | None = None
     """The file's `OPTIMIZER(**arguments)`, which returns an `optax.GradientTransformation`."""
     schedule: Callable[..., Any] | None = None
-    """The file's `SCHEDULE(step_info, **arguments)`, which returns a factor of the base learning
-    rate."""
+    """The file's `SCHEDULE(step_info, **arguments)`, which returns the factor that multiplies the
+    base learning rate."""
     augmentation: Callable[..., Any] | None = None
     """The file's `AUGMENTATION(key, images, **arguments)`, which changes uint8 images `[N, H, W,
     3]`."""
@@ -83,8 +83,8 @@ class Experiment(NamedTuple):
     custom: CustomParts | None
     """Custom parts that the file defines. None if it defines only settings."""
     search: Any = None
-    """The search space `SEARCH` for `cifar-jax tune`, before validation. None if the experiment
-    file has no `SEARCH`."""
+    """The file's `SEARCH`, a search space for `cifar-jax tune` that has not been checked yet. None
+    if the file has no `SEARCH`."""
 
 
 def experiments_folder() -> Path:
@@ -163,7 +163,7 @@ def _dump(node: Any) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    if isinstance(node, ast.JoinedStr):  # Python 3.12 adds empty strings to f-strings.
+    if isinstance(node, ast.JoinedStr):  # Remove the empty strings that Python 3.12 adds.
         fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
     present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({','.join(present)})"

@@ -142,12 +142,12 @@ class Schedule(Settings):
     """`step`, `milestones` and `plateau`: factor by which each reduction multiplies the learning
     rate."""
     patience: Annotated[int, Field(ge=0)] = 5
-    """`plateau`: the learning rate is reduced after more than this number of epochs without
-    improvement."""
+    """`plateau`: largest number of consecutive epochs without improvement that does not reduce the
+    learning rate."""
     threshold: HalfOpenUnit = 1e-4
     """`plateau`: smallest relative decrease of the loss that counts as an improvement."""
     step_epochs: Count = 30
-    """`step`: number of epochs between reductions."""
+    """`step`: number of epochs between two reductions of the learning rate."""
     milestones: Annotated[tuple[int, ...], Field(strict=False)] = ()
     """`milestones`: numbers of the epochs after which the learning rate is reduced, in ascending
     order."""
@@ -199,12 +199,12 @@ class Loss(Settings):
 
 
 class Ema(Settings):
-    """Exponential moving average (EMA) of the weights. The run evaluates this average."""
+    """Exponential moving average (EMA) of the weights. Validation and test use this average."""
 
     name: Literal["ema"] = "ema"
     """Kind of average: `ema`."""
     decay: HalfOpenUnit = 0.999
-    """Weight of the old average in an update. In update number t, the weight is at most
+    """Fraction of the old average that an update keeps. Update number t keeps at most
     `(1 + t) / (10 + t)`."""
     every: Count = 1
     """Number of steps between updates of the average."""
@@ -213,15 +213,15 @@ class Ema(Settings):
 class Lookahead(Settings):
     """The Lookahead method: slow weights repeatedly move toward the trained weights.
 
-    After each update of the slow weights, training continues from the slow weights. The run
-    evaluates the slow weights.
+    After each update of the slow weights, training continues from the slow weights. Validation and
+    test use the slow weights.
     """
 
     name: Literal["lookahead"] = "lookahead"
     """Kind of average: `lookahead`."""
     decay: HalfOpenUnit = 0.5
-    """Weight of the old slow weights in an update, from 0 to 1. If `power` is above 0, this is the
-    weight in the last update."""
+    """Fraction of the old slow weights that an update keeps, from 0 to 1. If `power` is above 0,
+    earlier updates keep less."""
     every: Count = 5
     """Number of steps between updates of the slow weights."""
     power: Annotated[float, Field(ge=0)] = 0.0
@@ -233,10 +233,10 @@ class Initialization(Settings):
     """Changes to the random initial weights."""
 
     dirac: bool = False
-    """Initialize the first filters of each convolution to copy the layer's input channels."""
+    """Whether the first filters of each convolution initially copy the layer's input channels."""
     whitening: bool = False
-    """Initialize the first convolution to whiten patches of the training images, and freeze its
-    kernel."""
+    """Whether the first convolution whitens patches of the training images. Its kernel is then not
+    trained."""
 
 
 class TTAConfig(Settings):

@@ -80,10 +80,10 @@ def put(arrays: Any, sharding: NamedSharding) -> Any:
 
 
 _LARGE_BATCH = 64
-"""Smallest number of images per device for which the CPU compiler options are used in float32.
+"""Smallest number of images per device with which float32 programs use the CPU compiler options.
 
 In measurements, the options made float32 steps faster with 128 or more images per device. With 8
-images they made most networks slower. They made all bfloat16 steps faster.
+images per device, they made steps of most networks slower. All bfloat16 steps became faster.
 """
 
 
@@ -113,7 +113,7 @@ def compile_program(
 
 
 def _compile(lowered: jax.stages.Lowered, options: dict[str, str | bool]) -> jax.stages.Compiled:
-    """Compile a program. XLA cannot store programs that call oneDNN in its cache."""
+    """Compile a program, without the warning that a program with oneDNN calls cannot be cached."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
         return lowered.compile(compiler_options=options)
@@ -162,9 +162,10 @@ def bfloat16_warning(mesh: Mesh) -> str | None:
 def _cpu_options(single_device: bool, precision: str, xla_flags: str) -> dict[str, str | bool]:
     """Return the compiler options for this machine's processor.
 
-    By default XLA computes matrix products with the YNNPACK library and uses no 512-bit vectors.
-    Intel processors with AVX-512 keep YNNPACK in float32, because oneDNN and XLA's own products
-    were not measured on them.
+    By default, XLA computes matrix products with the library YNNPACK, and uses no 512-bit vectors.
+    The options replace YNNPACK by oneDNN or by XLA's own products if this was faster in
+    measurements. Intel processors with AVX-512 keep YNNPACK in float32, because the alternatives
+    were not measured on these processors.
     """
     model, flags = runtime.processor()
     options: dict[str, str | bool] = {}

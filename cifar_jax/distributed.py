@@ -109,7 +109,7 @@ def broadcast_arrays(tree: Any) -> Any:
 
 
 def run_on_all(function: Callable[[], T]) -> T:
-    """Call `function` in every process. If it fails in one process, raise in every process.
+    """Call `function` in every process. If it fails in one process, all processes raise an error.
 
     Raises:
       UserError: `function` raised a UserError in this process, or failed in another process.

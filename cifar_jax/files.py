@@ -24,7 +24,7 @@ def local_path(path: str | Path, source: str = "") -> Path:
       UserError: the path is a URL.
     """
     text = str(path)
-    # A URL may have lost a slash, because `Path` merges slashes. One letter is a Windows drive.
+    # `gs:/bucket` is a URL too, because `Path` merges slashes. `C:/` is a Windows drive.
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):
         url = text if "://" in text else text.replace(":/", "://", 1)
         advice = "Copy the files to this machine or mount the bucket, and give the local path."

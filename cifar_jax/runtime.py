@@ -32,7 +32,8 @@ _ADDRESS_SPACE = 2 * 10**9
 """Bytes of address space that a small run needs, including JAX. Measured: 1.5 to 1.8 GB."""
 
 _THREADS, _THREADS_PER_CORE = 32, 2
-"""A run starts about 32 threads, and 2 more per core. Measured with 1 to 16 cores."""
+"""Number of threads that a run starts: a fixed number, and a number for each processor core.
+Measured with 1 to 16 cores."""
 
 _CPUINFO, _DEV = Path("/proc/cpuinfo"), Path("/dev")
 
@@ -72,7 +73,8 @@ def cache_dir() -> Path:
         return home_path(folder, "CIFAR_JAX_CACHE")
     import platformdirs
 
-    with suppress(RuntimeError):  # Without a home folder, platformdirs fails or keeps the "~".
+    # Without a home folder, platformdirs raises RuntimeError, or returns a path with "~".
+    with suppress(RuntimeError):
         path = Path(platformdirs.user_cache_dir("cifar-jax", appauthor=False))
         if path.is_absolute():
             return path
@@ -166,7 +168,7 @@ def check_memory_and_threads() -> None:
 
 
 def _start_threads(number: int) -> int:
-    """Return how many of `number` threads this process can start. All threads are ended again."""
+    """Try to start `number` threads, end them, and return how many could be started."""
     threads, end = list[threading.Thread](), threading.Event()
     with suppress(RuntimeError):  # The system raises RuntimeError if it allows no more threads.
         for _ in range(number):

@@ -18,6 +18,8 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # Browsers block it for pages that are opened from a file.
+highlight_language = "none"  # Of code blocks without a language.
 pygments_style, pygments_dark_style = "friendly", "github-dark"
 
 myst_enable_extensions = ["colon_fence"]

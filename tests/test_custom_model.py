@@ -26,7 +26,7 @@ from cifar_jax.models.summary import summarize
 
 # XLA's optimizations are off, because compilation dominates the time of these tests.
 quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-DOCS = Path(__file__).parents[1] / "docs" / "use.md"
+DOCS = Path(__file__).parents[1] / "docs" / "own-model.md"
 QUICK = (
     *("--set", "data.dataset=digits", "--set", "data.train_images=128", "--set", "batch_size=32"),
     *("--set", "data.validation=0.1", "--set", "train.devices=1", "--set", "train.log_every=1"),

@@ -1,15 +1,38 @@
-"""Test that the commands in the documentation exist and have the documented options."""
+"""Test the commands in the documentation. All are parsed, and those that take seconds are run."""
 
 import re
 import shlex
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import click
 import pytest
+from PIL import Image
 
 from cifar_jax import cli
 
 ROOT = Path(__file__).parent.parent
+QUICK = [
+    "claims results --json",
+    "compare basic fast-basic --runs results",
+    "data status",
+    "env",
+    "evaluate runs/basic/seed0*",
+    "experiments",
+    "export fast-resnet10-separable --to torch *",
+    "predict fast-resnet10-separable cat.jpg*",
+    "predict net-bn-gap cat.jpg *",
+    "predict runs/basic/seed0 *",
+    "report",
+    "report results *",
+    "report runs/basic/seed0",
+    "runs",
+    "settings",
+    "summary net-bn-gap",
+    "summary my_*",
+    "train my_lion.py --set data.dataset=digits *",
+]
+"""Patterns of commands that take seconds and need neither CIFAR-10 nor a GPU. They are run."""
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
 
 
@@ -26,11 +49,16 @@ def documented_commands() -> list[tuple[str, str]]:
     return commands
 
 
+def words_of(text: str) -> list[str]:
+    """Return the arguments of a documented command, without its comment and redirections."""
+    words = shlex.split(re.sub(r"\s*[|>&].*$", "", text), comments=True)[1:]
+    return [word for word in words if word not in ("...", "…")]
+
+
 @pytest.mark.parametrize(("page", "text"), documented_commands())
 def test_documented_commands_are_accepted(page: str, text: str) -> None:
     """The test parses the options and arguments of each command, but runs no command."""
-    words = shlex.split(re.sub(r"\s*[|>&].*$", "", text), comments=True)[1:]
-    words = [word for word in words if word not in ("...", "…")]
+    words = words_of(text)
     context = click.Context(cli.cli, resilient_parsing=True)
     command: click.Command = cli.cli
     while isinstance(command, click.Group):
@@ -41,3 +69,41 @@ def test_documented_commands_are_accepted(page: str, text: str) -> None:
         assert found, f"{page}: {text}"
         command = found
     command.make_parser(click.Context(command)).parse_args(words)
+
+
+def quick_commands() -> list[str]:
+    """Return the arguments of the documented commands that are run, each as one text."""
+    commands = dict.fromkeys(shlex.join(words_of(text)) for _, text in documented_commands())
+    return [line for line in commands if any(fnmatchcase(line, pattern) for pattern in QUICK)]
+
+
+def test_each_pattern_matches_a_command() -> None:
+    for pattern in QUICK:
+        assert any(fnmatchcase(line, pattern) for line in quick_commands()), pattern
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with the files that the commands name: pictures, experiments, records and a run."""
+    folder = tmp_path_factory.mktemp("documented")
+    for picture in ("cat.jpg", "holiday/beach.jpg", "more/2024/dog.png"):
+        (folder / picture).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (300, 200), "gray").save(folder / picture)
+    (folder / "results").symlink_to(ROOT / "results")
+    for page in ("own-model", "own-optimizer"):
+        text = (ROOT / f"docs/{page}.md").read_text()
+        match = re.search(r"experiment as `(\w+\.py)`:\n\n```python\n(.*?)```", text, re.DOTALL)
+        assert match, page
+        (folder / match[1]).write_text(match[2])
+    digits = ["--set", "data.dataset=digits", "--set", "data.validation=0.1", "--set", "epochs=1"]
+    assert cli.run(["train", "basic", *digits, "--workdir", str(folder / "runs/basic/seed0")]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("command", quick_commands())
+def test_quick_commands_run_as_documented(
+    command: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "tfds"))
+    assert cli.run(shlex.split(command)) == 0

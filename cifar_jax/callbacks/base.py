@@ -30,7 +30,7 @@ class CallMetrics(NamedTuple):
     images: int
     """Number of images that the epoch has trained on so far."""
     images_per_second: float
-    """Mean training speed since the epoch started or resumed."""
+    """Mean number of images trained on per second, since the epoch started or resumed."""
 
     @property
     def loss(self) -> float:
@@ -56,9 +56,11 @@ class RunContext:
     elapsed_before: float = 0.0
     """Time spent on the run in earlier sessions, in seconds."""
     logged: tuple[float, int] = (0.0, 0)
-    """Sum of the losses and number of images in the epoch, up to the last loss line in the log."""
+    """Sum of the losses in nats, and number of images. Both count the images of the epoch up to the
+    last loss line in the log."""
     images_per_second: float = 0.0
-    """Training speed in the most recent epoch. A resumed run starts with the saved speed."""
+    """Training speed of the most recent epoch, in images per second. A resumed run starts with the
+    saved speed."""
     validation_logits: np.ndarray | None = None
     """Logits of the validation images after the most recent epoch, float32 `[N, classes]`. None if
     this session has not validated yet, or if there are no validation images."""
@@ -77,7 +79,9 @@ class RunContext:
 class Callback:
     """Base class of callbacks. By default, its methods do nothing.
 
-    Copy the arrays of a state that you want to keep: the next train step reuses their memory.
+    A method that keeps arrays of the state must copy them, because the next train step reuses their
+    memory.
+
     In a multi-process run, each process calls its own callbacks. Only the main process should write
     files; see `cifar_jax.distributed.is_main_process`.
     """

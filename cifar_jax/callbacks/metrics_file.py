@@ -16,7 +16,7 @@ class MetricsFile(Callback):
     """Writes `metrics.jsonl` and `validation.npz` after each epoch, in the main process only."""
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Store the context for later calls."""
+        """Keep the data about the run, which `on_epoch_end` needs."""
         self._context = context
 
     def on_epoch_end(self, state: TrainState, metrics: MetricsRow) -> None:

@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from cifar_jax.training.step import TrainState
 
 FIRST_CALL, CALLS = 2, 3
-"""The profiler trace begins after the second compiled call of a session, and covers three calls."""
+"""Number of compiled calls before the profiler trace, and number of compiled calls in the trace."""
 
 
 class Profile(Callback):
-    """Writes a profiler trace of three compiled calls, for TensorBoard and Perfetto.
+    """Writes a profiler trace of a few train steps, for TensorBoard and Perfetto.
 
-    The steps are already compiled when the trace begins. Only the main process writes a trace.
+    The trace covers three compiled calls. Each call runs several train steps, which are already
+    compiled when the trace begins. Only the main process writes a trace.
 
     Args:
       folder: folder of the trace. It is created when the trace begins.
@@ -53,7 +54,7 @@ class Profile(Callback):
             ) from error
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
-        """Start the trace after the second call, and end it after three more calls."""
+        """Start the trace after the second compiled call, and end it three compiled calls later."""
         self._calls += 1
         self._step = metrics.step
         if self._calls == FIRST_CALL and distributed.is_main_process():

@@ -51,7 +51,7 @@ class Progress(Callback):
         self._context = context
         plan, settings = context.setup.plan, context.setup.config.train
         self._log_every = settings.log_every
-        # FORCE_COLOR makes rich report a terminal even for a file, so check the file as well.
+        # If FORCE_COLOR is set, `is_terminal` is True even for a file. `isatty` is then False.
         if (
             self._console.is_terminal
             and self._console.file.isatty()

@@ -29,8 +29,9 @@ class StopOnSignal(Callback):
     """Asks the training loop to save and stop when a signal arrives.
 
     This is a context manager. Inside the context, the first signal does not end the process, but
-    stops the loop after the current compiled call. A second signal has its usual effect. Outside of
-    the main thread, this class does nothing, because Python handles signals only there.
+    stops the loop after the current compiled call. A second signal ends the process as usual. If
+    the context is not in the main thread, this class does nothing, because Python handles signals
+    only in the main thread.
     """
 
     def __init__(self) -> None:
@@ -51,7 +52,7 @@ class StopOnSignal(Callback):
         self._restore_handlers()
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Store the context of the run for later calls."""
+        """Keep the data about the run, so that later calls can set `stop_signal`."""
         self._context = context
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
@@ -69,10 +70,10 @@ class StopOnSignal(Callback):
 
     @contextmanager
     def immediate(self) -> Iterator[None]:
-        """Let a signal end the run at once in this context.
+        """Return a context in which a signal ends the run without saving.
 
-        Use this context while there is nothing to save. In a multi-process run, a signal ends the
-        run only at the end of the context. Otherwise the other processes would wait for a process
+        In a single-process run, the signal ends the run at once. In a multi-process run, it ends
+        the run at the end of the context. Otherwise the other processes would wait for a process
         that has stopped.
         """
         self.check()

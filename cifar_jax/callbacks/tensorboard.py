@@ -35,7 +35,10 @@ class TensorBoard(Callback):
     _writer: RecordWriter | None = None
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
-        """Open an event file. TensorBoard discards older events after the restored epoch."""
+        """Open an event file that starts at the next epoch.
+
+        TensorBoard then discards the events of this and later epochs in older files.
+        """
         if not distributed.is_main_process():
             return
         self._path = _next_file(context.folder.tensorboard)

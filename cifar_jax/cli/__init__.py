@@ -44,7 +44,7 @@ _COMMANDS = {
     "env": "Print versions, devices and settings for a bug report.",
 }
 _MODULES = {"summary": "models"}
-"""Maps a command to its module, unless both have the same name."""
+"""Maps a command to its module. A command that is missing here has a module of the same name."""
 
 
 class _LazyGroup(click.Group):
@@ -76,7 +76,7 @@ def main() -> NoReturn:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # Hide start-up messages of XLA.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # Some terminals cannot print all characters.
+            stream.reconfigure(errors="replace")  # Print ? for unsupported characters.
     hide_background_errors()
     try:
         code = run(sys.argv[1:])
@@ -142,14 +142,14 @@ def _open_standard_streams() -> None:
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # `open` returns the lowest free descriptor: `number`.
+            os.open(os.devnull, os.O_RDWR)  # This opens `number`, the lowest free descriptor.
 
 
 def hide_background_errors() -> None:
     """Hide tracebacks of background tasks whose failure the main thread reports as well."""
 
     def unraisable(failure: sys.UnraisableHookArgs) -> None:
-        # A signal or a damaged checkpoint interrupts the event loops of orbax.
+        # Hide the errors of orbax's event loops after a signal or a damaged checkpoint.
         error, place = failure.exc_value, getattr(failure.object, "__module__", None)
         in_loop = "loop is closed" in str(error) or str(place).startswith("asyncio")
         if not isinstance(error, Stopped) and not in_loop:

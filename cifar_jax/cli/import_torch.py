@@ -22,8 +22,8 @@ _NORMALIZATIONS = {
 """Mean and standard deviation of each color channel, for each choice of --normalization. An empty
 tuple stands for the mean and standard deviation of CIFAR-10."""
 _ASSUMED = {"speednet": "2×2 max-pooling; GELU as the tanh approximation"}
-"""Layers without weights that the import assumes for a network. For other networks, except ResNets,
-it assumes 2×2 max-pooling and ReLU."""
+"""Description of a network's pooling and activation, which a state dict does not show. The default
+is 2×2 max-pooling and ReLU. ResNets have a description of their own."""
 _LOW = 80.0
 """Accuracy on CIFAR-10, in percent, below which the import prints a warning."""
 
@@ -80,7 +80,7 @@ def import_torch(
     if (mean or std) and normalization:
         raise UserError("--normalization sets the mean and std: leave out --mean and --std")
     runtime.set_up()
-    runtime.require("cpu")  # The import needs no accelerator.
+    runtime.require("cpu")  # The CPU is sufficient for the import.
 
     from cifar_jax.inference.evaluate import quick_accuracy
     from cifar_jax.inference.torch_weights import exported_card, import_torch

@@ -17,7 +17,7 @@ from cifar_jax.cli.output import AS_JSON, count, print_table
 def models(as_json: bool) -> None:
     """List the networks, with their number of parameters here and in the paper."""
     runtime.set_up()
-    runtime.require("cpu")  # No accelerator is needed to compute shapes.
+    runtime.require("cpu")  # The CPU is sufficient for shapes.
 
     from cifar_jax import models
 
@@ -45,7 +45,7 @@ def summary(model: str, as_json: bool) -> None:
     MODEL is a name from `cifar-jax models`, or a config file (FILE.py) that contains the model.
     """
     runtime.set_up()
-    runtime.require("cpu")  # No accelerator is needed to compute shapes.
+    runtime.require("cpu")  # The CPU is sufficient for shapes.
 
     from cifar_jax import catalog, models
     from cifar_jax.models.summary import Layer, summarize

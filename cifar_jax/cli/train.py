@@ -173,7 +173,7 @@ def make_request(experiment: Experiment, config: Config, seed: int, folders: Fol
             f"{experiment.config.model.name!r}: use another name in CONFIG, such as "
             "Model(name='mine')"
         )
-    # Only changed settings that affect the result are part of the name of the run folder.
+    # The name of the run folder lists changed settings only if they affect the result.
     differing = differences(identity(experiment.config), identity(config))
     overrides = {name: value for name, (_, value) in differing.items()}
     load_weights = weights_loader(config)

@@ -15,8 +15,8 @@ from cifar_jax.data.dataset import Arrays, Labeled, Split
 from cifar_jax.data.images import DEFAULT_TARGET, Target, fit
 from cifar_jax.errors import UserError, counted
 
-# Increase this number if a change to this module decodes the same files to different arrays. Cache
-# entries with another number are ignored.
+# Increase this number if a change to this module changes the decoded arrays. Cache entries with
+# another number are ignored.
 _VERSION = 1
 # Number of images that are converted at a time.
 _BLOCK = 1000

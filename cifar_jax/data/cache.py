@@ -88,14 +88,15 @@ def lock(name: str) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError, NotImplementedError), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # filelock warns if the file system supports no locks.
+            # Hide filelock's warning about file systems without locks.
+            warnings.simplefilter("ignore")
             cache_dir().mkdir(parents=True, exist_ok=True)
             file = FileLock(path := cache_dir() / f"{name}.lock", timeout=_SILENT_SECONDS)
             try:
                 stack.enter_context(file)
             except Timeout:
-                # On a file system without locks, do not wait longer: a lock is then a plain file,
-                # which a killed process leaves behind.
+                # On a file system without locks, the existence of a file is the lock. Do not wait
+                # for its deletion, because a killed process does not delete the file.
                 if not isinstance(file, SoftFileLock):
                     notice(f"waiting for another process that reads {name} and locks {path}")
                     stack.enter_context(file.acquire(timeout=-1))

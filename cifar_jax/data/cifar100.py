@@ -12,7 +12,7 @@ ARCHIVE = Archive(
     version="3.0.2",  # Version of CIFAR-100 that `tfds.load("cifar100")` reads.
     url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
     size=169_001_437,
-    checksum="md5:eb9058c3a382ffc7106e4002c42a8d85",  # MD5 from the web page of CIFAR-100.
+    checksum="md5:eb9058c3a382ffc7106e4002c42a8d85",  # From the web page of CIFAR-100.
     folder="cifar-100-python",
     # MD5 of each file in the archive, from torchvision/datasets/cifar.py.
     files={

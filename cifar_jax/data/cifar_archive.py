@@ -107,9 +107,9 @@ def read_archive(archive: Archive, path: Path) -> Content:
 
 
 def _first_name(archive: Archive, path: Path) -> str | None:
-    """Return the name of the first file in a tar archive that is not the official archive.
+    """Return the name of the first file in a tar archive, for an error message.
 
-    Return None if the name is that of an official file, or if the archive cannot be read.
+    The result is None if the file is in the official folder, or if the archive cannot be read.
     """
     try:
         with tarfile.open(path) as tar:
@@ -142,7 +142,8 @@ def _decode(archive: Archive, path: Path, files: dict[str, bytes]) -> Content:
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != archive.files[name]:
             raise _not_official(archive, path, f"the MD5 of {name} differs")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # NumPy warns about pickle files from Python 2.
+            # Hide NumPy's warning about pickle files from Python 2.
+            warnings.simplefilter("ignore")
             decoded[name] = pickle.loads(content, encoding="bytes")
     classes = archive.classes
     if meta := decoded.pop("meta", None):

@@ -82,12 +82,18 @@ def import_path(archive: Archive, path: Path, data_dir: Path | None = None) -> P
 
 
 def _argument(archive: Archive) -> str:
-    """Return the argument for `cifar-jax data prepare`. It is empty for CIFAR-10, the default."""
+    """Return the argument that names the data set in the command `cifar-jax data prepare`.
+
+    The result begins with a space. It is empty for CIFAR-10, the default of the command.
+    """
     return "" if archive.name == "cifar10" else f" {archive.name}"
 
 
 def _first_cause(error: BaseException) -> str:
-    """Return the message of the first error in a chain of causes, which is the most specific."""
+    """Return the message of the error that caused `error`, directly or through other errors.
+
+    The message of the first error is the most specific.
+    """
     while cause := error.__cause__ or error.__context__:
         error = cause
     return reason(error)
@@ -113,7 +119,10 @@ def _new_folder(archive: Archive, data_dir: Path | None) -> Iterator[Path]:
 
 
 def _write(archive: Archive, content: Content, scratch: Path) -> Path:
-    """Write a tfds folder in `scratch`, move it to the parent of `scratch`, and return its path."""
+    """Write the tfds folder of a data set, and return its path.
+
+    The folder is written in `scratch`, and then moved to the parent of `scratch`.
+    """
     path = folder(archive, scratch.parent)
     total = len(content.train.images) + len(content.test.images)
     with progress(f"Writing {path}", total) as advance:
@@ -126,7 +135,7 @@ def _write(archive: Archive, content: Content, scratch: Path) -> Path:
     try:
         folder(archive, scratch).rename(path)
     except OSError:
-        if not path.exists():  # Another machine may have created the folder meanwhile.
+        if not path.exists():  # Use a folder that another machine has created.
             raise
     return path
 
@@ -154,7 +163,7 @@ def _build(
             """
 
             name = archive.name
-            # tfds writes the name of this module to the folder.
+            # tfds stores the name of this module with the data set, so use the module of tfds.
             __module__ = stock.__module__
             # There are no checksums, because nothing is downloaded.
             url_infos: Any = {}  # noqa: RUF012
@@ -180,6 +189,6 @@ def _build(
 
     tfds.disable_progress_bar()
     builder: Any = Builder(data_dir=data_dir, file_format="array_record")
-    # tfds prints to standard output, which is reserved for results.
+    # Discard the output of tfds, because standard output is reserved for results.
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=data_dir / "downloads")

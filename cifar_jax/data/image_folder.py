@@ -34,7 +34,7 @@ from cifar_jax.errors import UserError, counted
 from cifar_jax.files import write_bytes
 from cifar_jax.runtime import cache_dir
 
-# Increase this number if a change to this module refuses files or decodes them to different arrays.
+# Increase this number if a change to this module changes the decoded arrays or refuses more files.
 # Cache entries with another number are ignored.
 _VERSION = 4
 _TEST_FRACTION = 0.2
@@ -72,7 +72,8 @@ def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAUL
       UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
         class has no images.
     """
-    path = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111 - accepts an unknown ~user
+    # `Path.expanduser` would raise an exception for a `~name` of an unknown user.
+    path = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
     listing = find(path)
     start = len(str(path))
     files = [

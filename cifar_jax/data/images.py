@@ -52,7 +52,7 @@ class Target(NamedTuple):
 
     @property
     def suffix(self) -> str:
-        """Suffix of the names of cache entries. It is empty for the default target."""
+        """Suffix of the cache entry for this target, such as `-64-whole`. Empty for the default."""
         if self == Target():
             return ""
         return f"-{self.size}{'' if self.center_crop else '-whole'}"
@@ -222,7 +222,7 @@ def decode(
 
 def _convert(image: "Image.Image", name: str, white: int | None, target: Target) -> np.ndarray:
     """Return a Pillow image as uint8 `[size, size, 3]`. The exceptions are those of `decode`."""
-    # Read `tile` now, because `load` deletes it.
+    # Read `image.tile` before `image.load`, which deletes this attribute.
     encoding = f"{image.format} {getattr(image, 'tile', '')}"
     image.load()
     return np.array(fit(_to_rgb(_rotate(image), encoding, name, white), target))

@@ -222,10 +222,10 @@ def _find_classes(
 
 
 def _same_subfolders(root: Path, classes: tuple[str, ...]) -> list[str]:
-    """Return a line for the log if all class folders have the same subfolders and no images.
+    """Return a list with a line for the log if all class folders have the same subfolders.
 
-    Such folders may be splits or folds of a cross-validation instead of classes. In all other cases
-    the list is empty.
+    Such folders may be splits or folds of a cross-validation instead of classes. If the subfolders
+    differ, the list is empty.
 
     Raises:
       UserError: the folders have the same subfolders, and a folder's name contains the name of a
@@ -253,7 +253,7 @@ def _list(folder: Path) -> _Class:
             content.links.append(entry.path)
         elif is_image(entry.path):
             size, modified = 0, 0
-            # A link to a missing file has no size. The link is reported when the image is read.
+            # Keep a link to a missing file. The error is reported when the image is read.
             with suppress(OSError):
                 stat = entry.stat()
                 size, modified = stat.st_size, stat.st_mtime_ns

@@ -31,9 +31,9 @@ def epoch_order(
 def take(rows: jax.Array, indices: jax.Array) -> jax.Array:
     """Return `rows[indices]`. `rows` is `[N, D]`, and `indices` is int32 `[n]`.
 
-    On a CPU, a loop copies the rows one by one, because XLA does not fuse a loop with other
-    operations. XLA would fuse a single indexing operation with the next convolution. A convolution
-    copies its input several times, and each copy would repeat the indexing.
+    On a CPU, a loop copies the rows one by one. XLA would fuse a single indexing operation with the
+    next convolution. A convolution copies its input several times, and each copy would repeat the
+    indexing. XLA does not fuse a loop with other operations.
     """
 
     def one_by_one(rows: jax.Array, indices: jax.Array) -> jax.Array:

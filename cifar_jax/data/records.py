@@ -36,13 +36,17 @@ def read_tfrecord(path: Path) -> Iterator[bytes]:
         while header := file.read(12):
             length = struct.unpack("<Q", _verified(header, 8))[0]
             remaining -= 12 + length + 4
-            if remaining < 0:  # A damaged length could be too large for the memory.
+            if remaining < 0:  # Check this before reading: a damaged length may be huge.
                 raise ValueError("it ends within a record")
             yield _verified(file.read(length + 4), length)
 
 
 def _verified(content: bytes, length: int) -> bytes:
-    """Return the first `length` bytes. Raise ValueError if the checksum after them is wrong."""
+    """Return the first `length` bytes of `content`, which are followed by their checksum.
+
+    Raises:
+      ValueError: the checksum is wrong or incomplete.
+    """
     import google_crc32c
 
     if len(content) != length + 4:

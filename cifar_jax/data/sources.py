@@ -95,8 +95,8 @@ def find(
       data_dir: the folder of all tfds data sets. None: the default folder.
       skip_bad_images: whether to leave out the unreadable images of a folder.
       target: size of the returned images, and the way to make them square.
-      others: a further form of names that the caller accepts, for the error message. Empty: the
-        data set must be usable for training.
+      others: text for the error message about further names that the caller accepts. Empty: data
+        sets that are for evaluation only are refused.
 
     Raises:
       UserError: there is no such data set, or its images always have another size than `target`.

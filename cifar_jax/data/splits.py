@@ -28,7 +28,7 @@ def folders(path: Path) -> dict[str, Path]:
     """Return the paths of the subfolders of a folder, by name, in sorted order.
 
     Names are normalized to the Unicode form NFC, because macOS uses another form. Folders that an
-    operating system added are left out.
+    operating system added, and the cache folder of cifar_jax, are left out.
 
     Raises:
       UserError: two names are equal in form NFC, two names are links to the same folder, or a link
@@ -62,7 +62,9 @@ def split_of(name: str) -> str | None:
 
 
 def split_in(name: str) -> tuple[str, str] | None:
-    """Find a word for a split in a folder name. Return the split and the rest of the name.
+    """Return the split that a word in a folder name stands for, and the rest of the name.
+
+    The result is None if no word stands for a split.
 
     >>> split_in("Pets_train")
     ('train', 'pets')
@@ -75,7 +77,7 @@ def split_in(name: str) -> tuple[str, str] | None:
 
 
 def splits_inside(folder: Path) -> bool:
-    """Return whether a folder has a subfolder for training and one for another split."""
+    """Return whether a folder has subfolders for the training split and for another split."""
     inside = {found[0] for name in folders(folder) if (found := split_in(name))}
     return "train" in inside and len(inside) > 1
 
@@ -111,7 +113,7 @@ def find_splits(path: Path) -> tuple[dict[str, Path], list[str]]:
             )
         return {}, []
     if len(splits) == 1 and others and not folders(splits["train"]):
-        return {}, []  # A folder `train` without subfolders is a class.
+        return {}, []  # `train` has no subfolders, so it is a class and not a split.
     notes = []
     if others:
         names = ", ".join(folder.name for folder in others)
@@ -138,9 +140,9 @@ def _has_images(folder: Path) -> bool:
 def _add_longer_names(path: Path, named: dict[str, list[Path]], others: list[Path]) -> None:
     """Move folders such as `pets_train` and `pets_test` from `others` to `named`.
 
-    A folder that may be a class, such as `bullet_train`, is not moved. A folder may be a class if
-    it has no subfolders, if another folder has the plain name of its split, or if the folders do
-    not include training images and a second split.
+    A folder that may be a class, such as `bullet_train`, is not moved. `bullet_train` may be a
+    class in three cases: it has no subfolders, there is also a folder `train`, or no folder holds
+    another split.
 
     Raises:
       UserError: folders without subfolders have names such as `cat_train` and `cat_test`.

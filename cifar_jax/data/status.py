@@ -10,7 +10,7 @@ from cifar_jax.errors import UserError
 def status(data_dir: Path | None = None) -> str:
     """Return a report about the data folder, its data sets and the cache.
 
-    Only metadata are read. The report names damaged data sets, which raise no error.
+    Only metadata are read. A damaged data set raises no error, but is named in the report.
     """
     data_dir = data_dir or tfds_folder.default_data_dir()
     root = cache.cache_dir()

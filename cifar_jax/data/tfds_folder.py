@@ -63,7 +63,7 @@ class TfdsFolder(NamedTuple):
 
     @property
     def test(self) -> str:
-        """The split with the test images: `validation` if there is no split `test`."""
+        """Name of the split with the test images: `test`, or `validation` if there is no `test`."""
         return "test" if "test" in self.shards else "validation"
 
 
@@ -288,7 +288,7 @@ def decode_split(
                 raise ValueError(f"{count:,} images instead of {shard.images:,}")
         # For a damaged shard, array_record raises RuntimeError, and protobuf raises DecodeError.
         except Exception as error:
-            # Leave out messages of the libraries, which do not help a user.
+            # Show only messages of this package. Those of the libraries do not help a user.
             detail = f" ({error})" if type(error) in (ValueError, UserError) else ""
             raise _unusable(folder.path, f"{shard.path.name} is damaged{detail}") from error
     return Split(images, labels)

@@ -218,7 +218,10 @@ def _check_images(path: Path, model: Classifier, dataset: Dataset, split: str) -
 
 
 def _select(path: Path, model: Classifier, dataset: Dataset, split: str) -> Split:
-    """Return the images and labels of a split, with the validation split of the training run."""
+    """Return the images and labels of a split.
+
+    The same images are held out for validation as in the training run.
+    """
     if split == "test":
         return dataset.test
     card = model.card.data

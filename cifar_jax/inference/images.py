@@ -108,7 +108,7 @@ def to_batch(
 
 
 def _to_pixels(image: Any, index: int, white: int | None, target: Target) -> np.ndarray:
-    """Return an image of a list as uint8 `[size, size, 3]`. `index` is its position in the list."""
+    """Return an image as uint8 `[size, size, 3]`. `index` is the image's position in a list."""
     from PIL import Image as PillowImage
 
     if isinstance(image, (str, Path)):

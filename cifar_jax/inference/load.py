@@ -89,7 +89,7 @@ def _check_options(trained: NetworkCard, wanted: Model, path: Path) -> None:
 
 
 def weights_loader(config: Config) -> Callable[[], Pretrained] | None:
-    """Return a function that loads the trained network in the setting `train.init_from`.
+    """Return a function that loads the trained network that `train.init_from` names.
 
     The result is None if the setting is None.
     """

@@ -44,7 +44,8 @@ class Classifier:
     """
 
     batch_size = 256
-    """Largest number of 32×32 images in one call of the model's function."""
+    """Largest number of images in one call of the model's function, for images of 32×32 pixels. The
+    number is smaller for larger images; see `scale_count`."""
 
     def __init__(
         self, card: ModelCard, function: Callable[[jax.Array], Any], source: Path | str
@@ -123,7 +124,8 @@ class Classifier:
         batch = pixels if len(pixels) else np.zeros((1, *self.image_shape), np.uint8)
         try:
             return self._compute(self._compiled_features, batch)[: len(pixels)]
-        except jax.errors.UnexpectedTracerError:  # Layers such as `nn.remat` hide the features.
+        # The features inside a layer such as `nn.remat` cannot be read.
+        except jax.errors.UnexpectedTracerError:
             raise self._no_features() from None
 
     def _no_features(self) -> UserError:

@@ -48,7 +48,7 @@ def application(model: Classifier, name: str) -> Starlette:
         "classes": list(model.classes),
         "max_bytes": MAX_BYTES,
     }
-    lock = threading.Lock()  # One prediction at a time, because each uses all cores.
+    lock = threading.Lock()  # A prediction uses all cores, so compute one at a time.
 
     def answer(content: bytes) -> dict[str, Any]:
         pixels = read_image(content, "The file", model.card.white, model.target)

@@ -38,10 +38,10 @@ class StateDict(NamedTuple):
 
     tensors: dict[str, np.ndarray]
     key: str
-    """Path of keys to the state dict in the file, such as `ckpt.model`. Empty if the whole file is
-    the state dict."""
+    """Keys that lead to the state dict in the file, joined by dots, such as `ckpt.model`. Empty if
+    the whole file is the state dict."""
     others: tuple[str, ...]
-    """Paths of keys to other state dicts in the file, which are ignored."""
+    """Keys that lead to each ignored state dict in the file, joined by dots, such as `ckpt.ema`."""
 
 
 def read_state_dict(path: Path) -> StateDict:
@@ -54,7 +54,7 @@ def read_state_dict(path: Path) -> StateDict:
 
     Raises:
       UserError: the file is damaged or contains no state dict, two tensors have the same name
-        after these parts are removed, or PyTorch 2.6 or newer is needed and not installed.
+        without the parts of the wrappers, or PyTorch 2.6 or newer is needed and not installed.
     """
     if path.is_dir():
         raise UserError(f"{path} is a folder: name the file with the weights in it")
@@ -78,7 +78,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def summarize_keys(mapping: Mapping[Any, Any]) -> str:
-    """Return the keys of a mapping in one line. Many keys are shortened to the first and last."""
+    """Return the keys of a mapping in one line. If there are more than five, only show five."""
     keys = ["".join(c if c.isprintable() else "?" for c in f"`{key}`") for key in mapping]
     if len(keys) <= 5:
         return ", ".join(keys)
@@ -88,7 +88,7 @@ def summarize_keys(mapping: Mapping[Any, Any]) -> str:
 def _read_safetensors(path: Path) -> StateDict:
     try:
         return StateDict(load_file(path), "", ())
-    except AttributeError as error:  # NumPy lacks some data types, such as float8.
+    except AttributeError as error:  # NumPy has no such data type, for example float8.
         raise UserError(
             f"{path} holds weights of a type that cannot be read ({error}): save them as float32"
         ) from None
@@ -126,7 +126,7 @@ def _read_torch(path: Path) -> StateDict:
         try:
             array = tensor.float() if tensor.is_floating_point() else tensor
             arrays[key] = array.detach().to_dense().resolve_conj().resolve_neg().numpy()
-        # Some tensors have no values, for example on the device "meta".
+        # A tensor without values, such as one on the device "meta", cannot be converted.
         except (RuntimeError, TypeError) as error:
             reason = str(error).partition("\n")[0]
             raise UserError(f"{path} holds no plain array as {key}: {reason}") from None
@@ -134,12 +134,15 @@ def _read_torch(path: Path) -> StateDict:
 
 
 def _check_sums(path: Path) -> None:
-    """Raise UserError if a checksum in a file of `torch.save` is wrong, which PyTorch ignores."""
+    """Raise UserError if a checksum in a file of `torch.save` is wrong.
+
+    PyTorch itself ignores the checksums.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, zlib.error, EOFError):
-        return  # Either `torch.load` will explain the damage, or the file has the old format.
+        return  # The file is damaged or has the old format. `torch.load` finds this out later.
     if damaged:
         raise UserError(
             f"{path} is damaged: the checksum of {damaged} is wrong. Download or copy it again. "
@@ -178,12 +181,13 @@ def _load(torch: Any, path: Path) -> Any:
         try:
             allowed = [(placeholder, name) for name, placeholder in classes.items()]
             with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PyTorch warns about TorchScript before it fails.
+                # Hide a warning about TorchScript files, because an error follows.
+                warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # Damaged files raise exceptions of many classes.
             unknown = re.search(r"GLOBAL ([\w.]+) was not an allowed", str(error))
             filled = re.search(r"Can only SETITEMS? .* but got <class '([\w.]+)'>", str(error))
-            if unknown:  # PyTorch names the class `builtins.set` only `set`.
+            if unknown:  # In this message, `set` stands for `builtins.set`.
                 name, base = unknown[1], _Placeholder
                 name = name if "." in name else f"builtins.{name}"
             elif filled:
@@ -207,7 +211,7 @@ def _explain(error: Exception, path: Path, replaced: Sequence[str]) -> UserError
         what = f"holds an object of type {kind}, which could run code when it is loaded"
     elif "unrecognized function" in text:
         what = "calls a function of an object, which could run code"
-    elif "Only persistent_load of storage" in text:  # The old format stores models in this way.
+    elif "Only persistent_load of storage" in text:  # The error for a model in the old format.
         what = "holds a whole model object, not a state dict"
     elif "TorchScript" in text:
         what = "is a TorchScript program"

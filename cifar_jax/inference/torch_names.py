@@ -187,7 +187,10 @@ def _torch_layer(part: str, spelling: Mapping[str, str]) -> str:
 
 
 def _unit_scales(names: _Names) -> list[str]:
-    """Return the names of BatchNorm scales that PyTorch stores, and that are 1 in this package."""
+    """Return the PyTorch names of scales of BatchNorm layers that have no scale in this package.
+
+    In PyTorch, all elements of these scales are 1.
+    """
     return [
         name.replace(".running_mean", ".weight")
         for path, name in names.items()

@@ -22,7 +22,7 @@ class Basic(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # Training and evaluation compute the same function.
+        del train  # No layer depends on `train`.
         x = ops.relu(Conv(6, (5, 5), dtype=self.dtype, name="conv1")(x))
         x = Pool(name="pool1")(x)
         x = ops.relu(Conv(16, (5, 5), dtype=self.dtype, name="conv2")(x))

@@ -79,11 +79,11 @@ class CustomModel:
         if not has_dtype and options.get("dtype") == jnp.float32:
             del options["dtype"]
         validate_options(str(self), self._module_class, options)
-        options.setdefault("num_classes", 10)  # used if no data set is loaded
+        options.setdefault("num_classes", 10)  # The default without a data set.
         try:
             construct = self.module if isinstance(self.module, type) else self.module.clone
             model = construct(**options)
-        except TypeError as error:  # A field of the module has no default.
+        except TypeError as error:  # For example, a field has no default value.
             raise UserError(
                 f"{self} cannot be constructed ({error}): give its fields defaults, or set MODEL "
                 "to an instance"

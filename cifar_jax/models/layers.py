@@ -93,7 +93,7 @@ class GlobalAveragePool(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Self-attention over the positions of a feature map `[N, H, W, C]`, plus the feature map.
+    """Self-attention over the positions of a feature map `[N, H, W, C]`, with a skip connection.
 
     Three 1×1 convolutions with bias compute the query, the key and the value. Query and key have
     C/8 channels, and the value has C channels. Scores are not scaled. The layer is the attention

@@ -28,7 +28,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
-        del train  # Training and evaluation compute the same function.
+        del train  # No layer depends on `train`.
         conv = partial(Conv, kernel_size=(3, 3), padding=1, dtype=self.dtype)
         pool = partial(Pool, kind=self.pooling, dtype=self.dtype)
         x = ops.relu(conv(64, name="conv1")(x))
@@ -72,8 +72,8 @@ class InceptionBlock(nn.Module):
             norm = BatchNorm(dtype=self.dtype, name=f"{name}_bn")
             return ops.relu(norm(conv(x), train=train))
 
-        # At stride 1, "SAME" is a padding of one pixel on each side. The ONNX converter would
-        # ignore a padding in pixels.
+        # Write the padding as "SAME", because the ONNX converter ignores a padding in pixels. With
+        # stride 1, "SAME" adds one pixel on each side.
         pooled = nn.max_pool(x, window_shape=(3, 3), padding="SAME")
         branches = [
             branch(x, 1, "branch1x1"),

@@ -52,7 +52,7 @@ class ResidualBlock(nn.Module):
     features: int
     stride: int
     conv: ModuleDef
-    """Module class of the 3×3 convolutions. Its fields `features` and `strides` are set."""
+    """Module class of the 3×3 convolutions, with the fields `features` and `strides`."""
     projection: ModuleDef
     """Module class of the 1×1 convolution in the shortcut."""
     norm: ModuleDef

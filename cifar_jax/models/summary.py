@@ -17,7 +17,8 @@ from cifar_jax.models import layers
 Path = tuple[str, ...]
 
 _SCOPE = "summary-row-"
-"""Prefix of the JAX name scope of a module. The index of the module follows the prefix."""
+"""Prefix of the JAX name scope that marks the operations of a module. The index of the module
+follows the prefix."""
 
 
 @dataclass
@@ -46,7 +47,10 @@ def summarize(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> list
     tabulated: set[Path] = set()
 
     def row_of(path: Path) -> Path:
-        """Return the path of the outermost layer around `path`, else of the nearest module."""
+        """Return the path of the outermost layer that is `path` or contains it.
+
+        Without such a layer, return the path of the innermost module that contains `path`.
+        """
         prefixes = [path[:end] for end in range(len(path) + 1)]
         return next((p for p in prefixes if p in tabulated), [p for p in prefixes if p in rows][-1])
 
@@ -101,7 +105,7 @@ def _configuration(module: nn.Module, in_dim: Any) -> str | None:
             return "AdaptiveAvgPool2d"
         case layers.SelfAttention():
             return f"In_dim={in_dim}"
-    # These modules of Linen only contain or transform other modules.
+    # The classes in these files of Linen are not layers: they contain or transform modules.
     containers = ("module", "transforms", "combinators")
     origins = [cls.__module__.split(".") for cls in type(module).__mro__]
     is_layer = any(o[:2] == ["flax", "linen"] and o[-1] not in containers for o in origins)

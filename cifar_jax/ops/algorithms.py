@@ -33,7 +33,7 @@ _WINOGRAD = Algorithms(winograd.conv, winograd.input_gradient, winograd.kernel_g
 _DIRECT_WINOGRAD = Algorithms(direct.conv, direct.input_gradient, winograd.kernel_gradient)
 
 _TABLE: dict[str, dict[tuple[str, bool], Algorithms]] = {
-    # The inner keys are the platform and whether the type is bfloat16.
+    # A key such as ("cpu", True) holds the platform, and whether the type is bfloat16.
     "depthwise": {
         ("cpu", False): _DEPTHWISE,
         ("cpu", True): _DEPTHWISE,

@@ -70,8 +70,8 @@ def _map_images(f: Callable[..., Any], query: jax.Array, key: jax.Array, *others
     if query.shape[-2] * key.shape[-2] < LARGE:
         return f(*arrays)
     # Each iteration computes one image per device of the mesh. With a single image per iteration,
-    # XLA would copy the image to every device. `devices.make_mesh` uses the largest number of
-    # devices that divides the batch size, and so does this code.
+    # XLA would copy the image to every device. The number of devices is chosen as in
+    # `devices.make_mesh`: it is the largest number that divides the batch size.
     count = jax.device_count()
     devices = max((n for n in range(1, count + 1) if len(query) % n == 0), default=1)
     if devices == 1:
@@ -121,12 +121,15 @@ def _sum_over_queries(weights: jax.Array, x: jax.Array, transposed: bool) -> jax
     if not transposed:
         return jnp.einsum("...qk,...qc->...kc", weights, x)
     product = jnp.einsum("...qc,...qk->...ck", x, weights)
-    # Without the barrier, XLA merges the transpose into the product and computes `weightsᵀ x`.
+    # Without the barrier, XLA would simplify the two transposes, and compute `weightsᵀ x`.
     return jax.lax.optimization_barrier(product).swapaxes(-1, -2)
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    """Return `query keyᵀ` in float32 or wider. Values are rounded to the type of the inputs."""
+    """Return the attention scores `query keyᵀ` as an array in float32 or wider.
+
+    The scores are first rounded to the type of the inputs, as if they were stored in this type.
+    """
     wide = jnp.promote_types(query.dtype, jnp.float32)
     scores = jnp.einsum("...qd,...kd->...qk", query, key, preferred_element_type=wide)
     return scores.astype(query.dtype).astype(wide)

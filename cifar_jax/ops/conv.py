@@ -91,7 +91,8 @@ def conv_general_dilated(
 def _conv(x: jax.Array, kernel: jax.Array, options: _Options) -> jax.Array:
     default = partial(direct.conv, strides=options.strides, padding=options.padding)
     if options.platform not in (None, "cpu", "cpu-onednn"):
-        return default(x, kernel)  # The batch size may be symbolic, so shapes are not compared.
+        # Do not choose an algorithm by shape here, because the batch size may be symbolic.
+        return default(x, kernel)
     conv = _algorithms(x, kernel, options).conv
     if conv is direct.conv:
         return default(x, kernel)

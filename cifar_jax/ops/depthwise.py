@@ -74,7 +74,7 @@ def onednn_conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding
 def onednn_input_gradient(
     dy: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding, image_size: Pair
 ) -> jax.Array:
-    """Compute `input_gradient`. At stride 1, oneDNN computes the gradient in float32."""
+    """Compute `input_gradient`. If the stride is 1, oneDNN computes it in float32."""
     if strides != (1, 1):
         return input_gradient(dy, kernel, strides, padding, image_size)
     wide = jnp.promote_types(dy.dtype, jnp.float32)

@@ -114,7 +114,11 @@ def scatter_taps(
     extents = [-(-image_size[axis] // strides[axis]) for axis in range(2)]
 
     def taps(phase: int, axis: int) -> list[tuple[int, int]]:
-        """Return pairs (kernel index, offset from input to output) of a phase along an axis."""
+        """Return the kernel elements along an axis that contribute to the pixels of a phase.
+
+        Each kernel element is a pair (index, offset). Input pixel p of the phase gets the
+        contribution of this kernel element from output pixel p + offset.
+        """
         steps = [
             divmod(phase + padding[axis][0] - t, strides[axis]) for t in range(kernel_size[axis])
         ]

@@ -1,7 +1,7 @@
 """Sums over all pixels of a batch, computed in blocks of images that fit in a CPU's cache.
 
-All sums over the same arrays read the arrays from memory only once. The blocks are slices of the
-batch axis, so the batch must not be divided over devices.
+All sums of a call are computed together, so the arrays are read from memory only once. The blocks
+are slices of the batch axis, so the batch must not be divided over devices.
 """
 
 from collections.abc import Callable, Sequence

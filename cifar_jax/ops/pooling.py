@@ -68,14 +68,15 @@ def _backward(
 ) -> tuple[jax.Array]:
     def cpu(x: jax.Array, y: jax.Array, dy: jax.Array) -> jax.Array:
         # Find the position of the maximum in each window, then compare it with the position of each
-        # pixel. A stack of pixels would be slower, because XLA compiles it to a branch per pixel.
+        # pixel. A `jnp.stack` of one gradient array per position would be slower, because XLA
+        # compiles the stack to a branch for each pixel.
         pixels = _window_pixels(x, window)
         argmax = jnp.full(y.shape, len(pixels) - 1)
         for index in reversed(range(len(pixels) - 1)):
             argmax = jnp.where(pixels[index] == y, index, argmax)
         n, rows, columns, c = y.shape
-        # Indices from NumPy are a constant. XLA would store computed indices in an array as large
-        # as x.
+        # NumPy makes the indices a constant. If JAX computed them, XLA would store an array of
+        # indices as large as x.
         indices = np.arange(len(pixels), dtype=np.int32).reshape(1, 1, window[0], 1, window[1], 1)
         is_max = argmax[:, :, None, :, None] == indices
         dx = jnp.where(is_max, dy[:, :, None, :, None], jnp.zeros((), dy.dtype))

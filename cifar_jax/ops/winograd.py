@@ -57,7 +57,7 @@ def kernel_gradient(
     del kernel_size, strides
     tiles = _matrices(_transform_input(x, padding))
     transformed = _transform_gradient(dy)
-    # The product with fewer rows is faster.
+    # Let the product have as few rows as possible, because this is faster.
     wide = jnp.promote_types(x.dtype, jnp.float32)
     product = partial(jnp.einsum, preferred_element_type=wide)
     if tiles.shape[2] <= transformed.shape[2]:
@@ -161,11 +161,17 @@ def _input_rows(d: Sequence[jax.Array]) -> jax.Array:
 
 
 def _overlapping_rows(o: jax.Array, before: jax.Array) -> jax.Array:
-    """Multiply B by tiles, and add up the overlaps along one axis: the transpose of `_input_rows`.
+    """Multiply B by tiles, and add up the overlapping rows. This is the transpose of `_input_rows`.
 
-    Each product B o has 6 pixels, but tiles are only 4 pixels apart. So the last 2 pixels of the
-    preceding tile, `before`, overlap with tile `o`. The result holds the first 4 pixels of tile
-    `o`, plus these 2 pixels.
+    The product of B and a tile has 6 rows, but the tiles are only 4 rows apart. The last 2 rows of
+    each product therefore overlap with the first 2 rows of the next product.
+
+    Args:
+      o: the tiles, `[6, ...]`.
+      before: the tile that precedes each tile in `o`, `[6, ...]`.
+
+    Returns:
+      The first 4 rows of each product, with the overlapping rows added, `[4, ...]`.
     """
     sum1, difference1 = o[1] + o[2], o[1] - o[2]
     sum2, difference2 = o[3] + o[4], 2 * (o[3] - o[4])

@@ -18,7 +18,7 @@ compare.py     the difference in accuracy between two groups of runs
 claims.py      the conclusions of the paper, and their tests
 paper.py       the tables of docs/paper.md, from the records in results/
 listing.py     the list of run folders and their states
-study.py       studies of settings, as `cifar-jax tune` stores them
+study.py       studies of `cifar-jax tune`, which search for better settings
 readme.py      the README's tables and figures, from the records in results/
 """
 
@@ -79,12 +79,12 @@ def report(
 
     if folder and folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file: name a folder")
-    runs = read_runs(paths)
-    groups = collect(runs)
-    terminal.show(groups, console)
-    if not runs:
-        return []
+    runs = read_runs(paths, trials=False)
     studies = [read_study(found) for found in find_studies(paths or [RUNS])]
+    groups = collect(runs)
+    terminal.show(groups, console, studies)
+    if not runs and not studies:
+        return []
     return _write(groups, studies, folder or _common_folder(paths), pictures=pictures)
 
 
@@ -99,7 +99,7 @@ def _write(
     drawn = [group for group in groups if any(run.rows for run in group.runs)]
     if drawn:
         write_bytes(folder / "report.svg", plots.svg(drawn, "accuracy by epoch"))
-    text = markdown.page(groups, "report.svg" if drawn else None)
+    text = markdown.page(groups, studies, "report.svg" if drawn else None)
     written = {"report.html": page, "report.md": text}
     for name, content in written.items():
         write_bytes(folder / name, content.encode())

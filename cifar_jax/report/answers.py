@@ -20,13 +20,13 @@ class RunAnswers:
 
     run: RunRecord
     labels: np.ndarray
-    """Classes of the images, int64 `[N]`."""
+    """True classes of the images, int64 `[N]`."""
     answer: np.ndarray
     """Class with the largest logit for each image, int64 `[N]`."""
     confidence: np.ndarray
     """Probability of the predicted class for each image, float64 `[N]`."""
     epoch: int | None
-    """Epoch of the weights. None: the last epoch of a finished run."""
+    """Epoch after which the classes were predicted. None: the last epoch of a finished run."""
 
     @property
     def correct(self) -> np.ndarray:
@@ -45,12 +45,12 @@ class Answers:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """Classes of the images of all runs, int64 `[runs * N]`."""
+        """True class of each image, repeated for each run, int64 `[runs * N]`."""
         return np.concatenate([run.labels for run in self.runs])
 
     @cached_property
     def answer(self) -> np.ndarray:
-        """Predicted classes of all runs, int64 `[runs * N]`."""
+        """Predicted class of each image, run after run, int64 `[runs * N]`."""
         return np.concatenate([run.answer for run in self.runs])
 
 
@@ -81,7 +81,8 @@ def group_answers(group: SeedGroup) -> list[Answers]:
     for split in ("validation", "test"):
         read = [(run, _read(run, split)) for run in runs]
         outputs = [(run, output) for run, output in read if output]
-        # Runs of the same experiment file may have different numbers of classes.
+        # Runs of the same experiment file may have different numbers of classes. Keep only runs
+        # with as many classes as the first run.
         sizes = [output.logits.shape[1] for _, output in outputs]
         same = [_answers(*pair) for pair in outputs if pair[1].logits.shape[1] == sizes[0]]
         if same:

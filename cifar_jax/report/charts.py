@@ -47,7 +47,7 @@ class Line(NamedTuple):
     value: str
     """Mean at the last epoch, as text."""
     epoch: int
-    """The last epoch."""
+    """Number of the last epoch on the line."""
 
 
 class Chart(NamedTuple):
@@ -86,7 +86,7 @@ def chart(title: str, groups: Iterable[tuple[str, int, Sequence[Curve]]]) -> Cha
     return Chart(
         title,
         f"{left} {-top:.6g} {right - left} {top - bottom:.6g}",
-        [tick for tick in marks if tick.value == int(tick.value)],
+        [tick._replace(text=f"{tick.value:.0f}") for tick in marks if tick.value % 1 == 0],
         _ticks(bottom, top, 7),
         lines,
     )
@@ -143,7 +143,8 @@ def _text(value: float) -> str:
 
 
 def _path(curve: Curve) -> str:
-    points = [f"{epoch},{number(-value)}" for epoch, value in curve.items()]
+    # Rounded to four digits, close values of a short run could lie outside of the chart.
+    points = [f"{epoch},{-value:.6g}" for epoch, value in curve.items()]
     # A line of length 0 draws a dot for a single epoch.
     return f"M{points[0]}h0" if len(points) == 1 else "M" + "L".join(points)
 
@@ -162,7 +163,13 @@ def _ticks(low: float, high: float, count: int) -> list[Tick]:
     values = [
         k * step for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
     ]
+    # All labels have the same number of decimals, except for 0.
+    decimals = max(0, -math.floor(math.log10(step) + 1e-6))
     return [
-        Tick(f"{value:.6g}", value, round(100 * (value - low) / (high - low), 2))
+        Tick(
+            f"{value:.{decimals}f}" if round(value, decimals) else "0",
+            value,
+            round(100 * (value - low) / (high - low), 2),
+        )
         for value in values
     ]

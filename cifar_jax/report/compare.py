@@ -25,7 +25,8 @@ MIN_SEEDS = 6
 """Smallest number of pairs for which the sign-flip test can reach p < 0.05: 2 / 2**6 = 0.031."""
 
 _EXACT_PAIRS = 14
-"""Largest number of pairs for which the test tries all sign flips. More pairs are sampled."""
+"""Largest number of pairs for which the test tries all sign flips. With more pairs, the sign flips
+are random samples."""
 _SAMPLES = 100_000
 """Number of random samples of the sign-flip test. The bootstrap draws a tenth of this number."""
 
@@ -71,7 +72,7 @@ class Comparison(NamedTuple):
     spread_a: Spread | None
     """Spread of the first group. None for fewer than two seeds, or without stored outputs."""
     spread_b: Spread | None
-    """Spread of the second group. None in the same cases as `spread_a`."""
+    """Spread of the second group. None for fewer than two seeds, or without stored outputs."""
 
     @property
     def verdict(self) -> str:
@@ -111,7 +112,7 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
     accuracy_a = tuple(_accuracy(run, metric) for run in pairs_a.values())
     accuracy_b = tuple(_accuracy(run, metric) for run in pairs_b.values())
     differences = [y - x for x, y in zip(accuracy_a, accuracy_b, strict=True)]
-    several = len(seeds) > 1  # A single pair has no spread.
+    several = len(seeds) > 1  # An interval needs two or more pairs.
     low, high = bootstrap_interval(differences) if several else (None, None)
     correct_a = _correct(pairs_a) if metric == "test_accuracy" else None
     correct_b = _correct(pairs_b) if metric == "test_accuracy" else None
@@ -135,7 +136,8 @@ def find_group(name: str, folder: Path) -> SeedGroup:
     Args:
       name: an experiment, or a path to run folders or records of one experiment with the same
         settings.
-      folder: folder with the runs of an experiment. Only runs without changed settings are used.
+      folder: folder in which to find the runs of an experiment. Runs with changed settings are
+        ignored.
 
     Raises:
       UserError: there are no such runs, or the path contains several experiments or settings.
@@ -171,7 +173,7 @@ def title(group: SeedGroup) -> str:
 def bootstrap_interval(differences: list[float]) -> tuple[float, float]:
     """Return the 95 % BCa bootstrap interval of the mean of at least two paired differences.
 
-    If all differences are equal, both ends are this value.
+    If all differences are equal, both ends of the interval equal this difference.
     """
     import numpy as np
     from scipy import stats
@@ -192,8 +194,9 @@ def bootstrap_interval(differences: list[float]) -> tuple[float, float]:
 def sign_flip_p_value(differences: list[float]) -> float:
     """Return the two-sided p-value of the sign-flip test for paired differences.
 
-    If the groups do not differ, both signs of a difference are equally likely. The p-value is the
-    share of all combinations of signs whose mean is at least as far from 0 as the observed mean.
+    If the groups do not differ, both signs of a difference are equally likely. The test computes
+    the mean of the differences for many combinations of signs. The p-value is the fraction of these
+    means that are at least as far from 0 as the observed mean.
     """
     import numpy as np
 
@@ -203,7 +206,7 @@ def sign_flip_p_value(differences: list[float]) -> float:
         signs = np.array(list(itertools.product((1, -1), repeat=count)))
     else:
         signs = np.random.default_rng(0).choice((1, -1), size=(_SAMPLES, count))
-        signs[0] = 1  # With the observed signs, p is never 0.
+        signs[0] = 1  # Count the observed differences as one sample, so that p is never 0.
     observed = abs(values.mean())
     return float((abs(signs @ values) / count >= observed - 1e-9).mean())
 
@@ -222,7 +225,7 @@ def holm(p_values: Mapping[str, float]) -> dict[str, float]:
 
 
 def spread(correct: np.ndarray) -> Spread:
-    """Return the spread over at least two seeds.
+    """Return the spread of the test accuracy over at least two seeds.
 
     Args:
       correct: whether each image was classified correctly, bool `[seeds, images]`.
@@ -235,13 +238,14 @@ def spread(correct: np.ndarray) -> Spread:
 
 
 def test_set_error(a: np.ndarray | None, b: np.ndarray | None) -> float | None:
-    """Return the standard error that is due to the finite number of images, in percentage points.
+    """Return the standard error of an accuracy difference, due to the finite number of test images.
 
-    The standard error is that of the difference: accuracy of `b` minus accuracy of `a`.
+    The difference is `b` minus `a`, in percentage points. The result is None if `a` or `b` is None,
+    or if the numbers of images differ.
 
     Args:
-      a: whether each image was classified correctly, bool `[seeds, images]`, or None.
-      b: the same array for the second group, with the same images.
+      a: whether the first group classified each image correctly, bool `[seeds, images]`, or None.
+      b: whether the second group classified each image correctly, bool `[seeds, images]`, or None.
     """
     if a is None or b is None or a.shape[1] != b.shape[1]:
         return None
@@ -271,7 +275,7 @@ def _check_data(runs: list[RunRecord]) -> None:
 def _correct(runs: Mapping[int, RunRecord]) -> np.ndarray | None:
     """Return which test images each run classifies correctly, bool `[runs, images]`.
 
-    None if a run has no stored outputs.
+    The result is None if a run has no stored outputs, or if the numbers of images differ.
     """
     import numpy as np
 

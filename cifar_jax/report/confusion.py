@@ -19,7 +19,7 @@ class Confused(NamedTuple):
 
 
 def confusion_matrix(labels: np.ndarray, answers: np.ndarray, classes: int) -> np.ndarray:
-    """Return the number of images for each label and answer, int64 `[classes, classes]`.
+    """Return how often each class is predicted for each true class, int64 `[classes, classes]`.
 
     Rows are true classes, and columns are predicted classes.
 

@@ -161,7 +161,7 @@ def _changes(run: RunRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
     """Return the settings that tell `run` apart from the other runs of its experiment."""
     changes = dict(run.changes)
     if run.experiment not in experiments():
-        # The experiment file may have changed between the runs.
+        # The experiment file may have changed between the runs, so compare all settings.
         for other in runs:
             if (other.experiment, other.changes) == (run.experiment, run.changes):
                 identity = other.identity

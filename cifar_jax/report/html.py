@@ -33,8 +33,9 @@ METRICS = {
     "train_loss": "Training loss, nats",
 }
 _TABLE_ROWS = 20
+"""Approximate number of epochs in the table of metrics."""
 _OPEN_GROUPS = 2
-"""Largest number of groups for which the page opens the sections of all groups at the start."""
+"""If a page has at most this number of groups, their sections are open at the start."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class GroupView:
 
     @property
     def id(self) -> str:
-        """Anchor of the section."""
+        """HTML anchor of the group's section."""
         return f"run-{self.number + 1}"
 
     @property
@@ -78,7 +79,7 @@ class GroupView:
 
     @cached_property
     def row(self) -> Row:
-        """Cells of the group in the tables of report.md."""
+        """The group's table row, as in report.md."""
         return row(self.group)
 
     @property
@@ -136,7 +137,7 @@ class GroupView:
 
     @property
     def settings(self) -> list[tuple[str, str]]:
-        """Every setting of the first run."""
+        """Name and value of every setting of the first run, as text."""
         return [(name, as_text(value)) for name, value in self.group.runs[0].settings.items()]
 
     @cached_property
@@ -154,7 +155,7 @@ class GroupView:
 
     @property
     def numbers(self) -> list[tuple[int, list[str]]]:
-        """About 20 epochs, each with the means of the metrics over the seeds as text."""
+        """Rows of the table of metrics: an epoch, and the means over the seeds as text."""
         names = [*METRICS, "learning_rate"]
         found = {name: curves(self.group, name) for name in names}
         means = {name: mean_curve(kept) if kept else {} for name, kept in found.items()}
@@ -175,7 +176,7 @@ class GroupView:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two groups and the differences between them."""
+    """Two groups of runs, and the differences between their accuracies."""
 
     a: GroupView
     b: GroupView
@@ -191,8 +192,8 @@ def page(
     """Return the report page as HTML.
 
     Args:
-      groups: the groups of runs. A group of the paper may have no runs.
-      studies: the studies of settings.
+      groups: the groups of runs. An experiment of the paper that was not run is an empty group.
+      studies: studies of `cifar-jax tune`, which search for better settings.
       pictures: whether to show wrongly classified images, if they are on this machine.
     """
     views = [
@@ -246,12 +247,12 @@ def _pairs(views: Sequence[GroupView]) -> list[Pair]:
 def _compare(a: GroupView, b: GroupView, metric: str) -> Comparison | None:
     try:
         return compare(a.group, b.group, metric)
-    except UserError:  # No seed is finished in both groups, or the images differ.
+    except UserError:  # For example, no seed is finished in both groups.
         return None
 
 
 def _scale(pairs: Sequence[Pair]) -> float:
-    """Return the half-width of the axis of differences, in percentage points."""
+    """Return the largest value on the axis of accuracy differences, in percentage points."""
     values = [
         abs(value)
         for pair in pairs

@@ -8,6 +8,7 @@ from typing import TypeVar, get_args
 from cifar_jax import catalog
 from cifar_jax.report.groups import Section, SeedGroup
 from cifar_jax.report.recipes import Pair, Peer
+from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, row
 
 T = TypeVar("T")
@@ -55,7 +56,7 @@ _RECIPES: Columns[tuple[Row | None, Row]] = {
 }
 
 
-def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
+def page(groups: Sequence[SeedGroup], studies: Sequence[Study], figure: str | None) -> str:
     """Return the text of report.md. If `figure` is not None, the text includes this image file."""
     paper, better, variants, changed = (
         [row(group) for group in groups if group.section == section]
@@ -86,6 +87,8 @@ def page(groups: Sequence[SeedGroup], figure: str | None) -> str:
             "These runs differ from their experiment and are not compared with the paper.",
             table(changed, _CHANGED),
         ]
+    if studies:
+        blocks += ["## Studies", "\n".join(f"- {study.summary}" for study in studies)]
     if figure:
         blocks += ["## Curves", f"![Accuracy by epoch]({figure})"]
     return "\n\n".join(blocks) + "\n"

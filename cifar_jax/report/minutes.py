@@ -29,8 +29,8 @@ _PLACES = (
     *((7, 0, "left"), (-7, 0, "right"), (0, 10, "center"), (0, -10, "center")),
     *((5, 9, "left"), (5, -9, "left"), (-5, 9, "right"), (-5, -9, "right"), (5, -16, "left")),
 )
-"""Possible positions of a name: horizontal and vertical offset from the marker in 1/72 inch, and
-the horizontal alignment of the name."""
+"""Possible positions of a name next to its marker. A position is a horizontal and a vertical offset
+in 1/72 inch, and a horizontal alignment."""
 
 
 class Point(NamedTuple):

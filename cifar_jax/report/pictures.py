@@ -28,7 +28,7 @@ def thumbnails(run: RunAnswers, split: str, images: Iterable[int]) -> list[str]:
     JPEG files.
 
     Args:
-      run: predictions of the run. Their labels must be the labels of the data set.
+      run: predictions of the run. `run.labels` must be the labels of the data set.
       split: `validation` or `test`.
       images: positions in the split.
 

@@ -31,7 +31,7 @@ INK, GREY = "#222222", "#767676"
 DASHED = (0, (4, 3))
 _STYLE: dict[Any, Any] = {
     "font.size": 10,
-    "text.parse_math": False,  # Names of experiments may contain "$".
+    "text.parse_math": False,  # A "$" in a name does not start a formula.
     "text.color": INK,
     "axes.edgecolor": GREY,
     "axes.labelcolor": INK,
@@ -59,7 +59,7 @@ def svg(groups: Sequence[SeedGroup], description: str) -> bytes:
 
 
 def render(draw: Callable[[], Figure], description: str) -> bytes:
-    """Call `draw` with the common style, and return its figure as an SVG file."""
+    """Call `draw` with the common style, and return the drawn figure as an SVG file."""
     buffer = io.BytesIO()
     with mpl.rc_context(_STYLE):
         metadata = {"Date": None, "Description": description}

@@ -13,10 +13,13 @@ from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from cifar_jax.config import as_text
+from cifar_jax.errors import counted
 from cifar_jax.report.charts import Chart, chart
+from cifar_jax.runs.reading import STUDY
 from cifar_jax.runs.schemas import FORMAT, Stored, read
 
-FILE = "study.json"
+FILE = STUDY
 
 
 class TrialState(StrEnum):
@@ -52,7 +55,7 @@ class Study(Stored):
     experiment: str
     """Name of the experiment file, such as `fast-basic`."""
     seed: int
-    """Random seed of all trials. It also determines the choice of the searched settings."""
+    """Random seed of every trial. It also determines which values the search tries."""
     settings: dict[str, Any]
     """Every setting that the trials share, by dotted name."""
     search: dict[str, Any]
@@ -61,8 +64,9 @@ class Study(Stored):
     """Digest of the experiment file's code, without its settings."""
     trials: list[Trial]
     importances: dict[str, float]
-    """Importance of each searched setting for reaching the best quarter of the trials, largest
-    first. The sum is 1. Empty if there are too few trials."""
+    """Importance of each searched setting, by dotted name, largest first. The importance measures
+    how much the setting decides which trials are in the best quarter. The importances sum to 1.
+    Empty if there are too few trials."""
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:
@@ -74,6 +78,16 @@ class Study(Stored):
         """The finished trials, the most accurate first."""
         finished = [trial for trial in self.trials if trial.state == TrialState.FINISHED]
         return sorted(finished, key=lambda trial: -(trial.validation_accuracy or 0))
+
+    @property
+    def summary(self) -> str:
+        """One line: the number of trials, and the best trial."""
+        text = f"Study of {self.experiment}: {counted(len(self.trials), 'trial')}"
+        if not self.ranking:
+            return f"{text}, none finished"
+        best = self.ranking[0]
+        values = " ".join(f"{name}={as_text(value)}" for name, value in best.values.items())
+        return f"{text}. Best: {best.validation_accuracy:.2f} % validation accuracy with {values}"
 
     @property
     def history(self) -> Chart | None:

@@ -59,7 +59,7 @@ def row(group: SeedGroup) -> Row:
     results, paper, config = group.results, group.reference, group.config
     test, best = group.measured(), group.measured("best_validation_test_accuracy")
     accuracy = paper.test_accuracy if paper else None
-    # The experiment file is not in the package, so the paper's accuracy is read from the results.
+    # For an experiment outside of the package, the results store the paper's accuracy.
     if config is None and not group.changes:
         accuracy = next((r.paper_accuracy for r in results if r.paper_accuracy is not None), None)
     models = [r.model for r in results] or ([config.model.name] if config else [])

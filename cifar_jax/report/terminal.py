@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cifar_jax import tables
 from cifar_jax.report.groups import Section, SeedGroup
+from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, row
 
 _PLAIN_WIDTH = 100
@@ -23,26 +24,37 @@ _TITLES: dict[Section, str] = {
 }
 
 
-def show(groups: Sequence[SeedGroup], console: Console | None = None) -> None:
-    """Print the tables. If there are no runs, also print how to start one.
+def show(
+    groups: Sequence[SeedGroup], console: Console | None = None, studies: Sequence[Study] = ()
+) -> None:
+    """Print the tables, and a line for each study.
 
-    On a narrow terminal, the tables go past the edge, because no number is cut.
+    The paper's table is left out if all runs belong to other tables. If there are neither runs nor
+    studies, also print how to start a run.
+
+    Numbers are never cut, so the tables may be wider than a narrow terminal.
     """
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
     rows = [row(group) for group in groups]
+    nothing_ran = not studies and not any(group.runs for group in groups)
     # A single device is named below the tables, which saves a column.
     devices = {r.device for r in rows if r.device}
     device_column = len(devices) > 1 and console.width >= _WIDE
     wide = console.width >= _WIDE and not device_column
     for section in _TITLES:
-        listed = [r for r, group in zip(rows, groups, strict=True) if group.section == section]
-        if listed:
+        pairs = [(g, r) for g, r in zip(groups, rows, strict=True) if g.section == section]
+        if pairs and (nothing_ran or any(group.runs for group, _ in pairs)):
+            listed = [r for _, r in pairs]
             table = _table(section, listed, wide=wide, device_column=device_column)
             tables.print_table(table, console)
             console.print()
+    for study in studies:
+        console.print(escape(study.summary))
     if not any(group.runs for group in groups):
+        if studies:
+            return
         console.print(
             "No runs yet. [bold]make exp-basic[/] or [bold]cifar-jax train basic[/] trains the "
             "paper's first experiment; [bold]make demo[/] needs no download and takes minutes."

@@ -17,7 +17,8 @@ from cifar_jax.report.table import mean_std
 MAX_PICTURES = 24
 """Largest number of pictures for a group of runs."""
 MAX_MATRIX = 20
-"""Largest number of classes for a confusion matrix as a table. A larger matrix is a picture."""
+"""Largest number of classes for which the confusion matrix is a table. A larger matrix is a
+picture."""
 _MOST_CONFUSED = 15
 
 
@@ -26,11 +27,11 @@ class ClassRow(NamedTuple):
 
     name: str
     accuracy: float
-    """Mean over the runs."""
+    """Mean accuracy of the runs."""
     low: float
-    """Lowest of the accuracies of the runs."""
+    """Lowest accuracy of a run."""
     high: float
-    """Highest of the accuracies of the runs."""
+    """Highest accuracy of a run."""
     images: int
 
 
@@ -58,7 +59,8 @@ class AnswersView:
     classes: list[ClassRow]
     bins: list[calibration.Bin]
     calibration_error: str
-    """Expected calibration error in percentage points: mean and deviation over the runs."""
+    """Expected calibration error in percentage points, as text: mean and standard deviation over
+    the runs."""
     mistakes: list[Mistake]
     pictures: list[str]
     """Pictures of `mistakes`, as data URIs. Empty if there are none."""
@@ -66,7 +68,7 @@ class AnswersView:
 
     @property
     def epochs(self) -> list[int]:
-        """Epochs after which the unfinished runs stored their predictions."""
+        """Numbers of the epochs after which the unfinished runs stored their predictions."""
         return sorted({run.epoch for run in self.answers.runs if run.epoch is not None})
 
     @property

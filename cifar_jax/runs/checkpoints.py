@@ -77,7 +77,7 @@ class Checkpoints:
             if kind is None or not issubclass(kind, UserError):
                 self.wait()
         finally:
-            with suppress(Exception):  # `wait` has already reported any error.
+            with suppress(Exception):  # Hide errors that `wait` has reported.
                 self._checkpointer.close()
 
     def save(
@@ -134,7 +134,7 @@ class Checkpoints:
                 f"cannot write a checkpoint to {self._folder} ({_one_line(error)}). Is the disk "
                 "full? Give the same command again to resume from the previous checkpoint."
             ) from error
-        # A process that only reads checkpoints deletes nothing.
+        # Delete old checkpoints, unless this process only reads checkpoints.
         if self._saved and distributed.is_main_process():
             self._prune()
 
@@ -197,10 +197,10 @@ class Checkpoints:
         return state, saved, self._quarantine(damaged)
 
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
-        """Restore the best checkpoint that is not damaged. Rename damaged, possibly better ones.
+        """Restore the best checkpoint that is not damaged.
 
-        The returned values are those of `restore_latest`. The metadata is None if no checkpoint has
-        a validation accuracy.
+        Damaged checkpoints that may have been better are renamed. Returns the same values as
+        `restore_latest`. The metadata is None if no checkpoint has a validation accuracy.
         """
 
         def best_first() -> list[int]:
@@ -227,7 +227,8 @@ class Checkpoints:
 
         Returns:
           The state, the metadata of the checkpoint, and a dictionary from the number of each
-          unreadable checkpoint to its error. If no checkpoint is readable: `like`, None, errors.
+          unreadable checkpoint to its error. If no checkpoint is readable, the first two values are
+          `like` and None.
         """
         damaged: dict[int, str] = {}
         for number in numbers:

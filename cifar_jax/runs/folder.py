@@ -115,7 +115,8 @@ class RunFolder:
         """Finish the run: write its logits and labels, then its result."""
         write_arrays(self.outputs, outputs, compress=True)
         write_json(self._result, schemas.dump(result))
-        self._validation.unlink(missing_ok=True)  # outputs.npz replaces validation.npz.
+        # The file `outputs` also holds the validation logits.
+        self._validation.unlink(missing_ok=True)
 
     def extend(self, identity: RunIdentity) -> None:
         """Increase the number of epochs to that of `identity`, if `identity` has more epochs.
@@ -143,7 +144,7 @@ class RunFolder:
         for path in sorted(self.tensorboard.glob("events.out.tfevents.*")):
             path.unlink()
         for path in (self.checkpoints, self.tensorboard):
-            with suppress(OSError):  # The folder is missing or contains other files.
+            with suppress(OSError):  # Ignore a missing folder. Keep other files.
                 path.rmdir()
 
 
@@ -168,7 +169,7 @@ def open_run_folder(
     if not config.exists():
         _check_place(path)
     elif fresh:
-        folder.identity()  # Raise if this is not a run folder.
+        folder.identity()  # This raises UserError if `config.json` is not that of a run.
     else:
         _check_identity(folder, identity, extend=extend)
     path.mkdir(parents=True, exist_ok=True)
@@ -237,7 +238,7 @@ def _lines(rows: list[MetricsRow]) -> bytes:
 
 
 def _check_place(path: Path) -> None:
-    """Raise if no new run may be created in `path`."""
+    """Raise UserError if `path` is not a suitable place for a new run folder."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file, not a folder. Choose another --workdir.")
     if path.exists() and any(not entry.name.startswith(".") for entry in path.iterdir()):
@@ -279,7 +280,7 @@ def _check_identity(folder: RunFolder, wanted: RunIdentity, *, extend: bool) -> 
     )
     kinds = [str(name).partition(":")[0] for name in changes.get("data.dataset", ())]
     if kinds and kinds[0] == kinds[1] and kinds[0] in configs.FILE_KINDS:
-        # A folder or file may be moved or renamed. `check_images` compares the images later.
+        # Ignore the path of the images, which may change. `check_images` compares the images.
         del changes["data.dataset"]
     if not changes:
         return False

@@ -35,7 +35,7 @@ def lock(path: Path, timeout: float = 0) -> filelock.AcquireReturnProxy:
         advice = "Wait until that process ends, or stop it."
         holder = "another process"
         if isinstance(handle, filelock.SoftFileLock):
-            # The lock file names the process and the host. A killed process leaves the file.
+            # The lock file names the process and the host. A killed process does not delete it.
             words = file.read_text(errors="replace").split() if file.exists() else []
             holder = f"process {words[0]} on {words[1]}" if words[1:] else holder
             advice = f"Wait until that process ends. If it was killed, delete {file}."
@@ -62,7 +62,7 @@ def is_locked(path: Path) -> bool:
         return False
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # See the comment in `lock`.
+            warnings.simplefilter("ignore")  # The warning is explained in `lock`.
             filelock.FileLock(file).acquire(timeout=0).lock.release()
             return False
     except filelock.Timeout:

@@ -20,7 +20,7 @@ class Outputs(NamedTuple):
     labels: np.ndarray
     """Classes of the images, `[N]`."""
     epoch: int | None = None
-    """Epoch of the weights. None: the last epoch of a finished run."""
+    """Epoch after which the logits were computed. None: the last epoch of a finished run."""
 
 
 def read_outputs(path: Path, split: str = "test") -> Outputs:

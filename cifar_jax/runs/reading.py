@@ -13,14 +13,20 @@ from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_ro
 
 RUNS = Path("runs")
 """Folder that contains all run folders by default."""
+REPORTS = ("report.html", "report.md")
+"""Files that `cifar-jax report` writes."""
+STUDY = "study.json"
+"""File that marks the folder of a study, whose subfolders are the trials."""
 
 
-def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
+def read_runs(paths: Sequence[Path] = (), *, trials: bool = True) -> list[RunRecord]:
     """Return the runs in `paths`. Each run is returned once.
 
     Args:
       paths: run folders, folders that contain run folders at any depth, records (`*.json`), or
         folders of records. The default is `runs`, which may be missing.
+      trials: whether to return the trials of a study if its folder is one of the paths. If False, a
+        path that contains studies but no runs is not an error.
 
     Raises:
       UserError: a path contains no run, or a file cannot be read.
@@ -29,8 +35,12 @@ def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
     for path in paths or ([RUNS] if RUNS.is_dir() else []):
         if not path.exists():
             raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
-        in_path = [read_record(path)] if path.is_file() else _read_tree(path)
-        if paths and not in_path:
+        if path.name in REPORTS and len(paths) > 1:
+            continue  # A pattern such as `runs/*` also matches the files of an earlier report.
+        if path.is_file() and path.suffix != ".json":
+            raise UserError(f"{path} is not a record (*.json). Name run folders or records.")
+        in_path = [read_record(path)] if path.is_file() else _read_tree(path, trials)
+        if paths and not in_path and (trials or not any(path.rglob(STUDY))):
             raise UserError(
                 f"{path} contains no trained run and no record. Name a folder such as runs/ or "
                 "results/."
@@ -39,19 +49,20 @@ def read_runs(paths: Sequence[Path] = ()) -> list[RunRecord]:
     return list(runs.values())
 
 
-def _read_tree(path: Path) -> list[RunRecord]:
-    runs = [run for folder in run_folders(path) if (run := read_folder(folder))]
+def _read_tree(path: Path, trials: bool) -> list[RunRecord]:
+    runs = [run for folder in run_folders(path, trials=trials) if (run := read_folder(folder))]
     return runs or read_records(path)
 
 
-def run_folders(path: Path) -> Iterator[Path]:
+def run_folders(path: Path, *, trials: bool = True) -> Iterator[Path]:
     """Yield the run folders in `path` at any depth, or `path` itself if it is a run folder.
 
-    The trials of a study are left out, unless `path` is the folder of the study.
+    The trials of a study are left out, unless `path` is the folder of the study and `trials` is
+    True.
     """
     for folder, subfolders, files in os.walk(path):
         subfolders.sort()
-        if "study.json" in files and Path(folder) != path:
+        if STUDY in files and (not trials or Path(folder) != path):
             subfolders.clear()
         if "config.json" in files:
             # A run folder contains many files but no other run, so it is not searched.

@@ -90,7 +90,8 @@ def check(run: RunRecord) -> Outputs:
                 f"{path} cannot be recorded: it was trained with uncommitted code ({commit}). "
                 "Commit the code, then train again with --fresh."
             )
-    epochs = run.result.epochs  # With early stopping, the run has fewer epochs than its settings.
+    # With early stopping, this may be less than the number of epochs in the settings.
+    epochs = run.result.epochs
     if [row.epoch for row in run.rows] != list(range(1, epochs + 1)):
         raise UserError(
             f"{path} cannot be recorded: metrics.jsonl does not have one line for each of its "

@@ -83,7 +83,7 @@ class RunRecord:
         """The settings that determine the result of the run, by dotted name."""
         try:
             return config.identity(self.settings)
-        except UserError:  # Another version of the package wrote these settings.
+        except UserError:  # The settings are of another version of the package.
             return self.settings
 
     @cached_property
@@ -105,7 +105,7 @@ class RunRecord:
 
     @property
     def has_other_images(self) -> bool:
-        """Whether the run used images for `cifar10` that are not the official ones."""
+        """Whether the data set is called `cifar10`, but its images are not the official ones."""
         return self.settings.get("data.dataset") == "cifar10" and self.data_official is False
 
 

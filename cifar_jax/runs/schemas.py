@@ -118,8 +118,7 @@ class MetricsRow(Stored):
 
     @model_serializer(mode="wrap")
     def _leave_out_balance(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Leave out a balanced accuracy of None. Runs that do not measure it then write no such
-        # field.
+        # Do not write the balanced accuracy if the run does not measure it.
         fields = serialize(self)
         if fields.get("validation_balanced_accuracy", 0) is None:
             del fields["validation_balanced_accuracy"]
@@ -135,7 +134,7 @@ class DataCard(Stored):
     content: str
     """Digest of the images and labels that does not depend on their order."""
     official: bool
-    """Whether these are exactly the images of the official CIFAR-10."""
+    """Whether images, labels and splits are those of the official CIFAR-10."""
     train_images: int
     validation_images: int
     skipped_images: int = 0
@@ -273,7 +272,7 @@ class Result(Stored):
     best_validation_test_accuracy: float | None
     """Test accuracy in percent of the weights from epoch `best_validation_epoch`."""
     images_per_second: float | None
-    """Median of the epochs' training speeds, without evaluation."""
+    """Training speed in images per second: median over the epochs. Evaluation is not included."""
     params_sha256: str | None
     """Digest of the evaluated parameters; see `cifar_jax.training.result.params_sha256`."""
     data_sha256: str

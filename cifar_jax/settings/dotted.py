@@ -61,7 +61,7 @@ def restore(cls: type[S], flat: Mapping[str, Any]) -> S:
 
 
 def part(settings: Settings, *, runtime_only: bool) -> dict[str, Any]:
-    """Return only the `RuntimeOnly` settings, or only all others, as a flat dictionary."""
+    """Return the settings with the mark `RuntimeOnly`, or all other settings, by dotted name."""
     marked = {setting.name for setting in _walk(type(settings)) if setting.is_runtime_only}
     return {n: v for n, v in flatten(settings).items() if (n in marked) is runtime_only}
 
@@ -155,8 +155,8 @@ class _Setting(NamedTuple):
     name: str
     field: FieldInfo
     choice: tuple[str, str] | None
-    """Choice without which the setting does not exist, such as ("averaging.name", "ema"). None: the
-    setting always exists."""
+    """Name and value of another setting that this setting requires, such as ("averaging.name",
+    "ema"). None: the setting always exists."""
 
     @property
     def is_runtime_only(self) -> bool:

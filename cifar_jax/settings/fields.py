@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from cifar_jax.errors import UserError, nearest
 
 STRICT = ConfigDict(strict=True, allow_inf_nan=False)
-"""Pydantic options for strict types. Only int is converted, to float. NaN and infinity are
-refused."""
+"""Pydantic options for strict types. An int is accepted as a float. No other type is converted. NaN
+and infinity are refused."""
 RAISE_AT_ROOT = object()
 """Pydantic context in which invalid `Settings` raise `ValidationError` instead of `UserError`. The
 caller then makes the `UserError`, because only the caller knows the full dotted name."""
@@ -141,7 +141,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
             annotation = str
             continue
         else:
-            continue  # `step` is a member of a union, not a field.
+            continue  # Pydantic adds the name of a type to the path of a union field.
         path.append(step if str(step).isprintable() else shorten(step))
     name = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path)
     name = name.removeprefix(".")
@@ -151,7 +151,7 @@ def _explain_one(cls: type[Settings], fault: Any) -> str:
         parent = name.rpartition(".")[0]
         known = [f"{parent}.{field}".removeprefix(".") for field in owner.model_fields]
         everything = "; `cifar-jax settings` lists all"
-        if "[" in name:  # The command `settings` does not list settings in lists.
+        if "[" in name:  # `cifar-jax settings` does not show the settings of list items.
             everything = f"; choose from {', '.join(owner.model_fields)}"
         hint = nearest(name, known) or everything
         return f"there is no setting {shorten(name)}{hint}"

@@ -78,7 +78,7 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
             raise UserError(
                 f"{name} is {values!r:.100}, but it must be a Range or a list of values"
             )
-    # Set all searched settings together. Some exist only with others, such as `averaging.decay`.
+    # Set all searched settings together: `averaging.decay` exists only with `averaging.name`.
     first = {name: _ends(values)[0] for name, values in search.items()}
     space: dict[str, Range | Sequence[Any]] = {}
     for name, values in search.items():

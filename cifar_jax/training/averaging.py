@@ -15,13 +15,13 @@ Variables = Any
 class Ema(NamedTuple):
     """Exponential moving average of the weights. It does not affect the training.
 
-    Update number t, counted from 1, weights the old average with `min(decay, (1 + t) / (10 + t))`.
-    The influence of the initial weights therefore vanishes quickly, as in TensorFlow's
+    Update number t, counted from 1, keeps the fraction `min(decay, (1 + t) / (10 + t))` of the old
+    average. The influence of the initial weights therefore vanishes quickly, as in TensorFlow's
     `ExponentialMovingAverage(num_updates=)`.
     """
 
     decay: float
-    """Largest weight of the old average in an update, in [0, 1)."""
+    """Largest fraction of the old average that an update keeps, in [0, 1)."""
     every: int = 1
     """Number of training steps between updates of the average."""
 
@@ -36,8 +36,8 @@ class Lookahead(NamedTuple):
     """
 
     decay: float
-    """Weight of the old slow weights in an update, in [0, 1). If `power` is above 0, this is the
-    weight in the last update."""
+    """Fraction of the old slow weights that an update keeps, in [0, 1). If `power` is above 0,
+    earlier updates keep less."""
     every: int
     """Number of training steps between updates of the slow weights."""
     power: float = 0
@@ -66,7 +66,7 @@ def update(
       rule: the kind of average.
       averaged: the average before the step.
       variables: the variables after the step.
-      step: number of completed steps, int32. The current step is included.
+      step: number of completed steps including the current step, int32.
       progress: completed fraction of the training, float32 from 0 to 1.
     """
 

@@ -38,6 +38,12 @@ def check(config: Config, custom: CustomParts) -> None:
                     f"{_file(custom)}: OPTIMIZER returns an object of type "
                     f"{type(made).__name__}: it must return an optax.GradientTransformation"
                 )
+            if _descends(made):
+                raise UserError(
+                    f"{_file(custom)}: the updates of OPTIMIZER already point against the "
+                    "gradient, so the train step would increase the loss. Leave out the learning "
+                    "rate: for example, return optax.scale_by_adam() instead of optax.adam(1e-3)."
+                )
     if config.schedule.name == "custom":
         factor = _call(
             custom,
@@ -73,6 +79,21 @@ def check(config: Config, custom: CustomParts) -> None:
                 f"{_file(custom)}: AUGMENTATION returns {changed.dtype} for uint8 images: it must "
                 "return uint8 pixels between 0 and 255"
             )
+
+
+def _descends(optimizer: Any) -> bool:
+    """Return whether an optimizer multiplies its updates by -1.
+
+    The optimizer is tried on one parameter with positive gradients. If it raises an exception, the
+    result is False.
+    """
+    weights = {"kernel": jnp.zeros((2, 2))}
+    gradients = {"kernel": jnp.ones((2, 2))}
+    try:
+        updates, _ = optimizer.update(gradients, optimizer.init(weights), weights)
+        return bool((updates["kernel"] < 0).all())
+    except Exception:  # For example, the optimizer needs the network's own parameters.
+        return False
 
 
 def _call(custom: CustomParts, name: str, function: Callable[[], Any]) -> Any:

@@ -28,8 +28,8 @@ class LogitsFn(Protocol):
     def __call__(self, variables: Mapping[str, Any], other: np.ndarray | None = None, /) -> Outputs:
         """Return the logits of the images for which the function was compiled.
 
-        If `other` is given, return the logits of these images instead. Their number may differ, but
-        their height and width must be the same.
+        If `other` is given, return the logits of the images in `other` instead. `other` may hold
+        any number of images, but they must have the same height and width.
         """
         ...
 
@@ -121,10 +121,10 @@ def compile_logits(
 
 
 def scale_count(count: int, image_size: int) -> int:
-    """Scale a number of 32×32 images to square images with another height and width.
+    """Return how many images of `image_size` have at most as many pixels as `count` 32×32 images.
 
-    All larger images together have at most as many pixels as the 32×32 images. This limits the
-    memory of a batch of large images. The result is at least 1 and at most `count`.
+    The images are square. This function limits the memory of a batch of large images. The result
+    is at least 1 and at most `count`.
     """
     return max(1, min(count, count * 32**2 // image_size**2))
 

@@ -114,7 +114,7 @@ def inference_mode(norms: frozenset[str]) -> AbstractContextManager[Any]:
         module = context.module
         if context.method_name == "__call__" and "/".join(module.path) in norms:
             if isinstance(module, nn.BatchNorm):
-                # Linen accepts `use_running_average` only once, in the constructor or in the call.
+                # Linen refuses this argument in the call if the constructor has set it too.
                 object.__setattr__(module, "use_running_average", None)
                 kwargs = kwargs | {"use_running_average": True}
             elif "train" in kwargs:

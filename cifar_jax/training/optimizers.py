@@ -194,7 +194,10 @@ def _scale_by_rates(labels: Callable[[Any], Any]) -> optax.GradientTransformatio
 def _normalize_kernels(
     labels: Callable[[Any], Any], muon_rules: Collection[str]
 ) -> optax.GradientTransformation:
-    """Return a transformation of updates that also sets Muon's kernels to a fixed norm."""
+    """Return a transformation of updates that also scales Muon's kernels to a fixed norm.
+
+    It adds the difference between the scaled and the current kernel to the kernel's update.
+    """
 
     def update(updates: optax.Updates, params: optax.Params | None) -> optax.Updates:
         is_muon = jax.tree.map(lambda label: label in muon_rules, labels(params))

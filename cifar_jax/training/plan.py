@@ -65,7 +65,10 @@ class Plan(NamedTuple):
 
 
 def make(config: Config, images: int, image_size: int) -> Plan:
-    """Return the plan for training on `images` images of `image_size` pixels per side."""
+    """Return the plan of a run. `images` is the number of training images.
+
+    `image_size` is the height and width of the training images in pixels.
+    """
     # A new variant starts whenever a phase ends or a parameter group is frozen.
     ends = {phase.until for phase in config.phases}
     frozen = {group.until for group in config.param_groups if group.until is not None}

@@ -1,7 +1,7 @@
 """Learning rate schedules: functions from a step to a factor of the base learning rate.
 
-The numbers in a `StepInfo` may be traced arrays. A change of the learning rate or of the length of
-the run therefore does not recompile.
+The numbers in a `StepInfo` may be traced arrays. A new learning rate or a new number of steps
+therefore does not recompile the train step.
 """
 
 from collections.abc import Callable
@@ -37,7 +37,7 @@ ONE_CYCLE_START, ONE_CYCLE_END = 1 / 25, 1 / 25e4
 def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> ScheduleFn:
     """Return the schedule function for the settings of a schedule.
 
-    The function for `plateau` always returns 1, because the train state stores the reductions.
+    The function for `plateau` always returns 1. The train state holds the factor of `plateau`.
 
     Args:
       schedule: settings of the schedule.
@@ -52,7 +52,7 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
         case "constant" | "plateau":
             return lambda info: jnp.float32(1)
         case "step":
-            # Divide integers, because rounding of floats could delay a reduction.
+            # Divide integers. With floats, a rounding error could lower the learning rate too late.
             period, factor = schedule.step_epochs, schedule.factor
             return lambda info: factor ** jnp.floor_divide(info.epoch, period).astype(float)
         case "milestones":
@@ -71,14 +71,17 @@ def make(schedule: Schedule, custom: Callable[..., Any] | None = None) -> Schedu
 
 
 class PlateauState(NamedTuple):
-    """State of the `plateau` schedule. All fields are arrays, so a reduction does not recompile."""
+    """State of the `plateau` schedule.
+
+    All fields are arrays, so a change of the learning rate does not recompile the train step.
+    """
 
     scale: jax.Array
     """float32: current factor of the base learning rate."""
     best: jax.Array
     """float32: loss of the most recent epoch that counted as an improvement."""
     bad_epochs: jax.Array
-    """int32: number of epochs since the last improvement or the last reduction."""
+    """int32: number of epochs without improvement. It returns to 0 when it exceeds `patience`."""
 
 
 def plateau_init() -> PlateauState:

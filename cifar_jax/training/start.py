@@ -52,9 +52,9 @@ def finished_result(request: RunRequest) -> Result | None:
 
 
 def _check_folder_of_images(request: RunRequest) -> None:
-    """Raise UserError if a folder or file of images differs from the images of a finished run.
+    """Raise UserError if the folder or file of images has other images than the finished run used.
 
-    Nothing is checked if the settings name the original images and these no longer exist.
+    The check is skipped if the path of the images is unchanged, but no longer exists.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
@@ -99,7 +99,7 @@ def open_run(request: RunRequest, setup: Setup) -> Iterator[tuple[RunFolder, Che
       UserError: the folder belongs to another run, is in use, or is not shared by all processes.
     """
     keep = setup.config.train.keep_checkpoints
-    # Create the `Checkpoints` before the folder, because it raises if orbax cannot use the path.
+    # Create the `Checkpoints` before the folder: if orbax cannot use the path, no folder is made.
     checkpoints = Checkpoints(RunFolder(request.workdir).checkpoints, keep)
     with ExitStack() as stack:
 
@@ -170,7 +170,7 @@ def restore_or_init(
     epoch = int(state.epoch)
 
     def rewind() -> list[dict[str, Any]]:
-        # A killed process may have written the metrics of an epoch, but not its checkpoint.
+        # Delete the metrics of epochs whose checkpoint is missing, because a process was killed.
         return [schemas.dump(row) for row in folder.rewind(epoch)]
 
     rows = [MetricsRow(**row) for row in distributed.run_on_main(rewind)]

@@ -63,7 +63,7 @@ def train(
             initial = distributed.run_on_all(lambda: start.load_initial(request))
             setup = distributed.run_on_all(lambda: build_setup(request.config, request.custom))
             start.check_images(setup)
-            # Make the initial state before the run folder is opened, because errors are possible.
+            # Make the initial state before the run folder: an error here then leaves no folder.
             beginning = initial_state(setup, request.seed, initial)
         with start.open_run(request, setup) as (folder, checkpoints):
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)

@@ -23,7 +23,7 @@ class StudySpec(NamedTuple):
     folder: Path
     experiment: Experiment
     source: str
-    """The experiment as `cifar_jax.catalog.load` takes it: a name or an absolute path."""
+    """Name or absolute path of the experiment file, for `cifar_jax.catalog.load`."""
     overrides: Sequence[str]
     """Changes of the experiment's settings for all trials, such as `epochs=4`."""
     config: Config

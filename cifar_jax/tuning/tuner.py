@@ -55,7 +55,7 @@ _STATES = {
 _TRIALS_BEFORE_PRUNING = 5
 _TRIALS_FOR_IMPORTANCES = 8
 _TOP_SHARE = 0.25
-"""Fraction of the trials that count as the best trials. Of 20 trials, these are 5."""
+"""Fraction of the trials that count as the best trials. For example, 5 of 20 trials count."""
 
 
 class _Claim(NamedTuple):
@@ -88,7 +88,7 @@ class Tuner:
                 study_name="study",
                 storage=JournalStorage(_open_journal(spec.folder / "journal.jsonl")),
                 direction="maximize",
-                # Prune no trial early. Learning-rate schedules make early epochs hard to compare.
+                # Do not prune early, because schedules make the first epochs hard to compare.
                 pruner=optuna.pruners.MedianPruner(
                     _TRIALS_BEFORE_PRUNING, n_warmup_steps=max(2, spec.config.epochs // 4)
                 ),
@@ -121,7 +121,8 @@ class Tuner:
                 if held := self._hold(number):
                     trial = study.get_trials(deepcopy=False)[number]
                     if trial.params.keys() != self._distributions.keys():
-                        study.tell(number, state=TrialState.FAIL)  # The trial has no values yet.
+                        # The process was killed before the trial had values for all settings.
+                        study.tell(number, state=TrialState.FAIL)
                     elif trial.state == TrialState.RUNNING:
                         return _Claim(optuna.trial.Trial(study, trial._trial_id), held)
                     held.release()
@@ -159,7 +160,7 @@ class Tuner:
         reported = study.get_trials(deepcopy=False)[trial.number].intermediate_values
         try:
             config = override(self.spec.config, search.changes(values))
-        except UserError as error:  # The values contradict each other.
+        except UserError as error:  # Skip values that contradict each other.
             study.tell(trial, state=TrialState.PRUNED)
             self._say(f"{name} is left out: {str(error).removeprefix('--set ')}")
             return
@@ -244,7 +245,7 @@ def _open_journal(path: Path) -> JournalFileBackend:
 def _importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
     """Return the importance of each setting by PED-ANOVA (Watanabe et al., arXiv:2304.10255).
 
-    A pruned trial counts with its last accuracy. Otherwise Optuna would leave it out.
+    For a pruned trial, the last accuracy is used. Optuna itself would leave out the trial.
     """
     ended = [t for t in trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ended) < _TRIALS_FOR_IMPORTANCES:
@@ -258,5 +259,6 @@ def _importances(trials: Sequence[FrozenTrial]) -> dict[str, float]:
             )
         )
     evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=_TOP_SHARE)
-    with warnings.catch_warnings(action="ignore"):  # Optuna warns if all accuracies are equal.
+    # Hide Optuna's warning that all accuracies are equal.
+    with warnings.catch_warnings(action="ignore"):
         return optuna.importance.get_param_importances(study, evaluator=evaluator)

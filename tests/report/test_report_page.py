@@ -18,6 +18,7 @@ from run_folders import MakeRun, change, write_outputs
 from cifar_jax import data, report
 from cifar_jax.errors import UserError
 from cifar_jax.report import html, pictures
+from cifar_jax.report.charts import chart
 from cifar_jax.report.groups import collect
 from cifar_jax.report.study import read_study
 from cifar_jax.runs.reading import read_runs
@@ -230,3 +231,29 @@ def test_the_trials_of_a_study_are_a_section_and_no_runs(make_run: MakeRun) -> N
     assert best
     assert best.lines[0].path == "M0,-61.25L2,-61.25"
     assert not any("net" in heading for heading in reader.sections)
+
+
+def test_a_study_without_other_runs_has_a_page(tmp_path: Path, make_run: MakeRun) -> None:
+    trial = make_run("net", folder="runs/net-study/trial0", test=None, done=2)
+    study = {
+        **{"experiment": "net", "seed": 0, "settings": {}, "code_sha256": "", "importances": {}},
+        **{"search": {"optimizer.lr": [0.125]}, "trials": []},
+    }
+    (trial.parent / "study.json").write_text(json.dumps(study))
+    for folder in (trial.parent, trial.parents[1]):
+        written, _ = report.report([folder])
+        assert list(_Reader(written.read_text()).sections) == ["", "Study of net"]
+    written, _ = report.report([trial], folder=tmp_path / "trial")
+    assert "Study" not in written.read_text()
+
+
+def test_close_values_are_inside_of_the_chart() -> None:
+    """The chart has one epoch, and the values differ in the fourth digit."""
+    values = (2.30449, 2.30591)
+    drawn = chart("Loss", [(str(v), i, [{1: v}]) for i, v in enumerate(values)])
+    assert drawn
+    _, top, _, height = map(float, drawn.view_box.split())
+    for line in drawn.lines:
+        y = float(line.path.partition(",")[2].removesuffix("h0"))
+        assert top < y < top + height
+    assert {len(tick.text) for tick in drawn.y_ticks} == {len("2.3050")}

@@ -31,6 +31,15 @@ def test_records_and_run_folders_can_be_mixed(make_run: MakeRun, tmp_path: Path)
     assert [run.path for run in read_runs([tmp_path / "results"])] == paths
 
 
+def test_the_files_of_an_earlier_report_are_skipped(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run("basic")
+    page = tmp_path / "runs" / "report.html"
+    page.touch()
+    assert [found.path for found in read_runs([run, page])] == [run]
+    with pytest.raises(UserError, match="not a record"):
+        read_runs([page])
+
+
 def test_an_unfinished_run_has_no_result(make_run: MakeRun) -> None:
     (run,) = read_runs([make_run("net", 2, test=None, done=3, overrides={"epochs": 5})])
     assert (run.experiment, run.seed, run.result, run.outputs) == ("net", 2, None, None)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from short_runs import Recorder, assert_same_run, killed_at, result_of, rows_of, train
 from tiny import Dense
@@ -137,6 +138,7 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
     [
         ("optimizer", lambda **arguments: None, "OPTIMIZER returns an object of type NoneType"),
         ("optimizer", lambda: None, r"OPTIMIZER fails .* TypeError: .* argument 'b1'"),
+        ("optimizer", lambda **arguments: optax.adam(1e-3), "Leave out the learning rate"),
         ("schedule", lambda info, warmup: [1, 2], r"SCHEDULE returns an array of shape \[2\]"),
         ("schedule", lambda warmup: 1, "SCHEDULE fails when it is called: TypeError"),
         (

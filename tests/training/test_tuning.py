@@ -1,4 +1,4 @@
-"""Test studies of settings: evaluated images, interruption, pruning, and written files."""
+"""Test hyperparameter studies: evaluated images, interruption, pruning, and written files."""
 
 import json
 import math

@@ -10,7 +10,11 @@ import pytest
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 Open = Callable[..., Any]
-"""Function `open_page(path_or_url, width=1200, scheme="light")`, which returns a browser tab."""
+"""Function `open_page(path_or_url, width=1200, scheme="light", allowed=None)`.
+
+The function returns a browser tab. The page may write messages that contain the text `allowed` to
+the browser's console, but no other messages.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -32,11 +36,17 @@ def open_page(browser: Any) -> Iterator[Open]:
     """Function that opens a page. The test fails if the page writes to the browser's console."""
     contexts, errors = [], []
 
-    def open_page(page: Path | str, width: int = 1200, scheme: str = "light") -> Any:
+    def open_page(
+        page: Path | str, width: int = 1200, scheme: str = "light", allowed: str | None = None
+    ) -> Any:
+        def note(message: Any) -> None:
+            if allowed is None or allowed not in message.text:
+                errors.append(message.text)
+
         size = {"width": width, "height": 900}
         contexts.append(browser.new_context(viewport=size, color_scheme=scheme))
         tab = contexts[-1].new_page()
-        tab.on("console", lambda message: errors.append(message.text))
+        tab.on("console", note)
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.on("requestfailed", lambda request: errors.append(request.url))
         tab.goto(page if isinstance(page, str) else page.as_uri())

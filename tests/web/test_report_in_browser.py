@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import screen
 
 from cifar_jax.report import html
 from cifar_jax.report.groups import collect
@@ -14,7 +15,6 @@ from cifar_jax.runs.reading import read_runs
 pytestmark = pytest.mark.browser
 
 RESULTS = Path(__file__).parents[2] / "results"
-_SCREEN = "document.documentElement.scrollWidth - innerWidth"
 Open = Callable[..., Any]
 
 
@@ -32,12 +32,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_the_screen(open_page: Open, report: Path, width: int, scheme: str) -> None:
     page = open_page(report, width, scheme)
-    assert page.evaluate(_SCREEN) <= 0
+    assert screen.overflow(page) <= 0
     page.evaluate("document.querySelectorAll('details').forEach((part) => (part.open = true))")
-    assert page.evaluate(_SCREEN) <= 0
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    light = sum(map(int, re.findall(r"\d+", background)[:3])) > 384
-    assert light == (scheme == "light")
+    assert screen.overflow(page) <= 0
+    assert screen.scheme(page) == scheme
 
 
 def test_headings_sort_the_table(open_page: Open, report: Path) -> None:

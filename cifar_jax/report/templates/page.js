@@ -89,7 +89,9 @@ for (const figure of all(".chart")) {
     all("span", frame).forEach((span) => span.remove());
     const low = -top - height, labels = ticks(low, -top, 7);
     grid.setAttribute("d", labels.map((y) => `M${left},${-y}h${width}`).join(""));
-    for (const y of labels) make("span", frame, { className: "y", textContent: +y.toPrecision(6) }).style.bottom = `${(100 * (y - low)) / height}%`;
+    const decimals = Math.max(0, -Math.floor(Math.log10(labels[1] - labels[0]) + 1e-6));
+    const label = (y) => (+y.toFixed(decimals) ? y.toFixed(decimals) : "0");
+    for (const y of labels) make("span", frame, { className: "y", textContent: label(y) }).style.bottom = `${(100 * (y - low)) / height}%`;
     for (const x of ticks(left, left + width, 8).filter((x) => Number.isInteger(x) && x >= epochs[0] && x <= epochs.at(-1)))
       make("span", frame, { className: "x", textContent: x }).style.left = `${percent(x)}%`;
     show(-1);

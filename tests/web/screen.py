@@ -1,0 +1,16 @@
+"""Properties of a page on the screen."""
+
+import re
+from typing import Any
+
+
+def overflow(page: Any) -> int:
+    """Return the number of pixels by which the page is wider than the window, or at most 0."""
+    return page.evaluate("document.documentElement.scrollWidth - innerWidth")
+
+
+def scheme(page: Any) -> str:
+    """Return "light" or "dark", the brightness of the page's background."""
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    red, green, blue = map(int, re.findall(r"\d+", background)[:3])
+    return "light" if red + green + blue > 384 else "dark"
