@@ -31,7 +31,7 @@ DOCS_SETUP := $(VENV)/.installed-$(call extras,docs)
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup demo bench tpu-check test test-oldest test-slow test-browser test-dist torture \
-        mutants lint format data paper report weights sample-report readme dist docs constraints clean
+        mutants lint format data paper report weights sample-report readme claims dist docs constraints clean
 
 help: ## List the targets
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -69,6 +69,9 @@ paper: setup ## Train the ten experiments of the paper; resume unfinished runs
 	$(CLI) train --paper $(ARGS)
 	$(CLI) report
 
+claims: setup ## Test the paper's conclusions: train the missing runs of seeds 0 to 2 (ARGS="--claim 9")
+	$(CLI) claims --train $(ARGS)
+
 report: setup ## Compare the runs in runs/ with the paper
 	$(CLI) report
 
@@ -80,7 +83,7 @@ sample-report: setup ## Update the sample report in docs/ from the records in re
 	$(CLI) report results --no-pictures --output build/sample-report
 	cp build/sample-report/report.html docs/sample-report.html
 
-readme: setup ## Update the README's tables and figure from the records in results/
+readme: setup ## Update the tables in the README and docs/paper.md from the records in results/
 	$(CLI) report --readme README.md
 
 data: setup ## Download and prepare CIFAR-10

@@ -98,9 +98,15 @@ def experiments_folder() -> Path:
 def names() -> list[str]:
     """Return the names of the package's experiments.
 
-    The experiments of the paper come first, in the order of the paper's tables.
+    The experiments of the paper come first, in the order of the paper's tables. The better recipes
+    come next, and variants of the paper's experiments last.
     """
-    return sorted(_files(), key=lambda name: (_first_table(load(name).config), name))
+
+    def place(name: str) -> tuple[bool, int, str]:
+        config = load(name).config
+        return config.varies is not None, _first_table(config), name
+
+    return sorted(_files(), key=place)
 
 
 def load(name_or_path: str) -> Experiment:

@@ -73,7 +73,8 @@ class Model(Settings):
     pooling: Literal["max", "average", "strided-conv"] | None = None
     """Kind of downsampling layers in the `net*` networks. None: the network's default."""
     arguments: Arguments = Field(default={})
-    """Keyword arguments of the custom network `MODEL` in the experiment file."""
+    """Keyword arguments of the custom network `MODEL` in the experiment file, or further options of
+    a network of the package, such as `relu_before_sum` of a ResNet."""
 
 
 class Optimizer(Settings):
@@ -428,6 +429,9 @@ class Config(Settings):
     """Precision, pretrained weights, early stopping, logging and checkpoints."""
     paper: Annotated[Paper | None, Field(exclude=True)] = None
     """The paper's results for the experiment. This is not a setting."""
+    varies: Annotated[str | None, Field(exclude=True)] = None
+    """Name of the paper's experiment of which this experiment is a variant. This is not a
+    setting."""
 
     @model_validator(mode="after")
     def _parts_fit_each_other(self) -> Self:

@@ -84,9 +84,12 @@ def test_settings_survive_json_and_override(name: str) -> None:
     config = catalog.load(name).config
     flat = flatten(config)
     restored = from_flat(json.loads(json.dumps(flat)))
-    assert restored.model_copy(update={"paper": config.paper}) == config
+    assert restored.model_copy(update={"paper": config.paper, "varies": config.varies}) == config
     changes = [f"{n}={json.dumps(v) if isinstance(v, list) else v}" for n, v in flat.items()]
-    assert flatten(override(catalog.load("basic").config, changes)) == flat
+    basic = catalog.load("basic").config
+    # `--set` can only change arguments that the experiment file contains.
+    model = basic.model.model_copy(update={"arguments": config.model.arguments})
+    assert flatten(override(basic.model_copy(update={"model": model}), changes)) == flat
 
 
 def test_arguments_of_custom_parts_are_settings() -> None:

@@ -13,6 +13,7 @@ from cifar_jax import cli
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
+    "claims results --json",
     "compare basic fast-basic --runs results",
     "data status",
     "env",

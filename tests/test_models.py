@@ -336,3 +336,34 @@ def test_speednet_accepts_images_of_other_sizes(side: int) -> None:
     for count in (1, 5):
         x = jax.ShapeDtypeStruct((count, side, side, 3), jnp.float32)
         assert jax.eval_shape(model.apply, variables, x).shape == (count, 10)
+
+
+def test_relu_before_the_sum_as_in_table_23() -> None:
+    """The first block of the network, computed with `jax.lax` only."""
+    name, block = "resnet10-separable", "stage1_block1"
+    model = models.create(name, relu_before_sum=True, dropout=0.0)
+    variables = filled(models.variable_shapes(model))
+    _, captured = model.apply(
+        variables, images(2), capture_intermediates=True, mutable=["intermediates"]
+    )
+    layers = captured["intermediates"]
+    x = jax.nn.relu(layers["bn1"]["__call__"][0])
+    params, statistics = variables["params"][block], variables["batch_stats"][block]
+
+    def separable(y: jax.Array, number: int) -> jax.Array:
+        kernels, bn = params[f"conv{number}"], params[f"bn{number}"]
+        for kind, groups, padding in (("depthwise", 64, 1), ("pointwise", 1, 0)):
+            y = jax.lax.conv_general_dilated(
+                *(y, kernels[kind]["kernel"], (1, 1), [(padding, padding)] * 2),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                feature_group_count=groups,
+            )
+        running = statistics[f"bn{number}"]
+        y = (y - running["mean"]) / jnp.sqrt(running["var"] + 1e-5)
+        return jax.nn.relu(y * bn["scale"] + bn["bias"])
+
+    expected = x + separable(separable(x, 1), 2)
+    assert 0.2 < float((expected == x).mean()) < 0.9  # The second ReLU has negative inputs.
+    np.testing.assert_allclose(layers[block]["__call__"][0], expected, rtol=1e-4, atol=1e-5)
+    names = layer_shapes(name, relu_before_sum=True).keys() - layer_shapes(name).keys()
+    assert names == {f"stage{stage}_block1.relu2" for stage in (1, 2, 3, 4)}

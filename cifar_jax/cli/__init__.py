@@ -35,6 +35,7 @@ _COMMANDS = {
     "runs": "List the runs and their state.",
     "report": "Compare results with the paper.",
     "compare": "Compare two experiments over the same seeds.",
+    "claims": "Test the conclusions of the paper.",
     "models": "List the networks.",
     "summary": "Print the layers of a network.",
     "experiments": "List the experiments.",

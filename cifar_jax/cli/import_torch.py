@@ -113,7 +113,7 @@ def import_torch(
         if is_resnet:
             layers = (
                 f"{'' if stem_pool else 'no '}max-pooling after the first convolution, which has "
-                "stride 1; ReLU"
+                "stride 1; ReLU after the sum of each block"
             )
         click.echo(f"Assumed, because weights do not show it: {layers}; {images}")
     if ignored:

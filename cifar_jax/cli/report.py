@@ -29,17 +29,21 @@ from cifar_jax.errors import UserError
     "metrics and test outputs of the run.",
 )
 @click.option(
+    "--no-outputs", is_flag=True, help="With --record: leave out the logits of the test images."
+)
+@click.option(
     "--readme",
     type=LocalPath(exists=True, dir_okay=False),
     metavar="FILE",
-    help="Write no report, but update the tables and the figure of FILE from the records in the "
-    "folder results/ next to FILE.",
+    help="Write no report, but update the tables and the figures of FILE, and the tables of "
+    "docs/paper.md, from the records in the folder results/ next to FILE.",
 )
 def report(
     runs: Sequence[Path],
     output: Path | None,
     no_pictures: bool,
     results: Path | None,
+    no_outputs: bool,
     readme: Path | None,
 ) -> None:
     """Print a table of runs next to the paper's results, and write a report with figures.
@@ -58,16 +62,21 @@ def report(
         )
     if results and not runs:
         raise UserError("no run folder is given: name the run folders to record")
+    if no_outputs and not results:
+        raise UserError("--no-outputs has no effect without --record FOLDER: add it")
     from cifar_jax import report
     from cifar_jax.runs import records
 
     if results:
-        for path in records.record(report.read_runs(runs), results):
+        for path in records.record(report.read_runs(runs), results, with_outputs=not no_outputs):
             click.echo(f"recorded {path}")
     elif readme:
         changed, left_out = report.update_readme(readme, readme.parent / "results")
         for line in left_out:
             click.echo(f"not in the tables: {line}")
         click.echo(f"{readme} {'updated' if changed else 'is up to date'}")
+        if (page := readme.parent / "docs" / "paper.md").exists():
+            changed = report.update_page(page, readme.parent / "results")
+            click.echo(f"{page} {'updated' if changed else 'is up to date'}")
     elif written := report.report(runs, folder=output, pictures=not no_pictures):
         click.echo(f"written to {' and '.join(map(str, written))}")

@@ -97,10 +97,6 @@ def train(
     runtime.set_up()
 
     from cifar_jax import distributed
-    from cifar_jax.callbacks.profile import Profile
-    from cifar_jax.callbacks.progress import Progress
-    from cifar_jax.cli.run_many import train_each
-    from cifar_jax.training import train as training
 
     if multi_process or "JAX_COORDINATOR_ADDRESS" in os.environ:
         distributed.initialize()
@@ -111,7 +107,22 @@ def train(
         for experiment, changed in zip(loaded, configs, strict=True)
         for number in numbers
     ]
-    requests = [request._replace(fresh=fresh) for request in requests]
+    train_all([request._replace(fresh=fresh) for request in requests], profile)
+
+
+def train_all(requests: Sequence[RunRequest], profile: Path | None = None) -> None:
+    """Train one or several runs, one after another.
+
+    Args:
+      requests: the runs, in order.
+      profile: folder for a profiler trace. None: no trace.
+    """
+    from cifar_jax import distributed
+    from cifar_jax.callbacks.profile import Profile
+    from cifar_jax.callbacks.progress import Progress
+    from cifar_jax.cli.run_many import train_each
+    from cifar_jax.training import train as training
+
     names = [f"{request.experiment} seed {request.seed}" for request in requests]
     distributed.require_equal({"runs": names}, "arguments")
     progress = Progress()
@@ -128,7 +139,7 @@ def train(
         else:
             train_each(requests, train_one, progress.note)
     except BaseException:
-        if fresh and any((request.workdir / "checkpoints").is_dir() for request in requests):
+        if any(r.fresh and (r.workdir / "checkpoints").is_dir() for r in requests):
             progress.note("to resume, leave out --fresh: it would delete the saved run")
         raise
 

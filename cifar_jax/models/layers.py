@@ -78,6 +78,13 @@ class Pool(nn.Module):
         return pool(x, (2, 2), (2, 2))
 
 
+class ReLU(nn.Module):
+    """Rectified linear unit, as a module, so that the layer table has a row for it."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return ops.relu(x)
+
+
 class GlobalAveragePool(nn.Module):
     """Mean over height and width: `[N, H, W, C]` to `[N, C]`."""
 

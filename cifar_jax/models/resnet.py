@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cifar_jax import ops
-from cifar_jax.models.layers import BatchNorm, Conv, GlobalAveragePool
+from cifar_jax.models.layers import BatchNorm, Conv, GlobalAveragePool, ReLU
 
 ModuleDef = Any
 
@@ -57,6 +57,8 @@ class ResidualBlock(nn.Module):
     """Module class of the 1×1 convolution in the shortcut."""
     norm: ModuleDef
     """Module class of the normalization."""
+    relu_before_sum: bool = False
+    """Whether the second ReLU precedes the sum with the shortcut instead of following it."""
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -65,10 +67,12 @@ class ResidualBlock(nn.Module):
         y = ops.relu(self.norm(name="bn1")(y, train=train))
         y = self.conv(self.features, strides=(1, 1), name="conv2")(y)
         y = self.norm(name="bn2")(y, train=train)
+        if self.relu_before_sum:
+            y = ReLU(name="relu2")(y)
         if x.shape != y.shape:
             x = self.projection(self.features, strides=strides, name="shortcut_conv")(x)
             x = self.norm(name="shortcut_bn")(x, train=train)
-        return ops.relu(x + y)
+        return x + y if self.relu_before_sum else ops.relu(x + y)
 
 
 class ResNet(nn.Module):
@@ -88,6 +92,9 @@ class ResNet(nn.Module):
     """Rate of the dropout before the last layer."""
     stem_pool: bool = False
     """Whether 3×3 max-pooling with stride 2 follows the first layer, as in torchvision."""
+    relu_before_sum: bool = False
+    """Whether the second ReLU of each block precedes the sum with the shortcut, as in Table 23,
+    instead of following it, as in the original ResNet."""
     dtype: Any = None
     """Data type of the computation. None: inferred from the input and the parameters."""
 
@@ -101,6 +108,7 @@ class ResNet(nn.Module):
             conv=partial(SeparableConv, dtype=self.dtype) if self.separable else conv3x3,
             projection=partial(conv, kernel_size=(1, 1)),
             norm=norm,
+            relu_before_sum=self.relu_before_sum,
         )
         x = ops.relu(norm(name="bn1")(conv3x3(64, name="conv1")(x), train=train))
         if self.stem_pool:

@@ -99,6 +99,8 @@ def _configuration(module: nn.Module, in_dim: Any) -> str | None:
         case layers.Pool(kind=kind):
             suffix = {"max": "", "average": ", average", "strided-conv": ", stride=2"}[kind]
             return f"2x2{suffix}"
+        case layers.ReLU():
+            return "ReLU"
         case layers.GlobalAveragePool():
             return "AdaptiveAvgPool2d"
         case layers.SelfAttention():

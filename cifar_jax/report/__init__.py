@@ -15,6 +15,8 @@ answers.py     the predicted classes of validation and test images
 confusion.py   which classes a network confuses
 pictures.py    images of the data set on the page
 compare.py     the difference in accuracy between two groups of runs
+claims.py      the conclusions of the paper, and their tests
+paper.py       the tables of docs/paper.md, from the records in results/
 listing.py     the list of run folders and their states
 study.py       studies of `cifar-jax tune`, which search for better settings
 readme.py      the README's tables and figures, from the records in results/
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING
 from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.report.groups import SeedGroup, collect
+from cifar_jax.report.paper import page_is_current, update_page
 from cifar_jax.report.readme import readme_is_current, update_readme
 from cifar_jax.report.study import Study, find_studies, read_study
 from cifar_jax.runs.reading import RUNS, read_runs
@@ -37,7 +40,16 @@ from cifar_jax.runs.reading import RUNS, read_runs
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["SeedGroup", "collect", "read_runs", "readme_is_current", "report", "update_readme"]
+__all__ = [
+    "SeedGroup",
+    "collect",
+    "page_is_current",
+    "read_runs",
+    "readme_is_current",
+    "report",
+    "update_page",
+    "update_readme",
+]
 
 
 def report(

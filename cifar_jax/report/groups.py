@@ -6,11 +6,15 @@ import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from cifar_jax.config import Config, Paper, as_text
 from cifar_jax.runs.run import RunRecord, experiments
 from cifar_jax.runs.schemas import Result
+
+Section = Literal["paper", "recipes", "variants", "changed"]
+"""Section of the report: experiments of the paper and of the user's own files; better recipes;
+variants of the paper's experiments; runs with changed settings or images."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +40,29 @@ class SeedGroup:
 
     @property
     def is_better_recipe(self) -> bool:
-        """Whether the group has an experiment of the package that is not from the paper.
+        """Whether the runs are of an unchanged better recipe of the package."""
+        return self.section == "recipes"
 
-        The result is False if settings of the experiment were changed.
-        """
-        return self.config is not None and self.config.paper is None and not self.changes
+    @property
+    def section(self) -> Section:
+        """Section of the report that lists the group."""
+        if self.changes:
+            return "changed"
+        if self.config is None or self.config.paper:
+            return "paper"
+        return "variants" if self.config.varies else "recipes"
 
     @property
     def reference(self) -> Paper | None:
         """The paper's result for comparison with this group.
 
-        For an experiment of the paper, this is the result of the experiment. For a better recipe,
-        it is the paper's best result with the same network.
+        For an experiment of the paper, this is the result of the experiment. For a variant, it is
+        the result of the experiment that is varied. For a better recipe, it is the paper's best
+        result with the same network.
         """
-        if self.config is None or not self.is_better_recipe:
+        if self.config is None or self.section not in ("recipes", "variants"):
             return self.paper
-        best = best_paper_experiment(self.config.model.name)
+        best = self.config.varies or best_paper_experiment(self.config.model.name)
         return experiments()[best].paper if best else None
 
     @property

@@ -21,7 +21,7 @@ from cifar_jax.report.compare import Comparison, compare
 from cifar_jax.report.curves import curves, mean_curve
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.study import Study
-from cifar_jax.report.table import Row, device, duration, mean_std, row
+from cifar_jax.report.table import Row, device, duration, mean_std, row, signed
 from cifar_jax.report.views import MAX_PICTURES, AnswersView, view
 from cifar_jax.runs.run import RunRecord
 from cifar_jax.runs.schemas import LayerRow
@@ -292,7 +292,7 @@ def _environment() -> Environment:
         "place": lambda value, scale: round(50 + 50 * value / scale, 2),
         "progress": progress,
         "short": lambda count: f"{count / 1000:.0f}k" if count >= 10_000 else f"{count:,}",
-        "signed": lambda value: f"{value:+.2f}".replace("-", "−"),
+        "signed": signed,
         "surely": _surely,
     }
     environment.filters |= filters

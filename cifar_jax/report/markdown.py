@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from cifar_jax import catalog
-from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.groups import Section, SeedGroup
 from cifar_jax.report.recipes import Pair, Peer
 from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, row
@@ -58,9 +58,10 @@ _RECIPES: Columns[tuple[Row | None, Row]] = {
 
 def page(groups: Sequence[SeedGroup], studies: Sequence[Study], figure: str | None) -> str:
     """Return the text of report.md. If `figure` is not None, the text includes this image file."""
-    paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
-    better = [row(group) for group in groups if group.is_better_recipe]
-    changed = [row(group) for group in groups if group.changes]
+    paper, better, variants, changed = (
+        [row(group) for group in groups if group.section == section]
+        for section in get_args(Section)
+    )
     blocks = [
         "# Paper and measured",
         table(paper, _RESULTS),
@@ -73,6 +74,12 @@ def page(groups: Sequence[SeedGroup], studies: Sequence[Study], figure: str | No
             "## Better recipes",
             "Compared with the paper's best accuracy for the same network.",
             table(better, _RESULTS),
+        ]
+    if variants:
+        blocks += [
+            "## Variants of the paper's experiments",
+            "Compared with the paper's accuracy of the experiment that is varied.",
+            table(variants, _RESULTS),
         ]
     if changed:
         blocks += [

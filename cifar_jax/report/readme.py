@@ -85,12 +85,12 @@ def _generate(readme: Path, records: Path) -> _Readme:
     better += [
         SeedGroup(name, {}, ())
         for name, config in experiments().items()
-        if not config.paper and name not in recorded
+        if not config.paper and not config.varies and name not in recorded
     ]
     pairs = recipes.pairs([*paper, *better])
     peers = recipes.read_peers(records / "peers.json")
-    updated = _replace(readme, text, "results", [*markdown.readme(paper), *left_out])
-    updated = _replace(readme, updated, "recipes", markdown.recipes(pairs, peers))
+    updated = replace_blocks(readme, text, "results", [*markdown.readme(paper), *left_out])
+    updated = replace_blocks(readme, updated, "recipes", markdown.recipes(pairs, peers))
 
     def curves(description: str) -> bytes:
         from cifar_jax.report import plots
@@ -107,13 +107,13 @@ def _generate(readme: Path, records: Path) -> _Readme:
     return _Readme(text, updated, figures, _description([*paper, *better]), left_out)
 
 
-def _replace(readme: Path, text: str, name: str, blocks: Sequence[str]) -> str:
+def replace_blocks(page: Path, text: str, name: str, blocks: Sequence[str]) -> str:
     """Return `text` with `blocks` between the markers `<!-- name -->` and `<!-- /name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = re.compile(f"{begin}.*?{end}", re.DOTALL)
     if len(section.findall(text)) != 1:
         raise UserError(
-            f"{readme} must contain the lines {begin} and {end} exactly once: the table is written "
+            f"{page} must contain the lines {begin} and {end} exactly once: the table is written "
             "between them"
         )
     return section.sub(lambda _: "\n\n".join([begin, *blocks, end]), text)
@@ -135,7 +135,7 @@ def _description(groups: Sequence[SeedGroup]) -> str:
 
 def _left_out(group: SeedGroup) -> list[str]:
     """Return one line for each record of a group that is not in the tables."""
-    if group.paper or group.is_better_recipe:
+    if group.config and not group.changes:
         return []
     changes = " ".join(f"`{change}`" for change in settings_text(group.changes))
     why = f"differs from the current {group.experiment}: {changes}"

@@ -94,6 +94,15 @@ def mean_std(values: Sequence[float]) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.2f}"
 
 
+def signed(value: float) -> str:
+    """Return a difference with its sign and two decimals.
+
+    >>> signed(1.5), signed(-0.25)
+    ('+1.50', '−0.25')
+    """
+    return f"{value:+.2f}".replace("-", "−")
+
+
 def duration(seconds: float) -> str:
     """Return a time as text in seconds, minutes, hours or days.
 
@@ -148,7 +157,7 @@ def _seeds(seeds: int, runs: int) -> str:
 def _difference(measured: Sequence[float], paper: float | None) -> str:
     if not measured or paper is None:
         return ""
-    return f"{statistics.fmean(measured) - paper:+.2f}".replace("-", "−")
+    return signed(statistics.fmean(measured) - paper)
 
 
 def _short(commit: str | None) -> str:

@@ -10,15 +10,18 @@ from rich.markup import escape
 from rich.table import Table
 
 from cifar_jax import tables
-from cifar_jax.report.groups import SeedGroup
+from cifar_jax.report.groups import Section, SeedGroup
 from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, row
 
 _PLAIN_WIDTH = 100
 _WIDE = 92
-_PAPER = "Paper and measured"
-_BETTER = "Better recipes, with the paper's best for the same network"
-_CHANGED = "With changed settings or images"
+_TITLES: dict[Section, str] = {
+    "paper": "Paper and measured",
+    "recipes": "Better recipes, with the paper's best for the same network",
+    "variants": "Variants, with the paper's accuracy of the experiment that is varied",
+    "changed": "With changed settings or images",
+}
 
 
 def show(
@@ -34,19 +37,17 @@ def show(
     console = console or Console(highlight=False)
     if not console.is_terminal:
         console = Console(file=console.file, width=_PLAIN_WIDTH, highlight=False)
-    paper = [row(group) for group in groups if not group.changes and not group.is_better_recipe]
-    better = [row(group) for group in groups if group.is_better_recipe]
-    changed = [row(group) for group in groups if group.changes]
-    others = studies or any(r.measured or r.unfinished for r in [*better, *changed])
-    if others and not any(r.measured or r.unfinished for r in paper):
-        paper = []
+    rows = [row(group) for group in groups]
+    nothing_ran = not studies and not any(group.runs for group in groups)
     # A single device is named below the tables, which saves a column.
-    devices = {r.device for r in [*paper, *better, *changed] if r.device}
+    devices = {r.device for r in rows if r.device}
     device_column = len(devices) > 1 and console.width >= _WIDE
-    for title, rows in ((_PAPER, paper), (_BETTER, better), (_CHANGED, changed)):
-        if rows:
-            wide = console.width >= _WIDE and not device_column
-            table = _table(title, rows, wide=wide, device_column=device_column)
+    wide = console.width >= _WIDE and not device_column
+    for section in _TITLES:
+        pairs = [(g, r) for g, r in zip(groups, rows, strict=True) if g.section == section]
+        if pairs and (nothing_ran or any(group.runs for group, _ in pairs)):
+            listed = [r for _, r in pairs]
+            table = _table(section, listed, wide=wide, device_column=device_column)
             tables.print_table(table, console)
             console.print()
     for study in studies:
@@ -68,10 +69,10 @@ def show(
     )
 
 
-def _table(title: str, rows: Sequence[Row], *, wide: bool, device_column: bool) -> Table:
-    compared = title != _CHANGED
+def _table(section: Section, rows: Sequence[Row], *, wide: bool, device_column: bool) -> Table:
+    compared = section != "changed"
     table = Table(
-        title=title,
+        title=_TITLES[section],
         title_justify="left",
         title_style="bold",
         box=SIMPLE_HEAD,

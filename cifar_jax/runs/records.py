@@ -2,7 +2,7 @@
 
     NAME-seedN.json             the result, without the command lines of the sessions
     NAME-seedN.metrics.jsonl    one line per epoch
-    NAME-seedN.outputs.npz      `test_logits` and `test_labels`
+    NAME-seedN.outputs.npz      `test_logits` and `test_labels`; may be left out to save space
     NAME-seedN.model.json       the model card; old records have none
 
 Anyone can reproduce a record: check out its commit and train its experiment. A run can therefore be
@@ -27,17 +27,25 @@ from cifar_jax.runs.schemas import ModelCard, Result, dump, read, read_rows
 _CARD = ".model.json"
 
 
-def record(runs: Sequence[RunRecord], results: Path) -> list[Path]:
+def record(runs: Sequence[RunRecord], results: Path, *, with_outputs: bool = True) -> list[Path]:
     """Write a record of each run to the folder `results`, and return the JSON files.
 
     An older record of the same experiment and seed is replaced.
+
+    Args:
+      runs: the runs to record.
+      results: folder of the records.
+      with_outputs: whether the records include the logits of the test images.
 
     Raises:
       UserError: a run cannot be recorded; see `check`. In this case nothing is written.
     """
     outputs = [check(run) for run in runs]
     results.mkdir(parents=True, exist_ok=True)
-    return [_write(run, out, results) for run, out in zip(runs, outputs, strict=True)]
+    return [
+        _write(run, out if with_outputs else None, results)
+        for run, out in zip(runs, outputs, strict=True)
+    ]
 
 
 def check(run: RunRecord) -> Outputs:
@@ -118,14 +126,13 @@ def read_record(path: Path) -> RunRecord:
     """Return the run that a record describes.
 
     Raises:
-      UserError: the record cannot be read, or its metrics or outputs are missing.
+      UserError: the record cannot be read, or its metrics are missing.
     """
     remedy = "Restore it from a backup, or record the run again."
     result = read(path, Result, remedy)
     metrics, outputs = path.with_suffix(".metrics.jsonl"), path.with_suffix(".outputs.npz")
-    for file in (metrics, outputs):
-        if not file.is_file():
-            raise UserError(f"{file} is missing. {remedy}")
+    if not metrics.is_file():
+        raise UserError(f"{metrics} is missing. {remedy}")
     rows, unreadable = read_rows(metrics)
     if unreadable:
         raise UserError(
@@ -133,23 +140,27 @@ def read_record(path: Path) -> RunRecord:
         )
     card_file = path.with_suffix(_CARD)
     card = read(card_file, ModelCard, remedy) if card_file.exists() else None
-    return RunRecord.finished(path, result, rows, outputs, card)
+    return RunRecord.finished(path, result, rows, outputs if outputs.exists() else None, card)
 
 
 def _text(value: Any) -> str:
     return config.as_text(value)
 
 
-def _write(run: RunRecord, outputs: Outputs, results: Path) -> Path:
+def _write(run: RunRecord, outputs: Outputs | None, results: Path) -> Path:
     assert run.result
     content = dump(run.result)
     for session in content["sessions"]:
-        del session["command"]  # Leave out paths on this machine.
-    arrays = {"test_logits": outputs.logits, "test_labels": outputs.labels}
+        del session["command"]  # The command contains paths on this machine.
     path = results / f"{run.experiment}-seed{run.seed}.json"
     rows = "".join(json.dumps(dump(row)) + "\n" for row in run.rows)
     write_bytes(path.with_suffix(".metrics.jsonl"), rows.encode())
-    write_arrays(path.with_suffix(".outputs.npz"), arrays, compress=True)
+    file = path.with_suffix(".outputs.npz")
+    if outputs:
+        arrays = {"test_logits": outputs.logits, "test_labels": outputs.labels}
+        write_arrays(file, arrays, compress=True)
+    else:
+        file.unlink(missing_ok=True)
     if run.card:
         write_json(path.with_suffix(_CARD), dump(run.card))
     write_json(path, content)

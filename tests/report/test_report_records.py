@@ -91,15 +91,30 @@ def test_outputs_that_give_another_accuracy_are_refused(
 
 def test_incomplete_records_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
     path = record(make_run("basic"), tmp_path / "results")
-    metrics, outputs = path.with_suffix(".metrics.jsonl"), path.with_suffix(".outputs.npz")
+    metrics = path.with_suffix(".metrics.jsonl")
     metrics.write_text('{"epoch": 1, "st')
     with pytest.raises(UserError, match=f"{metrics} is damaged: 1 line cannot be read"):
         read_runs([path])
-    for file in (metrics, outputs):
-        file.rename(tmp_path / "elsewhere")
-        with pytest.raises(UserError, match=f"{file} is missing. Restore it"):
-            read_runs([tmp_path / "results"])
-        (tmp_path / "elsewhere").rename(file)
+    metrics.unlink()
+    with pytest.raises(UserError, match=f"{metrics} is missing. Restore it"):
+        read_runs([tmp_path / "results"])
+
+
+def test_records_without_outputs_can_be_read_everywhere(
+    make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> None:
+    results = tmp_path / "results"
+    runs = [str(make_run(name, seed)) for name in ("basic", "net") for seed in (0, 1)]
+    words = ["report", "--record", str(results), *runs]
+    assert cli.run(words) == 0
+    assert cli.run([*words, "--no-outputs"]) == 0
+    assert not list(results.glob("*.npz"))
+    assert cli.run(["compare", "basic", "net", "--runs", str(results)]) == 0
+    assert cli.run(["claims", str(results)]) == 0
+    assert cli.run(["report", str(results), "--output", str(tmp_path / "page")]) == 0
+    assert "60.00" in (tmp_path / "page/report.html").read_text()
+    assert cli.run(["report", *runs, "--no-outputs"]) == 2
+    assert "--no-outputs has no effect" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "npy", "fewer labels", "no images"])

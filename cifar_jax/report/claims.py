@@ -1,0 +1,280 @@
+"""Test the conclusions of the paper on pairs of runs. JAX is not imported.
+
+A claim compares two experiments over the same seeds with a paired t-test. With three seeds, the
+sign-flip test of `compare` cannot reach p < 0.05, because it does not assume a distribution. The
+t-test assumes that the differences between the pairs are normally distributed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from cifar_jax.errors import UserError
+from cifar_jax.report.compare import LEVEL, by_seed, compare, holm, title
+from cifar_jax.report.groups import SeedGroup, settings_text
+from cifar_jax.report.table import progress
+from cifar_jax.runs.run import RunRecord, experiments
+
+Verdict = Literal[
+    "holds",
+    "does not hold",
+    "undecided",
+    "undecided: one seed",
+    "unfinished",
+    "not tested",
+    "refused",
+]
+
+
+class Claim(NamedTuple):
+    """A conclusion of the paper about the test accuracies of two experiments."""
+
+    sentence: str
+    """The conclusion. “Help” means that the accuracy increases, “hurt” that it decreases."""
+    baseline: str
+    """Experiment without the change that the claim is about."""
+    variant: str
+    """Experiment with the change."""
+    differs: tuple[str, ...]
+    """Settings that may differ between the two experiments. The paper changes all of them."""
+    effect: Literal["increase", "decrease"] = "increase"
+    """Claimed sign of the accuracy of the variant minus the accuracy of the baseline."""
+    margin: float = 0.0
+    """Points that the variant may lose for an `increase` to hold. A claim that something costs
+    little has the paper's difference as its margin, rounded up to whole points."""
+
+    @property
+    def paper(self) -> tuple[float | None, float | None]:
+        """The paper's test accuracies of baseline and variant, in percent. None: not stated."""
+        papers = (experiments()[name].paper for name in (self.baseline, self.variant))
+        baseline, variant = (paper and paper.test_accuracy for paper in papers)
+        return baseline, variant
+
+    @property
+    def paper_difference(self) -> float | None:
+        """The paper's accuracy of the variant minus that of the baseline, in points."""
+        baseline, variant = self.paper
+        return None if baseline is None or variant is None else variant - baseline
+
+
+CLAIMS = (
+    # Section 3.2
+    Claim("More and smaller kernels help", "basic", "net", ("model.name", "epochs")),
+    # Section 3.3
+    Claim(
+        *("BatchNorm, pooling and dropout help", "net", "net-bn-gap"),
+        ("model.name", "model.dropout", "epochs"),
+    ),
+    # Section 3.4
+    Claim(
+        *("Attention with a plateau schedule hurts", "net-bn-gap", "net-attention"),
+        ("model.name", "schedule.name"),
+        effect="decrease",
+    ),
+    # Section 3.5(1). The paper does not state the accuracy of the baseline.
+    Claim(
+        "Dropout and weight decay help ResNet18",
+        *("resnet18-sgd-no-dropout-no-decay", "resnet18-sgd"),
+        ("model.dropout", "optimizer.weight_decay"),
+    ),
+    # Section 3.5(2): "Adam needs different hyperparameters from SGD."
+    Claim(
+        *("Adam hurts with the settings of SGD", "resnet18-sgd", "resnet18-adam"),
+        ("optimizer.name", "optimizer.weight_decay"),
+        effect="decrease",
+    ),
+    # Section 3.5(3). The paper also changes the number of epochs, from 135 to 100.
+    Claim(
+        *("A lower rate and a larger batch help Adam", "resnet18-adam", "resnet18-adam-lr1e-4"),
+        ("optimizer.lr", "batch_size", "epochs"),
+    ),
+    # Section 3.5(4). The paper also changes the number of epochs, from 100 to 135.
+    Claim(
+        *("Half the blocks cost at most 2 points", "resnet18-adam-lr1e-4", "resnet10"),
+        ("model.name", "epochs"),
+        margin=2.0,  # Tables 18 and 20: 1.24 points
+    ),
+    # Section 3.5(5)
+    Claim("The plateau schedule helps", "resnet10", "resnet10-plateau", ("schedule.name",)),
+    # Section 3.5(6) changes the network of (5), but Table 24 has no plateau schedule.
+    Claim(
+        "Separable convolutions cost at most 2 points",
+        *("resnet10-plateau", "resnet10-separable"),
+        ("model.name", "schedule.name"),
+        margin=2.0,  # Tables 22 and 25: 1.41 points
+    ),
+)
+
+
+class Judgment(NamedTuple):
+    """What the runs say about a claim. Differences are in percentage points."""
+
+    number: int
+    """Number of the claim, counted from 1."""
+    claim: Claim
+    verdict: Verdict
+    seeds: tuple[int, ...] = ()
+    """Seeds that are finished in both experiments."""
+    difference: float | None = None
+    """Mean accuracy of the variant minus the mean accuracy of the baseline."""
+    low: float | None = None
+    """Lower end of the 95 % t interval of `difference`. None for fewer than two seeds."""
+    high: float | None = None
+    """Upper end of the interval."""
+    p_value: float | None = None
+    """Two-sided p-value of the paired t-test, corrected with Holm's method for all claims."""
+    test_error: float | None = None
+    """Standard error of `difference` from the choice of the test images. None: no outputs."""
+    notes: tuple[str, ...] = ()
+    """Sentences about unfinished runs, changed settings, or why the pair is refused."""
+
+    @property
+    def needs_runs(self) -> bool:
+        """Whether more runs can decide the claim."""
+        return self.verdict not in ("holds", "does not hold", "refused")
+
+    @property
+    def more_seeds(self) -> int | None:
+        """Number of seeds to train. None: the default. Two seeds or more were not enough."""
+        return 2 * len(self.seeds) if self.verdict == "undecided" else None
+
+
+def judge(groups: Sequence[SeedGroup], claims: Sequence[Claim] = CLAIMS) -> list[Judgment]:
+    """Return what the runs say about each claim.
+
+    Args:
+      groups: groups of runs, as `report.collect` returns them.
+      claims: the claims.
+    """
+    judgments = [_judge(number, claim, groups) for number, claim in enumerate(claims, start=1)]
+    # A claim without a test counts as p = 1, so the correction is always for all claims.
+    corrected = holm({j.claim.sentence: 1.0 if j.p_value is None else j.p_value for j in judgments})
+    return [_decide(j, corrected[j.claim.sentence]) for j in judgments]
+
+
+def t_test(differences: Sequence[float], expected: float) -> tuple[float, float, float] | None:
+    """Test whether the mean of at least two paired differences equals `expected`.
+
+    If `expected` is 0, the test equals `scipy.stats.ttest_rel`.
+
+    Returns:
+      Both ends of the 95 % interval of the mean, and the p-value. None if all differences are
+      equal, because they then contain no estimate of the spread over the seeds.
+    """
+    from scipy import stats
+
+    if max(differences) - min(differences) < 1e-9:
+        return None
+    result: Any = stats.ttest_1samp(differences, expected)
+    interval = result.confidence_interval(1 - LEVEL)
+    return float(interval.low), float(interval.high), float(result.pvalue)
+
+
+def finished_seeds(groups: Iterable[SeedGroup], experiment: str) -> set[int]:
+    """Return the seeds for which an experiment with unchanged settings has a finished run."""
+    unchanged = [g for g in groups if g.experiment == experiment and not g.changes]
+    return {seed for group in unchanged for seed in by_seed(group)}
+
+
+def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
+    """Return the judgment of a claim without the correction and without the final verdict."""
+    try:
+        pair = _find_pair(claim, groups)
+        names = (claim.baseline, claim.variant)
+        shown = pair or [g for g in groups if g.experiment in names and not g.changes]
+        notes = tuple(f"{title(g)} seed {r.seed}: {progress(r)}." for g in shown for r in _open(g))
+        if pair is None:
+            return Judgment(number, claim, "unfinished" if notes else "not tested", notes=notes)
+        a, b = pair
+        if a.changes:
+            notes += (f"The runs have changed settings: {' '.join(settings_text(a.changes))}.",)
+        if not by_seed(a).keys() & by_seed(b).keys():
+            state: Verdict = "unfinished" if any(map(_open, pair)) else "not tested"
+            return Judgment(number, claim, state, notes=notes)
+        result = compare(a, b)
+    except UserError as error:
+        return Judgment(number, claim, "refused", notes=(f"{error}.",))
+    judgment = Judgment(
+        number,
+        claim,
+        "undecided: one seed",
+        result.seeds,
+        result.difference,
+        test_error=result.test_error,
+        notes=notes,
+    )
+    if len(result.seeds) == 1:
+        return judgment
+    differences = [y - x for x, y in zip(result.a, result.b, strict=True)]
+    if test := t_test(differences, -claim.margin):
+        low, high, p_value = test
+        return judgment._replace(verdict="undecided", low=low, high=high, p_value=p_value)
+    notes += ("All seeds have the same difference, so the t-test cannot be computed.",)
+    return judgment._replace(verdict="undecided", notes=notes)
+
+
+def _decide(judgment: Judgment, corrected: float) -> Judgment:
+    """Return a judgment with the corrected p-value, and with a verdict if the p-value is small."""
+    if judgment.p_value is None or judgment.difference is None:
+        return judgment
+    verdict: Verdict = "undecided"
+    if corrected < LEVEL:
+        increased = judgment.difference > -judgment.claim.margin
+        holds = increased == (judgment.claim.effect == "increase")
+        verdict = "holds" if holds else "does not hold"
+    return judgment._replace(p_value=corrected, verdict=verdict)
+
+
+def _find_pair(claim: Claim, groups: Sequence[SeedGroup]) -> tuple[SeedGroup, SeedGroup] | None:
+    """Return the groups of both experiments, or None if one of them has no runs.
+
+    Raises:
+      UserError: the two groups differ in a setting that the claim does not allow, or runs of
+        several changed settings fit the claim.
+    """
+    a, b = (
+        [g for g in groups if g.experiment == name and g.runs]
+        for name in (claim.baseline, claim.variant)
+    )
+    if not a or not b:
+        return None
+    alike = [(x, y) for x in a for y in b if x.changes == y.changes]
+    if not alike:
+        x, y = a[0], b[0]
+        changes = {**x.changes, **y.changes}
+        name = next(n for n in changes if x.changes.get(n) != y.changes.get(n))
+        raise UserError(_refusal(x, y, name))
+    if len(alike) > 1 and alike[0][0].changes:  # Groups without changes come first.
+        raise UserError(f"several settings fit the claim: {'; '.join(title(x) for x, _ in alike)}")
+    x, y = alike[0]
+    first, second = x.runs[0].identity, y.runs[0].identity
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name) and name not in claim.differs:
+            raise UserError(_refusal(x, y, name))
+    return x, y
+
+
+def _refusal(a: SeedGroup, b: SeedGroup, setting: str) -> str:
+    return (
+        f"the runs of {title(a)} and {title(b)} differ in {setting}, which the claim does not "
+        "allow: train both without --set"
+    )
+
+
+def _open(group: SeedGroup) -> list[RunRecord]:
+    """Return the unfinished runs of seeds that have no finished run."""
+    finished = by_seed(group)
+    return [run for run in group.unfinished if run.seed not in finished]
+
+
+def command(numbers: Sequence[int], seeds: int | None = None) -> str:
+    """Return the command that trains the missing runs of claims.
+
+    Args:
+      numbers: numbers of the claims.
+      seeds: number of seeds. None: the default.
+    """
+    flags = [f"--claim {number}" for number in numbers] if len(numbers) < len(CLAIMS) else []
+    more = [f"--seeds {seeds}"] if seeds else []
+    return " ".join(["cifar-jax claims --train", *flags, *more])
