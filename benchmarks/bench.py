@@ -241,7 +241,7 @@ def time_row(
 
 
 def require_equal(what: str, values: Mapping[str, Any]) -> None:
-    """Exit with an error if the values of the contenders differ."""
+    """Exit with an error if the contenders differ in a property, such as the device."""
     if len(set(values.values())) > 1:
         listed = ", ".join(f"{name}: {value}" for name, value in values.items())
         raise SystemExit(f"The contenders have different {what}: {listed}.")

@@ -126,7 +126,7 @@ class NetBNGAP(nn.Module):
 
 
 class InceptionBlock(nn.Module):
-    """GoogLeNet's inception block with BatchNorm. Each branch has a quarter of the outputs."""
+    """GoogLeNet's inception block with BatchNorm. Four branches share the output channels."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -204,7 +204,10 @@ class SeparableConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut. The shortcut is a 1x1 convolution if shapes differ."""
+    """Two 3x3 convolutions and a shortcut.
+
+    The shortcut is a 1x1 convolution if the input and output shapes of the block differ.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, conv3x3: Callable[..., nn.Module]):
         super().__init__()

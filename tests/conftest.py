@@ -71,7 +71,7 @@ def config(make_config: Callable[..., Config]) -> Config:
 
 @pytest.fixture(scope="session")
 def finished(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of an uninterrupted run of the fixture `config`."""
+    """Folder of an uninterrupted run with the settings of the fixture `config`."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     train(config, folder, overrides={"optimizer.lr": 1e-3})
     return folder

@@ -172,8 +172,8 @@ PAPER = [name for name in catalog.names() if catalog.load(name).config.paper]
 def trained(monkeypatch) -> list[Path]:
     """Replace training by a function that only adds the run folder to a list. Return the list.
 
-    The function raises an exception for some runs: UserError for `net`, RuntimeError for
-    `resnet10`, and Stopped (as after SIGTERM) for the batch size 7.
+    For some runs, the function raises an exception. The experiment `net` raises UserError, and
+    `resnet10` raises RuntimeError. The batch size 7 raises Stopped, as after SIGTERM.
     """
     folders = []
 

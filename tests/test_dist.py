@@ -29,7 +29,8 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([*pip, *build], check=True)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     (packages,) = environment.glob("lib/python*/site-packages")
-    # Python ignores .pth files in added folders, so it does not find an editable install there.
+    # Python ignores .pth files in the added folders. An editable install of this package in an
+    # added folder is therefore not imported.
     dependencies = [path for path in sys.path if path.endswith("site-packages")]
     (packages / "dependencies.pth").write_text("\n".join(dependencies))
     (wheel,) = wheels.iterdir()

@@ -1,4 +1,4 @@
-"""Test the commands in the documentation. All are parsed, and those that take seconds are run."""
+"""Parse all `cifar-jax` commands in the documentation, and run the quick commands."""
 
 import re
 import shlex
@@ -32,7 +32,7 @@ QUICK = [
     "summary my_*",
     "train my_lion.py --set data.dataset=digits *",
 ]
-"""Patterns of commands that take seconds and need neither CIFAR-10 nor a GPU. They are run."""
+"""Patterns of the commands to run, which take seconds and need neither CIFAR-10 nor a GPU."""
 PAGES = ["README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in ROOT.glob("docs/*.md"))]
 
 

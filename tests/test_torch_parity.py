@@ -132,9 +132,8 @@ quick_jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level":
 def cases(names: Iterable[str], fast: Iterable[str]) -> Iterator[Any]:
     """Yield a test case for each platform and network. Most cases are marked as slow.
 
-    On the platform "cpu", the networks in `fast` are not slow. On "cpu-onednn", only
-    `resnet10-separable` is not slow. Its depthwise convolutions are the only float32 code that
-    differs from the platform "cpu".
+    Not slow are the networks named in `fast` on the platform "cpu", and `resnet10-separable` on
+    "cpu-onednn". In float32, only depthwise convolutions differ between these two platforms.
     """
     for platform, name in itertools.product(("cpu", "cpu-onednn", "accelerator"), names):
         fast_names = {"cpu": fast, "cpu-onednn": ["resnet10-separable"], "accelerator": []}

@@ -20,13 +20,13 @@ _MOVES_NOTHING = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "after-all"),
     *("partition-id", "replica-id", "opt-barrier"),
 }
-# Operations that read only the part of their first operand that they return.
+# Operations that return a part of their first operand, and read only this part.
 _SLICES = {"slice", "slice-start", "dynamic-slice", "gather"}
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%([\w.\-]+) \(.*?^\}", re.M | re.S)
 _INSTRUCTION = re.compile(r"^  (?:ROOT )?%([\w.\-]+) = (.*?)\s([a-z][a-z0-9-]*)\((.*)$", re.M)
-# The groups are the kind of number, the bits, the axes, the order of the axes (minor first), and
-# the tiles and memory space, such as `T(8,128)(2,1)S(1)`.
+# The groups of this pattern are the kind of number, the bits, the axes, the order of the axes
+# (minor first), and the tiles and memory space, such as `T(8,128)(2,1)S(1)`.
 _ARRAY = re.compile(r"(pred|bf|[fsu])(\d*)\[([\d,]*)\](?:\{([\d,]*)(?::([^}]*))?\})?")
 
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
@@ -181,7 +181,7 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
     operands = [arrays(computation[operand].shape) for operand in op.operands]
     written = arrays(op.shape)
     if op.opcode == "copy-start":
-        written = written[:1]  # leaves out operand and semaphore
+        written = written[:1]  # The other two arrays are the operand and a semaphore.
     elif op.opcode.endswith("-start") and op.opcode != "all-reduce-start":
         # The output shape of an asynchronous operation begins with the shapes of the operands.
         written = written[sum(map(len, operands)) :]
@@ -196,7 +196,7 @@ def _moved(module: Module, computation: Computation, name: str) -> Iterator[Arra
 
 
 def _sliced_parameters(computation: Computation) -> dict[int, int]:
-    """Return the bytes that a fusion reads, for each parameter that it reads only in part."""
+    """Return the bytes read from each parameter of which a fusion reads only slices."""
     sliced = {}
     for name, op in computation.items():
         if op.opcode != "parameter":

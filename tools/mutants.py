@@ -222,7 +222,7 @@ def passes(tests: list[str], timeout: float, *, keep_bytecode: bool = False) -> 
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < end:
         time.sleep(0.02)
     with suppress(ProcessLookupError):
-        os.killpg(child, signal.SIGKILL)  # This also ends processes that the tests started.
+        os.killpg(child, signal.SIGKILL)  # Also end the processes that the tests started.
     if ended == (0, 0):
         os.waitpid(child, 0)
         return False

@@ -134,10 +134,10 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     """Compile the train step of an experiment and return figures per chip and step.
 
     `hbm_mb` is the traffic between HBM and the chip. `moved_mb` is everything that operations read
-    and write, including memory on the chip. Both include the padding of tiles. `roofline_us` is a
-    lower bound of the time: the longer of the time for the arithmetic and the time for the HBM
-    traffic. `problem` is empty if the step compiles, fits into memory, needs no host and has no
-    loop of unknown length.
+    and write, including memory on the chip. Both values include the padding of tiles.
+    `roofline_us` is a lower bound of the time: the longer of the time for the arithmetic and the
+    time for the HBM traffic. `problem` is empty if the step compiles, fits into memory, needs no
+    host and has no loop of unknown length.
     """
     os.environ |= _ENVIRONMENT  # libtpu reads these variables when it is loaded.
     from jax.errors import JaxRuntimeError

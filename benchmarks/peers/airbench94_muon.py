@@ -34,8 +34,8 @@ from cifar_jax import data, runtime
 
 CROP_PADDING, LABEL_SMOOTHING = 2, 0.2
 MUON_LR, MUON_MOMENTUM = 0.24, 0.6
-BIAS_LR, HEAD_LR, SGD_MOMENTUM = 0.053, 0.67, 0.85  # The loss is the sum over a batch.
-WEIGHT_DECAY = 2e-6  # Multiplied by the batch size. Muon has no decay.
+BIAS_LR, HEAD_LR, SGD_MOMENTUM = 0.053, 0.67, 0.85  # For a loss summed over the batch.
+WEIGHT_DECAY = 2e-6  # Multiplied by the batch size in `Trainer`. Muon has no weight decay.
 WHITENING_IMAGES, WHITENING_EPSILON, WHITENING_BIAS_EPOCHS = 5000, 5e-4, 3
 NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315
 
@@ -55,8 +55,7 @@ class Network(nn.Module):
         self.head.weight.data /= self.head.weight.data.std()
 
     def forward(self, x: Tensor) -> Tensor:
-        # airbench's recipe with Muon divides the logits by 256, and the recipe in the paper divides
-        # by 9.
+        # Divide by 256, as airbench's script with Muon does. The airbench paper divides by 9.
         return self.head(self.groups(self.whitening(x))) / self.head.in_features
 
     @torch.no_grad()
@@ -237,7 +236,7 @@ def main() -> None:
     for step, batch in zip(range(1, last + 1), source, strict=False):
         loss = trainer.step(*batch)
         if step % every == 0 or step == last:
-            mean_loss = loss.item()  # This waits for the GPU.
+            mean_loss = loss.item()  # `item` waits for the GPU, so the time is complete.
             seconds.append(time.perf_counter() - started - sum(seconds))
             print(f"{unit} {step / every:g}: {seconds[-1]:.2f} s, loss {mean_loss:.3f}", flush=True)
 

@@ -37,12 +37,12 @@ class Claim(NamedTuple):
     variant: str
     """Experiment with the change."""
     differs: tuple[str, ...]
-    """Settings that may differ between the two experiments. The paper changes all of them."""
+    """Settings that the paper changes from the baseline to the variant. No others may differ."""
     effect: Literal["increase", "decrease"] = "increase"
-    """Claimed sign of the accuracy of the variant minus the accuracy of the baseline."""
+    """Whether the variant is claimed to have a higher or a lower accuracy than the baseline."""
     margin: float = 0.0
-    """Points that the variant may lose for an `increase` to hold. A claim that something costs
-    little has the paper's difference as its margin, rounded up to whole points."""
+    """Percentage points of accuracy that the variant may lose although `effect` is `increase`.
+    For “cost at most 2 points”, the margin is the loss in the paper, rounded up."""
 
     @property
     def paper(self) -> tuple[float | None, float | None]:
@@ -53,7 +53,7 @@ class Claim(NamedTuple):
 
     @property
     def paper_difference(self) -> float | None:
-        """The paper's accuracy of the variant minus that of the baseline, in points."""
+        """Difference of the accuracies in `paper`, variant minus baseline, in percentage points."""
         baseline, variant = self.paper
         return None if baseline is None or variant is None else variant - baseline
 
@@ -97,7 +97,7 @@ CLAIMS = (
     ),
     # Section 3.5(5)
     Claim("The plateau schedule helps", "resnet10", "resnet10-plateau", ("schedule.name",)),
-    # Section 3.5(6) changes the network of (5), but Table 24 has no plateau schedule.
+    # Section 3.5(6). The paper also drops the plateau schedule, which Table 24 does not list.
     Claim(
         "Separable convolutions cost at most 2 points",
         *("resnet10-plateau", "resnet10-separable"),
@@ -121,13 +121,13 @@ class Judgment(NamedTuple):
     low: float | None = None
     """Lower end of the 95 % t interval of `difference`. None for fewer than two seeds."""
     high: float | None = None
-    """Upper end of the interval."""
+    """Upper end of the 95 % t interval of `difference`. None for fewer than two seeds."""
     p_value: float | None = None
     """Two-sided p-value of the paired t-test, corrected with Holm's method for all claims."""
     test_error: float | None = None
     """Standard error of `difference` from the choice of the test images. None: no outputs."""
     notes: tuple[str, ...] = ()
-    """Sentences about unfinished runs, changed settings, or why the pair is refused."""
+    """Sentences about unfinished runs, changed settings, or runs that cannot be compared."""
 
     @property
     def needs_runs(self) -> bool:
@@ -136,7 +136,7 @@ class Judgment(NamedTuple):
 
     @property
     def more_seeds(self) -> int | None:
-        """Number of seeds to train. None: the default. Two seeds or more were not enough."""
+        """Number of seeds to train. None: the default. An undecided claim needs twice its seeds."""
         return 2 * len(self.seeds) if self.verdict == "undecided" else None
 
 
@@ -148,7 +148,7 @@ def judge(groups: Sequence[SeedGroup], claims: Sequence[Claim] = CLAIMS) -> list
       claims: the claims.
     """
     judgments = [_judge(number, claim, groups) for number, claim in enumerate(claims, start=1)]
-    # A claim without a test counts as p = 1, so the correction is always for all claims.
+    # Untested claims have p = 1. Holm's method therefore always corrects for all claims.
     corrected = holm({j.claim.sentence: 1.0 if j.p_value is None else j.p_value for j in judgments})
     return [_decide(j, corrected[j.claim.sentence]) for j in judgments]
 
@@ -160,7 +160,7 @@ def t_test(differences: Sequence[float], expected: float) -> tuple[float, float,
 
     Returns:
       Both ends of the 95 % interval of the mean, and the p-value. None if all differences are
-      equal, because they then contain no estimate of the spread over the seeds.
+      equal, because the t-test needs a standard deviation above zero.
     """
     from scipy import stats
 
@@ -178,7 +178,7 @@ def finished_seeds(groups: Iterable[SeedGroup], experiment: str) -> set[int]:
 
 
 def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
-    """Return the judgment of a claim without the correction and without the final verdict."""
+    """Compare the runs of a claim. The p-value is not corrected, and no verdict is final."""
     try:
         pair = _find_pair(claim, groups)
         names = (claim.baseline, claim.variant)
@@ -215,7 +215,7 @@ def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
 
 
 def _decide(judgment: Judgment, corrected: float) -> Judgment:
-    """Return a judgment with the corrected p-value, and with a verdict if the p-value is small."""
+    """Return a judgment with the corrected p-value. If it is below 0.05, decide the verdict."""
     if judgment.p_value is None or judgment.difference is None:
         return judgment
     verdict: Verdict = "undecided"
@@ -227,11 +227,11 @@ def _decide(judgment: Judgment, corrected: float) -> Judgment:
 
 
 def _find_pair(claim: Claim, groups: Sequence[SeedGroup]) -> tuple[SeedGroup, SeedGroup] | None:
-    """Return the groups of both experiments, or None if one of them has no runs.
+    """Return the runs of baseline and variant, or None if an experiment has no runs.
 
     Raises:
-      UserError: the two groups differ in a setting that the claim does not allow, or runs of
-        several changed settings fit the claim.
+      UserError: the runs differ in a setting that the claim does not allow, or the claim can be
+        tested with several different settings.
     """
     a, b = (
         [g for g in groups if g.experiment == name and g.runs]

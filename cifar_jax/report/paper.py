@@ -85,8 +85,9 @@ def difference(group: SeedGroup) -> float | None:
 def interval(group: SeedGroup) -> tuple[float, float] | None:
     """Return the 95 % interval of the difference from the paper, in points.
 
-    The paper has a single run, and the group has n runs. The standard deviation of a run is that of
-    an accuracy on 10,000 images, or the standard deviation over the seeds if it is larger.
+    The interval covers the randomness of one run of the paper and of the runs in the group. The
+    finite number of test images gives an accuracy a standard deviation. If the standard deviation
+    over the seeds is larger, the interval uses the larger value.
     """
     values, center = group.measured(), difference(group)
     if center is None:
@@ -101,8 +102,8 @@ def interval(group: SeedGroup) -> tuple[float, float] | None:
 def verdict(group: SeedGroup) -> str:
     """Return whether the paper's accuracy is reproduced.
 
-    It holds if the difference is at most one point. It does not hold if the whole 95 % interval is
-    outside of one point.
+    “Holds” means a difference of at most one point. “Does not hold” means that the difference is
+    larger than one point in the whole 95 % interval.
     """
     center, ends = difference(group), interval(group)
     if center is None or ends is None:
@@ -151,7 +152,7 @@ def _generate(page: Path, text: str, records: Path) -> str:
 
 
 def _changed_settings(experiment: str) -> str:
-    """Return the settings of a variant that differ from the experiment that it varies."""
+    """Return the settings that differ between a variant and its original experiment."""
     changed = experiments()[experiment]
     assert changed.varies
     base = config.identity(experiments()[changed.varies])

@@ -7,8 +7,8 @@ Cost: 22 minutes on two CPU cores (AMD EPYC, AVX2).
 Test accuracy: 90.39 % with seed 0; in the paper 82.14 %.
 
 Muon trains the kernels, except in the last layer. AdamW trains all other parameters. Images are
-shifted and mirrored. In the first epochs they have 16×16 pixels. There is no dropout, because the
-network does not overfit in 17 epochs.
+shifted and mirrored. In the first epochs, images have 16×16 pixels. There is no dropout,
+because the network does not overfit in 17 epochs.
 """
 
 from _base import DATA, SMOOTHED_LOSS, TRIANGULAR, TTA, adamw, muon

@@ -8,7 +8,7 @@ Test accuracy: 93.36 % with seed 0; in the paper 90.68 %.
 
 Muon trains the kernels, except the depthwise kernels and the last layer. AdamW trains all other
 parameters. A filter of a depthwise kernel has a single input channel, so the kernel is not a
-matrix. Images are shifted and mirrored. In the first epochs they have 16×16 pixels. There is no
+matrix. Images are shifted and mirrored. In the first epochs, images have 16×16 pixels. There is no
 dropout.
 """
 

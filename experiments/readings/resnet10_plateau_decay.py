@@ -5,9 +5,9 @@
 Cost: about 7 minutes on an NVIDIA H200, shared with up to eight other runs.
 Test accuracy: not measured yet; in the paper 92.09 %.
 
-Section 3.5 is a chain: each step changes the step before. Step (1) adds dropout and weight decay.
-The tables of Adam list neither, but the table of (1) does not list them either. This reading keeps
-both in step (5).
+In section 3.5, each step changes the experiment of the previous step. Step (1) adds dropout and
+weight decay, and no later step removes them. The tables of the later steps omit both, but the table
+of step (1) also omits both. This experiment keeps dropout and weight decay in step (5).
 """
 
 from _base import vary

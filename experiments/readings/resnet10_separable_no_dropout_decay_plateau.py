@@ -5,8 +5,9 @@
 Cost: about 9 minutes on an NVIDIA H200, shared with up to eight other runs.
 Test accuracy: not measured yet; in the paper 90.68 %.
 
-Section 3.5 is a chain: each step changes the step before. This reading of step (6) keeps the weight
-decay of step (1) and the plateau schedule of step (5). Table 23 lists no dropout.
+In section 3.5, each step changes the experiment of the previous step. This experiment is step (6)
+with the weight decay of step (1) and the plateau schedule of step (5). Dropout is left out, because
+Table 23 lists no dropout.
 """
 
 from _base import vary

@@ -396,7 +396,7 @@ def test_torchscript_is_refused_without_a_warning(
     torch: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pth")
-    recwarn.clear()  # PyTorch deprecates TorchScript.
+    recwarn.clear()  # Saving warns that TorchScript is deprecated.
     with pytest.raises(UserError, match="is a TorchScript program"):
         read_state_dict(tmp_path / "script.pth")
     assert not recwarn.list

@@ -26,7 +26,7 @@ def test_experiments_differ_only_in_the_settings_that_the_claim_allows() -> None
     for claim in CLAIMS:
         a, b = (config.identity(experiments()[n]) for n in (claim.baseline, claim.variant))
         assert set(config.differences(a, b)) == set(claim.differs), claim.sentence
-        # The claimed direction is that of the paper's own accuracies.
+        # The paper's own accuracies agree with the claim.
         if (difference := claim.paper_difference) is not None:
             assert (difference > -claim.margin) == (claim.effect == "increase")
 
@@ -45,8 +45,8 @@ ACCURACIES = {
 }
 VERDICTS = {
     **{1: "holds", 2: "undecided", 4: "not tested", 5: "undecided", 6: "undecided"},
-    3: "does not hold",  # The accuracy increases, and the claim is a decrease.
-    7: "holds",  # The loss is 0.5 points, and 2 points are allowed.
+    3: "does not hold",  # The claim is a decrease, but the accuracy increases.
+    7: "holds",  # The accuracy falls by 0.5 points, and 2 points are allowed.
     **{8: "does not hold", 9: "does not hold"},
 }
 
@@ -66,7 +66,7 @@ def test_verdicts_equal_a_direct_computation_with_scipy(make_run: MakeRun, tmp_p
         assert (judgment.low, judgment.high) == pytest.approx((interval.low, interval.high))
         tested.append((stats.ttest_rel(b + judgment.claim.margin, a).pvalue, judgment.p_value))
     largest = 0.0
-    for rank, (raw, corrected) in enumerate(sorted(tested)):  # Holm's method
+    for rank, (raw, corrected) in enumerate(sorted(tested)):  # correction by Holm's method
         largest = max(largest, min(1.0, (9 - rank) * raw))
         assert corrected == pytest.approx(largest)
 
@@ -79,7 +79,7 @@ def test_unfinished_and_single_pairs(make_run: MakeRun, tmp_path: Path, capsys: 
     make_run("resnet10-plateau", 1, test=None, done=3)
     make_run("resnet18-sgd", 0, test=None, done=1)
     found = judgments(tmp_path)
-    assert found[4].verdict == "unfinished"  # Its baseline has no run.
+    assert found[4].verdict == "unfinished"  # Only the variant of claim 4 has a run.
     assert found[1].verdict == "unfinished"
     assert found[1].notes == ("net seed 0: epoch 12 of 100: validation 75.0 %.",)
     assert (found[8].verdict, found[8].seeds) == ("undecided: one seed", (0,))

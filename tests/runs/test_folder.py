@@ -52,7 +52,7 @@ def row(epoch: int, **fields: Any) -> MetricsRow:
 
 @functools.cache
 def result() -> Result:
-    """Return the same result in all tests, because a new session has another start time."""
+    """Return a cached result, because each new result would have another start time."""
     session = environment.session(DEVICE, None)
     values = dict.fromkeys(Result.model_fields) | dict.fromkeys(
         ("parameters", "epochs", "steps", "outputs_differ"), 1

@@ -192,7 +192,7 @@ class RunByHand:
         self._average()
 
     def _average(self) -> None:
-        """Update the averaged weights. If averaging is off, they equal the weights."""
+        """Update the averaged weights. If averaging is off, copy the weights."""
         rule, keep = self.config.averaging, 0.0
         if rule and self.step % rule.every:
             return

@@ -66,7 +66,7 @@ def pretrained(model: Any, classes: tuple[str, ...] = tuple(DATASET.classes)) ->
 def test_frozen_backbone_computes_fixed_features_and_only_the_last_layer_learns(
     make_config: Make,
 ) -> None:
-    """The expected update of the last layer is that of a linear model on the frozen features."""
+    """The last layer must learn in the same way as a linear model on the frozen features."""
     config = make_config(**FINE_TUNING, optimizer__momentum=0, optimizer__weight_decay=0.1)
     setup = build_setup(config, dataset=DATASET)
     source = pretrained(setup.spec.model)

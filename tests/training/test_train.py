@@ -99,8 +99,8 @@ def test_log_has_loss_lines_in_the_form_of_the_paper(finished: Path) -> None:
         f"[EPOCH {epoch:03d} | IT {step:05d}]" for epoch in (1, 2, 3) for step in (16, 32)
     ]
     losses = [float(line.rpartition(" ")[2]) for line in loss_lines]
-    # Each value is the mean loss since the previous line. If an epoch has two lines, the mean of
-    # the epoch is between their values.
+    # Each line shows the mean loss since the previous line. The mean loss of epoch 1 is therefore
+    # between the values of its two lines.
     assert losses[0] > losses[1] > losses[2] > losses[-1]
     assert losses[1] < rows_of(finished)[0]["train_loss"] < losses[0]
     assert sum(line.startswith("epoch ") for line in lines) == EPOCHS

@@ -5,7 +5,7 @@ from typing import Any
 
 
 def overflow(page: Any) -> int:
-    """Return the number of pixels by which the page is wider than the window, or at most 0."""
+    """Return the width of the page minus the width of the window, in pixels."""
     return page.evaluate("document.documentElement.scrollWidth - innerWidth")
 
 

@@ -1,4 +1,4 @@
-"""Disturb training runs and compare them with undisturbed ones: `make torture`.
+"""Disturb training runs, and compare them with undisturbed runs: `make torture`.
 
 Runs are killed and stopped, their files are damaged, and their disk is filled. A disturbed run is
 started again until it is finished. The last checkpoint, metrics, log, outputs and result of the run

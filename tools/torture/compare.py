@@ -18,7 +18,7 @@ from tools.torture.runs import Failure
 _NOT_COMPARED = {
     # Times.
     *("wall_seconds", "compile_seconds", "images_per_second", "sessions", "git_commit"),
-    # These values depend on the number of saves.
+    # Values that depend on how often the run was saved.
     *("number", "meta_sha256"),
 }
 

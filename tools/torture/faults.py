@@ -154,7 +154,7 @@ def damage_all_checkpoints(trial: Trial) -> None:
 
 
 LOSSES = {"a line lost": [2], "a line cut": [1], "deleted": [1, 2, 3]}
-"""Maps each kind of damage to metrics.jsonl to the epochs whose metrics are lost."""
+"""Epochs whose metrics are lost, for each kind of damage to metrics.jsonl."""
 
 
 def damage_metrics(trial: Trial, damage: str) -> None:

@@ -47,7 +47,7 @@ _FUNCTIONS = (
     (training, "write_result", "testing"),
     (RunFolder, "write_result", "writing the result"),
 )
-"""Functions whose call begins a phase: owner, name and phase. Phases may be nested."""
+"""Functions whose call begins a phase: (module or class, function, phase). Phases may nest."""
 
 PHASES = (STARTING, *dict.fromkeys(phase for _, _, phase in _FUNCTIONS))
 
