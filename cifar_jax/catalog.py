@@ -163,7 +163,9 @@ def _dump(node: Any) -> str:
     fields = dict(ast.iter_fields(node))
     if isinstance(node, _DOCUMENTED) and ast.get_docstring(node, clean=False) is not None:
         fields["body"] = node.body[1:]
-    if isinstance(node, ast.JoinedStr):  # Remove the empty strings that Python 3.12 adds.
+    # Python 3.12 adds empty strings to the syntax tree of an f-string. Without the empty strings,
+    # all versions of Python give the same text.
+    if isinstance(node, ast.JoinedStr):
         fields["values"] = [v for v in node.values if getattr(v, "value", None) != ""]
     present = (f"{n}={_dump(value)}" for n, value in fields.items() if value not in (None, []))
     return f"{type(node).__name__}({','.join(present)})"

@@ -240,7 +240,8 @@ def test_a_file_with_an_unsuitable_model_is_refused_before_data_is_loaded(
         ('"tiny"', '"resnet18"', "'resnet18'"),
     ):
         (tmp_path / "tiny.py").write_text(TINY.replace(old, new))
-        # The error must come before the data is loaded, because CIFAR-10 is missing.
+        # CIFAR-10 is missing here. If the data were loaded before the model is checked, the error
+        # would name the missing data set instead.
         outcome = run("train", "tiny.py")
         assert outcome.code == 2
         assert message in outcome.err.splitlines()[-1]

@@ -109,7 +109,8 @@ def read_archive(archive: Archive, path: Path) -> Content:
 def _first_name(archive: Archive, path: Path) -> str | None:
     """Return the name of the first file in a tar archive, for an error message.
 
-    The result is None if the file is in the official folder, or if the archive cannot be read.
+    The result is None if the first file is in the folder of the official archive, or if the archive
+    cannot be read. If the archive has no file, the result is `none`.
     """
     try:
         with tarfile.open(path) as tar:

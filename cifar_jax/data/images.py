@@ -135,7 +135,8 @@ def read_image(
 
     Raises:
       UserError: the image has an unsupported format, is damaged, has more than 89 million pixels,
-        or has 16-bit values and `white` is unknown.
+        or has 16-bit values that do not fit `white`. If `white` is None, a gray 16-bit image whose
+        largest value is at most 4095 is refused, because its value of white is unclear.
     """
     with ignore_warnings():
         try:

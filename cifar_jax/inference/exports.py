@@ -49,7 +49,7 @@ _CARD = "card.json"
 
 
 def export(network: Classifier, kind: str, output: Path, *, force: bool = False) -> float:
-    """Write a network to a file, if the file computes the same logits as the network.
+    """Write a network to a file, after a check that the export computes the same logits.
 
     Args:
       network: a `TrainedNetwork`.

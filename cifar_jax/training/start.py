@@ -54,7 +54,8 @@ def finished_result(request: RunRequest) -> Result | None:
 def _check_folder_of_images(request: RunRequest) -> None:
     """Raise UserError if the folder or file of images has other images than the finished run used.
 
-    The check is skipped if the path of the images is unchanged, but no longer exists.
+    The check is skipped if the config names the same path as the finished run, but the path no
+    longer exists.
     """
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")

@@ -47,7 +47,7 @@ class Case(NamedTuple):
     mark: str
     """Name of an XLA operation that occurs in only one implementation."""
     platforms: set[str]
-    """Platforms whose programs contain the XLA operation `mark`."""
+    """Platforms whose programs contain the operation with this name."""
 
 
 CONVOLUTION = "stablehlo.convolution"
