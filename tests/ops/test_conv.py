@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from cifar_jax import ops
+from cifar_jax import devices, ops
 from cifar_jax.ops import algorithms
 
 SAME = ((1, 1), (1, 1))
@@ -129,6 +129,23 @@ def test_kinds_of_convolutions(name: str, kind: str) -> None:
     *_, stride, padding, groups = case = CASES[name]
     pads = ((0, 0), (0, 0)) if padding == "VALID" else padding
     assert algorithms._kind(*arrays(case, "float32"), (stride, stride), pads, groups) == kind
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_onednn_computes_every_product_in_bfloat16(size: int) -> None:
+    if not devices.has_onednn():
+        pytest.skip("the installed jaxlib has no oneDNN")
+    case = (250, size, size, 64, 64, 3, 1, ((1, 1), (1, 1)), 1)
+    x, kernel = arrays(case, "bfloat16")
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return convolution(ops.conv_general_dilated, case)(x, kernel).sum(dtype="float32")
+
+    with ops.force_platform("cpu-onednn"):
+        lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, kernel)
+    program = devices._compile(lowered, devices._ONEDNN_OPTIONS).as_text() or ""
+    assert "__onednn" in program
+    assert " convolution(" not in program  # XLA's own loop for a convolution is slow.
 
 
 @pytest.mark.slow
