@@ -96,7 +96,7 @@ def check(printed: str, drive: Path, folder: Path, name: str) -> None:
     """Check the notebook's output, and the files that the notebook wrote and downloaded."""
     assert "cifar-jax: " not in printed  # All errors start with this prefix.
     assert "Traceback" not in printed
-    for text in ("[CpuDevice(id=0)]", "Paper and measured", "for a white image"):
+    for text in ("[CpuDevice(id=0)]", "With changed settings", "for a white image"):
         assert text in printed
     assert "test accuracy" in printed or "is finished" in printed
     for kind in ("safetensors", "stablehlo"):
