@@ -80,11 +80,7 @@ def _table(section: Section, rows: Sequence[Row], *, wide: bool, device_column: 
         padding=(0, 1 if wide else 0, 0, 0),
         pad_edge=False,
     )
-    # A wide terminal has room for the names of all better recipes.
-    longest = max(len(r.experiment) for r in rows)
-    table.add_column(
-        "experiment", overflow="fold", min_width=min(longest, 24) if wide or device_column else 20
-    )
+    table.add_column("experiment", overflow="fold", min_width=20)
     if compared:
         table.add_column("para-\nmeters", justify="right", no_wrap=True)
         table.add_column("\npaper", justify="right", no_wrap=True)
