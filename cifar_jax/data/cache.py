@@ -23,8 +23,8 @@ from cifar_jax.data.progress import notice
 from cifar_jax.files import write_file
 from cifar_jax.runtime import cache_dir
 
-# Increase this number if the layout of cache entries or the meaning of their arrays changes.
-# Entries with another number are ignored.
+# Increase this number if the layout of cache entries or the meaning of their arrays changes. The
+# cache entries of other versions of the package, with another number, are then ignored.
 _VERSION = 3
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 _SILENT_SECONDS = 10  # Seconds to wait for another process before a message is printed.

@@ -13,7 +13,7 @@ from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_ro
 
 RUNS = Path("runs")
 """Folder that contains all run folders by default."""
-REPORTS = ("report.html", "report.md")
+REPORTS = ("report.html", "report.md", "report.svg")
 """Files that `cifar-jax report` writes."""
 STUDY = "study.json"
 """File that marks the folder of a study, whose subfolders are the trials."""

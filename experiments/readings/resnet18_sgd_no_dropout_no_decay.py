@@ -5,6 +5,8 @@
 Cost: about 22 minutes on a dedicated NVIDIA H200, or 47 hours on two CPU cores.
 Test accuracy: not measured yet; the paper states none.
 
+The cost is the estimate for `resnet18-sgd`.
+
 Section 3.5(1) states that dropout and weight decay improve the accuracy slightly. The paper does
 not state the accuracy without them. `cifar-jax claims` compares this experiment with
 `resnet18-sgd`.

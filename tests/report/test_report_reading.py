@@ -4,6 +4,7 @@ import pytest
 from run_folders import MakeRun, change, record
 
 from cifar_jax.errors import UserError
+from cifar_jax.report import report
 from cifar_jax.runs.reading import read_runs
 
 
@@ -33,11 +34,13 @@ def test_records_and_run_folders_can_be_mixed(make_run: MakeRun, tmp_path: Path)
 
 def test_the_files_of_an_earlier_report_are_skipped(make_run: MakeRun, tmp_path: Path) -> None:
     run = make_run("basic")
-    page = tmp_path / "runs" / "report.html"
-    page.touch()
-    assert [found.path for found in read_runs([run, page])] == [run]
+    runs = tmp_path / "runs"
+    report([runs])
+    paths = sorted(runs.iterdir())  # As in `cifar-jax report runs/*`.
+    assert len(paths) == 4
+    assert [found.path for found in read_runs(paths)] == [run]
     with pytest.raises(UserError, match="not a record"):
-        read_runs([page])
+        read_runs([runs / "report.html"])
 
 
 def test_an_unfinished_run_has_no_result(make_run: MakeRun) -> None:
