@@ -48,7 +48,6 @@ _RECIPES: Columns[tuple[Row | None, Row]] = {
     "parameters:": lambda p: p[1].parameters,
     "paper, %:": lambda p: p[1].paper or "–",
     "the paper's recipe, %:": lambda p: _linked_measured(p[0]) if p[0] else "–",
-    "in minutes:": lambda p: _minutes(p[0].seconds) if p[0] else "–",
     "better recipe, %:": lambda p: _linked_measured(p[1]),
     "minutes:": lambda p: _minutes(p[1].seconds),
     "machine": lambda p: p[1].device,
