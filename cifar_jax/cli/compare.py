@@ -49,6 +49,9 @@ def compare(a: str, b: str, folder: Path, validation: bool, as_json: bool) -> No
             f"{a} and {b} have only seed {result.seeds[0]} in common, so the spread over the seeds "
             "is unknown. Train both with `--seeds 2` or more."
         )
+    for group in groups:
+        for sentence in report.repeated_seeds(group, result.seeds):
+            click.echo(sentence, err=True)
     titles = tuple(report.title(group) for group in groups)
     if as_json:
         import json

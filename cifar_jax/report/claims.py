@@ -7,11 +7,13 @@ t-test assumes that the differences between the pairs are normally distributed.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from cifar_jax.errors import UserError
-from cifar_jax.report.compare import LEVEL, by_seed, compare, holm, title
+from cifar_jax.report.compare import LEVEL, by_seed, compare, holm, repeated_seeds, title
 from cifar_jax.report.groups import SeedGroup, settings_text
 from cifar_jax.report.table import progress
 from cifar_jax.runs.run import RunRecord, experiments
@@ -126,6 +128,8 @@ class Judgment(NamedTuple):
     """Two-sided p-value of the paired t-test, corrected with Holm's method for all claims."""
     test_error: float | None = None
     """Standard error of `difference` from the choice of the test images. None: no outputs."""
+    changed: bool = False
+    """Whether the runs have changed settings, the same in both experiments."""
     notes: tuple[str, ...] = ()
     """Sentences about unfinished runs, changed settings, or runs that cannot be compared."""
 
@@ -136,8 +140,11 @@ class Judgment(NamedTuple):
 
     @property
     def more_seeds(self) -> int | None:
-        """Number of seeds to train. None: the default. An undecided claim needs twice its seeds."""
-        return 2 * len(self.seeds) if self.verdict == "undecided" else None
+        """Number of seeds to train. None: the default. An undecided claim needs twice its seeds.
+
+        `--train` trains unchanged experiments, so the seeds of changed runs do not count.
+        """
+        return 2 * len(self.seeds) if self.verdict == "undecided" and not self.changed else None
 
 
 def judge(groups: Sequence[SeedGroup], claims: Sequence[Claim] = CLAIMS) -> list[Judgment]:
@@ -191,8 +198,10 @@ def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
             notes += (f"The runs have changed settings: {' '.join(settings_text(a.changes))}.",)
         if not by_seed(a).keys() & by_seed(b).keys():
             state: Verdict = "unfinished" if any(map(_open, pair)) else "not tested"
-            return Judgment(number, claim, state, notes=notes)
+            notes = notes or ("No seed is finished in both experiments.",)
+            return Judgment(number, claim, state, notes=notes, changed=bool(a.changes))
         result = compare(a, b)
+        notes += repeated_seeds(a, result.seeds) + repeated_seeds(b, result.seeds)
     except UserError as error:
         return Judgment(number, claim, "refused", notes=(f"{error}.",))
     judgment = Judgment(
@@ -202,6 +211,7 @@ def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
         result.seeds,
         result.difference,
         test_error=result.test_error,
+        changed=bool(a.changes),
         notes=notes,
     )
     if len(result.seeds) == 1:
@@ -244,22 +254,21 @@ def _find_pair(claim: Claim, groups: Sequence[SeedGroup]) -> tuple[SeedGroup, Se
         x, y = a[0], b[0]
         changes = {**x.changes, **y.changes}
         name = next(n for n in changes if x.changes.get(n) != y.changes.get(n))
-        raise UserError(_refusal(x, y, name))
+        raise UserError(
+            f"the runs of {title(x)} and {title(y)} have different changes of {name}: train both "
+            "without --set"
+        )
     if len(alike) > 1 and alike[0][0].changes:  # Groups without changes come first.
         raise UserError(f"several settings fit the claim: {'; '.join(title(x) for x, _ in alike)}")
     x, y = alike[0]
     first, second = x.runs[0].identity, y.runs[0].identity
     for name in sorted(first.keys() | second.keys()):
         if first.get(name) != second.get(name) and name not in claim.differs:
-            raise UserError(_refusal(x, y, name))
+            raise UserError(
+                f"the runs of {title(x)} and {title(y)} differ in {name}, which the claim does not "
+                "allow"
+            )
     return x, y
-
-
-def _refusal(a: SeedGroup, b: SeedGroup, setting: str) -> str:
-    return (
-        f"the runs of {title(a)} and {title(b)} differ in {setting}, which the claim does not "
-        "allow: train both without --set"
-    )
 
 
 def _open(group: SeedGroup) -> list[RunRecord]:
@@ -268,13 +277,15 @@ def _open(group: SeedGroup) -> list[RunRecord]:
     return [run for run in group.unfinished if run.seed not in finished]
 
 
-def command(numbers: Sequence[int], seeds: int | None = None) -> str:
+def command(numbers: Sequence[int], seeds: int | None = None, folders: Sequence[Path] = ()) -> str:
     """Return the command that trains the missing runs of claims.
 
     Args:
       numbers: numbers of the claims.
       seeds: number of seeds. None: the default.
+      folders: folders with finished runs. Empty: the default.
     """
-    flags = [f"--claim {number}" for number in numbers] if len(numbers) < len(CLAIMS) else []
-    more = [f"--seeds {seeds}"] if seeds else []
-    return " ".join(["cifar-jax claims --train", *flags, *more])
+    chosen = numbers if len(numbers) < len(CLAIMS) else ()
+    flags = [word for number in chosen for word in ("--claim", str(number))]
+    more = ["--seeds", str(seeds)] if seeds else []
+    return shlex.join(["cifar-jax", "claims", *map(str, folders), "--train", *flags, *more])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -163,6 +163,17 @@ def by_seed(group: SeedGroup) -> dict[int, RunRecord]:
     for run in group.finished:
         runs.setdefault(run.seed, run)
     return runs
+
+
+def repeated_seeds(group: SeedGroup, seeds: Iterable[int]) -> tuple[str, ...]:
+    """Return a sentence for each of the seeds that has several finished runs in a group."""
+    used = by_seed(group)
+    counts = {seed: sum(run.seed == seed for run in group.finished) for seed in seeds}
+    return tuple(
+        f"{title(group)} seed {seed} has {number} finished runs: {used[seed].path} is used."
+        for seed, number in counts.items()
+        if number > 1
+    )
 
 
 def title(group: SeedGroup) -> str:

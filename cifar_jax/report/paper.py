@@ -143,7 +143,7 @@ def _generate(page: Path, text: str, records: Path) -> str:
     ]
     tables = {
         "experiments": markdown.table([g for g in groups if g.paper], _EXPERIMENTS),
-        "claims": markdown.table(judge(groups), _CLAIMS),
+        "claims": markdown.table(judge([g for g in groups if not g.changes]), _CLAIMS),
         "variants": markdown.table(variants, _VARIANTS),
     }
     for name, table in tables.items():

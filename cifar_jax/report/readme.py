@@ -111,7 +111,7 @@ def replace_blocks(page: Path, text: str, name: str, blocks: Sequence[str]) -> s
     """Return `text` with `blocks` between the markers `<!-- name -->` and `<!-- /name -->`."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = re.compile(f"{begin}.*?{end}", re.DOTALL)
-    if len(section.findall(text)) != 1:
+    if not (text.count(begin) == text.count(end) == 1 and section.search(text)):
         raise UserError(
             f"{page} must contain the lines {begin} and {end} exactly once: the table is written "
             "between them"

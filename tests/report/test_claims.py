@@ -11,6 +11,7 @@ from scipy import stats
 
 from cifar_jax import cli, config, report
 from cifar_jax.cli import train
+from cifar_jax.errors import UserError
 from cifar_jax.report import paper
 from cifar_jax.report.claims import CLAIMS, Judgment, judge
 from cifar_jax.report.groups import SeedGroup
@@ -102,7 +103,7 @@ def test_pairs_that_differ_in_more_than_the_claim_are_refused(
     assert cli.run(["claims", str(tmp_path / "runs")]) == 2
     out, err = capsys.readouterr()
     assert out.count("refused") == 2
-    assert "claim 1: the runs of basic and net data.flip=true differ in data.flip" in err
+    assert "claim 1: the runs of basic and net data.flip=true have different changes of data" in err
     assert "claim 8: the runs used different data sets" in err
     assert err.count("\n") == 1
     make_run("basic", 0, overrides=change, folder="basic@flip/seed0")
@@ -112,19 +113,60 @@ def test_pairs_that_differ_in_more_than_the_claim_are_refused(
 
 
 def test_only_missing_runs_are_trained(
-    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    make_run("basic", 0)
+    make_run("basic", 0, folder="../mine/basic/seed0")
     make_run("net", 1, test=None, done=2)
     monkeypatch.chdir(tmp_path)
     requested = []
-    monkeypatch.setattr(train, "train_all", requested.extend)
-    assert cli.run(["claims", "--train", "--claim", "1", "--seeds", "2"]) == 0
+
+    def finish(requests: list[Any]) -> None:
+        requested.extend(requests)
+        make_run("basic", 1, test=61.0)
+        make_run("net", 0, test=77.0)
+
+    monkeypatch.setattr(train, "train_all", finish)
+    assert cli.run(["claims", "mine", "--train", "--claim", "1", "--seeds", "2"]) == 0
     runs = [(request.experiment, request.seed, str(request.workdir)) for request in requested]
     assert runs == [
         ("basic", 1, "runs/basic/seed1"),
         *(("net", seed, f"runs/net/seed{seed}") for seed in (0, 1)),
     ]
+    # The new run of `net` and the old run of `basic` are a pair.
+    out = capsys.readouterr().out
+    assert "undecided: one seed" in out
+    assert "cifar-jax claims mine --train --claim 1\n" in out
+
+
+def test_folders_without_trained_runs_do_not_matter(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["claims"]) == 0
+    assert "There are no runs in runs/ or results/." in capsys.readouterr().err
+    imported = make_run("basic", 0)
+    card = json.loads((imported / "model.json").read_text())
+    (imported / "model.json").write_text(json.dumps(card | {"imported_from": "basic.pth"}))
+    assert cli.run(["claims"]) == 0
+    make_run("net", 0, folder="../results/run")
+    assert cli.run(["claims", "results"]) == 0
+
+
+def test_a_seed_with_several_runs_and_changed_settings_are_mentioned(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    change = {"epochs": 20}
+    for seed, accuracy in enumerate((89.0, 89.1, 89.5)):
+        make_run("resnet10", seed, test=accuracy, overrides=change, folder=f"a/seed{seed}")
+        make_run("resnet10-plateau", seed, test=89.2, overrides=change, folder=f"b/seed{seed}")
+    make_run("resnet10", 0, test=99.0, overrides=change, folder="c/seed0")
+    judgment = judgments(tmp_path)[8]
+    assert judgment.difference == pytest.approx(0.0)
+    assert judgment.notes == (
+        "The runs have changed settings: epochs=20.",
+        f"resnet10 epochs=20 seed 0 has 2 finished runs: {tmp_path}/runs/a/seed0 is used.",
+    )
+    assert (judgment.verdict, judgment.more_seeds) == ("undecided", None)
 
 
 def test_verdict_on_an_experiment(make_run: MakeRun, tmp_path: Path) -> None:
@@ -145,13 +187,21 @@ def test_verdict_on_an_experiment(make_run: MakeRun, tmp_path: Path) -> None:
 def test_tables_of_the_page_are_updated(make_run: MakeRun, tmp_path: Path) -> None:
     page, results = tmp_path / "docs/paper.md", tmp_path / "results"
     page.parent.mkdir()
-    names = ("experiments", "claims", "variants")
-    page.write_text("# Title\n" + "".join(f"<!-- {n} -->\nold\n<!-- /{n} -->\n" for n in names))
-    runs = [str(make_run(name, test=90.1)) for name in ("resnet10", "resnet10-decay")]
+    tables = ("experiments", "claims", "variants")
+    page.write_text("# Title\n" + "".join(f"<!-- {t} -->\nold\n<!-- /{t} -->\n" for t in tables))
+    names = ("resnet10", "resnet10-decay", "resnet10-plateau")
+    runs = [str(make_run(name, test=90.1)) for name in names]
     assert cli.run(["report", "--record", str(results), *runs]) == 0
+    # A record of other settings than the current ones is in no table.
+    record = results / "resnet10-plateau-seed0.json"
+    record.write_text(record.read_text().replace('"optimizer.lr": 0.0001', '"optimizer.lr": 0.001'))
     assert paper.update_page(page, results)
     assert paper.page_is_current(page, results)
     text = page.read_text()
     assert "| 90.03 | 90.10 | 1 | +0.07 | −0.76 to +0.90 | **holds** |" in text
     assert "| `optimizer.weight_decay=0.0005` | 90.03 | 90.10 | +0.07 |" in text
-    assert json.dumps("old") not in text
+    assert "\nold\n" not in text
+    assert "| +2.06 |  |  |  |  | **not tested** |" in text
+    page.write_text(text.replace("# Title", "# Title <!-- claims -->"))
+    with pytest.raises(UserError, match="exactly once"):
+        paper.update_page(page, results)
