@@ -82,7 +82,7 @@ CLAIMS = (
     ),
     # Section 3.5(2): "Adam needs different hyperparameters from SGD."
     Claim(
-        *("Adam hurts with the settings of SGD", "resnet18-sgd", "resnet18-adam"),
+        *("Adam hurts with the learning rate of SGD", "resnet18-sgd", "resnet18-adam"),
         ("optimizer.name", "optimizer.weight_decay"),
         effect="decrease",
     ),
