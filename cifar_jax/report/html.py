@@ -120,7 +120,7 @@ class GroupView:
 
     @property
     def seconds(self) -> float | None:
-        """Mean wall time of the finished runs in seconds.
+        """Mean wall time of the finished runs on the first machine, in seconds.
 
         If no run is finished, the mean wall time of the unfinished runs so far. None if no epoch is
         complete.

@@ -17,6 +17,7 @@ from matplotlib.transforms import Bbox
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.plots import GREY, INK, TRAIN, VALIDATION
 from cifar_jax.report.recipes import Peer
+from cifar_jax.report.table import wall_seconds
 
 _STYLES = {
     "the paper's recipe": (TRAIN, "o"),
@@ -40,7 +41,7 @@ class Point(NamedTuple):
     kind: str
     """A key of `_STYLES`."""
     minutes: float
-    """Training time of one run in minutes: mean over the seeds."""
+    """Training time of one run in minutes: mean over the runs on the first machine."""
     accuracy: float
     """Test accuracy in percent: mean over the seeds."""
     is_gpu: bool
@@ -50,12 +51,13 @@ def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
     """Return a point for each group with results, and for each measurement of other code."""
     measured = []
     for group in groups:
-        if results := group.results:
+        seconds = wall_seconds(group)
+        if (results := group.results) and seconds is not None:
             measured.append(
                 Point(
                     group.experiment,
                     "the paper's recipe" if group.paper else "better recipe",
-                    statistics.fmean(group.measured("wall_seconds")) / 60,
+                    seconds / 60,
                     statistics.fmean(group.measured()),
                     results[0].device.platform != "cpu",
                 )

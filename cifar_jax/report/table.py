@@ -44,7 +44,7 @@ class Row(NamedTuple):
     """Progress of each unfinished run."""
     epochs: str
     seconds: float | None
-    """Wall time of one run in seconds: mean over the seeds."""
+    """Wall time of one run in seconds: mean over the runs on the first of the machines."""
     device: str
     commit: str
 
@@ -76,10 +76,23 @@ def row(group: SeedGroup) -> Row:
         seeds=_seeds(len(test), len(results)),
         unfinished=tuple(progress(run) for run in group.unfinished),
         epochs="" if group.epochs is None else str(group.epochs),
-        seconds=statistics.fmean(group.measured("wall_seconds")) if results else None,
+        seconds=wall_seconds(group),
         device=_joined(map(device, sessions)),
         commit=_joined(_short(session.git_commit) for session in sessions),
     )
+
+
+def wall_seconds(group: SeedGroup) -> float | None:
+    """Return the mean wall time of the finished runs on the machine of the first finished run.
+
+    The times of different machines cannot be averaged.
+    """
+    times: dict[str, list[float]] = {}
+    for run in group.finished:
+        if run.result:
+            machine = device(run.sessions[0]) if run.sessions else ""
+            times.setdefault(machine, []).append(run.result.wall_seconds)
+    return statistics.fmean(next(iter(times.values()))) if times else None
 
 
 def mean_std(values: Sequence[float]) -> str:

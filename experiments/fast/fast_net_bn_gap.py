@@ -4,7 +4,7 @@
 
 Parameters: 413,566.
 Cost: 22 minutes on two CPU cores (AMD EPYC, AVX2).
-Test accuracy: 90.39 % with seed 0; in the paper 82.14 %.
+Test accuracy: 90.07 ± 0.28 % over 3 seeds; in the paper 82.14 %.
 
 Muon trains the kernels, except in the last layer. AdamW trains all other parameters. Images are
 shifted and mirrored. In the first epochs, images have 16×16 pixels. There is no dropout,

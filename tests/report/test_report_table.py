@@ -40,6 +40,14 @@ def test_seeds_give_mean_and_sample_deviation(make_run: MakeRun, tmp_path: Path)
     assert [first.device, first.commit] == ["AMD EPYC, 2 cores", "0123456"]
 
 
+def test_times_of_different_machines_are_not_averaged(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("basic", 0, wall_seconds=60.0)
+    make_run("basic", 1, wall_seconds=70.0)
+    make_run("basic", 2, wall_seconds=900.0, sessions=(machine(cores=1),))
+    first = rows(tmp_path)[0]
+    assert (first.seconds, first.device) == (65.0, "AMD EPYC, 2 cores / AMD EPYC, 1 core")
+
+
 def test_a_seed_counts_once(make_run: MakeRun, tmp_path: Path) -> None:
     make_run("basic", 0, test=61.0)
     make_run("basic", 0, test=61.0, folder="copy")
