@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from cifar_jax import catalog, config
@@ -135,6 +137,8 @@ def claim_cells(judgment: Judgment) -> tuple[str, str, str, str, str]:
 
 def _generate(page: Path, text: str, records: Path) -> str:
     groups = collect(read_records(records))
+    paper = [group for group in groups if group.paper]
+    claims = judge([group for group in groups if not group.changes])
     recorded = {group.experiment: group for group in groups if group.section == "variants"}
     variants = [
         recorded.get(name, SeedGroup(name, {}, ()))
@@ -142,13 +146,23 @@ def _generate(page: Path, text: str, records: Path) -> str:
         if experiment.varies
     ]
     tables = {
-        "experiments": markdown.table([g for g in groups if g.paper], _EXPERIMENTS),
-        "claims": markdown.table(judge([g for g in groups if not g.changes]), _CLAIMS),
-        "variants": markdown.table(variants, _VARIANTS),
+        "experiments": [count_verdicts(map(verdict, paper)), markdown.table(paper, _EXPERIMENTS)],
+        "claims": [count_verdicts(j.verdict for j in claims), markdown.table(claims, _CLAIMS)],
+        "variants": [markdown.table(variants, _VARIANTS)],
     }
-    for name, table in tables.items():
-        text = replace_blocks(page, text, name, [table])
+    for name, blocks in tables.items():
+        text = replace_blocks(page, text, name, blocks)
     return text
+
+
+def count_verdicts(verdicts: Iterable[str]) -> str:
+    """Return how often each verdict occurs, the most frequent first.
+
+    >>> count_verdicts(["holds", "not tested", "holds"])
+    'Verdicts: 2 × holds, 1 × not tested.'
+    """
+    counts = Counter(verdicts).most_common()
+    return f"Verdicts: {', '.join(f'{number} × {verdict}' for verdict, number in counts)}."
 
 
 def _changed_settings(experiment: str) -> str:
