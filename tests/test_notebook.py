@@ -20,6 +20,9 @@ from PIL import Image
 
 import cifar_jax
 from cifar_jax import catalog
+from cifar_jax.report import collect
+from cifar_jax.report.table import wall_seconds
+from cifar_jax.runs.records import read_records
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"
@@ -150,9 +153,9 @@ def test_the_notebook_lists_all_experiments_and_the_recorded_results() -> None:
     assert json.loads(choices) == catalog.names()
     table = re.findall(r"^\| `(.+)` \| (\d+) \| (\d+) \| ([\d.]+) \|$", text, re.MULTILINE)
     assert table
+    groups = {group.experiment: group for group in collect(read_records(ROOT / "results"))}
     for name, epochs, minutes, accuracy in table:
-        records = [json.loads(p.read_text()) for p in ROOT.glob(f"results/{name}-seed?.json")]
-        assert {record["epochs"] for record in records} == {int(epochs)}
-        assert f"{mean(record['wall_seconds'] for record in records) / 60:.0f}" == minutes
-        assert f"{mean(record['test_accuracy'] for record in records):.1f}" == accuracy
+        assert groups[name].epochs == int(epochs)
+        assert f"{(wall_seconds(groups[name]) or 0) / 60:.0f}" == minutes
+        assert f"{mean(groups[name].measured()):.1f}" == accuracy
     assert not any(cell.get("outputs") for cell in notebook.cells)
