@@ -55,6 +55,11 @@ def home_path(path: str, variable: str) -> Path:
         ) from None
 
 
+def expand_home(path: str | Path) -> Path:
+    """Return a path, with `~` replaced by the home folder. A `~name` of no user stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - `Path.expanduser` raises an exception.
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a value to a JSON file, atomically."""
     text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -22,6 +22,7 @@ from cifar_jax.data.sources import SOURCES
 from cifar_jax.data.status import status
 from cifar_jax.data.tfds_folder import default_data_dir
 from cifar_jax.errors import counted
+from cifar_jax.files import expand_home
 
 __all__ = [
     "DEFAULT_TARGET",
@@ -86,11 +87,15 @@ def check_workdir(name: str, workdir: Path) -> None:
     """Raise UserError if a run folder would be inside a class folder of the data set `name`."""
     kind, _, path = name.partition(":")
     if kind == "folder":
-        layout.check_workdir(Path(path).expanduser().resolve(), workdir.resolve())
+        layout.check_workdir(expand_home(path).resolve(), workdir.resolve())
 
 
 def load_labeled(
-    name: str, *, data_dir: Path | None = None, target: Target = DEFAULT_TARGET
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    target: Target = DEFAULT_TARGET,
+    white: int | None = None,
 ) -> Labeled:
     """Load labeled images for evaluation.
 
@@ -99,14 +104,15 @@ def load_labeled(
         only these are loaded. Otherwise all images are loaded.
       data_dir: the folder in which tfds stores prepared data sets, as for `load`.
       target: size of the returned images, and the way to make them square.
+      white: the 16-bit value that becomes 255 in images of a folder. None: 65535.
 
     Raises:
       UserError: the name is unknown, images are missing or damaged, or the labels do not match.
     """
     entry, request = sources.find(name, data_dir, target=target, others="cifar10-c:FOLDER")
     if entry.labeled:
-        return entry.labeled(request)
-    dataset = load(name, data_dir=data_dir, target=target)
+        return entry.labeled(request._replace(white=white))
+    dataset = load(name, data_dir=data_dir)  # The size is right; a square image needs no crop.
     return Labeled(name, *dataset.test, dataset.classes)
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from cifar_jax.data.cache import Source, path_digest
 from cifar_jax.data.dataset import Arrays, Labeled, Split
 from cifar_jax.data.images import DEFAULT_TARGET, Target, fit
 from cifar_jax.errors import UserError, counted
+from cifar_jax.files import expand_home
 
 # Increase this number if a change to this module changes the decoded arrays. Cache entries with
 # another number are ignored.
@@ -37,7 +39,7 @@ def npz_source(path: Path, target: Target = DEFAULT_TARGET) -> Source:
     Raises:
       UserError: the file is missing.
     """
-    path = path.expanduser().absolute()
+    path = expand_home(path).absolute()
     stat = _existing(path).stat()
     content = json.dumps([_VERSION, stat.st_size, stat.st_mtime_ns, target])
     return Source(
@@ -92,7 +94,7 @@ def npz_labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
     Raises:
       UserError: the file or an array is missing, or the arrays do not match.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     with _open(_existing(path)) as arrays:
         keys = _find(arrays, "test") or (_PAIR if set(_PAIR) <= arrays.keys() else None)
         if keys is None:
@@ -116,8 +118,8 @@ def npy_labeled(paths: str, target: Target = DEFAULT_TARGET) -> Labeled:
     if not pairs or not all(pairs[0]):
         raise UserError(f"npy:{paths} names no labels: give npy:IMAGES,LABELS")
     # A path may contain commas, so any comma may be the separator of the two paths.
-    exists = [pair for pair in pairs if all(Path(path).expanduser().exists() for path in pair)]
-    images, labels = (Path(path).expanduser() for path in (exists or pairs)[0])
+    exists = [pair for pair in pairs if all(expand_home(path).exists() for path in pair)]
+    images, labels = (expand_home(path) for path in (exists or pairs)[0])
     split = _convert(load_npy(images), load_npy(labels), str(images), str(labels), target)
     return Labeled(f"npy:{paths}", *split, None)
 
@@ -252,7 +254,7 @@ def _find(arrays: Mapping[str, Any], split: str) -> tuple[str, str] | None:
 def _array(path: Path, arrays: Mapping[str, Any], key: str) -> np.ndarray:
     try:
         return arrays[key]
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"the array {key} in {path} cannot be read: it is damaged, or contains Python objects "
             "instead of numbers"
@@ -281,4 +283,10 @@ def _class_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...] | Non
     """Return the strings in the array `class_names`, or None if there is no such array."""
     if "class_names" not in arrays:
         return None
-    return tuple(map(str, _array(path, arrays, "class_names")))
+    names = _array(path, arrays, "class_names")
+    if names.ndim != 1 or names.dtype.kind not in "US":
+        raise UserError(
+            f"class_names in {path} has the type {names.dtype} and the shape {list(names.shape)}: "
+            "it must contain one string for each class"
+        )
+    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names)

@@ -15,6 +15,7 @@ from cifar_jax.data import arrays
 from cifar_jax.data.dataset import Labeled
 from cifar_jax.data.images import DEFAULT_TARGET, Target
 from cifar_jax.errors import UserError, counted
+from cifar_jax.files import expand_home
 
 SEVERITIES = 5
 BENCHMARK = (
@@ -43,7 +44,7 @@ def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
     Raises:
       UserError: the folder or its files are missing, or the lengths of the files do not match.
     """
-    folder = folder.expanduser()
+    folder = expand_home(folder)
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: name the unpacked folder CIFAR-10-C")
     files = {path.stem: path for path in sorted(folder.glob("*.npy"))}
@@ -61,8 +62,8 @@ def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
         if not count or count % SEVERITIES or count not in (len(labels), SEVERITIES * len(labels)):
             raise UserError(
                 f"{files[name]} has {counted(count, 'image')}, but {labels_path} has "
-                f"{counted(len(labels), 'label')}: there must be five images for each label, or "
-                "one image for each label and a multiple of 5 images"
+                f"{counted(len(labels), 'label')}: five images for each label are needed, or "
+                "labels.npy must repeat its labels for the five severities"
             )
     first = [name for name in BENCHMARK if name in files]
     for name in [*first, *(name for name in files if name not in BENCHMARK)]:

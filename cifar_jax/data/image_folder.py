@@ -4,18 +4,17 @@ The module `layout` finds the images of each split and class. The images of a sp
 the SHA-256 of their pixels at a size of 32×32. This order looks random. It does not depend on file
 names, dates or the image size of the run.
 
-If there is no folder of test images, a fifth of the images of each class becomes the test set. All
-copies of an image are in the same split.
+If there is no folder of test images, a fifth of the images of each class becomes the test set. If
+one copy of an image is a training image, no copy is a test image.
 """
 
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -26,12 +25,13 @@ from cifar_jax.data.images import (
     SixteenBitError,
     Target,
     decode,
+    decode_checked,
     ignore_warnings,
 )
 from cifar_jax.data.layout import Listing, find, find_labeled
 from cifar_jax.data.progress import notice, progress
 from cifar_jax.errors import UserError, counted
-from cifar_jax.files import write_bytes
+from cifar_jax.files import expand_home, write_bytes
 from cifar_jax.runtime import cache_dir
 
 # Increase this number if a change to this module changes the decoded arrays or refuses more files.
@@ -42,6 +42,9 @@ _TEST_FRACTION = 0.2
 _MAX_MESSAGES = 10
 # 16-bit images are refused if they use less than this fraction of the gray values.
 _MIN_RANGE = 1 / 16
+
+
+T = TypeVar("T")
 
 
 class _Image(NamedTuple):
@@ -72,8 +75,7 @@ def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAUL
       UserError: the folder is missing, the layout is wrong, there are fewer than two classes, or a
         class has no images.
     """
-    # `Path.expanduser` would raise an exception for a `~name` of an unknown user.
-    path = Path(os.path.expanduser(path)).absolute()  # noqa: PTH111
+    path = expand_home(path).absolute()
     listing = find(path)
     start = len(str(path))
     files = [
@@ -92,19 +94,36 @@ def source(path: Path, *, skip_bad_images: bool = False, target: Target = DEFAUL
     )
 
 
-def labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
+def labeled(path: Path, target: Target = DEFAULT_TARGET, white: int | None = None) -> Labeled:
     """Read all labeled images of a folder for evaluation. The result is not cached.
+
+    Args:
+      path: the folder.
+      target: size of the returned images, and the way to make them square.
+      white: the 16-bit value that becomes 255; see `cifar_jax.data.images.read_image`.
 
     Raises:
       UserError: the layout is wrong, or images cannot be read.
     """
-    path = path.expanduser()
+    path = expand_home(path)
     listing = find_labeled(path)
-    arrays = read(path, listing, skip_bad_images=False, target=target)
-    notes = list(listing.notes)
-    if arrays.white:
-        notes.append(f"16-bit images: 0 to {arrays.white} became 0 to 255")
-    return Labeled(f"folder:{path}", *arrays.train, arrays.classes, tuple(notes))
+    _report_skipped(path, listing)
+    paths = [Path(file.path) for file in listing.train]
+    with progress(f"Reading {path}", len(paths)) as advance:
+        images = _read_all(
+            paths, lambda file: decode_checked(file, white=white, target=target), advance
+        )
+    pixels = [image for image in images if not isinstance(image, UserError)]
+    if errors := [str(image) for image in images if isinstance(image, UserError)]:
+        place = _report_unreadable(path, errors)
+        raise UserError(
+            f"{len(errors):,} of {counted(len(paths), 'image')} in {path} cannot be read "
+            f"({place}): repair or remove the files"
+        )
+    labels = np.array([file.label for file in listing.train], np.int32)
+    return Labeled(
+        f"folder:{path}", np.stack(pixels), labels, listing.classes, tuple(listing.notes)
+    )
 
 
 def read(
@@ -117,16 +136,12 @@ def read(
         16-bit images use too few gray values. Up to ten unreadable images are named on standard
         error.
     """
-    if listing.skipped:
-        notice(
-            f"{path}: skipped {counted(listing.skipped, 'file')} without an image suffix such as "
-            ".png"
-        )
+    _report_skipped(path, listing)
     splits = (listing.train, listing.validation or [], listing.test or [])
     files = [file for split in splits for file in split]
     paths = [Path(file.path) for file in files]
     with progress(f"Reading {path} (once)", len(files)) as advance:
-        images = _decode_all(paths, None, target, advance)
+        images = _read_all(paths, lambda file: _decode(file, None, target), advance)
     white = None
     ranges = {i: image for i, image in enumerate(images) if isinstance(image, SixteenBitError)}
     if ranges:
@@ -136,12 +151,21 @@ def read(
             end = start + len(split)
             _check_range(path, name, [r for i, r in ranges.items() if start <= i < end], white)
             start = end
-        scaled = _decode_all([paths[i] for i in ranges], white, target, lambda count: None)
+        scaled = _read_all(
+            [paths[i] for i in ranges],
+            lambda file: _decode(file, white, target),
+            lambda count: None,
+        )
         for i, image in zip(ranges, scaled, strict=True):
             images[i] = image
     errors = tuple(str(image) for image in images if isinstance(image, UserError))
     if errors:
-        _report(path, errors, len(files), skip_bad_images)
+        place = _report_unreadable(path, errors)
+        if not skip_bad_images:
+            raise UserError(
+                f"{len(errors):,} of {counted(len(files), 'image')} in {path} cannot be read "
+                f"({place}): repair or remove the files, or add --set data.skip_bad_images=true"
+            )
     pairs = zip(images, files, strict=True)
     train, validation, test = (
         _sort(
@@ -201,19 +225,33 @@ def remarks(dataset: Dataset) -> list[str]:
     return lines
 
 
-def _decode_all(
-    paths: Sequence[Path], white: int | None, target: Target, advance: Callable[[int], None]
-) -> list[_Image | UserError]:
-    """Decode image files. For an unreadable file, the list contains the error."""
+def _report_skipped(path: Path, listing: Listing) -> None:
+    """Print the number of files that are not images, if there are any, on standard error."""
+    if listing.skipped:
+        notice(
+            f"{path}: skipped {counted(listing.skipped, 'file')} without an image suffix such as "
+            ".png"
+        )
 
-    def attempt(path: Path) -> _Image | UserError:
+
+def _decode(file: Path, white: int | None, target: Target) -> _Image:
+    """Read an image file of a training set. Raise the exceptions of `images.decode`."""
+    pixels = small = decode(file, white=white, target=target)
+    if target != DEFAULT_TARGET:
+        small = decode(file, white=white)
+    return _Image(pixels, hashlib.sha256(small.tobytes()).digest())
+
+
+def _read_all(
+    paths: Sequence[Path], read: Callable[[Path], T], advance: Callable[[int], None]
+) -> list[T | UserError]:
+    """Apply `read` to image files in parallel. For an unreadable file, return the error."""
+
+    def attempt(path: Path) -> T | UserError:
         try:
-            pixels = small = decode(path, white=white, target=target)
-            if target != DEFAULT_TARGET:
-                small = decode(path, white=white)
+            return read(path)
         except UserError as error:
             return error
-        return _Image(pixels, hashlib.sha256(small.tobytes()).digest())
 
     images = []
     pool = ThreadPoolExecutor()
@@ -242,7 +280,7 @@ def _find_white(path: Path, ranges: Sequence[SixteenBitError]) -> int:
     if white > 255 and 0 < high - low < _MIN_RANGE * white:
         raise UserError(
             f"the 16-bit images in {path} have values up to {top}, but most are between {low:.0f} "
-            f"and {high:.0f}, which are too few gray values: save them with 8 bits per channel"
+            f"and {high:.0f}, and this range is too small: save them with 8 bits per channel"
         )
     return white
 
@@ -270,14 +308,12 @@ def _check_range(path: Path, name: str, ranges: Sequence[SixteenBitError], white
     notice(f"{text}, so they are almost black; the first is {dark[0].name}")
 
 
-def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool) -> None:
-    """Name unreadable images on standard error. Raise UserError if `skip_bad_images` is False."""
+def _report_unreadable(path: Path, errors: Sequence[str]) -> str:
+    """Name unreadable images on standard error. Return text that says where all are listed."""
     for error in errors[:_MAX_MESSAGES]:
         notice(" ".join(error.split()))
     if len(errors) > _MAX_MESSAGES:
         notice(f"… and {len(errors) - _MAX_MESSAGES:,} more")
-    if skip_bad_images:
-        return
     file = cache_dir() / f"unreadable-{path.name}-{path_digest(path)}.txt"
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -285,13 +321,9 @@ def _report(path: Path, errors: Sequence[str], total: int, skip_bad_images: bool
             file,
             "".join(f"{' '.join(error.split())}\n" for error in errors).encode(errors="replace"),
         )
-        place = f"all are listed in {file}"
     except OSError:
-        place = "see above"
-    raise UserError(
-        f"{len(errors):,} of {counted(total, 'image')} in {path} cannot be read ({place}): repair "
-        "or remove the files, or add --set data.skip_bad_images=true"
-    )
+        return "see above"
+    return f"all are listed in {file}"
 
 
 def _sort(images: _Labeled) -> _Labeled:
@@ -311,7 +343,7 @@ def _hold_out(images: _Labeled, classes: int) -> tuple[_Labeled, _Labeled]:
     """Divide images that are sorted by their keys into training and test images.
 
     The first fifth of each class becomes test images. A class with two or more images has at least
-    one test image. If copies of an image would be in both splits, all become training images.
+    one test image. If one copy of an image is a training image, no copy is a test image.
     """
     labels = np.array([label for _, label in images], np.int32)
     is_test = np.zeros(len(images), bool)

@@ -130,7 +130,7 @@ def read_image(
       source: path of a file, the content of a file, or a Pillow image.
       name: name of the image in error messages. The default is the path.
       white: the 16-bit value that becomes 255. None: 65535. If `white` is given, the largest 16-bit
-        value of the image must be at most `white` and more than `white` / 16.
+        value of the image must be 0, or more than `white` / 16 and at most `white`.
       target: size of the returned image, and the way to make it square.
 
     Raises:
@@ -139,18 +139,7 @@ def read_image(
         largest value is at most 4095 is refused, because its value of white is unclear.
     """
     with ignore_warnings():
-        try:
-            return decode(source, name, target=target)
-        except SixteenBitError as error:
-            if white and not (error.top <= white and (not error.top or error.top * 16 > white)):
-                raise UserError(
-                    f"{error.name} has 16-bit values of at most {error.top}, but the value of "
-                    f"white in the training images is {white}: save the image with 8 bits per "
-                    "channel"
-                ) from None
-            if not white and 0 < error.top <= _MAX_DARK:
-                raise
-            return decode(source, name, white or 65535, target)
+        return decode_checked(source, name, white, target)
 
 
 @contextlib.contextmanager
@@ -161,7 +150,7 @@ def ignore_warnings() -> Iterator[None]:
         yield
 
 
-def decode(
+def decode_checked(
     source: "Path | bytes | Image.Image",
     name: str | None = None,
     white: int | None = None,
@@ -170,6 +159,29 @@ def decode(
     """Read an image as `read_image` does, but do not hide warnings.
 
     The caller must use `ignore_warnings`. Several threads may share one `ignore_warnings` context.
+    """
+    try:
+        return decode(source, name, target=target)
+    except SixteenBitError as error:
+        if white and not (error.top <= white and (not error.top or error.top * 16 > white)):
+            raise UserError(
+                f"{error.name} has 16-bit values of at most {error.top}, but the value of white in "
+                f"the training images is {white}: save the image with 8 bits per channel"
+            ) from None
+        if not white and 0 < error.top <= _MAX_DARK:
+            raise
+        return decode(source, name, white or 65535, target)
+
+
+def decode(
+    source: "Path | bytes | Image.Image",
+    name: str | None = None,
+    white: int | None = None,
+    target: Target = DEFAULT_TARGET,
+) -> np.ndarray:
+    """Read an image as `decode_checked` does, but do not check whether 16-bit values fit `white`.
+
+    Values above `white` become 255.
 
     Raises:
       SixteenBitError: the image has gray 16-bit values, and `white` is None.

@@ -112,7 +112,7 @@ def find_labeled(path: Path) -> Listing:
     """List the images of a folder for evaluation.
 
     If the folder has a subfolder for test images, only the images in this subfolder are listed.
-    Otherwise the subfolders are the classes. The field `train` of the listing has the images,
+    Otherwise the subfolders are the classes. The images are in the field `train` of the listing,
     although they are not used for training.
 
     Raises:
@@ -122,13 +122,16 @@ def find_labeled(path: Path) -> Listing:
         raise UserError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}")
     notes: list[str] = []
     named = {split_of(name): folder for name, folder in folders(path).items()}
-    root = path
     if "test" in named and folders(named["test"]):
-        root = unnested(named["test"])
+        splits = {"test": unnested(named["test"])}
+    else:
+        splits = find_splits(path)[0]
+    root = splits.get("test", path)
+    if "test" in splits:
         notes.append(f"evaluated images: {root}")
-    elif "train" in named and folders(named["train"]):
+    elif "train" in splits:
         raise UserError(
-            f"{path} has a folder `{named['train'].name}` but no folder `test`: name the folder "
+            f"{path} has a folder `{splits['train'].name}` but no folder `test`: name the folder "
             "whose subfolders are the classes"
         )
     found = _find_classes(root, notes)
@@ -186,7 +189,7 @@ def _find_classes(
             advice = "put the classes into the splits, as in "
             advice += f"{root}/train/CLASS/* and {root}/test/CLASS/*"
             if len(subfolders) == 1:
-                advice = f"name that folder with --set data.dataset=folder:{folder}"
+                advice = f"name that folder, as folder:{folder}"
             raise UserError(f"{folder} has folders for the splits: {advice}")
         content = _list(folder)
         notes += [f"not used, because it is a link to a folder: {link}" for link in content.links]

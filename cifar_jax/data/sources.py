@@ -18,6 +18,7 @@ class Request(NamedTuple):
     given_data_dir: Path | None
     skip_bad_images: bool = False
     target: Target = DEFAULT_TARGET
+    white: int | None = None
 
     @property
     def data_dir(self) -> Path:
@@ -56,7 +57,7 @@ SOURCES: dict[str, Entry] = {
         lambda request: image_folder.source(
             request.path, skip_bad_images=request.skip_bad_images, target=request.target
         ),
-        lambda request: image_folder.labeled(request.path, request.target),
+        lambda request: image_folder.labeled(request.path, request.target, request.white),
     ),
     "tfds": Entry(
         "tfds:NAME",
@@ -95,8 +96,8 @@ def find(
       data_dir: the folder of all tfds data sets. None: the default folder.
       skip_bad_images: whether to leave out the unreadable images of a folder.
       target: size of the returned images, and the way to make them square.
-      others: text for the error message about further names that the caller accepts. Empty: data
-        sets that are for evaluation only are refused.
+      others: further names that the caller accepts, for the error message. Empty: the images are
+        for training, and data sets that are for evaluation only are refused.
 
     Raises:
       UserError: there is no such data set, or its images always have another size than `target`.
@@ -105,7 +106,7 @@ def find(
     entry = SOURCES.get(kind)
     if entry and (":" in entry.form) == bool(argument) and (entry.source or others):
         if ":" not in entry.form:
-            _refuse_target(name, target)
+            _refuse_target(name, target, is_training=not others)
         return entry, Request(argument, data_dir, skip_bad_images, target)
     if "://" in name:
         local_path(name, "data.dataset")
@@ -124,15 +125,20 @@ def find(
     )
 
 
-def _refuse_target(name: str, target: Target) -> None:
+def _refuse_target(name: str, target: Target, is_training: bool) -> None:
     """Raise UserError if `target` would change the images of a data set with a fixed size."""
+    size = DEFAULT_TARGET.size
     problem = ""
-    if target.size != DEFAULT_TARGET.size:
-        side = DEFAULT_TARGET.size
-        problem = (
-            f"data.image_size is {target.size}, but {name} has images of {side} × {side} pixels"
+    if target.size != size and not is_training:
+        raise UserError(
+            f"the model takes images of {target.size} × {target.size} pixels, but {name} has "
+            f"images of {size} × {size} pixels: choose other images, such as folder:PATH"
         )
-    elif not target.center_crop:
+    if target.size != size:
+        problem = (
+            f"data.image_size is {target.size}, but {name} has images of {size} × {size} pixels"
+        )
+    elif is_training and not target.center_crop:
         problem = f"data.center_crop has no effect on {name}, whose images are square"
     if problem:
         raise UserError(

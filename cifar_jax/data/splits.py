@@ -175,8 +175,7 @@ def unnested(folder: Path) -> Path:
     """
     if splits_inside(folder):
         raise UserError(
-            f"{folder} has folders for the splits: name that folder with "
-            f"--set data.dataset=folder:{folder}"
+            f"{folder} has folders for the splits: name that folder, as folder:{folder}"
         )
     inside = list(folders(folder).values())
     return inside[0] if len(inside) == 1 and split_of(inside[0].name) else folder

@@ -20,7 +20,7 @@ def status(data_dir: Path | None = None) -> str:
         [
             f"data folder: {data_dir}",
             *(f"  {a.name}:{a.version}: {_describe_official(a, data_dir)}" for a in official),
-            *(f"  tfds:{name}: {_describe(path)}" for name, path in _others(data_dir).items()),
+            *(f"  {name}: {_describe(path, name)}" for name, path in _others(data_dir).items()),
             f"  digits: part of the package, {_cached(digits.source())}",
             f"cache: {root} ({size / 1e6:.0f} MB of images)",
         ]
@@ -40,16 +40,16 @@ def _describe_official(archive: Archive, data_dir: Path) -> str:
 
 def _others(data_dir: Path) -> dict[str, Path]:
     """Return the folders of other data sets that tfds has prepared, by name."""
-    folders = [file.parent for file in sorted(data_dir.glob("*/*/dataset_info.json"))]
     official = (cifar10.ARCHIVE.name, cifar100.ARCHIVE.name)
-    return {f.parent.name: f for f in folders if f.parent.name not in official}
+    names = [name for name in tfds_folder.prepared(data_dir) if name not in official]
+    return {f"tfds:{name}": tfds_folder.find(name, data_dir) for name in names}
 
 
-def _describe(path: Path) -> str:
+def _describe(path: Path, name: str | None = None) -> str:
     try:
         folder = tfds_folder.inspect(path)
         counts = ", ".join(f"{count:,} {split}" for split, count in folder.counts.items())
-        return f"{folder.format}, {counts} images, {_cached(tfds_folder.source(path))}"
+        return f"{folder.format}, {counts} images, {_cached(tfds_folder.source(path, name))}"
     except UserError as error:
         return str(error)
 

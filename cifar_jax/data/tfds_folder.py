@@ -25,6 +25,8 @@ from cifar_jax.errors import UserError, nearest
 from cifar_jax.files import home_path
 
 _INFO = "dataset_info.json"
+# Pattern of a data set's name, with or without a configuration.
+_NAME = r"\w+(/[\w.+-]*\w)?"
 
 
 class Shard(NamedTuple):
@@ -85,7 +87,7 @@ def find(name: str, data_dir: Path) -> Path:
       UserError: the data set is not prepared.
     """
     set_name, _, version = name.partition(":")
-    if not re.fullmatch(r"\w+(/[\w.+-]*\w)?", set_name):
+    if not re.fullmatch(_NAME, set_name):
         raise UserError(
             f"tfds:{name} is not the name of a tfds data set: give tfds:NAME, tfds:NAME/CONFIG or "
             "tfds:NAME:VERSION"
@@ -102,13 +104,21 @@ def find(name: str, data_dir: Path) -> Path:
     if configs:
         names = " or ".join(f"tfds:{set_name}/{config}" for config in dict.fromkeys(configs))
         raise UserError(f"tfds:{name} needs the name of a configuration: choose {names}")
-    prepared = sorted({file.parents[1].name for file in data_dir.glob(f"*/*/{_INFO}")})
+    names = prepared(data_dir)
     raise UserError(
-        f"the tfds data set {name} is not prepared in {data_dir}{nearest(name, prepared) or '.'} "
-        f"Prepared there: {', '.join(prepared) or 'nothing'}. cifar-jax does not download it: "
+        f"the tfds data set {name} is not prepared in {data_dir}{nearest(name, names) or '.'} "
+        f"Prepared there: {', '.join(names) or 'nothing'}. cifar-jax does not download it: "
         f"prepare it with tensorflow_datasets.load({set_name!r}), or set TFDS_DATA_DIR to another "
         "folder."
     )
+
+
+def prepared(data_dir: Path) -> list[str]:
+    """Return the names of the data sets that tfds has prepared, as NAME or NAME/CONFIG."""
+    infos = [*data_dir.glob(f"*/*/{_INFO}"), *data_dir.glob(f"*/*/*/{_INFO}")]
+    folders = {info.parents[1] for info in infos}
+    names = [folder.relative_to(data_dir).as_posix() for folder in folders if _versions(folder)]
+    return sorted(name for name in names if re.fullmatch(_NAME, name))
 
 
 def _versions(path: Path) -> list[str]:

@@ -94,7 +94,7 @@ def evaluate_on(
         images.
     """
     model = load(path, best=best, custom=custom)
-    images = data.load_labeled(name, target=model.target)
+    images = data.load_labeled(name, target=model.target, white=model.card.white)
     labels, notes = match_labels(model.classes, images)
     outputs = compile_outputs(model, images.images)(images.images)
     return _describe(model, None, name, outputs, labels), (*images.notes, *notes)

@@ -6,12 +6,12 @@ import base64
 import io
 from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from cifar_jax import data
 from cifar_jax.errors import UserError
+from cifar_jax.files import expand_home
 from cifar_jax.report.answers import RunAnswers
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
@@ -60,7 +60,7 @@ def _load(name: str, skip_bad_images: bool, target: data.Target) -> data.Dataset
             f"{name} is not on this machine: run `cifar-jax data prepare {name}`, then this report "
             "again"
         )
-    folder = Path(name.removeprefix("folder:")).expanduser()
+    folder = expand_home(name.removeprefix("folder:"))
     if name.startswith("folder:") and not folder.is_dir():
         raise MissingImagesError("the folder of images was moved or deleted")
     try:

@@ -254,11 +254,27 @@ def test_16_bit_images_are_scaled_by_the_range_of_the_data_set(tmp_path: Path) -
     assert any("16-bit images: 0 to 4095 became 0 to 255" in note for note in dataset.notes)
     write("splits/train", 0, 4000)
     write("splits/test", 0, 65_000)
+    evaluated = data.load_labeled(f"folder:{tmp_path}/scan", white=16383)
+    assert evaluated.images.max() == round(2999 * 255 / 16383)
+    with pytest.raises(UserError, match=r"12 of 12 images .*: repair or remove the files$"):
+        data.load_labeled(f"folder:{tmp_path}/scan", white=65535)
     with pytest.raises(UserError, match=r"12 of 12 16-bit images for tr.* white is 65535"):
         load(tmp_path / "splits")
     write("offset", 30_000, 31_000)
-    with pytest.raises(UserError, match=r"most are between .* which are too few gray values"):
+    with pytest.raises(UserError, match=r"most are between .* this range is too small"):
         load(tmp_path / "offset")
+
+
+def test_the_test_images_of_any_layout_are_evaluated(tmp_path: Path) -> None:
+    for train, test in (("pets_train", "pets_test"), ("train", "test_public")):
+        folder = tmp_path / test
+        for name in ("cat", "dog"):
+            fill(folder / train / name, 3)
+            fill(folder / test / name, 2, seed=1)
+        evaluated = data.load_labeled(f"folder:{folder}")
+        assert evaluated.classes == ("cat", "dog")
+        assert len(evaluated.labels) == 4
+        assert evaluated.notes == (f"evaluated images: {folder / test}",)
 
 
 def test_bad_images_are_skipped_on_request(pets: Path) -> None:
@@ -329,7 +345,7 @@ def test_unreadable_images_are_named_and_refused(
         (["dog/train", "dog/test", "cat/train"], "pets/dog has folders for the splits"),
         (
             ["pets/train/dog", "pets/test/dog"],
-            r"splits: name that .* data.dataset=folder:.*pets/pets",
+            r"splits: name that folder, as folder:.*pets/pets",
         ),
         (["train/train/dog", "train/val/dog"], r"pets/train has folders for the splits: name that"),
         (["zoo/dog", "zoo/cat"], "Or name .*pets/zoo, if its subfolders are the classes"),

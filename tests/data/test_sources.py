@@ -36,7 +36,7 @@ def test_npz_of_keras_and_of_medmnist(tmp_path: Path) -> None:
         f"{name}_images": GRAY[part, ..., None] for name, part in parts.items()
     }
     arrays |= {f"{name}_labels": LABELS[part, None] for name, part in parts.items()}
-    np.savez(medmnist, **arrays, class_names=["cat", "dog", "fox"])
+    np.savez(medmnist, **arrays, class_names=np.array([b"cat", b"dog", b"fox"]))
     first, second = (data.load(f"npz:{path}") for path in (keras, medmnist))
     assert (first.classes, second.classes) == (("0", "1", "2"), ("cat", "dog", "fox"))
     assert (first.validation_images, second.validation_images) == (None, 3)
@@ -81,10 +81,32 @@ def test_bad_npy_pairs(images: Any, labels: Any, message: str, tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
+def test_damaged_npz(tmp_path: Path) -> None:
+    path = tmp_path / "images.npz"
+    np.savez_compressed(path, images=COLOR, labels=LABELS)
+    content = bytearray(path.read_bytes())
+    content[2000:2010] = bytes(10)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"images in .*images.npz cannot be read: it is damaged"):
+        data.load_labeled(f"npz:{path}")
+    np.savez(path, images=COLOR, labels=LABELS, class_names=np.arange(3))
+    with pytest.raises(UserError, match="must contain one string for each class"):
+        data.load_labeled(f"npz:{path}")
+
+
+def test_images_for_evaluation_must_have_the_size_of_the_model() -> None:
+    test = data.load("digits").test
+    whole = data.load_labeled("digits", target=data.Target(32, center_crop=False))
+    np.testing.assert_array_equal(whole.images, test.images)
+    with pytest.raises(UserError, match="the model takes images of 64 × 64 pixels, but digits"):
+        data.load_labeled("digits", target=data.Target(64))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("npz:none.npz", "none.npz does not exist"),
+        ("npz:~nobody/none.npz", "none.npz does not exist"),
         ("npz", "did you mean npz:FILE"),
         ("npy:a.npy,b.npy", "for evaluation only. Choose cifar10"),
         ("tfds:mnist", "mnist is not prepared in .* Prepared there: nothing"),
@@ -153,6 +175,9 @@ def test_sets_that_tfds_has_prepared(data_dir: Path) -> None:
     original = data.load("tfds:shapes", target=data.Target(28)).test.images
     np.testing.assert_array_equal(original[..., 0], GRAY[9:])
     assert data.load_labeled("tfds:shapes:1.0.0").classes is None
+    assert (
+        "tfds:shapes: array_record, 6 train, 3 validation, 3 test images, cached" in data.status()
+    )
     with pytest.raises(UserError, match=r"version 2.0.0 .* choose 1.0.0"):
         data.load("tfds:shapes:2.0.0")
 
