@@ -288,8 +288,11 @@ def _largest_difference(
     """Return the largest difference between the logits of two functions.
 
     The difference is relative to the largest logit. The functions are compared on a batch of five
-    random images, and on a single image. If their outputs differ in shape or type, the result is
-    infinity.
+    random images, and on a single image. The result is infinity if the actual logits have another
+    shape or type than the expected logits, or contain NaN.
+
+    Raises:
+      UserError: the expected logits contain NaN.
     """
     images = np.random.default_rng(0).integers(0, 256, (5, *image_shape), np.uint8)
     largest = 0.0
@@ -297,5 +300,12 @@ def _largest_difference(
         a, b = expected(batch), np.asarray(actual(batch))
         if a.shape != b.shape or a.dtype != b.dtype:
             return float("inf")
-        largest = max(largest, float(np.abs(a - b).max() / np.abs(a).max()))
+        if np.isnan(a).any():
+            raise UserError(
+                "the network's logits are NaN, so it cannot be exported: its training diverged"
+            )
+        if np.isnan(b).any():
+            return float("inf")
+        scale = max(float(np.abs(a).max()), float(np.finfo(np.float32).tiny))
+        largest = max(largest, float(np.abs(a - b).max()) / scale)
     return largest

@@ -163,14 +163,14 @@ def test_an_existing_file_is_replaced_only_with_force(basic: Path, tmp_path: Pat
     )
 
 
-@pytest.mark.parametrize("wrong_size", [1, 5])
+@pytest.mark.parametrize(("wrong_size", "factor"), [(1, 1.001), (5, 1.001), (5, np.nan)])
 def test_an_export_that_is_wrong_for_one_batch_size_is_not_written(
-    basic: Path, tmp_path: Path, wrong_size: int, monkeypatch: pytest.MonkeyPatch
+    basic: Path, tmp_path: Path, wrong_size: int, factor: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network(basic)
 
     def function(images: jax.Array) -> jax.Array:
-        return model.apply(images) * (1.001 if len(images) == wrong_size else 1)
+        return model.apply(images) * (factor if len(images) == wrong_size else 1)
 
     monkeypatch.setattr(exports, "load", lambda *_: Classifier(model.card, function, "wrong"))
     with pytest.raises(UserError, match="differ from the network's"):
@@ -203,6 +203,10 @@ def test_impossible_exports_are_refused(basic: Path, exported: Path, tmp_path: P
         exports.export(TrainedNetwork(card, variables, "a run", custom), "torch", tmp_path / "a")
     with pytest.raises(UserError, match="is a folder"):
         exports.export(network(basic), "safetensors", tmp_path, force=True)
+    diverged = jax.tree.map(lambda array: array * np.nan, dict(network(basic).variables))
+    model = TrainedNetwork(network(basic).card, diverged, "a run")
+    with pytest.raises(UserError, match="logits are NaN"):
+        exports.export(model, "safetensors", tmp_path / "a")
     file = exported / "model.stablehlo"
     with pytest.raises(UserError, match="StableHLO file cannot be exported again"):
         exports.export(cifar_jax.load(file), "safetensors", tmp_path / "other")

@@ -19,7 +19,7 @@ from PIL import Image
 from cifar_jax.inference.attention_maps import attention_maps
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork
-from cifar_jax.inference.server import MAX_BYTES, application
+from cifar_jax.inference.server import MAX_BYTES, _spotlight, application
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,16 @@ def test_a_picture_is_classified_as_by_predict(network, send) -> None:
     assert pixels_of(answer["attention"][2]["image"]).shape == (32, 32, 3)
     assert send("/model")[1]["name"] == "my run"
     assert "Drop a picture here" in send("/")[1]
+
+
+def test_the_size_of_an_attention_map_need_not_divide_the_size_of_the_image() -> None:
+    pixels = np.full((50, 50, 3), 200, np.uint8)
+    weights = np.ones((12, 12), np.float32)
+    weights[0, 0] = 2
+    light = _spotlight(pixels, weights)
+    assert light.shape == pixels.shape
+    assert (light[:4, :4] == 200).all()
+    assert (light[6:, 6:] < 200).all()
 
 
 def test_attention_map_equals_a_direct_computation(network) -> None:
