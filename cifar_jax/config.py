@@ -142,8 +142,8 @@ class Schedule(Settings):
     """`step`, `milestones` and `plateau`: factor by which each reduction multiplies the learning
     rate."""
     patience: Annotated[int, Field(ge=0)] = 5
-    """`plateau`: largest number of consecutive epochs without improvement that does not reduce the
-    learning rate."""
+    """`plateau`: number of consecutive epochs without improvement to wait for. The next such epoch
+    reduces the learning rate."""
     threshold: HalfOpenUnit = 1e-4
     """`plateau`: smallest relative decrease of the loss that counts as an improvement."""
     step_epochs: Count = 30
@@ -164,10 +164,15 @@ class Schedule(Settings):
 
     @model_validator(mode="after")
     def _milestones_fit(self) -> Self:
-        if (self.name == "milestones") != bool(self.milestones):
+        if self.name == "milestones" and not self.milestones:
             raise UserError(
-                "schedule.name=milestones and schedule.milestones work only together: set both, "
-                "such as --set schedule.name=milestones --set 'schedule.milestones=[30,40]'"
+                "schedule.name=milestones needs schedule.milestones: add "
+                "--set 'schedule.milestones=[30,40]' with your epochs"
+            )
+        if self.milestones and self.name != "milestones":
+            raise UserError(
+                f"schedule.milestones has no effect with schedule.name={self.name}: add "
+                "--set 'schedule.milestones=[]', or --set schedule.name=milestones"
             )
         if list(self.milestones) != sorted({max(epoch, 1) for epoch in self.milestones}):
             raise UserError(

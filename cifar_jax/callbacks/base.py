@@ -103,7 +103,7 @@ class Callback:
         """Called once, after the test images are evaluated."""
 
     def close(self) -> None:
-        """Called at the end of every session, also after an error."""
+        """Called at the end of every session that began with `on_start`, also after an error."""
 
 
 class CallbackList(Callback):
@@ -111,11 +111,13 @@ class CallbackList(Callback):
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = callbacks
+        self._started: list[Callback] = []
 
     def on_start(self, context: RunContext, state: TrainState) -> None:
         """Call `on_start` of each callback."""
         for callback in self._callbacks:
             callback.on_start(context, state)
+            self._started.append(callback)
 
     def on_call(self, state: TrainState, metrics: CallMetrics) -> None:
         """Call `on_call` of each callback."""
@@ -133,9 +135,9 @@ class CallbackList(Callback):
             callback.on_end(result)
 
     def close(self) -> None:
-        """Call `close` of each callback, even if one of them fails."""
+        """Call `close` of each callback that has started, even if one of them fails."""
         failure = None
-        for callback in self._callbacks:
+        for callback in self._started:
             try:
                 callback.close()
             except Exception as error:

@@ -47,7 +47,7 @@ class Forecast(Callback):
             return
         now, epoch = time.perf_counter(), self._context.epoch
         # Restart the measurement in each epoch, so that it does not include validation.
-        if self._began is None or self._began[1] < epoch.begin:
+        if self._began is None or self._began[1] <= epoch.begin:
             self._began, self._calls = (now, metrics.step), 0
             return
         self._calls += 1

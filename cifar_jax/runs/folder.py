@@ -50,7 +50,9 @@ class RunFolder:
 
     def identity(self) -> RunIdentity:
         """Return the experiment, the seed and the settings of the run."""
-        return schemas.read(self._config, RunIdentity)
+        # A run with --fresh refuses a damaged config.json, so do not advise it.
+        remedy = "Restore it from a backup, or train the run again in another folder."
+        return schemas.read(self._config, RunIdentity, remedy)
 
     def result(self) -> Result | None:
         """Return the result of the run, or None if the run is not finished."""

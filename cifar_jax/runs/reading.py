@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cifar_jax.errors import UserError
-from cifar_jax.runs.records import read_record, read_records
+from cifar_jax.runs.records import CARD, read_record, read_records
 from cifar_jax.runs.run import RunRecord
 from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_rows, read_sessions
 
@@ -35,9 +35,10 @@ def read_runs(paths: Sequence[Path] = (), *, trials: bool = True) -> list[RunRec
     for path in paths or ([RUNS] if RUNS.is_dir() else []):
         if not path.exists():
             raise UserError(f"{path} does not exist. Run folders are runs/EXPERIMENT/seedN.")
-        if path.name in REPORTS and len(paths) > 1:
-            continue  # A pattern such as `runs/*` also matches the files of an earlier report.
-        if path.is_file() and path.suffix != ".json":
+        is_other = path.name in REPORTS or path.name.endswith(CARD)
+        if is_other and len(paths) > 1:
+            continue  # A pattern such as `runs/*` or `results/net-*.json` also matches these files.
+        if path.is_file() and (is_other or path.suffix != ".json"):
             raise UserError(f"{path} is not a record (*.json). Name run folders or records.")
         in_path = [read_record(path)] if path.is_file() else _read_tree(path, trials)
         if paths and not in_path and (trials or not any(path.rglob(STUDY))):

@@ -24,7 +24,8 @@ from cifar_jax.runs.outputs import Outputs, read_outputs
 from cifar_jax.runs.run import RunRecord, experiments
 from cifar_jax.runs.schemas import ModelCard, Result, dump, read, read_rows
 
-_CARD = ".model.json"
+CARD = ".model.json"
+"""Suffix of the model card of a record."""
 
 
 def record(runs: Sequence[RunRecord], results: Path, *, with_outputs: bool = True) -> list[Path]:
@@ -119,7 +120,7 @@ def read_records(folder: Path) -> list[RunRecord]:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder of records")
     files = sorted(folder.glob("*-seed*.json"))
-    return [read_record(path) for path in files if not path.name.endswith(_CARD)]
+    return [read_record(path) for path in files if not path.name.endswith(CARD)]
 
 
 def read_record(path: Path) -> RunRecord:
@@ -138,7 +139,7 @@ def read_record(path: Path) -> RunRecord:
         raise UserError(
             f"{metrics} is damaged: {counted(unreadable, 'line')} cannot be read. {remedy}"
         )
-    card_file = path.with_suffix(_CARD)
+    card_file = path.with_suffix(CARD)
     card = read(card_file, ModelCard, remedy) if card_file.exists() else None
     return RunRecord.finished(path, result, rows, outputs if outputs.exists() else None, card)
 
@@ -162,6 +163,6 @@ def _write(run: RunRecord, outputs: Outputs | None, results: Path) -> Path:
     else:
         file.unlink(missing_ok=True)
     if run.card:
-        write_json(path.with_suffix(_CARD), dump(run.card))
+        write_json(path.with_suffix(CARD), dump(run.card))
     write_json(path, content)
     return path

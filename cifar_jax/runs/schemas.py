@@ -288,8 +288,8 @@ class Result(Stored):
     machine: Machine
     sessions: list[Session]
     outputs_differ: int = 0
-    """Number of test images for which the stored float16 logits and the measured logits predict
-    different classes."""
+    """Only in old records, whose logits were rounded to float16: number of test images whose
+    predicted class changed by the rounding. 0 otherwise."""
 
 
 class SavedState(Stored):

@@ -46,7 +46,8 @@ def parse(text: str) -> tuple[str, Range | Sequence[str]]:
     """
     name, _, values = text.partition("=")
     low, dots, high = values.partition("..")
-    if not dots and values:
+    is_range = dots and "/" not in values  # `../a,../b` are paths.
+    if not is_range and values:
         return name.strip(), [value.strip() for value in values.split(",")]
     high, colon, scale = high.partition(":")
     try:

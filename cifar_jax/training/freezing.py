@@ -33,12 +33,17 @@ class Frozen(NamedTuple):
     """Paths of the BatchNorm layers with frozen statistics, such as `bn1`."""
 
 
-def last_layer(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> str:
+def last_layer(
+    model: nn.Module,
+    image_size: int = models.IMAGE_SHAPE[0],
+    remedy: str = "A network with other classes cannot be its pretrained network.",
+) -> str:
     """Return the path of the only layer whose shape depends on the number of classes.
 
     Args:
       model: the network.
       image_size: height and width of the images in pixels.
+      remedy: last sentence of the error message.
 
     Raises:
       UserError: there are several such layers.
@@ -52,7 +57,7 @@ def last_layer(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> str
     if len(layers) != 1:
         raise UserError(
             f"the network has no single last layer: the shapes of {counted(len(layers), 'layer')} "
-            "depend on the number of classes. Name the layers to freeze in train.freeze."
+            f"depend on the number of classes. {remedy}"
         )
     return layers.pop()
 
@@ -75,7 +80,8 @@ def frozen(model: nn.Module, freeze: str | None, image_size: int = models.IMAGE_
     statistics = {"/".join(path) for path in flatten_dict(shapes.get("batch_stats", {}))}
     paths = params | statistics
     if freeze == "backbone":
-        last = f"{last_layer(model, image_size)}/"
+        remedy = "Name the layers to freeze in train.freeze."
+        last = f"{last_layer(model, image_size, remedy)}/"
         chosen = {path for path in paths if not path.startswith(last)}
     else:
         chosen = set()

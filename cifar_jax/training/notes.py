@@ -49,10 +49,12 @@ def _few_steps_lines(setup: Setup) -> list[str]:
     images, better = len(setup.train.labels), plan.suggested_batch_size(len(setup.train.labels))
     if fewest.steps >= 10 or better >= fewest.variant.batch_size:
         return []
+    is_phase = fewest.variant.batch_size != setup.config.batch_size
+    setting = f"a batch_size of {better} in phases" if is_phase else f"--set batch_size={better}"
     return [
         f"an epoch has only {counted(fewest.steps, 'step')}, because the batch size is "
         f"{fewest.variant.batch_size:,} and there are {counted(images, 'training image')}: "
-        f"--set batch_size={better} gives {images // better} steps"
+        f"{setting} gives {images // better} steps"
     ]
 
 

@@ -58,7 +58,7 @@ def write_result(
 
     sessions = context.folder.sessions() if distributed.is_main_process() else []
     last = rows[-1] if rows else None
-    # Ignore speeds of 0, which occur if a session resumes after the last step of an epoch.
+    # Ignore speeds of 0. They occur in old runs, whose checkpoints do not store the speed.
     speeds = [row.images_per_second for row in rows if row.images_per_second]
     identity = context.identity
     parts: dict[str, Any] = {

@@ -96,10 +96,14 @@ def build_setup(
     run_plan = plan.make(config, len(train.labels), dataset.image_shape[0])
     for variant in run_plan.variants:
         if variant.batch_size > len(train.labels):
+            better = plan.suggested_batch_size(len(train.labels))
+            setting, remedy = "batch_size", f"lower it, such as --set batch_size={better}"
+            if variant.batch_size != config.batch_size:
+                setting, remedy = "the batch_size of a phase", "lower it in phases"
             raise UserError(
-                f"batch_size is {variant.batch_size:,}, but {config.data.dataset} has only "
-                f"{counted(len(train.labels), 'training image')} after the validation split: lower "
-                f"it, such as --set batch_size={plan.suggested_batch_size(len(train.labels))}"
+                f"{setting} is {variant.batch_size:,}, but {config.data.dataset} has only "
+                f"{counted(len(train.labels), 'training image')} after the validation split: "
+                f"{remedy}"
             )
     if config.averaging and config.averaging.every > run_plan.steps:
         raise UserError(
@@ -267,7 +271,13 @@ def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None)
         return state
     placed = devices.put(changed, replicated)
     averaged = averaging.init(placed) if setup.spec.averaging else {}
-    return state._replace(**placed, averaged=averaged)
+    # A custom optimizer may keep the initial parameters, so its state is made again.
+    make_opt_state = jax.jit(
+        lambda params: setup.spec.optimizer.init(jax.tree.map(jnp.copy, params)),
+        out_shardings=replicated,
+    )
+    opt_state = make_opt_state(placed["params"])
+    return state._replace(**placed, averaged=averaged, opt_state=opt_state)
 
 
 def learning_rates(config: Config) -> np.ndarray:

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,7 @@ from cifar_jax.callbacks.base import RunContext
 from cifar_jax.catalog import code_digest
 from cifar_jax.data import check_workdir
 from cifar_jax.errors import UserError, counted
+from cifar_jax.files import expand_home
 from cifar_jax.runs import environment, schemas
 from cifar_jax.runs import folder as folders
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -60,7 +60,7 @@ def _check_folder_of_images(request: RunRequest) -> None:
     folder, settings = RunFolder(request.workdir), request.config.data
     kind, _, path = settings.dataset.partition(":")
     is_known = folder.identity().settings["data.dataset"] == settings.dataset
-    if kind not in configs.FILE_KINDS or (is_known and not Path(path).expanduser().exists()):
+    if kind not in configs.FILE_KINDS or (is_known and not expand_home(path).exists()):
         return
     if card := folder.card():
         model_card.check_images(request.workdir, card, load_dataset(request.config))

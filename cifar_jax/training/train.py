@@ -7,6 +7,7 @@ from contextlib import closing
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from cifar_jax import distributed
 from cifar_jax.callbacks.base import Callback, CallbackList, CallMetrics, RunContext
@@ -69,7 +70,7 @@ def train(
             save = Checkpoint(checkpoints, setup.config.train.checkpoint_minutes)
             forecast = Forecast(progress.line)
             hooks = [MetricsFile(), TensorBoard(), *callbacks, progress, forecast, signals, save]
-            with closing(CallbackList(hooks)) as hooks:
+            with closing(progress), closing(CallbackList(hooks)) as hooks:
                 with signals.immediate():
                     progress.open_log(folder.log)
                     state, context, lines = start.restore_or_init(
@@ -87,8 +88,8 @@ def train(
                 for epoch in setup.plan.remaining(int(state.epoch)):
                     if stops_early(context):
                         progress.line(
-                            f"early stopping after epoch {epoch.number}: the best epoch is "
-                            f"{epoch.number - epochs_since_best(context)}"
+                            f"early stopping after epoch {epoch.number}: no improvement since "
+                            f"epoch {epoch.number - epochs_since_best(context)}"
                         )
                         break
                     context.epoch = epoch
@@ -181,7 +182,7 @@ def epoch_metrics(context: RunContext, state: TrainState, validate: LogitsFn | N
         labels = setup.validation.labels
         validation_loss, validation_accuracy = loss_and_accuracy(logits, labels)
         balanced = balanced_accuracy(logits, labels)
-    last_step = StepInfo(epoch.end - 1, epoch.number, setup.plan.steps)
+    last_step = StepInfo(*map(jnp.int32, (epoch.end - 1, epoch.number, setup.plan.steps)))
     factor = float(setup.spec.schedule(last_step)) * float(state.plateau.scale)
     return MetricsRow(
         epoch=epoch.number + 1,

@@ -8,6 +8,7 @@ images are never evaluated.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -90,7 +91,7 @@ class Tuner:
                 direction="maximize",
                 # Do not prune early, because schedules make the first epochs hard to compare.
                 pruner=optuna.pruners.MedianPruner(
-                    _TRIALS_BEFORE_PRUNING, n_warmup_steps=max(2, spec.config.epochs // 4)
+                    _TRIALS_BEFORE_PRUNING, n_warmup_steps=max(2, math.ceil(spec.config.epochs / 4))
                 ),
                 load_if_exists=True,
             )
@@ -123,6 +124,7 @@ class Tuner:
                     if trial.params.keys() != self._distributions.keys():
                         # The process was killed before the trial had values for all settings.
                         study.tell(number, state=TrialState.FAIL)
+                        known = study.get_trials(deepcopy=False)
                     elif trial.state == TrialState.RUNNING:
                         return _Claim(optuna.trial.Trial(study, trial._trial_id), held)
                     held.release()

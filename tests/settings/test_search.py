@@ -70,3 +70,7 @@ def test_a_range_must_have_two_ends(ends: Any, message: str) -> None:
 def test_a_search_on_the_command_line_needs_values(text: str) -> None:
     with pytest.raises(UserError, match="expected a range such as"):
         search.parse(text)
+
+
+def test_a_search_on_the_command_line_takes_paths() -> None:
+    assert search.parse("train.init_from=../a,../b") == ("train.init_from", ["../a", "../b"])

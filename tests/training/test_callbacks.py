@@ -95,6 +95,17 @@ def test_callback_that_fails_ends_the_run_and_all_are_closed(small: Config, tmp_
     assert len(rows_of(tmp_path)) == 3
 
 
+def test_callback_that_did_not_start_is_not_closed(small: Config, tmp_path: Path) -> None:
+    class Failing(cifar_jax.Callback):
+        def on_start(self, context: Any, state: Any) -> None:
+            raise ValueError("no connection")
+
+    calls = Calls()
+    with pytest.raises(ValueError, match="no connection"):
+        train(small, tmp_path, callbacks=[Failing(), calls])
+    assert not calls.events
+
+
 def test_example_callback_logs_a_run_that_was_stopped(small: Config, tmp_path: Path) -> None:
     path = Path(__file__).parents[2] / "docs/examples/json_logger.py"
     spec = importlib.util.spec_from_file_location("json_logger", path)

@@ -23,6 +23,7 @@ from cifar_jax.data import load
 from cifar_jax.errors import UserError
 from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
+from cifar_jax.training.freezing import Pretrained
 from cifar_jax.training.losses import cross_entropy
 from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.setup import build_setup, initial_state
@@ -53,6 +54,14 @@ DENSE = Config(
     train=Train(devices=1),
 )
 """Config of a run of two train steps."""
+PLAIN = DENSE.model_copy(
+    update={
+        "optimizer": Optimizer(lr=0.01),
+        "schedule": Schedule(),
+        "data": Data(dataset="digits", train_images=64),
+    }
+)
+"""The same config, in which only the network is custom."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -191,6 +200,36 @@ def test_steps_use_each_custom_part(custom: CustomParts) -> None:
     assert {-1, 1} == set(np.round(signs).ravel().tolist())
 
 
+def test_the_optimizer_starts_from_the_pretrained_weights(custom: CustomParts) -> None:
+    """An optimizer may keep the initial weights, for example to decay toward them."""
+
+    def keep() -> optax.GradientTransformation:
+        return optax.GradientTransformation(
+            lambda params: params, lambda u, state, params: (u, state)
+        )
+
+    parts = CustomParts(Dense, file=custom.file, source=custom.source, optimizer=keep)
+    setup = build_setup(PLAIN.model_copy(update={"optimizer": Optimizer(name="custom")}), parts)
+    variables = jax.device_get(initial_state(setup, 1).variables)
+    pretrained = Pretrained(variables, tuple(setup.dataset.classes))
+    state = initial_state(setup, 0, pretrained)
+    kept = jax.device_get(jax.tree.leaves(state.opt_state))
+    for weights in jax.tree.leaves(variables["params"]):
+        assert any(np.array_equal(weights, other) for other in kept)
+    steps, (epoch,) = CompiledSteps(setup, 0, state), setup.plan.epochs
+    assert int(steps.run(state, epoch, steps.epoch_order(epoch), 1).step) == 1
+
+
+def test_a_schedule_may_use_array_methods(custom: CustomParts, tmp_path: Path) -> None:
+    def linear(info: StepInfo) -> jax.Array:
+        return 1 - info.step.astype(jnp.float32) / info.total_steps
+
+    parts = CustomParts(Dense, file=custom.file, source=custom.source, schedule=linear)
+    config = PLAIN.model_copy(update={"schedule": Schedule(name="custom")})
+    train(config, tmp_path, custom=parts, experiment="mine")
+    assert rows_of(tmp_path)[0]["learning_rate"] == pytest.approx(0.005)
+
+
 def test_custom_augmentation_has_new_random_numbers_in_each_step(custom: CustomParts) -> None:
     def noise(key: jax.Array, images: jax.Array) -> jax.Array:
         return jax.random.bits(key, images.shape, jnp.uint8)
@@ -217,7 +256,7 @@ def test_run_without_its_last_epoch_resumes_exactly(
     recorder = Recorder()
     train(small, folder, recorder, custom=custom, experiment="wide-resnet")
     assert "resumes at step 2" in recorder.lines[0]
-    assert not any(line.startswith("changed since") for line in recorder.lines)
+    assert not any("changed since" in line for line in recorder.lines)
     assert_same_run(folder, trained)
 
 

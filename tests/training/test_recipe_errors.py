@@ -43,7 +43,10 @@ def groups(*patterns: str) -> dict[str, str]:
             {"data__image_size": 64},
             "data.image_size is 64, but tiny accepts only images of 32 × 32",
         ),
-        ({"phases": '[{"until": 0.5, "batch_size": 64}]'}, "batch_size is 64, but .* has only 32"),
+        (
+            {"phases": '[{"until": 0.5, "batch_size": 64}]'},
+            "phase is 64, but .* lower it in phases",
+        ),
         (
             {"averaging__name": "lookahead", "averaging__every": 1000},
             "averaging.every is 1,000, but the run has only 16 steps",

@@ -217,8 +217,8 @@ def test_settings_that_need_validation_images(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"schedule__name": "milestones"}, "work only together"),
-        ({"schedule__milestones": "[1]"}, "work only together"),
+        ({"schedule__name": "milestones"}, "needs schedule.milestones"),
+        ({"schedule__milestones": "[1]"}, "no effect with schedule.name=constant"),
         ({"schedule__name": "milestones", "schedule__milestones": "[3,2]"}, "ascending order"),
         ({"schedule__name": "milestones", "schedule__milestones": "[1,2]"}, "has only 2 epochs"),
         ({"loss__class_weights": "[1,0]"}, "each class needs a weight above 0"),
