@@ -149,7 +149,7 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     setup = build_setup(
-        config.override(settings, [f"train.precision={precision}", "train.devices=none"]),
+        config.override(settings, [f"train.precision={precision}", f"train.devices={count}"]),
         dataset=no_images(),
         available=described.devices[:count],
     )

@@ -49,8 +49,8 @@ def claims(
     FOLDER contains run folders or records. The default is runs/ and results/. The p-values are from
     a paired t-test, corrected for all claims with Holm's method.
 
-    --train trains in runs/EXPERIMENT/seedN. An unfinished run in this folder is resumed. Runs that
-    are finished in any FOLDER or in runs/ are not trained again.
+    --train trains in runs/EXPERIMENT/seedN. An unfinished run in this folder is resumed. A run is
+    not trained again if it is finished in a FOLDER or in runs/.
     """
     from cifar_jax.report.claims import CLAIMS, judge
 

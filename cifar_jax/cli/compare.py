@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option(
     "--runs",
     "folder",
-    type=LocalPath(exists=True, file_okay=False),
+    type=LocalPath(file_okay=False),
     default="runs",
     show_default=True,
     metavar="FOLDER",

@@ -83,9 +83,16 @@ def import_torch(
     runtime.require("cpu")  # The CPU is sufficient for the import.
 
     from cifar_jax.inference.evaluate import quick_accuracy
-    from cifar_jax.inference.torch_weights import exported_card, import_torch
+    from cifar_jax.inference.torch_weights import (
+        CIFAR10_MEAN,
+        CIFAR10_STD,
+        exported_card,
+        import_torch,
+    )
 
-    values = _NORMALIZATIONS[normalization] if normalization else ()
+    values: Any = ()
+    if normalization:
+        values = _NORMALIZATIONS[normalization] or (CIFAR10_MEAN, CIFAR10_STD)
     options: dict[str, Any] = dict(zip(("mean", "std"), values, strict=False))
     options |= {name: value for name, value in (("mean", mean), ("std", std)) if value}
     folder = workdir or Path("runs") / f"{model}-imported" / "seed0"
@@ -131,7 +138,7 @@ def import_torch(
     if accuracy < _LOW:
         click.echo(
             f"cifar-jax: {accuracy:.1f} % is far below the accuracy of trained weights: the "
-            "trained network is probably another one. Import the file into another "
+            "assumptions above are probably wrong. Import the file into another "
             f"--workdir with {'--stem-pool or ' if is_resnet and not stem_pool else ''}another "
             "--normalization, or "
             "compare the logits with PyTorch's.",

@@ -54,6 +54,11 @@ def summary(model: str, as_json: bool) -> None:
         experiment = catalog.load(model)
         options = experiment.config.model.model_dump()
         options |= options.pop("arguments", {})
+        images = experiment.config.data.dataset
+        if images == "cifar100":
+            options["num_classes"] = 100
+        elif images not in ("cifar10", "digits"):
+            click.echo(f"assumed: 10 classes, because {images} is not read", err=True)
         network = models.create(options.pop("name"), custom_model(experiment), **options)
         rows = summarize(network, experiment.config.data.image_size)
     else:

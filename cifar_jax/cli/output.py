@@ -53,6 +53,7 @@ def print_table(
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from cifar_jax import tables
 
@@ -62,7 +63,7 @@ def print_table(
         justify = "right" if is_number else "left"
         table.add_column(column, justify=justify, no_wrap=is_number, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # Rich would read `[name]` as markup.
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=10_000)  # Do not wrap output to a file or pipe.

@@ -72,7 +72,10 @@ def train_each(
     if bug:
         raise bug
     if failed := len(requests) - finished:
+        again = "give the same command again"
+        if any(request.fresh for request in requests):
+            again += " without --fresh"
         raise UserError(
-            f"{failed} of {len(requests)} runs failed (see above): correct the cause, then give "
-            "the same command again to resume them"
+            f"{failed} of {len(requests)} runs failed (see above): correct the cause, then {again} "
+            "to resume them"
         )

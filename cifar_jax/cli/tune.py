@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -196,4 +197,4 @@ def _print(study: Study, best: Path) -> None:
         )
         click.echo(f"Importance: {shares}")
     if rows:
-        click.echo(f"Train the best settings with: cifar-jax train {best}")
+        click.echo(f"Train the best settings with: {shlex.join(['cifar-jax', 'train', str(best)])}")

@@ -15,9 +15,8 @@ Pair = tuple[int, int]
 """Two integers: the first for rows (height), the second for columns (width)."""
 
 FEW_CHANNELS = 8
-"""Smallest number of channels for which im2col copies all channels of a pixel at a time. With fewer
-channels, im2col copies rows of pixels, one channel at a time, because short copies are slow.
-"""
+"""With at least this number of channels, im2col copies whole pixels. With fewer channels, im2col
+copies rows of one channel, because short copies are slow."""
 
 
 def conv(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Padding) -> jax.Array:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from cifar_jax.errors import UserError, counted
+from cifar_jax.errors import UserError, counted, nearest
 from cifar_jax.files import local_path
 from cifar_jax.report.groups import SeedGroup, collect, settings_text
 from cifar_jax.runs.outputs import read_outputs
@@ -143,11 +143,19 @@ def find_group(name: str, folder: Path) -> SeedGroup:
       UserError: there are no such runs, or the path contains several experiments or settings.
     """
     path = local_path(name)
-    is_path = path.exists()
-    if not is_path and name not in experiments():
-        raise UserError(f"{name} is neither an experiment nor a path with runs")
-    groups = [group for group in collect(read_runs([path if is_path else folder])) if group.runs]
-    if not is_path:
+    if path.exists():
+        groups = [group for group in collect(read_runs([path])) if group.runs]
+    else:
+        if not folder.is_dir():
+            raise UserError(
+                f"{name} is not a path, and there is no folder {folder} with runs of it"
+            )
+        groups = [group for group in collect(read_runs([folder])) if group.runs]
+        known = {*experiments(), *(group.experiment for group in groups)}
+        if name not in known:
+            raise UserError(
+                f"{name} is neither an experiment nor a path with runs{nearest(name, known)}"
+            )
         groups = [group for group in groups if group.experiment == name and not group.changes]
     if not groups:
         raise UserError(f"{folder} contains no run of {name} with unchanged settings")

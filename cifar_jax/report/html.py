@@ -18,7 +18,7 @@ from cifar_jax.report import charts
 from cifar_jax.report.answers import group_answers
 from cifar_jax.report.charts import Chart
 from cifar_jax.report.compare import Comparison, compare
-from cifar_jax.report.curves import curves, mean_curve
+from cifar_jax.report.curves import curves, longest, mean_curve
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.study import Study
 from cifar_jax.report.table import Row, device, duration, mean_std, row, signed
@@ -60,6 +60,13 @@ class GroupView:
     def seeds(self) -> int:
         """Number of different seeds."""
         return len({run.seed for run in self.group.runs})
+
+    @property
+    def drawn(self) -> tuple[int, int]:
+        """Numbers of runs in the mean of the charts, and of runs with fewer epochs."""
+        measured = curves(self.group, "train_accuracy")
+        averaged = len(longest(measured))
+        return averaged, len(measured) - averaged
 
     @property
     def network(self) -> str:

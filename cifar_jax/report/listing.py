@@ -75,7 +75,7 @@ def _entry(path: Path) -> Entry:
         state,
         run.experiment,
         run.seed,
-        run.epochs if run.result else last.epoch if last else 0,
+        run.result.epochs if run.result else last.epoch if last else 0,
         run.epochs,
         last.validation_accuracy if last else None,
         run.result.test_accuracy if run.result else None,

@@ -76,8 +76,8 @@ def draw(measured: Sequence[Point]) -> Figure:
     figure = Figure(figsize=(10.3, 4.4))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
     cpu, gpu = ([p for p in measured if p.is_gpu == is_gpu] for is_gpu in (False, True))
-    _panel(left, "two CPU cores", cpu, (0.7, 330))
-    _panel(right, "NVIDIA H200, shared by several runs", gpu, (3.2, 21))
+    _panel(left, "two CPU cores", cpu)
+    _panel(right, "NVIDIA H200, shared by several runs", gpu)
     left.set_ylabel("test accuracy, %")
     handles = [
         Line2D([], [], lw=0, color=color, marker=marker, ms=6, label=kind)
@@ -91,18 +91,21 @@ def draw(measured: Sequence[Point]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, title: str, measured: Sequence[Point], limits: tuple[float, float]) -> None:
+def _panel(axes: Axes, title: str, measured: Sequence[Point]) -> None:
     for point in measured:
         color, marker = _STYLES[point.kind]
         axes.plot(point.minutes, point.accuracy, marker, color=color, ms=6, zorder=3)
     axes.set_xscale("log")
-    axes.set_xlim(*limits)
+    # Leave space for the names.
+    times = [point.minutes for point in measured] or [1.0]
+    low, high = min(times) / 1.5, max(times) * 2.2
+    axes.set_xlim(low, high)
     axes.set_yscale("function", functions=(_height, _accuracy))
     axes.set_ylim(58, 96)
     axes.set_yticks([60, 70, 80, 85, 90, 92, 94, 95])
     axes.set_xlabel("minutes of training")
     axes.set_title(title, loc="left", weight="bold")
-    axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100) if limits[0] < tick < limits[1]])
+    axes.set_xticks([tick for tick in (1, 2, 5, 10, 20, 50, 100, 200, 500) if low < tick < high])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda minute, _: f"{minute:g}"))
     axes.minorticks_off()
 

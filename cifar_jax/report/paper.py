@@ -87,9 +87,9 @@ def difference(group: SeedGroup) -> float | None:
 def interval(group: SeedGroup) -> tuple[float, float] | None:
     """Return the 95 % interval of the difference from the paper, in points.
 
-    The interval covers the randomness of one run of the paper and of the runs in the group. The
-    finite number of test images gives an accuracy a standard deviation. If the standard deviation
-    over the seeds is larger, the interval uses the larger value.
+    The interval includes the uncertainty of the paper's single run and of our runs. The standard
+    deviation of a run is the larger of two values: the sampling error of the test images, and the
+    standard deviation over the seeds.
     """
     values, center = group.measured(), difference(group)
     if center is None:

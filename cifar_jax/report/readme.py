@@ -7,12 +7,13 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from cifar_jax.errors import UserError
 from cifar_jax.files import write_bytes
 from cifar_jax.report import markdown, recipes
 from cifar_jax.report.groups import SeedGroup, collect, settings_text
+from cifar_jax.report.table import wall_seconds
 from cifar_jax.runs.records import read_records
 from cifar_jax.runs.run import experiments
 from cifar_jax.runs.schemas import dump
@@ -104,7 +105,7 @@ def _generate(readme: Path, records: Path) -> _Readme:
         return plots.render(lambda: minutes.draw(measured), description)
 
     figures = {records / "curves.svg": curves, records / "minutes.svg": minutes}
-    return _Readme(text, updated, figures, _description([*paper, *better]), left_out)
+    return _Readme(text, updated, figures, _description([*paper, *better], peers), left_out)
 
 
 def replace_blocks(page: Path, text: str, name: str, blocks: Sequence[str]) -> str:
@@ -119,16 +120,18 @@ def replace_blocks(page: Path, text: str, name: str, blocks: Sequence[str]) -> s
     return section.sub(lambda _: "\n\n".join([begin, *blocks, end]), text)
 
 
-def _description(groups: Sequence[SeedGroup]) -> str:
-    shown = [
+def _description(groups: Sequence[SeedGroup], peers: Sequence[recipes.Peer]) -> str:
+    shown: list[Any] = [
         [
             group.experiment,
             group.paper and group.paper.test_accuracy,
             group.measured(),
             [[dump(row) for row in run.rows] for run in group.runs],
+            wall_seconds(group),
         ]
         for group in groups
     ]
+    shown += [dump(peer) for peer in peers]
     digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()
     return f"generated from records {digest}"
 

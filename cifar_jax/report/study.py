@@ -65,8 +65,8 @@ class Study(Stored):
     trials: list[Trial]
     importances: dict[str, float]
     """Importance of each searched setting, by dotted name, largest first. The importance measures
-    how much the setting decides which trials are in the best quarter. The importances sum to 1.
-    Empty if there are too few trials."""
+    how strongly the setting affects whether a trial is in the best quarter. The sum is 1. Empty if
+    there are too few trials."""
 
     @model_validator(mode="after")
     def _sorted(self) -> Self:

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """Test accuracy at the epoch with the best validation accuracy, in percent: mean over the
     seeds."""
     seeds: str
-    """Text with the number of seeds, such as `3`. Empty for a single seed. The number of runs is
+    """Number of seeds as text, such as `(3 seeds)`. Empty for a single seed. The number of runs is
     added if a seed was run more than once."""
     unfinished: tuple[str, ...]
     """Progress of each unfinished run."""

@@ -18,7 +18,7 @@ _PLAIN_WIDTH = 100
 _WIDE = 92
 _TITLES: dict[Section, str] = {
     "paper": "Paper and measured",
-    "recipes": "Better recipes, with the paper's best for the same network",
+    "recipes": "Better recipes, next to the paper's best accuracy with the same network",
     "variants": "Variants, with the paper's accuracy of the experiment that is varied",
     "changed": "With changed settings or images",
 }

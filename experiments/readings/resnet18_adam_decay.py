@@ -9,7 +9,7 @@ The cost is the estimate for `resnet18-adam`.
 
 In section 3.5, each step changes the experiment of the previous step. Step (1) adds dropout and
 weight decay, and no later step removes them. The tables of the later steps list neither. This
-does not mean that both were removed, because the table of step (1) lists neither as well. This
+does not mean that both were removed, because the table of step (1) does not list them either. This
 experiment therefore keeps dropout and weight decay in step (2).
 """
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from run_folders import MakeRun
+from run_folders import MakeRun, change
 from scipy import stats
 
 from cifar_jax import cli
@@ -111,3 +111,15 @@ def test_pairs_that_cannot_be_compared_are_refused(
     assert compare.title(group) == "basic epochs=7"
     with pytest.raises(UserError, match="URL"):
         compare.find_group("gs://bucket/runs", tmp_path)
+
+
+def test_runs_of_the_users_own_experiment(make_run: MakeRun, tmp_path: Path) -> None:
+    for seed in range(2):
+        folder = make_run("basic", seed, folder=f"mine/seed{seed}")
+        for name in ("config.json", "model.json", "result.json"):
+            change(folder / name, experiment="mine")
+    group = compare.find_group("mine", tmp_path / "runs")
+    assert (group.experiment, len(group.runs)) == ("mine", 2)
+    assert compare.find_group(str(tmp_path / "runs/mine"), tmp_path / "missing").runs
+    with pytest.raises(UserError, match=r"there is no folder .*missing"):
+        compare.find_group("mine", tmp_path / "missing")

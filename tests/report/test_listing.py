@@ -11,7 +11,7 @@ from cifar_jax.runs.lock import lock
 
 
 def test_each_run_has_its_state(make_run: MakeRun, tmp_path: Path, capsys) -> None:
-    make_run("basic", test=62.0)
+    make_run("basic", test=62.0, epochs=12)  # Stopped early.
     running = make_run("net", 1, test=None, done=3, overrides={"epochs": 9})
     make_run("net", 2, test=None, done=2, overrides={"epochs": 9})
     make_run("resnet10", 0, test=None)
@@ -24,6 +24,7 @@ def test_each_run_has_its_state(make_run: MakeRun, tmp_path: Path, capsys) -> No
     assert (entries["seed1"].epoch, entries["seed1"].epochs) == (3, 9)
     assert entries["seed1"].minutes_left == pytest.approx(1.0)  # 6 epochs left, 10 s each.
     assert entries["seed2"].state == State.STOPPED
+    assert (every[0].epoch, every[0].epochs) == (12, 20)
     states = {entry.path.removeprefix(f"{tmp_path}/runs/"): entry.state for entry in every}
     assert states == {
         "basic/seed0": State.FINISHED,

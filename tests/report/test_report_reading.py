@@ -43,6 +43,16 @@ def test_the_files_of_an_earlier_report_are_skipped(make_run: MakeRun, tmp_path:
         read_runs([runs / "report.html"])
 
 
+def test_the_model_cards_of_records_are_skipped(make_run: MakeRun, tmp_path: Path) -> None:
+    path = record(make_run("basic"), tmp_path / "results")
+    card = path.with_suffix(".model.json")
+    paths = sorted(path.parent.glob("basic-seed*.json"))
+    assert paths == [path, card]
+    assert [run.path for run in read_runs(paths)] == [path]
+    with pytest.raises(UserError, match="not a record"):
+        read_runs([card])
+
+
 def test_an_unfinished_run_has_no_result(make_run: MakeRun) -> None:
     (run,) = read_runs([make_run("net", 2, test=None, done=3, overrides={"epochs": 5})])
     assert (run.experiment, run.seed, run.result, run.outputs) == ("net", 2, None, None)

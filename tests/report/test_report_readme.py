@@ -82,6 +82,12 @@ def test_other_peoples_results_are_listed(tmp_path: Path, readme: Path) -> None:
         "- theirs reaches 92.50 % in 27.8 min on a Xeon. Their script. The command is `./run`.\n"
         in text
     )
+    peer["minutes"] = 30.0
+    write(results / "peers.json", [peer | {"source": "Their script.", "command": "./run"}])
+    before = (results / "minutes.svg").read_text()
+    report.update_readme(readme, results)
+    assert (results / "minutes.svg").read_text() != before
+    text = readme.read_text()
     for wrong in ([peer], {"name": 1}, [7]):
         write(results / "peers.json", wrong)
         with pytest.raises(UserError, match=r"peers\.json"):
