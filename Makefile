@@ -92,7 +92,7 @@ data: setup ## Download and prepare CIFAR-10
 bench: setup ## Time train steps, and compare with PyTorch if it is installed
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
-tpu-check: setup ## Compile every train step for TPUs, without a TPU (EXTRA=tpu)
+tpu-check: setup ## Compile train steps of all networks for TPUs, without a TPU (EXTRA=tpu)
 	$(BIN)/python -m tools.tpu_check $(ARGS)
 
 test: $(TEST_SETUP) ## Run the tests that take seconds

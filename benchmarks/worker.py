@@ -56,7 +56,9 @@ def main(contender: str, experiment: str, settings: list[str]) -> None:
             turn(1)
             warm += 1
         measured = turn(int(line))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        # Linux counts in KiB, macOS in bytes.
+        unit = 1024**2 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         print(json.dumps({"measured": measured, "peak_mb": round(peak)}), flush=True)
 
 

@@ -82,6 +82,7 @@ def train(
     import signal
 
     from cifar_jax import catalog, runtime
+    from cifar_jax.config import Config, changes
     from cifar_jax.errors import Stopped
     from cifar_jax.files import local_path
 
@@ -89,20 +90,27 @@ def train(
     runtime.set_up()
 
     from cifar_jax.inference.load import weights_loader
+    from cifar_jax.training.custom_parts import check_model_name
     from cifar_jax.training.request import RunRequest
     from cifar_jax.training.train import train
 
-    if isinstance(config, str):
-        found = catalog.load(config)
-        experiment, config, custom = found.name, found.config, found.custom
-    else:
+    overrides: dict[str, Any] = {}
+    if isinstance(config, Config):
         experiment = config.model.name
+        if experiment in catalog.names():
+            overrides = changes(catalog.load(experiment).config, config)
+    else:
+        found = catalog.load(str(config))
+        experiment, config, custom = found.name, found.config, found.custom
+    custom = custom or catalog.CustomParts()
+    check_model_name(config, custom)
     request = RunRequest(
         experiment=experiment,
         config=config,
         seed=seed,
         workdir=workdir,
-        custom=custom or catalog.CustomParts(),
+        custom=custom,
+        overrides=overrides,
         load_weights=weights_loader(config),
         extend=True,
     )

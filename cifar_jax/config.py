@@ -515,6 +515,12 @@ def identity(config: Config | Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
+def changes(before: Config, after: Config) -> dict[str, Any]:
+    """Return the settings of `after` that differ from `before` and affect the result of a run."""
+    differing = differences(identity(before), identity(after))
+    return {name: value for name, (_, value) in differing.items()}
+
+
 def runtime_settings(config: Config) -> dict[str, Any]:
     """Return the settings that may change when a run is resumed, by dotted name."""
     return dotted.part(config, runtime_only=True)

@@ -176,6 +176,19 @@ def test_summary_counts_everything_once() -> None:
     assert total == models.count_parameters(variables["params"])
 
 
+def test_summary_of_a_layer_that_takes_several_arrays() -> None:
+    class Recurrent(nn.Module):
+        num_classes: int = 10
+
+        @nn.compact
+        def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+            x = nn.RNN(nn.SimpleCell(3))(x.reshape(1, 32, 96))
+            return nn.Dense(self.num_classes, name="head")(x[:, -1])
+
+    parameters = models.count_parameters(models.variable_shapes(Recurrent())["params"])
+    assert sum(row.parameters for row in summarize(Recurrent())) == parameters
+
+
 SIGNATURE = "def __call__(self, x, *, train=False):"
 LAST = 'return nn.Dense(self.num_classes, kernel_init=nn.initializers.zeros, name="head")(x)'
 

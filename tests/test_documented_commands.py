@@ -9,7 +9,8 @@ import click
 import pytest
 from PIL import Image
 
-from cifar_jax import cli
+from cifar_jax import catalog, cli
+from cifar_jax.config import override
 
 ROOT = Path(__file__).parent.parent
 QUICK = [
@@ -98,6 +99,24 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     digits = ["--set", "data.dataset=digits", "--set", "data.validation=0.1", "--set", "epochs=1"]
     assert cli.run(["train", "basic", *digits, "--workdir", str(folder / "runs/basic/seed0")]) == 0
     return folder
+
+
+def test_documented_settings_exist(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Words such as N and PATH stand for values of the user, so their commands are left out."""
+    monkeypatch.chdir(folder)
+    names, checked = catalog.names(), 0
+    for page, text in documented_commands():
+        command, *words = words_of(text)
+        if command not in ("train", "tune") or re.search(r"=[A-Z]+\b", text):
+            continue
+        parser = cli.cli.get_command(click.Context(cli.cli), command)
+        assert parser
+        options, *_ = parser.make_parser(click.Context(parser)).parse_args(list(words))
+        for name in words:
+            if name in names or (name.endswith(".py") and Path(name).is_file()):
+                assert override(catalog.load(name).config, options.get("settings", ())), page
+                checked += 1
+    assert checked > 20
 
 
 @pytest.mark.parametrize("command", quick_commands())

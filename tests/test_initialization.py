@@ -56,6 +56,14 @@ def test_dirac_filters_return_their_input(name: str) -> None:
     assert (after["params", "conv1", "kernel"] != before["params", "conv1", "kernel"]).any()
 
 
+def test_dirac_filters_of_a_convolution_with_fewer_outputs_than_inputs() -> None:
+    kernel = np.ones((3, 3, 6, 4), np.float32)
+    changed = initialization.dirac({"params": {"conv": {"kernel": kernel}}})
+    filters = changed["params"]["conv"]["kernel"]
+    np.testing.assert_array_equal(filters[1, 1], np.eye(6, 4))
+    assert filters.sum() == 4
+
+
 @pytest.mark.parametrize("count", [5, 256, 300])
 @pytest.mark.parametrize("outputs", [5, 24, 64])
 def test_whitening_filters_equal_the_definition(count: int, outputs: int) -> None:

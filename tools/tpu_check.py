@@ -148,17 +148,18 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    setup = build_setup(
-        config.override(settings, [f"train.precision={precision}", f"train.devices={count}"]),
-        dataset=no_images(),
-        available=described.devices[:count],
-    )
-    variant = setup.plan.variants[-1]
     began = time.perf_counter()
     try:
+        setup = build_setup(
+            config.override(settings, [f"train.precision={precision}", f"train.devices={count}"]),
+            dataset=no_images(),
+            available=described.devices[:count],
+        )
+        variant = setup.plan.variants[-1]
         arguments = compilation.train_arguments(setup, variant)
         compiled = compilation.train_function(setup, variant).lower(*arguments).compile()
-    except JaxRuntimeError as error:  # For example, the program does not fit into memory.
+    # For example, the program does not fit into memory, or the chips do not divide the batch.
+    except (JaxRuntimeError, UserError) as error:
         return {"problem": f"does not compile: {str(error).splitlines()[0]}"}
     costs: Any = compiled.cost_analysis()
     memory: Any = compiled.memory_analysis()

@@ -37,7 +37,7 @@ class Forecast(Callback):
     def on_start(self, context: RunContext, state: TrainState) -> None:
         """Start a new measurement."""
         self._context = context
-        self._began: tuple[float, int] | None = None
+        self._began: tuple[float, int, int] | None = None
         self._calls = 0
         self._done = False
 
@@ -46,15 +46,19 @@ class Forecast(Callback):
         if self._done:
             return
         now, epoch = time.perf_counter(), self._context.epoch
-        # Restart the measurement in each epoch, so that it does not include validation.
-        if self._began is None or self._began[1] <= epoch.begin:
-            self._began, self._calls = (now, metrics.step), 0
+        if self._began is None:
+            self._began = now, metrics.step, epoch.number
             return
         self._calls += 1
-        began, first = self._began
-        if self._calls >= 3 and now - began >= MEASURED_SECONDS:
-            self._done = True
-            self._report(metrics.step, (now - began) / (metrics.step - first))
+        began, first, number = self._began
+        if self._calls < 3 or now - began < MEASURED_SECONDS:
+            return
+        self._done = True
+        if epoch.number == number:
+            seconds = (now - began) / (metrics.step - first)
+        else:  # The time since `began` includes validation.
+            seconds = epoch.variant.batch_size / metrics.images_per_second
+        self._report(metrics.step, seconds)
 
     def _report(self, step: int, seconds: float) -> None:
         setup, epoch = self._context.setup, self._context.epoch

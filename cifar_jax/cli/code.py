@@ -66,7 +66,10 @@ def load_code(code: Path | None, run: Path) -> CustomModel | None:
     changed = copy.is_file() and catalog.code_digest(copy.read_bytes()) != catalog.code_digest(
         parts.source
     )
-    if changed or (card and card.code and card.code.modules != dict(parts.modules)):
+    # A run may import further modules later, so compare only the modules that both have.
+    modules = card.code.modules if card and card.code else {}
+    changed = changed or any(parts.modules.get(n, d) != d for n, d in modules.items())
+    if changed:
         click.echo(
             f"cifar-jax: warning: {code} differs from the code that {run} was trained with",
             err=True,

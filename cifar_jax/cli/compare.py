@@ -92,10 +92,10 @@ def _print(result: Comparison, titles: tuple[str, ...], metric: str) -> None:
     for letter, spread in zip("AB", (result.spread_a, result.spread_b), strict=True):
         if spread:
             click.echo(f"Standard deviation over the seeds of {letter}: {_spread(spread)}")
-    if result.spread_a is None and metric == "test_accuracy":
+    if None in (result.spread_a, result.spread_b) and metric == "test_accuracy":
         click.echo(
-            "The causes of the spread over the seeds are unknown, because a run has no stored test "
-            "outputs."
+            "If a run has no stored test outputs, the causes of the spread over the seeds are "
+            "unknown."
         )
     click.echo(f"\n{result.verdict}")
 

@@ -25,8 +25,8 @@ from cifar_jax.errors import UserError
     "results",
     type=LocalPath(),
     metavar="FOLDER",
-    help="Write no report, but a record of each finished run to FOLDER. A record has the result, "
-    "metrics and test outputs of the run.",
+    help="Write no report, but a record of each run to FOLDER. All runs must be finished and "
+    "unchanged. A record has the result, metrics and test outputs of the run.",
 )
 @click.option(
     "--no-outputs", is_flag=True, help="With --record: leave out the logits of the test images."

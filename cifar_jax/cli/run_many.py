@@ -40,7 +40,8 @@ def train_each(
     for request in requests:
         name = f"{request.experiment} seed {request.seed}"
         if stopped:
-            done = (request.workdir / "result.json").exists()
+            # With --fresh, a result in the folder is that of an old run.
+            done = not request.fresh and (request.workdir / "result.json").exists()
             finished += done
             lines.append(f"{name}: {'already finished' if done else 'not started'}")
             continue
@@ -72,10 +73,9 @@ def train_each(
     if bug:
         raise bug
     if failed := len(requests) - finished:
-        again = "give the same command again"
-        if any(request.fresh for request in requests):
-            again += " without --fresh"
+        again = "give the same command again to resume them"
+        if requests[0].fresh:
+            again = "train them again"
         raise UserError(
-            f"{failed} of {len(requests)} runs failed (see above): correct the cause, then {again} "
-            "to resume them"
+            f"{failed} of {len(requests)} runs failed (see above): correct the cause, then {again}"
         )

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def runs(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER and its subfolders. The default is runs/.
 
-    The state of a run is running, stopped, finished, damaged or imported. To continue a stopped
-    run, repeat its `cifar-jax train` command.
+    The state of a run is running, stopped, finished, damaged or imported. A trial of a study may
+    also be pruned. To continue a stopped run, repeat its `cifar-jax train` command.
     """
     from cifar_jax.cli.output import print_table
     from cifar_jax.report.listing import list_runs

@@ -67,7 +67,7 @@ def train(
     experiments are still trained. A signal, such as Ctrl-C, stops all experiments.
 
     --set changes any setting by its dotted name, such as --set optimizer.lr=3e-4
-    --set data.dataset=digits --set epochs=2. `cifar-jax settings` lists all settings.
+    --set data.validation=0.1 --set epochs=2. `cifar-jax settings` lists all settings.
     """
     from cifar_jax import catalog, config
 
@@ -139,7 +139,9 @@ def train_all(requests: Sequence[RunRequest], profile: Path | None = None) -> No
         else:
             train_each(requests, train_one, progress.note)
     except BaseException:
-        if any(r.fresh and (r.workdir / "checkpoints").is_dir() for r in requests):
+        if len(requests) > 1 and requests[0].fresh:
+            progress.note("--fresh deletes saved runs: give it only for runs that did not start")
+        elif any(r.fresh and (r.workdir / "checkpoints").is_dir() for r in requests):
             progress.note("to resume, leave out --fresh: it would delete the saved run")
         raise
 
@@ -160,22 +162,16 @@ class Folders:
 def make_request(experiment: Experiment, config: Config, seed: int, folders: Folders) -> RunRequest:
     """Return the request for a run of an experiment with the settings `config`."""
     from cifar_jax.catalog import CustomParts
-    from cifar_jax.config import differences, identity
+    from cifar_jax.config import changes
     from cifar_jax.inference.load import weights_loader
-    from cifar_jax.models import MODELS
     from cifar_jax.runs.folder import default_name
+    from cifar_jax.training.custom_parts import check_model_name
     from cifar_jax.training.request import RunRequest
 
     custom = experiment.custom or CustomParts()
-    if custom.model is not None and experiment.config.model.name in MODELS:
-        raise UserError(
-            f"{experiment.path} defines a MODEL, but its CONFIG names the built-in network "
-            f"{experiment.config.model.name!r}: use another name in CONFIG, such as "
-            "Model(name='mine')"
-        )
+    check_model_name(experiment.config, custom)
     # The name of the run folder lists changed settings only if they affect the result.
-    differing = differences(identity(experiment.config), identity(config))
-    overrides = {name: value for name, (_, value) in differing.items()}
+    overrides = changes(experiment.config, config)
     load_weights = weights_loader(config)
     return RunRequest(
         experiment=experiment.name,

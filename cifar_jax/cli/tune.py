@@ -138,11 +138,10 @@ def tune(
 
 
 def _default_name(experiment: Experiment, config: Config) -> str:
-    from cifar_jax.config import differences, identity
+    from cifar_jax.config import changes
     from cifar_jax.runs.folder import default_name
 
-    changes = differences(identity(experiment.config), identity(config))
-    return default_name(experiment.name, {key: value for key, (_, value) in changes.items()})
+    return default_name(experiment.name, changes(experiment.config, config))
 
 
 def _space(experiment: Experiment, config: Config, searches: Sequence[str]) -> Space:

@@ -102,9 +102,10 @@ def npz_labeled(path: Path, target: Target = DEFAULT_TARGET) -> Labeled:
                 f"{path} has no labeled test images: its arrays are {', '.join(arrays)}, and "
                 "x_test and y_test, test_images and test_labels, or images and labels are needed"
             )
-        return Labeled(
-            f"npz:{path}", *_split(path, arrays, keys, target), _class_names(path, arrays)
-        )
+        split, names = _split(path, arrays, keys, target), _class_names(path, arrays)
+    if names:
+        check_range(str(path), split.labels, len(names))
+    return Labeled(f"npz:{path}", *split, names)
 
 
 def npy_labeled(paths: str, target: Target = DEFAULT_TARGET) -> Labeled:

@@ -122,10 +122,17 @@ def find_labeled(path: Path) -> Listing:
         raise UserError(f"{path} {'is not a folder' if path.exists() else 'does not exist'}")
     notes: list[str] = []
     named = {split_of(name): folder for name, folder in folders(path).items()}
+    has_longer_names = any(split_in(name) and not split_of(name) for name in folders(path))
+    splits = {}
     if "test" in named and folders(named["test"]):
         splits = {"test": unnested(named["test"])}
-    else:
+    elif "train" in named or has_longer_names:
         splits = find_splits(path)[0]
+    elif "validation" in named and folders(named["validation"]):
+        raise UserError(
+            f"{path} has no folder `test`: to evaluate its validation images, name the folder "
+            f"{named['validation']}"
+        )
     root = splits.get("test", path)
     if "test" in splits:
         notes.append(f"evaluated images: {root}")

@@ -227,7 +227,8 @@ def _missing_code(card: ModelCard, source: Path | str) -> str:
     """Return the error message if the user must name the code of a custom model."""
     assert card.code
     copy = RunFolder(Path(source)).code
-    file = copy if copy.is_file() else card.code.file
+    # The run folder has no copies of the modules that the file imports.
+    file = copy if copy.is_file() and not card.code.modules else card.code.file
     return (
         f"{source} has a custom network, whose code is executed only if you name its file. Read "
         f"{file}, then add --code {file} (in Python: model=...)."

@@ -32,7 +32,8 @@ def dirac(variables: Mapping[str, Any]) -> dict[str, Any]:
         height, width, inputs, outputs = kernel.shape
         if height % 2 and width % 2 and height * width > 1 and inputs > 1:
             filters = np.zeros((height, width, inputs, min(inputs, outputs)), kernel.dtype)
-            np.einsum("ii->i", filters[height // 2, width // 2, :, :])[:] = 1
+            i = np.arange(filters.shape[-1])
+            filters[height // 2, width // 2, i, i] = 1
             flat[path] = _with_first_filters(kernel, filters)
     return unflatten_dict(flat)
 

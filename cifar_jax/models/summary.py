@@ -61,7 +61,8 @@ def summarize(model: nn.Module, image_size: int = models.IMAGE_SHAPE[0]) -> list
         if path not in rows:
             kind = type(module).__name__
             rows[path] = Layer("/".join(path) or kind, "", kind)
-            configuration = _configuration(module, args[0].shape[-1] if args else "")
+            shape = getattr(args[0], "shape", ()) if args else ()
+            configuration = _configuration(module, shape[-1] if shape else "")
             if configuration and row_of(path) == path:
                 tabulated.add(path)
                 rows[path].configuration = configuration

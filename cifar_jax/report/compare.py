@@ -18,6 +18,8 @@ from cifar_jax.runs.run import RunRecord, experiments
 if TYPE_CHECKING:
     import numpy as np
 
+    from cifar_jax.runs.schemas import Result
+
 LEVEL = 0.05
 """Significance level of a verdict. The intervals have the confidence level `1 - LEVEL`."""
 
@@ -82,7 +84,7 @@ class Comparison(NamedTuple):
             return f"No verdict: {pairs} cannot reach p < {LEVEL}. At least {MIN_SEEDS} are needed."
         assert self.p_value is not None
         if self.p_value >= LEVEL:
-            return f"The {pairs} show no difference (p = {self.p_value:.2g})."
+            return f"The difference is not significant (p = {self.p_value:.2g}, {pairs})."
         higher = "B" if self.difference > 0 else "A"
         return f"{higher} is more accurate (p = {self.p_value:.2g}, {pairs})."
 
@@ -147,16 +149,19 @@ def find_group(name: str, folder: Path) -> SeedGroup:
         groups = [group for group in collect(read_runs([path])) if group.runs]
     else:
         if not folder.is_dir():
-            raise UserError(
-                f"{name} is not a path, and there is no folder {folder} with runs of it"
-            )
+            raise UserError(f"there is no path {name}, and no folder {folder} with its runs")
         groups = [group for group in collect(read_runs([folder])) if group.runs]
         known = {*experiments(), *(group.experiment for group in groups)}
         if name not in known:
             raise UserError(
                 f"{name} is neither an experiment nor a path with runs{nearest(name, known)}"
             )
-        groups = [group for group in groups if group.experiment == name and not group.changes]
+        groups = [
+            group
+            for group in groups
+            if group.experiment == name
+            and not (group.changes if name in experiments() else group.runs[0].overrides)
+        ]
     if not groups:
         raise UserError(f"{folder} contains no run of {name} with unchanged settings")
     if len(groups) > 1:
@@ -286,20 +291,29 @@ def _check_data(runs: list[RunRecord]) -> None:
     for path, result in others:
         if result.data_content != expected.data_content:
             raise UserError(
-                f"the runs used different data sets: {first} used {expected.dataset}, {path} used "
-                f"{result.dataset}"
+                f"the runs used different data sets: {first} used {_images(expected)}, {path} used "
+                f"{_images(result)}"
             )
+
+
+def _images(result: Result) -> str:
+    settings = result.settings
+    crop = "" if settings.get("data.center_crop", True) else " without a crop"
+    return f"{result.dataset} at {settings.get('data.image_size', 32)} pixels{crop}"
 
 
 def _correct(runs: Mapping[int, RunRecord]) -> np.ndarray | None:
     """Return which test images each run classifies correctly, bool `[runs, images]`.
 
-    The result is None if a run has no stored outputs, or if the numbers of images differ.
+    The result is None if a run has no stored outputs, if the numbers of images differ, or if there
+    is only one image.
     """
     import numpy as np
 
     outputs = [read_outputs(run.outputs) for run in runs.values() if run.outputs]
     if len(outputs) < len(runs) or len({len(output.labels) for output in outputs}) > 1:
+        return None
+    if len(outputs[0].labels) < 2:  # A single image has no variance.
         return None
     return np.stack([output.logits.argmax(-1) == output.labels for output in outputs])
 

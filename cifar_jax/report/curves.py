@@ -15,7 +15,7 @@ def curves(group: SeedGroup, name: str) -> list[Curve]:
     """Return the curve of a metric for each run that has measured the metric."""
     measured = [
         {row.epoch: value for row in run.rows if (value := getattr(row, name)) is not None}
-        for run in group.runs
+        for run in group.distinct
     ]
     return [curve for curve in measured if curve]
 

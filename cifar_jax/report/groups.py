@@ -74,12 +74,21 @@ class SeedGroup:
 
     @property
     def finished(self) -> list[RunRecord]:
-        """Runs with a result. A run folder and a record of the same run count as one run."""
+        """Runs with a result, sorted by seed.
+
+        A run folder and a record of the same run count as one run. The run folder is used, because
+        it has more files.
+        """
         distinct: dict[Any, RunRecord] = {}
-        for run in self.runs:
+        for run in sorted(self.runs, key=lambda run: run.path.suffix == ".json"):
             if run.result:
                 distinct.setdefault((run.seed, run.result.params_sha256 or run.path), run)
-        return list(distinct.values())
+        return sorted(distinct.values(), key=lambda run: run.seed)
+
+    @property
+    def distinct(self) -> list[RunRecord]:
+        """The finished and the unfinished runs. Each run is listed once."""
+        return [*self.finished, *self.unfinished]
 
     @property
     def results(self) -> list[Result]:
@@ -115,7 +124,7 @@ def collect(runs: Iterable[RunRecord]) -> list[SeedGroup]:
         (name, _text({})): {None: []} for name, config in experiments().items() if config.paper
     }
     for run in runs:
-        settings = run.changes if run.experiment in experiments() else run.identity
+        settings = run.changes if run.experiment in experiments() else _own_settings(run)
         by_images = by_settings.setdefault((run.experiment, _text(settings)), {})
         by_images.setdefault(_images(run), []).append(run)
     groups = []
@@ -164,9 +173,14 @@ def _changes(run: RunRecord, runs: Sequence[RunRecord]) -> dict[str, Any]:
         # The experiment file may have changed between the runs, so compare all settings.
         for other in runs:
             if (other.experiment, other.changes) == (run.experiment, run.changes):
-                identity = other.identity
-                changes |= {k: v for k, v in run.identity.items() if identity.get(k) != v}
+                settings = _own_settings(other)
+                changes |= {k: v for k, v in _own_settings(run).items() if settings.get(k) != v}
     return changes
+
+
+def _own_settings(run: RunRecord) -> dict[str, Any]:
+    """Return the settings and the code of an experiment that is not part of the package."""
+    return {**run.identity, "code": run.code}
 
 
 def _text(settings: Mapping[str, Any]) -> str:

@@ -54,7 +54,7 @@ class GroupView:
     @property
     def size(self) -> int:
         """Number of runs."""
-        return len(self.group.runs)
+        return len(self.group.distinct)
 
     @property
     def seeds(self) -> int:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.errors import UserError
+from cifar_jax.report.study import TrialState, read_study
 from cifar_jax.runs.lock import is_locked
-from cifar_jax.runs.reading import read_folder, run_folders
+from cifar_jax.runs.reading import STUDY, read_folder, run_folders
 from cifar_jax.runs.run import RunRecord
 
 
@@ -19,6 +20,8 @@ class State(StrEnum):
     RUNNING = "running"
     STOPPED = "stopped"
     FINISHED = "finished"
+    PRUNED = "pruned"
+    """A trial of a study that was stopped early."""
     DAMAGED = "damaged"
     IMPORTED = "imported"
 
@@ -61,13 +64,13 @@ def list_runs(folder: Path) -> list[Entry]:
 def _entry(path: Path) -> Entry:
     age = _age_minutes(path)
     try:
-        run = read_folder(path)
+        run, trial = read_folder(path), _trial_state(path)
     except UserError as error:
         return Entry(str(path), State.DAMAGED, age_minutes=age, problem=str(error))
     if run is None:
         return Entry(str(path), State.IMPORTED, age_minutes=age)
     last = run.rows[-1] if run.rows else None
-    state = State.FINISHED if run.result else State.STOPPED
+    state = State.FINISHED if run.result else trial or State.STOPPED
     if state == State.STOPPED and is_locked(path):
         state = State.RUNNING
     return Entry(
@@ -79,9 +82,20 @@ def _entry(path: Path) -> Entry:
         run.epochs,
         last.validation_accuracy if last else None,
         run.result.test_accuracy if run.result else None,
-        None if run.result else _minutes_left(run),
+        None if state in (State.FINISHED, State.PRUNED) else _minutes_left(run),
         age,
     )
+
+
+def _trial_state(path: Path) -> State | None:
+    """Return the state of a finished or pruned trial of a study. None for other runs."""
+    if not (path.parent / STUDY).exists():
+        return None
+    ended = (TrialState.FINISHED, TrialState.PRUNED)
+    for trial in read_study(path.parent).trials:
+        if path.name == f"trial{trial.number}" and trial.state in ended:
+            return State(trial.state)
+    return None
 
 
 def _minutes_left(run: RunRecord) -> float | None:

@@ -75,11 +75,21 @@ def row(group: SeedGroup) -> Row:
         best=f"{statistics.fmean(best):.2f}" if best else "",
         seeds=_seeds(len(test), len(results)),
         unfinished=tuple(progress(run) for run in group.unfinished),
-        epochs="" if group.epochs is None else str(group.epochs),
+        epochs=_epochs(group),
         seconds=wall_seconds(group),
         device=_joined(map(device, sessions)),
         commit=_joined(_short(session.git_commit) for session in sessions),
     )
+
+
+def _epochs(group: SeedGroup) -> str:
+    """Return the number of epochs as text, such as `12 of 100` for runs that stopped early."""
+    if group.epochs is None:
+        return ""
+    trained = sorted({result.epochs for result in group.results})
+    if trained in ([], [group.epochs]):
+        return str(group.epochs)
+    return f"{'–'.join(map(str, dict.fromkeys((trained[0], trained[-1]))))} of {group.epochs}"
 
 
 def wall_seconds(group: SeedGroup) -> float | None:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from cifar_jax.errors import UserError
+from cifar_jax.runs.folder import RunFolder
 from cifar_jax.runs.records import CARD, read_record, read_records
 from cifar_jax.runs.run import RunRecord
-from cifar_jax.runs.schemas import ModelCard, Result, RunIdentity, read, read_rows, read_sessions
+from cifar_jax.runs.schemas import ModelCard, Result, read, read_rows, read_sessions
 
 RUNS = Path("runs")
 """Folder that contains all run folders by default."""
@@ -85,7 +86,7 @@ def read_folder(path: Path) -> RunRecord | None:
     if result_file.exists():
         result, outputs = read(result_file, Result), path / "outputs.npz"
         return RunRecord.finished(path, result, rows, outputs if outputs.exists() else None, card)
-    identity = read(path / "config.json", RunIdentity)
+    identity = RunFolder(path).identity()
     validation = path / "validation.npz"
     return RunRecord(
         path,

@@ -39,9 +39,18 @@ def record(runs: Sequence[RunRecord], results: Path, *, with_outputs: bool = Tru
       with_outputs: whether the records include the logits of the test images.
 
     Raises:
-      UserError: a run cannot be recorded; see `check`. In this case nothing is written.
+      UserError: a run cannot be recorded; see `check`. Also raised if two runs have the same
+        experiment and seed. In both cases nothing is written.
     """
     outputs = [check(run) for run in runs]
+    paths: dict[tuple[str, int], Path] = {}
+    for run in runs:
+        other = paths.setdefault((run.experiment, run.seed), run.path)
+        if other != run.path:
+            raise UserError(
+                f"{other} and {run.path} are runs of {run.experiment} with seed {run.seed}, and "
+                "would have the same record: name one of them"
+            )
     results.mkdir(parents=True, exist_ok=True)
     return [
         _write(run, out if with_outputs else None, results)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -91,17 +93,28 @@ class RunRecord:
         """Settings that differ from the current experiment file, by dotted name.
 
         The experiment file may have changed since the run. For an experiment that is not part of
-        the package, these are the overrides of the run.
+        the package, these are the overrides of the run. No experiment of the package has custom
+        parts. If a run of the same name has some, `code` is their digest.
         """
         experiment = experiments().get(self.experiment)
         if experiment is None:
             return dict(self.overrides)
         known, current = config.flatten(experiment), config.identity(experiment)
-        return {
+        changed = {
             name: value
             for name, value in self.identity.items()
             if name not in known or current.get(name, value) != value
         }
+        return changed | ({"code": self.code} if self.code else {})
+
+    @property
+    def code(self) -> str | None:
+        """Digest of the custom parts, 8 hexadecimal digits. None if all parts are the package's."""
+        if self.card is None or self.card.code is None:
+            return None
+        code = self.card.code
+        text = code.sha256 + json.dumps(code.modules, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     @property
     def has_other_images(self) -> bool:

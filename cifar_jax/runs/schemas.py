@@ -158,7 +158,7 @@ class NetworkCard(Stored):
     dropout: float | None = None
     pooling: str | None = None
     arguments: dict[str, Any] = {}
-    """Further arguments of a custom network."""
+    """Further arguments of the network."""
 
 
 class TTACard(Stored):

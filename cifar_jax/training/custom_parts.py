@@ -12,6 +12,9 @@ from cifar_jax.catalog import CustomParts
 from cifar_jax.config import Config
 from cifar_jax.errors import UserError, one_line
 from cifar_jax.training import rng, schedules
+from cifar_jax.training.step import StepSpec
+
+_TRIED_UPDATES = 10
 
 
 def check(config: Config, custom: CustomParts) -> None:
@@ -81,17 +84,50 @@ def check(config: Config, custom: CustomParts) -> None:
             )
 
 
+def check_optimizer(config: Config, custom: CustomParts, spec: StepSpec) -> None:
+    """Raise UserError if the custom optimizer cannot train the network.
+
+    The functions of the optimizer are traced, but not executed.
+    """
+    if custom.optimizer is None:
+        return
+    params = models.variable_shapes(spec.model, config.data.image_size)["params"]
+    rates = jax.ShapeDtypeStruct((1 + len(config.param_groups),), jnp.float32)
+
+    def update(params: Any, rates: Any) -> Any:
+        return spec.optimizer.update(params, spec.optimizer.init(params), params, rates=rates)
+
+    state = _call(custom, "OPTIMIZER", lambda: jax.eval_shape(update, params, rates))[1]
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(state)):
+        raise UserError(
+            f"{_file(custom)}: the state of OPTIMIZER contains a random key, which a checkpoint "
+            "cannot store: use jax.random.PRNGKey instead of jax.random.key"
+        )
+
+
+def check_model_name(config: Config, custom: CustomParts) -> None:
+    """Raise UserError if a custom network has the name of a network of the package."""
+    if custom.model is not None and config.model.name in models.MODELS:
+        raise UserError(
+            f"{_file(custom)} defines a MODEL, but its CONFIG names the built-in network "
+            f"{config.model.name!r}: use another name in CONFIG, such as Model(name='mine')"
+        )
+
+
 def _descends(optimizer: Any) -> bool:
     """Return whether an optimizer multiplies its updates by -1.
 
-    The optimizer is tried on one parameter with positive gradients. If it raises an exception, the
-    result is False.
+    The optimizer is tried on one parameter with positive gradients. It makes several updates,
+    because the first may be zero, as in a warm-up. If it raises an exception, the result is False.
     """
     weights = {"kernel": jnp.zeros((2, 2))}
     gradients = {"kernel": jnp.ones((2, 2))}
     try:
-        updates, _ = optimizer.update(gradients, optimizer.init(weights), weights)
-        return bool((updates["kernel"] < 0).all())
+        state, total = optimizer.init(weights), jnp.zeros((2, 2))
+        for _ in range(_TRIED_UPDATES):
+            updates, state = optimizer.update(gradients, state, weights)
+            total += updates["kernel"]
+        return bool((total < 0).all())
     except Exception:  # For example, the optimizer needs the network's own parameters.
         return False
 

@@ -1,5 +1,6 @@
 """Freeze layers of a pretrained network: keep their weights and BatchNorm statistics fixed."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from fnmatch import fnmatchcase
@@ -119,17 +120,20 @@ def inference_mode(norms: frozenset[str]) -> AbstractContextManager[Any]:
     def intercept(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if context.method_name == "__call__" and "/".join(module.path) in norms:
+            # The argument may be given by position or by name.
+            bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
             if isinstance(module, nn.BatchNorm):
-                # Linen refuses this argument in the call if the constructor has set it too.
+                # The constructor may have set this argument. Linen then refuses it in the call.
                 object.__setattr__(module, "use_running_average", None)
-                kwargs = kwargs | {"use_running_average": True}
-            elif "train" in kwargs:
-                kwargs = kwargs | {"train": False}
+                bound.arguments["use_running_average"] = True
+            elif "train" in bound.arguments:
+                bound.arguments["train"] = False
             else:
                 raise UserError(
                     f"train.freeze cannot freeze the statistics of {'/'.join(module.path)}: the "
                     "layer must be a BatchNorm of cifar_jax or Linen, or take the argument train"
                 )
+            args, kwargs = bound.args, bound.kwargs
         return call(*args, **kwargs)
 
     return nn.intercept_methods(intercept)
@@ -141,6 +145,7 @@ def start_variables(
     pretrained: Pretrained,
     classes: tuple[str, ...],
     image_size: int = models.IMAGE_SHAPE[0],
+    frozen: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Return the variables with which fine-tuning starts, as NumPy arrays.
 
@@ -151,14 +156,21 @@ def start_variables(
         its random variables.
       classes: names of the classes to train.
       image_size: height and width of the images in pixels.
+      frozen: paths of the frozen parameters.
 
     Raises:
-      UserError: the pretrained variables belong to another network.
+      UserError: the pretrained variables belong to another network, or the last layer is frozen
+        although it keeps its random variables.
     """
     variables = models.transfer(initial, pretrained.variables)
     if tuple(pretrained.classes) == tuple(classes):
         return variables
     last = tuple(last_layer(model, image_size).split("/"))
+    if any(path.startswith(f"{'/'.join(last)}/") for path in frozen):
+        raise UserError(
+            f"train.freeze freezes the last layer, {'/'.join(last)}, which is new because the "
+            "pretrained network has other classes: leave the layer out of train.freeze"
+        )
     random: dict[Path, Any] = flatten_dict(dict(initial["params"]))
     changed: dict[Path, Any] = flatten_dict(variables["params"])
     changed |= {path: np.asarray(random[path]) for path in random if path[:-1] == last}

@@ -1,6 +1,9 @@
 """Compose the log lines at the start of a session that explain settings of the run."""
 
+from itertools import groupby
+
 from cifar_jax import models
+from cifar_jax.data import pipeline
 from cifar_jax.errors import counted
 from cifar_jax.training import freezing, plan
 from cifar_jax.training.freezing import Frozen, Pretrained
@@ -49,24 +52,23 @@ def _few_steps_lines(setup: Setup) -> list[str]:
     images, better = len(setup.train.labels), plan.suggested_batch_size(len(setup.train.labels))
     if fewest.steps >= 10 or better >= fewest.variant.batch_size:
         return []
+    last_batch = setup.config.data.last_batch
     is_phase = fewest.variant.batch_size != setup.config.batch_size
     setting = f"a batch_size of {better} in phases" if is_phase else f"--set batch_size={better}"
     return [
         f"an epoch has only {counted(fewest.steps, 'step')}, because the batch size is "
         f"{fewest.variant.batch_size:,} and there are {counted(images, 'training image')}: "
-        f"{setting} gives {images // better} steps"
+        f"{setting} gives {pipeline.steps_per_epoch(images, better, last_batch)} steps"
     ]
 
 
 def _phase_lines(setup: Setup) -> list[str]:
-    """Return a log line with the image size of each phase, if the sizes differ."""
+    """Return a log line with the image size of each epoch, if a phase sets a size."""
     if not any(phase.image_size for phase in setup.config.phases):
         return []
-    sizes: dict[int, list[int]] = {}
-    for epoch in setup.plan.epochs:
-        sizes.setdefault(epoch.variant.image_size, []).append(epoch.number + 1)
     spans = []
-    for size, epochs in sizes.items():
+    for size, group in groupby(setup.plan.epochs, key=lambda epoch: epoch.variant.image_size):
+        epochs = [epoch.number + 1 for epoch in group]
         span = f"s {epochs[0]}–{epochs[-1]}" if epochs[1:] else f" {epochs[0]}"
         spans.append(f"{size} pixels in epoch{span}")
     return [f"image size: {', '.join(spans)}"]

@@ -113,6 +113,8 @@ def build_setup(
         )
     _check_validation(config, len(validation.labels))
     model = make_model(config, custom, num_classes=len(dataset.classes))
+    spec = _make_spec(config, custom, model, _make_loss(config, train, dataset.classes))
+    custom_parts.check_optimizer(config, custom, spec)
     return Setup(
         config=config,
         custom=custom,
@@ -120,7 +122,7 @@ def build_setup(
         train=train,
         validation=validation,
         plan=run_plan,
-        spec=_make_spec(config, custom, model, _make_loss(config, train, dataset.classes)),
+        spec=spec,
         mesh=mesh,
     )
 
@@ -243,7 +245,8 @@ def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None)
         last layer is reinitialized.
 
     Raises:
-      UserError: `pretrained` does not fit the network.
+      UserError: `pretrained` does not fit the network, or its last layer would be both
+        reinitialized and frozen.
     """
     replicated = devices.replicated(setup.mesh)
     settings = setup.config.init
@@ -256,6 +259,7 @@ def initial_state(setup: Setup, seed: int, pretrained: Pretrained | None = None)
             pretrained,
             setup.dataset.classes,
             setup.dataset.image_shape[0],
+            setup.spec.frozen,
         )
     elif settings.dirac or settings.whitening:
         changed = jax.device_get(state.variables)

@@ -112,6 +112,7 @@ def train(
                     stop_if_asked(context)
                 checkpoints.wait()
                 if not request.evaluate_test:
+                    signals.check()
                     return None
 
                 progress.activity("testing")

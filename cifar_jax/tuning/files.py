@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -42,7 +43,10 @@ def best_file(spec: StudySpec) -> Path:
 def best_experiment(spec: StudySpec, study: Study, path: Path) -> str:
     """Return the text of an experiment file with the settings of the best trial."""
     best = study.ranking[0]
-    kept = [text for text in spec.overrides if text.partition("=")[0].strip() != "data.validation"]
+    kept = list(spec.overrides)
+    if not spec.config.train.early_stopping and spec.config.train.best_by == "accuracy":
+        # The validation images of the study become training images.
+        kept = [text for text in kept if text.partition("=")[0].strip() != "data.validation"]
     changes = "".join(
         f"    {json.dumps(text)},\n" for text in [*kept, *search.changes(best.values)]
     )
@@ -76,10 +80,19 @@ def empty_study(spec: StudySpec) -> Study:
             name: asdict(options) if isinstance(options, Range) else list(options)
             for name, options in spec.space.items()
         },
-        code_sha256=code_digest(custom.source) if custom else "",
+        code_sha256=_code_digest(custom) if custom else "",
         trials=[],
         importances={},
     )
+
+
+def _code_digest(custom: CustomParts) -> str:
+    """Return a digest of the experiment file and of the modules that it imports."""
+    digest = code_digest(custom.source)
+    if not custom.modules:
+        return digest
+    text = digest + json.dumps(dict(custom.modules), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def check_folder(spec: StudySpec) -> None:

@@ -134,7 +134,8 @@ class Tuner:
             # resumed study would draw the values of its first trials again.
             entropy = np.random.SeedSequence([seed, len(known)])
             study.sampler = optuna.samplers.TPESampler(seed=int(entropy.generate_state(1)[0]))
-            if not known and (values := experiment_values(self.spec.space, self.spec.config)):
+            has_begun = any(trial.state != TrialState.FAIL for trial in known)
+            if not has_begun and (values := experiment_values(self.spec.space, self.spec.config)):
                 study.enqueue_trial(as_params(self.spec.space, values))
             trial = study.ask(self._distributions)
             held = self._hold(trial.number)

@@ -275,6 +275,9 @@ def test_the_test_images_of_any_layout_are_evaluated(tmp_path: Path) -> None:
         assert evaluated.classes == ("cat", "dog")
         assert len(evaluated.labels) == 4
         assert evaluated.notes == (f"evaluated images: {folder / test}",)
+    fill(tmp_path / "held/val/cat", 2)
+    with pytest.raises(UserError, match=r"name the folder .*held/val$"):
+        data.load_labeled(f"folder:{tmp_path}/held")
 
 
 def test_bad_images_are_skipped_on_request(pets: Path) -> None:

@@ -92,6 +92,9 @@ def test_damaged_npz(tmp_path: Path) -> None:
     np.savez(path, images=COLOR, labels=LABELS, class_names=np.arange(3))
     with pytest.raises(UserError, match="must contain one string for each class"):
         data.load_labeled(f"npz:{path}")
+    np.savez(path, images=COLOR, labels=LABELS, class_names=["cat", "dog"])
+    with pytest.raises(UserError, match="contain 2, but there are only 2 classes"):
+        data.load_labeled(f"npz:{path}")
 
 
 def test_images_for_evaluation_must_have_the_size_of_the_model() -> None:

@@ -106,7 +106,7 @@ def test_the_page_loads_nothing_and_compares_runs(make_run: MakeRun, page: Page)
     differences = read.sections["Differences"]
     assert differences.count("+15.00") == 3  # The mean difference and both ends of its interval.
     assert "3 paired seeds cannot reach" in differences
-    assert "Bands: lowest to highest seed." in text
+    assert "Bands: lowest to highest run." in text
     assert "3 runs, counted together; 10,000 images" in " ".join(text.split())
 
 

@@ -100,6 +100,12 @@ def test_incomplete_records_are_refused(make_run: MakeRun, tmp_path: Path) -> No
         read_runs([tmp_path / "results"])
 
 
+def test_two_runs_of_one_seed_are_refused(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = read_runs([make_run("basic"), make_run("basic", folder="again")])
+    with pytest.raises(UserError, match="would have the same record"):
+        records.record(runs, tmp_path / "results")
+
+
 def test_records_without_outputs_can_be_read_everywhere(
     make_run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_figures: None
 ) -> None:

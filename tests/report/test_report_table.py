@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from run_folders import MakeRun, change
+from run_folders import MakeRun, change, record
 
 from cifar_jax import report
+from cifar_jax.report.curves import curves
 from cifar_jax.report.groups import best_paper_experiment
 from cifar_jax.report.table import Row, row
 
@@ -97,6 +98,36 @@ def test_runs_of_an_external_experiment_are_grouped_by_their_settings(
     good, bad = rows(tmp_path)[-2:]
     assert [bad.changes, bad.measured] == [("optimizer.lr=0.1",), "11.00 ± 1.41"]
     assert [good.changes, good.measured] == [("optimizer.lr=0.001",), "70.00"]
+
+
+def test_runs_with_custom_code_have_their_own_row(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("basic", 0, test=62.0)
+    code = {"file": "basic.py", "sha256": "0" * 64}
+    change(make_run("basic", 1, test=70.0) / "model.json", code=code)
+    for seed in (2, 3):
+        folder = make_run("basic", seed, test=80.0)
+        for name in ("model.json", "result.json"):
+            change(folder / name, experiment="mine")
+        change(folder / "model.json", code=code | {"modules": {"helper": str(seed) * 64}})
+    first, *_, custom, mine, other = rows(tmp_path)
+    assert first.measured == "62.00"
+    assert (custom.experiment, custom.measured) == ("basic", "70.00")
+    assert custom.changes[0].startswith("code=")
+    assert (mine.measured, other.measured) == ("80.00", "80.00")
+
+
+def test_a_run_and_its_record_count_once(make_run: MakeRun, tmp_path: Path) -> None:
+    folder = make_run("basic", test=62.0, epochs=20)
+    path = record(folder, tmp_path / "results")
+    first = report.collect(report.read_runs([folder, path]))[0]
+    assert [run.path for run in first.distinct] == [folder]
+    assert len(curves(first, "train_accuracy")) == 1
+
+
+def test_runs_that_stopped_early_show_their_epochs(make_run: MakeRun, tmp_path: Path) -> None:
+    make_run("basic", 0, epochs=12)
+    make_run("basic", 1, epochs=15)
+    assert rows(tmp_path)[0].epochs == "12–15 of 20"
 
 
 def test_changed_settings_have_their_own_row(make_run: MakeRun, tmp_path: Path) -> None:

@@ -42,6 +42,12 @@ SETTINGS = [
     *(f"{name}={value}" for name, value in ARGUMENTS.items()),
 ]
 STEPS = 4
+WARMUP = optax.linear_schedule(0.0, 1e-3, 5)
+NOISE = optax.add_noise(0.1, 0.55, jax.random.key(0))
+NEEDS_LOSS = optax.GradientTransformationExtraArgs(
+    lambda params: (), lambda updates, state, params, *, value: (updates * value, state)
+)
+"""An optimizer that needs the loss, which the train step does not pass."""
 DENSE = Config(
     model=Model(name="mine"),
     epochs=1,
@@ -148,6 +154,9 @@ def test_arguments_reach_each_part(small: Config, custom: CustomParts) -> None:
         ("optimizer", lambda **arguments: None, "OPTIMIZER returns an object of type NoneType"),
         ("optimizer", lambda: None, r"OPTIMIZER fails .* TypeError: .* argument 'b1'"),
         ("optimizer", lambda **arguments: optax.adam(1e-3), "Leave out the learning rate"),
+        ("optimizer", lambda **arguments: optax.adam(WARMUP), "Leave out the learning rate"),
+        ("optimizer", lambda **arguments: NOISE, "contains a random key"),
+        ("optimizer", lambda **arguments: NEEDS_LOSS, "OPTIMIZER fails when it is called"),
         ("schedule", lambda info, warmup: [1, 2], r"SCHEDULE returns an array of shape \[2\]"),
         ("schedule", lambda warmup: 1, "SCHEDULE fails when it is called: TypeError"),
         (

@@ -43,12 +43,14 @@ def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
+@pytest.mark.parametrize("batch_size", [8, 16])  # 16: two compiled calls in each epoch.
 def test_long_run_names_faster_experiments(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int
 ) -> None:
     monkeypatch.setattr(forecast, "MEASURED_SECONDS", 0.0)
     monkeypatch.setattr(forecast, "LONG_RUN", 0.0)
-    train(make_config(**SMALL), tmp_path, recorder := Recorder())
+    config = make_config(**SMALL | {"batch_size": batch_size})
+    train(config, tmp_path, recorder := Recorder())
     (line,) = [line for line in recorder.lines if line.startswith("this run takes about")]
     assert "on this machine" in line
     assert "faster: the same command on a machine with a GPU, with --device gpu" in recorder.lines

@@ -38,6 +38,18 @@ class WithLinen(nn.Module):
         return nn.Dense(self.num_classes, name="head")(x)
 
 
+class ByPosition(nn.Module):
+    """The same network. The layer receives `use_running_average` by position in the call."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        x = nn.Conv(4, (3, 3), 4, name="conv1")(x)
+        x = nn.BatchNorm(name="norm")(x, not train).mean((1, 2))
+        return nn.Dense(self.num_classes, name="head")(x)
+
+
 class Counting(nn.Module):
     """Network with a layer that has statistics but is no BatchNorm."""
 
@@ -90,8 +102,9 @@ def test_frozen_backbone_computes_fixed_features_and_only_the_last_layer_learns(
 
 
 @pytest.mark.parametrize("freeze", ["backbone", "conv1, norm", "[cn]*"])
-def test_linen_batch_norm_is_frozen_too(freeze: str) -> None:
-    model = WithLinen(3)
+@pytest.mark.parametrize("network", [WithLinen, ByPosition])
+def test_linen_batch_norm_is_frozen_too(network: type[nn.Module], freeze: str) -> None:
+    model = network(3)  # pyright: ignore[reportCallIssue]
     part = freezing.frozen(model, freeze)
     assert part.params == {"conv1/kernel", "conv1/bias", "norm/scale", "norm/bias"}
     variables, _ = pretrained(model)
@@ -141,6 +154,9 @@ def test_last_layer_is_new_if_the_classes_have_other_names(make_config: Make) ->
     state = initial_state(setup, 0, other)
     chex.assert_trees_all_equal(state.params["fc"], random.params["fc"])
     chex.assert_trees_all_equal(state.params["conv1"], other.variables["params"]["conv1"])
+    frozen = build_setup(make_config(**FINE_TUNING | {"train__freeze": "fc"}), dataset=DATASET)
+    with pytest.raises(UserError, match="freezes the last layer, fc, which is new"):
+        initial_state(frozen, 0, other)
 
 
 def test_fine_tuning_resumes_exactly_and_says_what_is_trained(

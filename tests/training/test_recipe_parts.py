@@ -21,6 +21,7 @@ from cifar_jax.training import batches, compilation
 from cifar_jax.training.compilation import CompiledSteps
 from cifar_jax.training.evaluation import TTA, apply_tta
 from cifar_jax.training.freezing import Pretrained
+from cifar_jax.training.notes import settings_lines
 from cifar_jax.training.rng import make_streams
 from cifar_jax.training.schedules import StepInfo
 from cifar_jax.training.setup import build_setup, initial_state, learning_rates, random_state
@@ -186,6 +187,16 @@ def test_initial_weights_and_their_average(make_config: Make, source: str) -> No
 
 
 # Phases
+
+
+def test_the_log_names_the_image_size_of_each_epoch(make_config: Make) -> None:
+    phases = '[{"until": 0.25, "batch_size": 16}, {"until": 0.5, "image_size": 24}]'
+    setup = build_setup(
+        make_config(**TINY | {"model__name": "pooled"}, phases=phases), dataset=DATASET
+    )
+    (line,) = [line for line in settings_lines(setup, None) if line.startswith("image size")]
+    sizes = "32 pixels in epoch 1, 24 pixels in epoch 2, 32 pixels in epochs 3–4"
+    assert line == f"image size: {sizes}"
 
 
 def test_phases_have_their_own_image_size_batch_size_and_augmentation(

@@ -8,11 +8,9 @@ from typing import Any
 
 import pytest
 from short_runs import (
-    EPOCHS,
     STEPS,
     Recorder,
     assert_same_run,
-    killed_at,
     result_of,
     rows_of,
     send,
@@ -26,6 +24,7 @@ from cifar_jax.errors import Stopped
 from cifar_jax.runs.checkpoints import Checkpoints
 from cifar_jax.runs.folder import RunFolder
 from cifar_jax.training import train as training
+from cifar_jax.training.compilation import CompiledSteps
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
@@ -120,10 +119,16 @@ def test_interrupt_in_python_saves_and_raises_keyboard_interrupt(
 
 
 def test_run_killed_after_its_last_epoch_only_computes_the_result(
-    config: Config, finished: Path, tmp_path: Path
+    config: Config, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train(config, tmp_path, killed_at(f"epoch {EPOCHS}/"))
+    def killed(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "write_result", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path)
+    monkeypatch.setattr(CompiledSteps, "run", killed)
     train(config, tmp_path)
     assert_same_run(tmp_path, finished)
 

@@ -143,6 +143,18 @@ def test_python_api_trains_as_the_command_line_does(
     assert cifar_jax.train(config, tmp_path / "python") == result
 
 
+def test_python_api_takes_a_path_and_refuses_a_model_with_a_known_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from cifar_jax.config import Config, Model, Optimizer\n"
+        "from cifar_jax.models.basic import Basic as MODEL\n"
+        "PARTS = {'model': Model(name='basic'), 'optimizer': Optimizer()}\n"
+        "CONFIG = Config(**PARTS, epochs=1, batch_size=8)\n"
+    )
+    with pytest.raises(UserError, match=r"mine\.py defines a MODEL, but .* 'basic'"):
+        cifar_jax.train(file, tmp_path / "run")
+
+
 # Refusals
 
 
