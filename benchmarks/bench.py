@@ -194,8 +194,17 @@ def choose_variants(device: str, has_torch: bool, float32_only: bool) -> list[Va
 
 def load(experiment: str, settings: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """Load an experiment and apply `settings`. Return the config and the changed values."""
-    original = catalog.load(experiment).config
+    loaded = catalog.load(experiment)
+    original = loaded.config
+    if loaded.custom:
+        raise UserError(f"{experiment} has custom parts, which this benchmark cannot measure")
     overridden = config.override(original, settings)
+    if overridden.data.image_size != original.data.image_size:
+        raise UserError(
+            "data.image_size has no effect: the benchmark uses images of 32 × 32 pixels"
+        )
+    if overridden.train.precision != original.train.precision:
+        raise UserError("train.precision has no effect: use --float32 to leave out bfloat16")
     changes = config.differences(config.flatten(original), config.flatten(overridden))
     return overridden, {name: value for name, (_, value) in changes.items()}
 

@@ -1,9 +1,9 @@
 """Find and read experiment files, by name or by path.
 
 An experiment file is a Python file that defines a `CONFIG`. It may also define custom parts, such
-as a network; see `CustomParts`. It may import modules from its own folder, but only at the top of
-the file: an import inside a function fails if the function is called later. A file whose name
-starts with `_` is not an experiment, but experiments may import it.
+as a network; see `CustomParts`. It may import modules from its own folder at the top of the file.
+An import of such a module inside a function fails. A file whose name starts with `_` is not an
+experiment, but experiments may import it.
 """
 
 from __future__ import annotations

@@ -139,9 +139,8 @@ def import_torch(
     if accuracy < _LOW.get(model, 80.0) and not exported_card(file):
         click.echo(
             f"cifar-jax: {accuracy:.1f} % is far below the accuracy of trained weights: the "
-            "assumptions above are probably wrong. Import the file into another "
-            f"--workdir with {'--stem-pool or ' if is_resnet and not stem_pool else ''}another "
-            "--normalization, or "
-            "compare the logits with PyTorch's.",
+            "assumptions above are probably wrong. Import the file again, into another --workdir, "
+            f"with {'--stem-pool or ' if is_resnet and not stem_pool else ''}another "
+            "--normalization. Or compare the logits with PyTorch's.",
             err=True,
         )

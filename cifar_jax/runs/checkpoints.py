@@ -199,7 +199,7 @@ class Checkpoints:
     def restore_best(self, like: S) -> tuple[S, SavedState | None, list[str]]:
         """Restore the best checkpoint that is not damaged.
 
-        Damaged checkpoints that may have been better are renamed. Returns the same values as
+        A damaged checkpoint is renamed if it could be the best one. Returns the same values as
         `restore_latest`. The metadata is None if no checkpoint has a validation accuracy.
         """
 

@@ -95,7 +95,7 @@ def git_commit(*more_code: str) -> tuple[str | None, str | None]:
 def changes(previous: Session, current: Session) -> list[str]:
     """Return the differences between two sessions. Each difference may change a result slightly.
 
-    An unknown commit of the previous session is not compared.
+    If the commit of the previous session is unknown, commits are not compared.
 
     >>> session = Session(
     ...     git_commit=None,

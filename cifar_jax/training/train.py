@@ -152,8 +152,8 @@ def train_epoch(
     first = step = int(state.step)
     began = time.perf_counter()
     while step < epoch.end:
-        # A compiled call runs several steps, but no step after the next loss line of the log or
-        # after the end of the epoch.
+        # A compiled call runs several steps. It ends at the latest at the next loss line of the
+        # log, or at the end of the epoch.
         next_line = log_every - (step - epoch.begin) % log_every
         count = min(steps.tuner.steps, epoch.end - step, next_line)
         called = time.perf_counter()
