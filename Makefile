@@ -44,7 +44,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "cifar-jax needs Python 3.11 or newer. Try make PYTHON=python3.12 ..." >&2; exit 2; }
 	@echo "Creating $(VENV) with $$($(PYTHON) --version): $$(command -v $(PYTHON))"
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }
 
 $(USER_SETUP) $(TEST_SETUP) $(BROWSER_SETUP) $(LINT_SETUP) $(DOCS_SETUP): pyproject.toml \
         $(wildcard constraints/*.txt) | $(BIN)/python

@@ -90,7 +90,7 @@ def train(
     runtime.set_up()
 
     from cifar_jax.inference.load import weights_loader
-    from cifar_jax.training.custom_parts import check_model_name
+    from cifar_jax.models import check_custom_name
     from cifar_jax.training.request import RunRequest
     from cifar_jax.training.train import train
 
@@ -103,7 +103,8 @@ def train(
         found = catalog.load(str(config))
         experiment, config, custom = found.name, found.config, found.custom
     custom = custom or catalog.CustomParts()
-    check_model_name(config, custom)
+    if custom.model is not None:
+        check_custom_name(config.model.name, custom.file)
     request = RunRequest(
         experiment=experiment,
         config=config,

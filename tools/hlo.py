@@ -130,8 +130,8 @@ def collectives(module: Module) -> tuple[Counter[str], list[int]]:
     """Return the number of collectives of each kind, and the bytes of each collective.
 
     The bytes are sorted, largest first. The start and the end of an asynchronous operation count as
-    one collective. Bytes include padding. The start of some asynchronous operations
-    also returns their operands. The bytes of these operands are included.
+    one collective. Bytes include padding. The start of some asynchronous operations also returns
+    their operands. The bytes of these operands are included.
     """
     kinds: Counter[str] = Counter()
     sizes = []

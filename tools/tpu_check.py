@@ -148,7 +148,6 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
 
     chip, topology, count = TARGETS[target]
     described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-    began = time.perf_counter()
     try:
         setup = build_setup(
             config.override(settings, [f"train.precision={precision}", f"train.devices={count}"]),
@@ -156,6 +155,7 @@ def check(settings: config.Config, target: str, precision: str) -> dict[str, Any
             available=described.devices[:count],
         )
         variant = setup.plan.variants[-1]
+        began = time.perf_counter()
         arguments = compilation.train_arguments(setup, variant)
         compiled = compilation.train_function(setup, variant).lower(*arguments).compile()
     # For example, the program does not fit into memory, or the chips do not divide the batch.

@@ -33,14 +33,10 @@ def custom_model(experiment: catalog.Experiment) -> CustomModel | None:
     parts = experiment.custom
     if parts is None or parts.model is None:
         return None
-    from cifar_jax.models import MODELS, CustomModel
+    from cifar_jax.models import CustomModel, check_custom_name
 
     name = experiment.config.model.name
-    if name in MODELS:
-        raise UserError(
-            f"{experiment.path} defines a MODEL, but its CONFIG names the built-in network "
-            f"{name!r}: use another name in CONFIG, such as Model(name='mine')"
-        )
+    check_custom_name(name, experiment.path)
     size = experiment.config.data.image_size
     return CustomModel(parts.model, name, parts.file, parts.source, size)
 

@@ -94,8 +94,8 @@ def _print(result: Comparison, titles: tuple[str, ...], metric: str) -> None:
             click.echo(f"Standard deviation over the seeds of {letter}: {_spread(spread)}")
     if None in (result.spread_a, result.spread_b) and metric == "test_accuracy":
         click.echo(
-            "If a run has no stored test outputs, the causes of the spread over the seeds are "
-            "unknown."
+            "The causes of the spread over the seeds are known only if all runs have stored test "
+            "outputs."
         )
     click.echo(f"\n{result.verdict}")
 

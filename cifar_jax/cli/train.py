@@ -164,12 +164,13 @@ def make_request(experiment: Experiment, config: Config, seed: int, folders: Fol
     from cifar_jax.catalog import CustomParts
     from cifar_jax.config import changes
     from cifar_jax.inference.load import weights_loader
+    from cifar_jax.models import check_custom_name
     from cifar_jax.runs.folder import default_name
-    from cifar_jax.training.custom_parts import check_model_name
     from cifar_jax.training.request import RunRequest
 
     custom = experiment.custom or CustomParts()
-    check_model_name(experiment.config, custom)
+    if custom.model is not None:
+        check_custom_name(experiment.config.model.name, experiment.path)
     # The name of the run folder lists changed settings only if they affect the result.
     overrides = changes(experiment.config, config)
     load_weights = weights_loader(config)

@@ -85,10 +85,7 @@ def export(network: Classifier, kind: str, output: Path, *, force: bool = False)
             f"{output} already exists: choose another --output, or add --force to replace it"
         )
     if not all(np.isfinite(weights).all() for weights in jax.tree.leaves(network.variables)):
-        raise UserError(
-            "the network has weights that are NaN or infinite, because its training diverged: "
-            "export an earlier checkpoint"
-        )
+        raise UserError("the network has weights that are NaN or infinite: export another network")
     content = converters[kind](network)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / f"draft.{kind}"

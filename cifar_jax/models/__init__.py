@@ -25,6 +25,7 @@ __all__ = [
     "PAPER_PARAMETERS",
     "CustomModel",
     "accepts_size",
+    "check_custom_name",
     "count_parameters",
     "create",
     "image_shape",
@@ -56,6 +57,15 @@ PAPER_PARAMETERS: dict[str, int] = {
     "resnet10-separable": 722_186,  # Table 25
 }
 """Number of trainable parameters that the paper states for each network."""
+
+
+def check_custom_name(name: str, file: Any) -> None:
+    """Raise UserError if the network of an experiment file has the name of a package's network."""
+    if name in MODELS:
+        raise UserError(
+            f"{file or 'the experiment file'} defines a MODEL, but its CONFIG names the built-in "
+            f"network {name!r}: use another name in CONFIG, such as Model(name='mine')"
+        )
 
 
 def create(name: str, custom: CustomModel | None = None, /, **options: Any) -> nn.Module:

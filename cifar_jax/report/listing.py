@@ -92,7 +92,11 @@ def _trial_state(path: Path) -> State | None:
     if not (path.parent / STUDY).exists():
         return None
     ended = (TrialState.FINISHED, TrialState.PRUNED)
-    for trial in read_study(path.parent).trials:
+    try:
+        trials = read_study(path.parent).trials
+    except UserError:  # A damaged study.json does not damage the trials.
+        return None
+    for trial in trials:
         if path.name == f"trial{trial.number}" and trial.state in ended:
             return State(trial.state)
     return None

@@ -101,9 +101,7 @@ def _panel(axes: Axes, group: SeedGroup) -> None:
         axes.axhline(group.reference.test_accuracy, color=INK, lw=0.9, ls=DASHED, zorder=1.5)
     if measured := group.measured():
         mean = statistics.fmean(measured)
-        last = statistics.fmean(
-            result.epochs for result in group.results
-        )  # May have stopped early.
+        last = statistics.fmean(r.epochs for r in group.results)  # May have stopped early.
         axes.plot(last, mean, marker="D", ms=4, color=INK, clip_on=False, zorder=5)
     axes.set_xlim(0, epochs)
     ticks = MaxNLocator(nbins=3, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1)

@@ -86,10 +86,11 @@ def _epochs(group: SeedGroup) -> str:
     """Return the number of epochs as text, such as `12 of 100` for runs that stopped early."""
     if group.epochs is None:
         return ""
-    trained = sorted({result.epochs for result in group.results})
-    if trained in ([], [group.epochs]):
-        return str(group.epochs)
-    return f"{'–'.join(map(str, dict.fromkeys((trained[0], trained[-1]))))} of {group.epochs}"
+    trained = [result.epochs for result in group.results] or [group.epochs]
+    first, last = min(trained), max(trained)
+    if first == last == group.epochs:
+        return str(first)
+    return f"{first if first == last else f'{first}–{last}'} of {group.epochs}"
 
 
 def wall_seconds(group: SeedGroup) -> float | None:

@@ -73,6 +73,8 @@ def check(run: RunRecord) -> Outputs:
         raise UserError(
             f"{path} cannot be recorded: {run.experiment!r} is not an experiment of this package"
         )
+    if run.code:
+        raise UserError(f"{path} cannot be recorded: it has custom parts")
     if run.changes:
         current = config.identity(experiments()[run.experiment])
         listing = "; ".join(

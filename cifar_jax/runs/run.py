@@ -93,8 +93,8 @@ class RunRecord:
         """Settings that differ from the current experiment file, by dotted name.
 
         The experiment file may have changed since the run. For an experiment that is not part of
-        the package, these are the overrides of the run. No experiment of the package has custom
-        parts. If a run of the same name has some, `code` is their digest.
+        the package, these are the overrides of the run. Experiments of the package have no custom
+        parts. If the run has custom parts, `code` is their digest.
         """
         experiment = experiments().get(self.experiment)
         if experiment is None:

@@ -105,15 +105,6 @@ def check_optimizer(config: Config, custom: CustomParts, spec: StepSpec) -> None
         )
 
 
-def check_model_name(config: Config, custom: CustomParts) -> None:
-    """Raise UserError if a custom network has the name of a network of the package."""
-    if custom.model is not None and config.model.name in models.MODELS:
-        raise UserError(
-            f"{_file(custom)} defines a MODEL, but its CONFIG names the built-in network "
-            f"{config.model.name!r}: use another name in CONFIG, such as Model(name='mine')"
-        )
-
-
 def _descends(optimizer: Any) -> bool:
     """Return whether an optimizer multiplies its updates by -1.
 

@@ -166,14 +166,14 @@ def start_variables(
     if tuple(pretrained.classes) == tuple(classes):
         return variables
     last = tuple(last_layer(model, image_size).split("/"))
-    if any(path.startswith(f"{'/'.join(last)}/") for path in frozen):
+    random: dict[Path, Any] = flatten_dict(dict(initial["params"]))
+    new = {path: np.asarray(random[path]) for path in random if path[:-1] == last}
+    if frozen >= {"/".join(path) for path in new}:
         raise UserError(
             f"train.freeze freezes the last layer, {'/'.join(last)}, which is new because the "
             "pretrained network has other classes: leave the layer out of train.freeze"
         )
-    random: dict[Path, Any] = flatten_dict(dict(initial["params"]))
-    changed: dict[Path, Any] = flatten_dict(variables["params"])
-    changed |= {path: np.asarray(random[path]) for path in random if path[:-1] == last}
+    changed: dict[Path, Any] = flatten_dict(variables["params"]) | new
     return variables | {"params": unflatten_dict(changed)}
 
 

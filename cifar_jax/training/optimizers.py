@@ -92,23 +92,22 @@ def validate_groups(params: Any, optimizer: Optimizer, groups: Sequence[ParamGro
                 "match all its parameters: move it up or remove it"
             )
     rules = [optimizer, *(group.optimizer for group in groups)]
-    trained = [path for path in leaves if rules[numbers[path]].name == "muon"]
-    depthwise = [
-        path for path in trained if leaves[path].ndim == 4 and _is_depthwise(leaves[path].shape)
-    ]
-    vectors = [path for path in trained if leaves[path].ndim < 2]
-    for paths, kind in ((vectors, "not a kernel"), (depthwise, "a depthwise kernel")):
-        if paths:
-            names = [p if paths is depthwise else f"*{p[p.rfind('/') :]}" for p in paths]
-            example = ",".join(dict.fromkeys(names))
-            raise UserError(
-                f"muon cannot train {paths[0]}, which is {kind}: add a group to param_groups, such "
-                f'as {{"parameters": "{example}", "optimizer": {{"name": "sgd", "lr": 0.1}}}}'
-            )
-
-
-def _is_depthwise(shape: Sequence[int]) -> bool:
-    return shape[2] == 1 < shape[3]
+    refused: dict[str, str] = {}
+    for path, leaf in leaves.items():
+        if rules[numbers[path]].name == "muon":
+            if leaf.ndim < 2:
+                refused[path] = "not a kernel"
+            elif leaf.ndim == 4 and leaf.shape[2] == 1 < leaf.shape[3]:
+                refused[path] = "a depthwise kernel"
+    for path, kind in refused.items():
+        # Name all refused parameters by their last parts, such as `*/bias,*/scale`.
+        others = [p for p in refused if refused[p] == kind]
+        patterns = [f"*/{p.rpartition('/')[2]}" if "/" in p else p for p in others]
+        example = path if kind == "a depthwise kernel" else ",".join(dict.fromkeys(patterns))
+        raise UserError(
+            f"muon cannot train {path}, which is {kind}: add a group to param_groups, such as "
+            f'{{"parameters": "{example}", "optimizer": {{"name": "sgd", "lr": 0.1}}}}'
+        )
 
 
 def group_members(

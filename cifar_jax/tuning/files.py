@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cifar_jax.catalog import CustomParts, Experiment, code_digest
-from cifar_jax.config import Config, Range, as_text, differences, flatten, identity
+from cifar_jax.config import Config, Range, as_text, differences, flatten, identity, override
 from cifar_jax.errors import UserError
 from cifar_jax.report.study import FILE, Study, read_study
 from cifar_jax.settings import search
@@ -43,10 +43,11 @@ def best_file(spec: StudySpec) -> Path:
 def best_experiment(spec: StudySpec, study: Study, path: Path) -> str:
     """Return the text of an experiment file with the settings of the best trial."""
     best = study.ranking[0]
-    kept = list(spec.overrides)
-    if not spec.config.train.early_stopping and spec.config.train.best_by == "accuracy":
-        # The validation images of the study become training images.
-        kept = [text for text in kept if text.partition("=")[0].strip() != "data.validation"]
+    # The validation images of the study become training images, unless a setting needs them.
+    kept = [text for text in spec.overrides if text.partition("=")[0].strip() != "data.validation"]
+    settings = override(spec.config, search.changes(best.values))
+    if settings.train.early_stopping or settings.train.best_by != "accuracy":
+        kept.append(f"data.validation={as_text(settings.data.validation)}")
     changes = "".join(
         f"    {json.dumps(text)},\n" for text in [*kept, *search.changes(best.values)]
     )

@@ -134,7 +134,7 @@ class Tuner:
             # resumed study would draw the values of its first trials again.
             entropy = np.random.SeedSequence([seed, len(known)])
             study.sampler = optuna.samplers.TPESampler(seed=int(entropy.generate_state(1)[0]))
-            has_begun = any(trial.state != TrialState.FAIL for trial in known)
+            has_begun = any(trial.params for trial in known)
             if not has_begun and (values := experiment_values(self.spec.space, self.spec.config)):
                 study.enqueue_trial(as_params(self.spec.space, values))
             trial = study.ask(self._distributions)
