@@ -76,8 +76,8 @@ def draw(measured: Sequence[Point]) -> Figure:
     figure = Figure(figsize=(10.3, 4.4))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1.6, 1))
     cpu, gpu = ([p for p in measured if p.is_gpu == is_gpu] for is_gpu in (False, True))
-    _panel(left, "two CPU cores", cpu)
-    _panel(right, "NVIDIA H200, shared by several runs", gpu)
+    _panel(left, "two CPU cores", cpu, 0.25)
+    _panel(right, "NVIDIA H200, shared by several runs", gpu, 0.4)
     left.set_ylabel("test accuracy, %")
     handles = [
         Line2D([], [], lw=0, color=color, marker=marker, ms=6, label=kind)
@@ -91,14 +91,15 @@ def draw(measured: Sequence[Point]) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, title: str, measured: Sequence[Point]) -> None:
+def _panel(axes: Axes, title: str, measured: Sequence[Point], space: float) -> None:
+    """Draw a panel. `space` is the fraction of the width to the right of the last point."""
     for point in measured:
         color, marker = _STYLES[point.kind]
         axes.plot(point.minutes, point.accuracy, marker, color=color, ms=6, zorder=3)
     axes.set_xscale("log")
-    # Leave space for the names.
     times = [point.minutes for point in measured] or [1.0]
-    low, high = min(times) / 1.5, max(times) * 2.2
+    low, last = min(times) / 1.5, max(times)
+    high = last * (last / low) ** (space / (1 - space))
     axes.set_xlim(low, high)
     axes.set_yscale("function", functions=(_height, _accuracy))
     axes.set_ylim(58, 96)
