@@ -56,7 +56,7 @@ def home_path(path: str, variable: str) -> Path:
 
 
 def expand_home(path: str | Path) -> Path:
-    """Return a path, with `~` replaced by the home folder. A `~name` of no user stays as it is."""
+    """Replace `~` in a path by the home folder. If there is no user NAME, `~NAME` is kept."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 - `Path.expanduser` raises an exception.
 
 

@@ -91,7 +91,7 @@ def group_answers(group: SeedGroup) -> list[Answers]:
 
 
 def surest_mistakes(answers: Answers, count: int) -> list[Mistake]:
-    """Return the `count` wrongly classified images with the most probable wrong class."""
+    """Return the `count` mistakes with the largest probability of the wrong class."""
     first = answers.runs[0]
     runs = [run for run in answers.runs if np.array_equal(run.labels, first.labels)]
     # Several runs may classify the same image wrongly, so take `count` mistakes from each run.

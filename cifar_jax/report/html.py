@@ -63,7 +63,7 @@ class GroupView:
 
     @property
     def drawn(self) -> tuple[int, int]:
-        """Numbers of runs in the mean of the charts, and of runs with fewer epochs."""
+        """Two counts: the runs whose mean the charts show, and the runs with fewer epochs."""
         measured = curves(self.group, "train_accuracy")
         averaged = len(longest(measured))
         return averaged, len(measured) - averaged

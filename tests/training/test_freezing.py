@@ -39,7 +39,7 @@ class WithLinen(nn.Module):
 
 
 class ByPosition(nn.Module):
-    """The same network. The layer receives `use_running_average` by position in the call."""
+    """Network like `WithLinen`, but the call passes `use_running_average` by position."""
 
     num_classes: int = 10
 
