@@ -43,18 +43,15 @@ def serve(run: Path, port: int, best: bool, code: Path | None) -> None:
     runtime.set_up()
     runtime.require()
 
-    import numpy as np
-
     from cifar_jax.inference.load import load
     from cifar_jax.inference.server import application
 
     with _listen(port) as listener:
         model = load(run, best=best, custom=load_code(code, run))
-        # Compile the network before the first request.
-        model.predict(np.zeros((1, *model.card.input_shape), np.uint8))
+        app = application(model, str(run))
         where = f"http://{_ADDRESS}:{listener.getsockname()[1]}"
         click.echo(f"{run} is served at {where}. Ctrl-C stops the server.")
-        config = uvicorn.Config(application(model, str(run)), log_level="error")
+        config = uvicorn.Config(app, log_level="error")
         uvicorn.Server(config).run(sockets=[listener])
 
 

@@ -75,6 +75,8 @@ def load(
     notes = list(dataset.notes)
     if name.startswith("folder:"):
         notes += image_folder.remarks(dataset)
+    if name.startswith("npz:") and dataset.validation_images is not None:
+        notes.append("validation images: those of the file (data.validation is not used)")
     if dataset.white:
         notes.append(f"16-bit images: 0 to {dataset.white} became 0 to 255")
     if dataset.skipped:

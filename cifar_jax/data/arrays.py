@@ -4,7 +4,8 @@ import hashlib
 import json
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -290,4 +291,14 @@ def _class_names(path: Path, arrays: Mapping[str, Any]) -> tuple[str, ...] | Non
             f"class_names in {path} has the type {names.dtype} and the shape {list(names.shape)}: "
             "it must contain one string for each class"
         )
-    return tuple(n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names)
+    classes = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in names]
+    check_classes(classes, f"class_names in {path}")
+    return tuple(classes)
+
+
+def check_classes(classes: Sequence[str], name: str) -> None:
+    """Raise UserError if a class name is empty or occurs twice. `name` says where they are."""
+    if not all(classes):
+        raise UserError(f"{name} contains an empty name: name every class")
+    if repeated := [c for c, count in Counter(classes).items() if count > 1]:
+        raise UserError(f"{name} contains {repeated[0]} twice: give every class its own name")

@@ -57,9 +57,13 @@ def read(folder: Path, target: Target = DEFAULT_TARGET) -> Iterator[Corruption]:
         )
     labels = arrays.labels_of(arrays.load_npy(labels_path), str(labels_path))
     pixels = {name: arrays.load_npy(path) for name, path in files.items()}
+    is_repeated = np.array_equal(
+        labels, np.resize(labels[: len(labels) // SEVERITIES], len(labels))
+    )
     for name, images in pixels.items():
         count = len(images) if images.ndim else 0
-        if not count or count % SEVERITIES or count not in (len(labels), SEVERITIES * len(labels)):
+        is_valid = count == SEVERITIES * len(labels) or (is_repeated and count == len(labels))
+        if not count or count % SEVERITIES or not is_valid:
             raise UserError(
                 f"{files[name]} has {counted(count, 'image')}, but {labels_path} has "
                 f"{counted(len(labels), 'label')}: five images for each label are needed, or "

@@ -200,29 +200,17 @@ def read(
 
 
 def remarks(dataset: Dataset) -> list[str]:
-    """Return log lines about problems of the splits.
-
-    The lines name classes without validation or test images. They also count test images that are
-    copies of other images.
-    """
-    lines = []
-    end = len(dataset.train.labels) - (dataset.validation_images or 0)
-    validation = dataset.train.labels[end:]
-    for name, labels in (("validation", validation), ("test", dataset.test.labels)):
-        missing = [c for i, c in enumerate(dataset.classes) if i not in labels]
-        if missing and len(labels):
-            more = ", …" if len(missing) > 20 else ""
-            lines.append(f"classes without {name} images: {', '.join(missing[:20])}{more}")
+    """Return a log line if test images are copies of other images."""
     train, test = (
         [hashlib.sha256(image.tobytes()).digest() for image in split.images]
         for split in (dataset.train, dataset.test)
     )
     known = set(train)
     copies = sum(digest in known for digest in test)
-    if copies:
-        total = counted(len(dataset.test.labels), "test image")
-        lines.append(f"{copies:,} of {total} are copies of training or validation images")
-    return lines
+    if not copies:
+        return []
+    total = counted(len(dataset.test.labels), "test image")
+    return [f"{copies:,} of {total} are copies of training or validation images"]
 
 
 def _report_skipped(path: Path, listing: Listing) -> None:

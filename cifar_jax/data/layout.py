@@ -141,7 +141,7 @@ def find_labeled(path: Path) -> Listing:
             f"{path} has a folder `{splits['train'].name}` but no folder `test`: name the folder "
             "whose subfolders are the classes"
         )
-    found = _find_classes(root, notes)
+    found = _find_classes(root, notes, may_be_empty=True)
     files = _labeled(found, tuple(found))
     if not files:
         raise UserError(f"{root} has no class folders with images: arrange them as {root}/CLASS/*")
@@ -166,7 +166,11 @@ def check_workdir(path: Path, workdir: Path) -> None:
 
 
 def _find_classes(
-    root: Path, notes: list[str], classes: tuple[str, ...] | None = None
+    root: Path,
+    notes: list[str],
+    classes: tuple[str, ...] | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> dict[str, _Class]:
     """Return the content of each class folder in `root`, by class. Add lines to `notes`.
 
@@ -174,6 +178,7 @@ def _find_classes(
       root: the folder.
       notes: lines for the log.
       classes: the classes of the training images. None: `root` contains the training images.
+      may_be_empty: whether a class folder may have no images. It may if `classes` is given.
 
     Raises:
       UserError: a class folder has no images or is not one of `classes`, or it is unclear which
@@ -213,7 +218,7 @@ def _find_classes(
                 f"{nearest(name, classes) or '.'} Their classes are "
                 f"{', '.join(classes[:20])}."
             )
-        elif not content.files and not classes:
+        elif not content.files and not classes and not may_be_empty:
             raise UserError(_no_images(folder, content.others))
         else:
             found[name] = content

@@ -10,6 +10,7 @@ from cifar_jax import data, devices, models
 from cifar_jax.config import FILE_KINDS
 from cifar_jax.data import Dataset, Split, cifar10, split_validation
 from cifar_jax.data.arrays import check_range
+from cifar_jax.data.images import DEFAULT_TARGET
 from cifar_jax.errors import UserError
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import Classifier, TrainedNetwork
@@ -181,6 +182,12 @@ def _dataset_name(path: Path, model: Classifier) -> str:
     If the model was trained on a folder or file of images, `path` must be a run folder. An export
     does not store the path of the images.
     """
+    is_cifar = model.classes == cifar10.CLASSES and model.target == DEFAULT_TARGET
+    if model.card.data is None and not is_cifar:
+        raise UserError(
+            f"{path} has imported weights, and does not say which images belong to it: name "
+            "labeled images with --data folder:PATH or --data npz:FILE"
+        )
     if path.is_dir():
         return RunFolder(path).identity().settings["data.dataset"]
     name = model.card.data.name if model.card.data else "cifar10"

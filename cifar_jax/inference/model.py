@@ -184,7 +184,7 @@ class TrainedNetwork(Classifier):
         custom: models.CustomModel | None = None,
     ) -> None:
         super().__init__(card, self.apply, source)
-        if card.code and custom is None and card.model.name not in models.MODELS:
+        if custom is None and card.model.name not in models.MODELS:
             raise UserError(_missing_code(card, source))
         options = card.model.model_dump(exclude={"name", "arguments"}) | card.model.arguments
         self.custom = custom = custom and replace(custom, image_size=self.image_shape[0])
@@ -225,7 +225,11 @@ class TrainedNetwork(Classifier):
 
 def _missing_code(card: ModelCard, source: Path | str) -> str:
     """Return the error message if the user must name the code of a custom model."""
-    assert card.code
+    if card.code is None:
+        return (
+            f"{source} has the network {card.model.name}, which is not part of the package: pass "
+            "it in Python, as model=..."
+        )
     copy = RunFolder(Path(source)).code
     # The run folder has no copies of the modules that the file imports.
     file = copy if copy.is_file() and not card.code.modules else card.code.file

@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from cifar_jax.data.images import read_image
 from cifar_jax.errors import UserError
-from cifar_jax.inference.attention_maps import attention_maps
+from cifar_jax.inference.attention_maps import compile_attention_maps
 from cifar_jax.inference.model import Classifier, TrainedNetwork
 
 MAX_BYTES = 20_000_000
@@ -31,7 +31,7 @@ _TOP = 5
 
 
 def application(model: Classifier, name: str) -> Starlette:
-    """Return the web application for a trained model.
+    """Return the web application for a trained model, after compiling the model.
 
     `GET /` returns the page. `POST /predict` takes the content of an image file, and returns a JSON
     object with the classes. If it fails, it returns an object with the field `error` and the status
@@ -48,13 +48,20 @@ def application(model: Classifier, name: str) -> Starlette:
         "classes": list(model.classes),
         "max_bytes": MAX_BYTES,
     }
+    attention_maps = compile_attention_maps(model) if isinstance(model, TrainedNetwork) else None
     lock = threading.Lock()  # A prediction uses all cores, so compute one at a time.
+
+    def classify(pixels: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        with lock:
+            maps = attention_maps(pixels) if attention_maps else {}
+            probabilities = model.predict(pixels[None])[0]
+            return probabilities, {layer: np.asarray(weights) for layer, weights in maps.items()}
+
+    classify(np.zeros(model.card.input_shape, np.uint8))  # Compile before the first request.
 
     def answer(content: bytes) -> dict[str, Any]:
         pixels = read_image(content, "The file", model.card.white, model.target)
-        with lock:
-            probabilities = model.predict(pixels[None])[0]
-            maps = attention_maps(model, pixels) if isinstance(model, TrainedNetwork) else {}
+        probabilities, maps = classify(pixels)
         order = (-probabilities).argsort(kind="stable")[:_TOP]
         return {
             "top": [

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from cifar_jax import models
 from cifar_jax.config import Config, Model, Optimizer, flatten
 from cifar_jax.data import cifar10
+from cifar_jax.data.arrays import check_classes
 from cifar_jax.errors import UserError, counted
 from cifar_jax.inference import torch_names
 from cifar_jax.inference.model import TrainedNetwork
@@ -114,6 +115,7 @@ def import_torch(
     variables = torch_names.from_torch(name, tensors, shapes, file)
     named = f"--classes names {len(classes)}" if classes else "their names are unknown"
     classes = tuple(classes or cifar10.CLASSES)
+    check_classes(classes, "--classes")
     if outputs != len(classes):
         raise UserError(
             f"{file} has {counted(outputs, 'class', 'classes')}, but {named}: give {outputs} "

@@ -2,6 +2,8 @@
 
 from itertools import groupby
 
+import numpy as np
+
 from cifar_jax import models
 from cifar_jax.data import pipeline
 from cifar_jax.errors import counted
@@ -11,14 +13,28 @@ from cifar_jax.training.setup import Setup
 
 
 def settings_lines(setup: Setup, initial: Pretrained | None) -> list[str]:
-    """Return log lines about image sizes, fine-tuning, the schedule and the number of steps.
+    """Return log lines about classes, image sizes, fine-tuning, the schedule and the steps.
 
     Args:
       setup: the setup of the run.
       initial: trained network that the run starts from. None: random weights, or a resumed run.
     """
-    lines = [*_phase_lines(setup), *_fine_tuning_lines(setup, initial)]
+    lines = [*_class_lines(setup), *_phase_lines(setup), *_fine_tuning_lines(setup, initial)]
     return [*lines, *_warmup_lines(setup), *_few_steps_lines(setup)]
+
+
+def _class_lines(setup: Setup) -> list[str]:
+    """Return a log line for each split that lacks images of some classes."""
+    lines = []
+    splits = {"training": setup.train, "validation": setup.validation, "test": setup.dataset.test}
+    for name, split in splits.items():
+        missing = np.setdiff1d(np.arange(len(setup.dataset.classes)), split.labels)
+        if len(missing) and len(split.labels):
+            names = ", ".join(setup.dataset.classes[label] for label in missing[:20])
+            lines.append(f"classes without {name} images: {names}{', …' * (len(missing) > 20)}")
+            if name == "training" and setup.dataset.validation_images is None:
+                lines[-1] += ". Are the images sorted by class? The last ones are for validation."
+    return lines
 
 
 def _fine_tuning_lines(setup: Setup, initial: Pretrained | None) -> list[str]:

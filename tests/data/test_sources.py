@@ -42,6 +42,7 @@ def test_npz_of_keras_and_of_medmnist(tmp_path: Path) -> None:
     assert (first.validation_images, second.validation_images) == (None, 3)
     assert first.fingerprint == second.fingerprint
     np.testing.assert_array_equal(first.test.images, [expected(image) for image in GRAY[9:]])
+    assert second.notes == ("validation images: those of the file (data.validation is not used)",)
     large = data.load(f"npz:{keras}", target=data.Target(64)).test.images
     assert large.shape == (3, 64, 64, 3)
     assert data.load(f"npz:{keras}").fingerprint == first.fingerprint
@@ -91,6 +92,9 @@ def test_damaged_npz(tmp_path: Path) -> None:
         data.load_labeled(f"npz:{path}")
     np.savez(path, images=COLOR, labels=LABELS, class_names=np.arange(3))
     with pytest.raises(UserError, match="must contain one string for each class"):
+        data.load_labeled(f"npz:{path}")
+    np.savez(path, images=COLOR, labels=LABELS, class_names=["cat", "dog", "cat"])
+    with pytest.raises(UserError, match="contains cat twice"):
         data.load_labeled(f"npz:{path}")
     np.savez(path, images=COLOR, labels=LABELS, class_names=["cat", "dog"])
     with pytest.raises(UserError, match="contain 2, but there are only 2 classes"):
@@ -198,6 +202,9 @@ def test_corruptions_of_the_benchmark_come_first(tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", LABELS)
     with pytest.raises(UserError, match=r"fog.npy has 10 images, but .*labels.npy has 12 labels"):
         list(corruptions.read(tmp_path))
+    np.save(tmp_path / "labels.npy", LABELS[:10])
+    with pytest.raises(UserError, match=r"has 10 images, but .*labels.npy has 10 labels: five"):
+        list(corruptions.read(tmp_path))  # The labels of a single severity are not repeated.
     (tmp_path / "labels.npy").unlink()
     with pytest.raises(UserError, match=r"has no labels.npy"):
         list(corruptions.read(tmp_path))

@@ -216,6 +216,7 @@ def test_a_folder_with_some_of_the_classes(
     run, (images, labels) = make_digits_run(), DIGITS.test
     chosen = np.flatnonzero(labels == 3)
     Path("mine/3").mkdir(parents=True)
+    Path("mine/4").mkdir()  # An empty folder is a class without images.
     for index in chosen:
         Image.fromarray(images[index]).save(f"mine/3/{index}.png")
     model = cifar_jax.load(run)

@@ -16,7 +16,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
-from cifar_jax.inference.attention_maps import attention_maps
+from cifar_jax.inference.attention_maps import compile_attention_maps
 from cifar_jax.inference.load import load
 from cifar_jax.inference.model import TrainedNetwork
 from cifar_jax.inference.server import MAX_BYTES, _spotlight, application
@@ -92,7 +92,7 @@ def test_attention_map_equals_a_direct_computation(network) -> None:
     """The expected map of the first layer is the mean of softmax(query @ key.T)."""
     assert isinstance(network, TrainedNetwork)
     image = np.random.default_rng(1).integers(0, 255, (32, 32, 3), np.uint8)
-    maps = attention_maps(network, image)
+    maps = compile_attention_maps(network)(image)
     assert {name: m.shape for name, m in maps.items()} == {
         "attention1": (32, 32),
         "attention2": (16, 16),

@@ -14,6 +14,7 @@ from short_runs import assert_same_run, killed_at, rows_of, train
 from tiny import DATASET, TINY, after_an_epoch
 
 from cifar_jax.config import Config
+from cifar_jax.data import Split
 from cifar_jax.logits import loss_and_accuracy
 from cifar_jax.models import initialization
 from cifar_jax.runs.checkpoints import Checkpoints
@@ -184,6 +185,19 @@ def test_initial_weights_and_their_average(make_config: Make, source: str) -> No
     if source == "init__dirac":
         np.testing.assert_array_equal(kernel[1, 1, :, :3], np.eye(3))
         assert (kernel[..., 3:] != 0).mean() > 0.99
+
+
+def test_the_log_names_classes_without_images(make_config: Make) -> None:
+    order = np.argsort(DATASET.train.labels, kind="stable")
+    sorted_train = Split(*(array[order] for array in DATASET.train))
+    dataset = DATASET._replace(train=sorted_train)
+    last = int(sorted_train.labels[-1])
+    held_out = int((sorted_train.labels == last).sum())
+    setup = build_setup(make_config(**TINY | {"data__validation": held_out}), dataset=dataset)
+    first, second = (line for line in settings_lines(setup, None) if "classes without" in line)
+    assert first.startswith(f"classes without training images: {dataset.classes[last]}. Are the")
+    others = ", ".join(name for name in dataset.classes if name != dataset.classes[last])
+    assert second == f"classes without validation images: {others}"
 
 
 # Phases
