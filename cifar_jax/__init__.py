@@ -99,6 +99,8 @@ def train(
         experiment = config.model.name
         if experiment in catalog.names():
             overrides = changes(catalog.load(experiment).config, config)
+        else:  # The settings may be changed ones of an experiment of the paper.
+            config = config.model_copy(update={"paper": None})
     else:
         found = catalog.load(str(config))
         experiment, config, custom = found.name, found.config, found.custom

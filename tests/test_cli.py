@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 import cifar_jax
-from cifar_jax import catalog, cli, errors
+from cifar_jax import catalog, cli, config, errors
 from cifar_jax.cli.output import print_table
 from cifar_jax.errors import Stopped, UserError
+from cifar_jax.runs.schemas import Result, RunIdentity, dump, parse
 from cifar_jax.training.request import RunRequest
 
 COMMANDS = (
@@ -61,6 +62,17 @@ def start(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a `cifar-jax` command in a new process."""
     command = [sys.executable, "-m", "cifar_jax", *arguments]
     return subprocess.run(command, stderr=subprocess.PIPE, text=True, **options)
+
+
+def write_result(folder: Path, name: str, epochs: int) -> None:
+    """Write the files of a finished run with a batch size of 7."""
+    changed = config.override(catalog.load(name).config, ["batch_size=7", f"epochs={epochs}"])
+    identity = {"experiment": name, "seed": 0, "overrides": {"batch_size": 7}}
+    identity["settings"] = config.flatten(changed)
+    record = json.loads((Path(__file__).parents[1] / "results/basic-seed0.json").read_text())
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(dump(RunIdentity(**identity))))
+    (folder / "result.json").write_text(json.dumps(dump(parse(record | identity, Result, "run"))))
 
 
 # Help and listings
@@ -236,16 +248,17 @@ def test_the_exit_code_is_2_if_one_of_several_runs_fails(run: Cli, trained: list
 
 
 def test_a_signal_stops_all_runs(run: Cli, tmp_path: Path, trained: list[Path]) -> None:
-    finished = tmp_path / "runs/resnet10@batch_size=7/seed0"
-    finished.mkdir(parents=True)
-    (finished / "result.json").write_text("{}")
-    done = run("train", "basic", "net", "resnet10", "--set", "batch_size=7")
+    for name, epochs in (("resnet10", 135), ("net-bn-gap", 40)):
+        write_result(tmp_path / f"runs/{name}@batch_size=7/seed0", name, epochs)
+    names = ("basic", "net", "resnet10", "net-bn-gap")
+    done = run("train", *names, "--set", "batch_size=7")
     assert done.code == 128 + signal.SIGTERM
     assert trained == [Path("runs/basic@batch_size=7/seed0")]
     assert "basic seed 0: saved and stopped" in done.out
     assert "net seed 0: not started" in done.out
     assert "resnet10 seed 0: already finished" in done.out
-    assert "1 of 3 runs are finished" in done.out
+    assert "net-bn-gap seed 0: not started" in done.out  # It has 40 of 50 epochs.
+    assert "1 of 4 runs are finished" in done.out
 
 
 # Errors

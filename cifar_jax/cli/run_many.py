@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from cifar_jax.callbacks.progress import result_line
 from cifar_jax.errors import Stopped, UserError, explain
 from cifar_jax.report.table import mean_std
+from cifar_jax.runs.folder import finished_result
 from cifar_jax.runs.schemas import Result
 
 if TYPE_CHECKING:
@@ -40,8 +41,7 @@ def train_each(
     for request in requests:
         name = f"{request.experiment} seed {request.seed}"
         if stopped:
-            # With --fresh, a result in the folder is that of an old run.
-            done = not request.fresh and (request.workdir / "result.json").exists()
+            done = _is_finished(request)
             finished += done
             lines.append(f"{name}: {'already finished' if done else 'not started'}")
             continue
@@ -79,3 +79,13 @@ def train_each(
         raise UserError(
             f"{failed} of {len(requests)} runs failed (see above): correct the cause, then {again}"
         )
+
+
+def _is_finished(request: RunRequest) -> bool:
+    if request.fresh:  # A result in the folder is that of an old run.
+        return False
+    try:
+        result = finished_result(request.workdir, request.identity(), extend=request.extend)
+    except UserError:  # The folder holds another run.
+        return False
+    return result is not None

@@ -84,13 +84,9 @@ def tune(
     experiment = catalog.load(name)
     shared = config.override(experiment.config, settings)
     workdir = workdir or Path("runs") / f"{_default_name(experiment, shared)}-study"
+    is_set = any(text.partition("=")[0].strip() == "data.validation" for text in settings)
     notes = []
-    if shared.data.validation == 0:
-        if any(text.partition("=")[0].strip() == "data.validation" for text in settings):
-            raise UserError(
-                "--set data.validation=0 holds out no images, but a study needs validation images: "
-                "leave out this setting, or set it to a fraction such as 0.1"
-            )
+    if shared.data.validation == 0 and not is_set:
         shared = config.override(shared, [f"data.validation={_VALIDATION}"])
         notes = [f"data.validation is {_VALIDATION} in this study instead of 0"]
     space = _space(experiment, shared, searches)
@@ -123,6 +119,13 @@ def tune(
     check_folder(spec)
     # Check settings and data before the study is created, so that an error creates no study.
     setup = build_setup(shared, experiment.custom or CustomParts())
+    if not len(setup.validation.labels):
+        raise UserError(
+            "--set data.validation=0 holds out no images, but a study needs validation images: "
+            "leave out this setting, or set it to a fraction such as 0.1"
+        )
+    if setup.dataset.validation_images is not None:  # The data set has its own.
+        notes = []
     say = Progress().note
     tuner = Tuner(spec, say)
     images = counted(len(setup.validation.labels), "validation image")

@@ -62,7 +62,13 @@ def run_folders(path: Path, *, trials: bool = True) -> Iterator[Path]:
     The trials of a study are left out, unless `path` is the folder of the study and `trials` is
     True.
     """
-    for folder, subfolders, files in os.walk(path):
+    seen = set()
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        place = Path(folder).resolve()
+        if place in seen:  # A link leads back to a folder that contains it.
+            subfolders.clear()
+            continue
+        seen.add(place)
         subfolders.sort()
         if STUDY in files and (not trials or Path(folder) != path):
             subfolders.clear()

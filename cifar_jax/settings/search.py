@@ -79,11 +79,10 @@ def check(settings: Settings, search: Any, fixed: Collection[str] = ()) -> Space
             raise UserError(
                 f"{name} is {values!r:.100}, but it must be a Range or a list of values"
             )
-    # Set all searched settings together: `averaging.decay` exists only with `averaging.name`.
     first = {name: _ends(values)[0] for name, values in search.items()}
     space: dict[str, Range | Sequence[Any]] = {}
     for name, values in search.items():
-        typed = [_typed(settings, {**first, name: value}, name) for value in _ends(values)]
+        typed = [_typed(settings, first, name, value) for value in _ends(values)]
         if isinstance(values, Range):
             if any(isinstance(end, bool) or not isinstance(end, int | float) for end in typed):
                 raise UserError(f"{name} is not a number: list its values instead of a Range")
@@ -105,10 +104,15 @@ def _ends(values: Range | Sequence[Any]) -> Sequence[Any]:
     return (values.low, values.high) if isinstance(values, Range) else values
 
 
-def _typed(settings: Settings, values: Mapping[str, Any], name: str) -> Any:
-    """Return the value of the setting `name`, converted to the type of the setting."""
-    try:
-        flat = flatten(override(settings, changes(values)))
-    except UserError as error:
-        raise UserError(str(error).removeprefix("--set ")) from None
-    return flat.get(name, values[name])
+def _typed(settings: Settings, first: Mapping[str, Any], name: str, value: Any) -> Any:
+    """Return a value of the setting `name`, converted to the type of the setting.
+
+    The value must be valid by itself, or together with the first values of the other searched
+    settings. For example, `averaging.decay` is valid only with `averaging.name`.
+    """
+    for values in ({name: value}, {**first, name: value}):
+        try:
+            return flatten(override(settings, changes(values))).get(name, value)
+        except UserError as error:
+            message = str(error).removeprefix("--set ")
+    raise UserError(message)

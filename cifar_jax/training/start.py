@@ -164,8 +164,9 @@ def restore_or_init(
     lines = distributed.run_on_main(
         lambda: model_card.update_card(request, setup, folder, checkpoints, card)
     )
-    lines += distributed.run_on_main(lambda: _add_session(setup, folder))
     state, saved, damaged = checkpoints.restore_latest(beginning)
+    # If no checkpoint can be restored, there is no session, and the next start reports its changes.
+    lines += distributed.run_on_main(lambda: _add_session(setup, folder))
     if request.extend:
         distributed.run_on_main(lambda: folder.extend(request.identity()))
     epoch = int(state.epoch)

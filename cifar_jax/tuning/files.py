@@ -43,10 +43,16 @@ def best_file(spec: StudySpec) -> Path:
 def best_experiment(spec: StudySpec, study: Study, path: Path) -> str:
     """Return the text of an experiment file with the settings of the best trial."""
     best = study.ranking[0]
-    # The validation images of the study become training images, unless a setting needs them.
-    kept = [text for text in spec.overrides if text.partition("=")[0].strip() != "data.validation"]
     settings = override(spec.config, search.changes(best.values))
-    if settings.train.early_stopping or settings.train.best_by != "accuracy":
+    needs_validation = (
+        spec.experiment.config.data.validation
+        or settings.train.early_stopping
+        or settings.train.best_by != "accuracy"
+        or settings.schedule.name == "plateau"
+    )
+    # The validation images of the study become training images, unless they are needed.
+    kept = [text for text in spec.overrides if text.partition("=")[0].strip() != "data.validation"]
+    if needs_validation:
         kept.append(f"data.validation={as_text(settings.data.validation)}")
     changes = "".join(
         f"    {json.dumps(text)},\n" for text in [*kept, *search.changes(best.values)]

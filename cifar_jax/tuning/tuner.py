@@ -178,6 +178,8 @@ class Tuner:
             self._say(f"{name} is pruned: {str(error).partition('.')[0]}")
         except Exception:
             study.tell(trial, state=TrialState.FAIL)
+            with self._locked():
+                self._write()
             raise
         else:
             accuracy = RunFolder(folder).rows()[-1].validation_accuracy

@@ -13,6 +13,10 @@ def test_runs_are_found_at_any_depth_and_once(make_run: MakeRun, tmp_path: Path)
     b = make_run("net", 0, folder="gpu/monday/net")
     (a / "checkpoints").mkdir()
     (a / "checkpoints" / "config.json").write_text("not a run's")
+    disk = tmp_path / "disk"
+    b.rename(disk)
+    b.symlink_to(disk)
+    (tmp_path / "runs/loop").symlink_to(tmp_path / "runs")
     assert {run.path for run in read_runs([tmp_path / "runs", a])} == {a, b}
 
 

@@ -28,6 +28,8 @@ def test_values_get_the_types_of_the_settings() -> None:
     assert isinstance(space["optimizer.lr"].low, float)
     assert isinstance(space["data.crop_padding"].low, int)
     assert space["batch_size"] == [64, 128]
+    mixed = {"data.mixup": [0.2, 0.0], "data.cutmix": [1.0, 0.0]}  # 0.2 and 1.0 contradict.
+    assert search.check(CONFIG, mixed) == mixed
     for phases in space["phases"]:
         assert search.check(CONFIG, {"phases": [phases]})["phases"] == [phases]
 

@@ -229,9 +229,11 @@ def test_run_whose_checkpoints_are_all_damaged_is_refused(config: Config, tmp_pa
     kill_run(config, tmp_path, "[EPOCH 003 | IT 00016]")
     for number in (1, 2):
         damage(tmp_path / f"checkpoints/{number}")
+    before = (tmp_path / "env.json").read_bytes()
     with pytest.raises(UserError, match="The run has no other checkpoint"):
         train(config, tmp_path)
     assert (tmp_path / "checkpoints/2").exists()
+    assert (tmp_path / "env.json").read_bytes() == before  # No session was added.
 
 
 def test_interval_saves_within_an_epoch(config: Config, finished: Path, tmp_path: Path) -> None:

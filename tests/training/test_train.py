@@ -143,6 +143,17 @@ def test_python_api_trains_as_the_command_line_does(
     assert cifar_jax.train(config, tmp_path / "python") == result
 
 
+def test_python_api_does_not_compare_changed_settings_with_the_paper(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    requests = []
+    monkeypatch.setattr(training, "train", lambda request, _: requests.append(request) or True)
+    config = override(catalog.load("resnet18-adam").config, ["epochs=1"])
+    cifar_jax.train(config, tmp_path)
+    assert config.paper
+    assert requests[0].config.paper is None
+
+
 def test_python_api_takes_a_path_and_refuses_a_model_with_a_known_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

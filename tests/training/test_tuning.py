@@ -16,7 +16,7 @@ from cifar_jax import catalog
 from cifar_jax.callbacks.base import Callback
 from cifar_jax.catalog import Experiment
 from cifar_jax.cli.train import Folders, make_request
-from cifar_jax.config import Config, Range, flatten
+from cifar_jax.config import Config, Range, flatten, override
 from cifar_jax.errors import Diverged, UserError
 from cifar_jax.report.study import Study, TrialState, read_study
 from cifar_jax.runs.folder import RunFolder
@@ -232,6 +232,22 @@ def test_the_best_settings_are_an_experiment(make_spec, tmp_path: Path) -> None:
     assert loaded.custom.schedule
     changed = {"epochs": 4, **best.values}
     assert flatten(loaded.config) == flatten(experiment.config) | changed
+    # A schedule that observes the validation loss keeps the validation images of the study.
+    plateau = override(spec.config, ["schedule.name=plateau", "data.validation=8"])
+    spec = spec._replace(folder=tmp_path / "plateau", config=plateau)
+    run(spec._replace(overrides=[*overrides, "schedule.name=plateau"]), 1)
+    assert catalog.load(str(best_file(spec))).config.data.validation == 8
+
+
+def test_a_trial_that_fails_is_not_shown_as_running(make_spec, monkeypatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise UserError("no images")
+
+    monkeypatch.setattr(tuners, "train", fail)
+    spec = make_spec()
+    with pytest.raises(UserError, match="no images"):
+        run(spec, 1)
+    assert [trial.state for trial in read_study(spec.folder).trials] == [TrialState.FAILED]
 
 
 @pytest.mark.parametrize(
