@@ -62,6 +62,8 @@ def report(
         )
     if results and not runs:
         raise UserError("no run folder is given: name the run folders to record")
+    if no_pictures and (results or readme):
+        raise UserError("--no-pictures has no effect with --record or --readme: leave it out")
     if no_outputs and not results:
         raise UserError("--no-outputs has no effect without --record FOLDER: add it")
     from cifar_jax import report

@@ -129,7 +129,7 @@ class Judgment(NamedTuple):
     test_error: float | None = None
     """Standard error of `difference` from the choice of the test images. None: no outputs."""
     changed: bool = False
-    """Whether the runs have changed settings, the same in both experiments."""
+    """Whether the runs have changed settings, with the same values in both experiments."""
     notes: tuple[str, ...] = ()
     """Sentences about unfinished runs, changed settings, or runs that cannot be compared."""
 
@@ -194,12 +194,12 @@ def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
         if pair is None:
             return Judgment(number, claim, "unfinished" if notes else "not tested", notes=notes)
         a, b = pair
-        if a.changes:
-            notes += (f"The runs have changed settings: {' '.join(settings_text(a.changes))}.",)
+        if changes := {**a.changes, **b.changes}:
+            notes += (f"The runs have changed settings: {' '.join(settings_text(changes))}.",)
         if not by_seed(a).keys() & by_seed(b).keys():
             state: Verdict = "unfinished" if any(map(_open, pair)) else "not tested"
             notes = notes or ("No seed is finished in both experiments.",)
-            return Judgment(number, claim, state, notes=notes, changed=bool(a.changes))
+            return Judgment(number, claim, state, notes=notes, changed=bool(changes))
         result = compare(a, b)
         notes += repeated_seeds(a, result.seeds) + repeated_seeds(b, result.seeds)
     except UserError as error:
@@ -211,7 +211,7 @@ def _judge(number: int, claim: Claim, groups: Sequence[SeedGroup]) -> Judgment:
         result.seeds,
         result.difference,
         test_error=result.test_error,
-        changed=bool(a.changes),
+        changed=bool(changes),
         notes=notes,
     )
     if len(result.seeds) == 1:
@@ -249,18 +249,17 @@ def _find_pair(claim: Claim, groups: Sequence[SeedGroup]) -> tuple[SeedGroup, Se
     )
     if not a or not b:
         return None
-    alike = [(x, y) for x in a for y in b if x.changes == y.changes]
+    alike = [(x, y) for x in a for y in b if not _different_changes(x, y)]
     if not alike:
         x, y = a[0], b[0]
-        changes = {**x.changes, **y.changes}
-        name = next(n for n in changes if x.changes.get(n) != y.changes.get(n))
         raise UserError(
-            f"the runs of {title(x)} and {title(y)} have different changes of {name}: train both "
-            "without --set"
+            f"the runs of {title(x)} and {title(y)} have different changes of "
+            f"{_different_changes(x, y)[0]}: train both without --set"
         )
-    if len(alike) > 1 and alike[0][0].changes:  # Groups without changes come first.
-        raise UserError(f"several settings fit the claim: {'; '.join(title(x) for x, _ in alike)}")
     x, y = alike[0]
+    if len(alike) > 1 and (x.changes or y.changes):  # Groups without changes come first.
+        listing = "; ".join(f"{title(x)} and {title(y)}" for x, y in alike)
+        raise UserError(f"several settings fit the claim: {listing}")
     first, second = x.runs[0].identity, y.runs[0].identity
     for name in sorted(first.keys() | second.keys()):
         if first.get(name) != second.get(name) and name not in claim.differs:
@@ -269,6 +268,16 @@ def _find_pair(claim: Claim, groups: Sequence[SeedGroup]) -> tuple[SeedGroup, Se
                 "allow"
             )
     return x, y
+
+
+def _different_changes(a: SeedGroup, b: SeedGroup) -> list[str]:
+    """Return the names of changed settings that have different values in two groups.
+
+    A changed setting may have the same value as in the file of the other experiment.
+    """
+    values_a, values_b = ({**group.runs[0].identity, **group.changes} for group in (a, b))
+    names = {**a.changes, **b.changes}
+    return [name for name in names if values_a.get(name) != values_b.get(name)]
 
 
 def _open(group: SeedGroup) -> list[RunRecord]:

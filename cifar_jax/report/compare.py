@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from cifar_jax.config import as_text
 from cifar_jax.errors import UserError, counted, nearest
 from cifar_jax.files import local_path
 from cifar_jax.report.groups import SeedGroup, collect, settings_text
@@ -70,7 +71,8 @@ class Comparison(NamedTuple):
     """Two-sided p-value of the sign-flip test. None for fewer than two seeds."""
     test_error: float | None
     """Standard error of `difference` that is due to the finite number of test images, in percentage
-    points. None for the validation accuracy, and if no outputs are stored."""
+    points. None for the validation accuracy, if no outputs are stored, and if the groups stored
+    the test images in different orders."""
     spread_a: Spread | None
     """Spread of the first group. None for fewer than two seeds, or without stored outputs."""
     spread_b: Spread | None
@@ -99,7 +101,7 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
 
     Raises:
       UserError: no seed is finished in both groups, a result lacks the metric, or the runs used
-        different data sets.
+        different data sets or different validation images.
     """
     runs_a, runs_b = by_seed(a), by_seed(b)
     seeds = tuple(sorted(runs_a.keys() & runs_b.keys()))
@@ -109,6 +111,8 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
             f"{title(b)} has {_seeds(runs_b)}"
         )
     _check_data([*runs_a.values(), *runs_b.values()])
+    if metric == "validation_accuracy":
+        _check_validation([*runs_a.values(), *runs_b.values()])
     pairs_a = {seed: runs_a[seed] for seed in seeds}
     pairs_b = {seed: runs_b[seed] for seed in seeds}
     accuracy_a = tuple(_accuracy(run, metric) for run in pairs_a.values())
@@ -116,8 +120,8 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
     differences = [y - x for x, y in zip(accuracy_a, accuracy_b, strict=True)]
     several = len(seeds) > 1  # An interval needs two or more pairs.
     low, high = bootstrap_interval(differences) if several else (None, None)
-    correct_a = _correct(pairs_a) if metric == "test_accuracy" else None
-    correct_b = _correct(pairs_b) if metric == "test_accuracy" else None
+    labels_a, correct_a = _correct(pairs_a) if metric == "test_accuracy" else (None, None)
+    labels_b, correct_b = _correct(pairs_b) if metric == "test_accuracy" else (None, None)
     return Comparison(
         accuracy_a,
         accuracy_b,
@@ -126,7 +130,7 @@ def compare(a: SeedGroup, b: SeedGroup, metric: str = "test_accuracy") -> Compar
         low,
         high,
         sign_flip_p_value(differences) if several else None,
-        test_set_error(correct_a, correct_b),
+        test_set_error(correct_a, correct_b) if _equal(labels_a, labels_b) else None,
         spread(correct_a) if several and correct_a is not None else None,
         spread(correct_b) if several and correct_b is not None else None,
     )
@@ -290,9 +294,27 @@ def _check_data(runs: list[RunRecord]) -> None:
     (first, expected), *others = results.items()
     for path, result in others:
         if result.data_content != expected.data_content:
+            one, other = _images(expected), _images(result)
+            if one == other:
+                raise UserError(f"the images of {one} changed between {first} and {path}")
             raise UserError(
-                f"the runs used different data sets: {first} used {_images(expected)}, {path} used "
-                f"{_images(result)}"
+                f"the runs used different data sets: {first} used {one}, {path} used {other}"
+            )
+
+
+def _check_validation(runs: list[RunRecord]) -> None:
+    """Raise UserError if the runs held out different numbers of validation images."""
+    first, *others = runs
+    for run in others:
+        pair = (first, run)
+        value, other = (each.settings.get("data.validation") for each in pair)
+        counts = [each.card.data.validation_images for each in pair if each.card and each.card.data]
+        same_count = len(counts) == 2 and counts[0] == counts[1]  # 0.1 and 5000 can be the same.
+        if value != other and not same_count:
+            raise UserError(
+                f"the runs have different validation images: data.validation is {as_text(value)} "
+                f"in {first.path}, but {as_text(other)} in {run.path}. Train both with the same "
+                "value"
             )
 
 
@@ -302,20 +324,34 @@ def _images(result: Result) -> str:
     return f"{result.dataset} at {settings.get('data.image_size', 32)} pixels{crop}"
 
 
-def _correct(runs: Mapping[int, RunRecord]) -> np.ndarray | None:
-    """Return which test images each run classifies correctly, bool `[runs, images]`.
+def _correct(
+    runs: Mapping[int, RunRecord],
+) -> tuple[np.ndarray, np.ndarray] | tuple[None, None]:
+    """Return the labels of the test images, and which images each run classifies correctly.
 
-    The result is None if a run has no stored outputs, if the numbers of images differ, or if there
-    is only one image.
+    Both are None if a run has no stored outputs, if the labels of the runs differ, or if there is
+    only one image.
+
+    Returns:
+      Labels `[images]`, and bool `[runs, images]`.
     """
     import numpy as np
 
     outputs = [read_outputs(run.outputs) for run in runs.values() if run.outputs]
-    if len(outputs) < len(runs) or len({len(output.labels) for output in outputs}) > 1:
-        return None
-    if len(outputs[0].labels) < 2:  # A single image has no variance.
-        return None
-    return np.stack([output.logits.argmax(-1) == output.labels for output in outputs])
+    if len(outputs) < len(runs):
+        return None, None
+    labels = outputs[0].labels
+    if not all(_equal(output.labels, labels) for output in outputs):
+        return None, None
+    if len(labels) < 2:  # A single image has no variance.
+        return None, None
+    return labels, np.stack([output.logits.argmax(-1) == output.labels for output in outputs])
+
+
+def _equal(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    import numpy as np
+
+    return a is not None and b is not None and np.array_equal(a, b)
 
 
 def _seeds(runs: Mapping[int, RunRecord]) -> str:

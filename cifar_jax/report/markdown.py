@@ -65,8 +65,9 @@ def page(groups: Sequence[SeedGroup], studies: Sequence[Study], figure: str | No
         "# Paper and measured",
         table(paper, _RESULTS),
         "Accuracy on the test images. “Measured” is after the last epoch: mean ± sample standard "
-        "deviation over seeds. “At best validation” is at the epoch with the best validation "
-        "accuracy. The test images never select an epoch. “Wall time” is the time of one run.",
+        "deviation over seeds. “At best validation” is at the best epoch by `train.best_by`, by "
+        "default the validation accuracy. The test images never select an epoch. “Wall time” is "
+        "the time of one run.",
     ]
     if better:
         blocks += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from matplotlib.transforms import Bbox
 from cifar_jax.report.groups import SeedGroup
 from cifar_jax.report.plots import GREY, INK, TRAIN, VALIDATION
 from cifar_jax.report.recipes import Peer
-from cifar_jax.report.table import wall_seconds
+from cifar_jax.report.table import device, wall_seconds
 
 _STYLES = {
     "the paper's recipe": (TRAIN, "o"),
@@ -45,6 +46,8 @@ class Point(NamedTuple):
     accuracy: float
     """Test accuracy in percent: mean over the seeds."""
     is_gpu: bool
+    machine: str
+    """The first machine."""
 
 
 def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
@@ -60,11 +63,13 @@ def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
                     seconds / 60,
                     statistics.fmean(group.measured()),
                     results[0].device.platform != "cpu",
+                    device(group.finished[0].sessions[0]),
                 )
             )
     for peer in peers:
         name = peer.name.partition(" (")[0]
-        measured.append(Point(name, "other people's code", peer.minutes, peer.accuracy, False))
+        kind = "other people's code"
+        measured.append(Point(name, kind, peer.minutes, peer.accuracy, False, peer.machine))
     return measured
 
 
@@ -92,10 +97,19 @@ def draw(measured: Sequence[Point]) -> Figure:
 
 
 def _panel(axes: Axes, title: str, measured: Sequence[Point], space: float) -> None:
-    """Draw a panel. `space` is the fraction of the width to the right of the last point."""
+    """Draw a panel. `space` is the fraction of the width to the right of the last point.
+
+    Points of the most frequent machine are filled. Points of other machines are hollow.
+    """
+    machines = Counter(point.machine for point in measured).most_common()
     for point in measured:
         color, marker = _STYLES[point.kind]
-        axes.plot(point.minutes, point.accuracy, marker, color=color, ms=6, zorder=3)
+        fill = "full" if point.machine == machines[0][0] else "none"
+        axes.plot(
+            point.minutes, point.accuracy, marker, color=color, ms=6, zorder=3, fillstyle=fill
+        )
+    if len(machines) > 1:
+        title += " (hollow: another processor)"
     axes.set_xscale("log")
     times = [point.minutes for point in measured] or [1.0]
     low, last = min(times) / 1.5, max(times)

@@ -35,8 +35,7 @@ class Row(NamedTuple):
     difference: str
     """`measured` minus `paper`, in percentage points."""
     best: str
-    """Test accuracy at the epoch with the best validation accuracy, in percent: mean over the
-    seeds."""
+    """Test accuracy at the best epoch by `train.best_by`, in percent: mean over the seeds."""
     seeds: str
     """Number of seeds as text, such as `(3 seeds)`. Empty for a single seed. The number of runs is
     added if a seed was run more than once."""

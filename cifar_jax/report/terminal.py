@@ -63,8 +63,8 @@ def show(
     where = "" if device_column or not devices else f" Device: {escape('; '.join(sorted(devices)))}"
     console.print(
         "Accuracy on the test images in percent, after the last epoch: mean ± standard deviation "
-        "over seeds. At best: at the epoch with the best validation accuracy. Time: wall time "
-        f"of one run.{where}",
+        "over seeds. At best: at the best epoch by train.best_by, by default the validation "
+        f"accuracy. Time: wall time of one run.{where}",
         style="dim",
     )
 

@@ -146,7 +146,7 @@ def _cells(matrix: np.ndarray, percent: np.ndarray) -> list[list[Cell]]:
 
 
 def _percent_text(share: float) -> str:
-    return "" if share == 0 else "<1" if share < 0.5 else f"{share:.0f}"
+    return "" if share == 0 else "<1" if share <= 0.5 else f"{share:.0f}"
 
 
 def _sparse(matrix: np.ndarray) -> str:

@@ -104,12 +104,22 @@ def test_pairs_that_differ_in_more_than_the_claim_are_refused(
     out, err = capsys.readouterr()
     assert out.count("refused") == 2
     assert "claim 1: the runs of basic and net data.flip=true have different changes of data" in err
-    assert "claim 8: the runs used different data sets" in err
+    assert "claim 8: the images of cifar10 at 32 pixels changed between " in err
     assert err.count("\n") == 1
     make_run("basic", 0, overrides=change, folder="basic@flip/seed0")
     judgment = judgments(tmp_path)[1]
     assert judgment.verdict == "undecided: one seed"
     assert judgment.notes == ("The runs have changed settings: data.flip=true.",)
+
+
+def test_a_change_to_the_value_of_the_other_experiment_is_accepted(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    make_run("net", 0, overrides={"epochs": 50}, folder="net@50/seed0")
+    make_run("net-bn-gap", 0)  # 50 epochs
+    judgment = judgments(tmp_path)[2]
+    assert (judgment.verdict, judgment.changed) == ("undecided: one seed", True)
+    assert judgment.notes == ("The runs have changed settings: epochs=50.",)
 
 
 def test_only_missing_runs_are_trained(

@@ -100,7 +100,7 @@ def test_pairs_that_cannot_be_compared_are_refused(
     for a, b, message in (
         ("basic", "net", "have only seed 0 in common"),
         ("basic", "net-bn-gap", "no seed is finished in both groups"),
-        ("basic", "resnet10", "cifar10 at 32 pixels, "),
+        ("basic", "resnet10", "the images of cifar10 at 32 pixels changed between "),
         ("basic", "resnet18-sgd", "no run of resnet18-sgd"),
         ("basic", "nothing", "neither an experiment nor a path"),
         ("basic", str(tmp_path / "runs"), "several settings"),
@@ -111,6 +111,36 @@ def test_pairs_that_cannot_be_compared_are_refused(
     assert compare.title(group) == "basic epochs=7"
     with pytest.raises(UserError, match="URL"):
         compare.find_group("gs://bucket/runs", tmp_path)
+
+
+def test_validation_accuracies_on_different_images_are_refused(
+    make_run: MakeRun, tmp_path: Path, capsys
+) -> None:
+    for seed in range(2):
+        make_run("basic", seed)
+        overrides = {"data.validation": 5000}
+        run_folder = make_run("net", seed, overrides=overrides, folder=f"net-5000/seed{seed}")
+        card = json.loads((run_folder / "model.json").read_text())
+        change(run_folder / "model.json", data=card["data"] | {"validation_images": 5000})
+    groups = "basic", str(tmp_path / "runs/net-5000")
+    assert run(tmp_path, *groups) == 0
+    assert run(tmp_path, *groups, "--validation") == 2
+    assert "data.validation is 2000 in " in capsys.readouterr().err
+
+
+def test_test_images_in_another_order_have_no_standard_error(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    first, second = (compare.find_group(str(make_run(name)), tmp_path) for name in ("basic", "net"))
+    assert compare.compare(first, second).test_error is not None
+    outputs = second.finished[0].outputs
+    assert outputs is not None
+    with np.load(outputs) as stored:
+        arrays = {name: stored[name] for name in stored}
+    for name in ("test_logits", "test_labels"):
+        arrays[name] = np.roll(arrays[name], 1, axis=0)
+    np.savez(outputs, **arrays)
+    assert compare.compare(first, second).test_error is None
 
 
 def test_runs_of_the_users_own_experiment(make_run: MakeRun, tmp_path: Path) -> None:

@@ -74,8 +74,11 @@ def test_names_in_the_figure_of_minutes_do_not_overlap(make_run: MakeRun) -> Non
     experiments = ("basic", "net", "net-bn-gap", "fast-basic")
     runs = read_runs([make_run(name, test=80 + i / 50) for i, name in enumerate(experiments)])
     groups = [group for group in report.collect(runs) if group.runs]
-    figure = minutes.draw(minutes.points(groups, []))
+    measured = minutes.points(groups, [])
+    measured[0] = measured[0]._replace(machine="another CPU")
+    figure = minutes.draw(measured)
     left = figure.axes[0]
+    assert [line.get_fillstyle() for line in left.lines] == ["none", "full", "full", "full"]
     assert sorted(text.get_text() for text in left.texts) == sorted(experiments)
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [text.get_window_extent(renderer) for text in left.texts]

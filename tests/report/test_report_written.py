@@ -106,8 +106,9 @@ basic                       50.00 50.25      3 62 min
 epochs=3
 
 Accuracy on the test images in percent, after the last epoch: mean ± standard
-deviation over seeds. At best: at the epoch with the best validation accuracy.
-Time: wall time of one run. Device: AMD EPYC, 2 cores; NVIDIA L4
+deviation over seeds. At best: at the best epoch by train.best_by, by default
+the validation accuracy. Time: wall time of one run. Device: AMD EPYC, 2 cores;
+NVIDIA L4
 """
 
 
