@@ -182,17 +182,17 @@ def _dataset_name(path: Path, model: Classifier) -> str:
     If the model was trained on a folder or file of images, `path` must be a run folder. An export
     does not store the path of the images.
     """
+    name = model.card.data.name if model.card.data else "cifar10"
+    if path.is_dir():
+        name = RunFolder(path).identity().settings["data.dataset"]
     is_cifar = model.classes == cifar10.CLASSES and model.target == DEFAULT_TARGET
-    if model.card.data is None and not is_cifar:
+    if model.card.data is None and name == "cifar10" and not is_cifar:
         raise UserError(
             f"{path} has imported weights, and does not say which images belong to it: name "
             "labeled images with --data folder:PATH or --data npz:FILE"
         )
-    if path.is_dir():
-        return RunFolder(path).identity().settings["data.dataset"]
-    name = model.card.data.name if model.card.data else "cifar10"
     kind = name.partition(":")[0]
-    if kind in FILE_KINDS:
+    if kind in FILE_KINDS and not path.is_dir():
         what, form = ("a file", "npz:FILE") if kind == "npz" else ("a folder", "folder:PATH")
         raise UserError(
             f"{path} was trained on {what} of images, and an export does not say where that "

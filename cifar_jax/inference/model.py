@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from cifar_jax import models
 from cifar_jax.data import Target, pipeline
-from cifar_jax.errors import UserError
+from cifar_jax.errors import UserError, nearest
 from cifar_jax.inference.images import to_batch
 from cifar_jax.logits import softmax
 from cifar_jax.runs.folder import RunFolder
@@ -226,9 +226,10 @@ class TrainedNetwork(Classifier):
 def _missing_code(card: ModelCard, source: Path | str) -> str:
     """Return the error message if the user must name the code of a custom model."""
     if card.code is None:
+        name = card.model.name
         return (
-            f"{source} has the network {card.model.name}, which is not part of the package: pass "
-            "it in Python, as model=..."
+            f"{source} has the network {name}, which is not part of the package"
+            f"{nearest(name, models.MODELS) or '.'} If it is your own, pass it in Python: model=..."
         )
     copy = RunFolder(Path(source)).code
     # The run folder has no copies of the modules that the file imports.

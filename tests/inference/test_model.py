@@ -184,6 +184,7 @@ def test_load_prints_nothing(basic: Path) -> None:
         ({"input_shape": [28, 28, 1]}, r"needs images of shape \[28, 28, 1\]"),
         ({"model": {"name": "net", "num_classes": 10}}, "the weights in"),
         ({"model": {"name": "nett", "num_classes": 10}}, "did you mean net"),
+        ({"model": {"name": "vit", "num_classes": 10}}, "pass it in Python: model="),
         ({"experiment": "../../elsewhere"}, "experiment"),
         ({"tta": {"shift": "far"}}, "tta.shift"),
     ],

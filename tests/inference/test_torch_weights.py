@@ -169,6 +169,8 @@ def test_the_command_writes_a_run_folder_that_others_read(
     assert (card.imported_from, card.model.arguments) == (file.name, {"stem_pool": True})
     assert sum(layer.parameters for layer in card.layers) == 4_903_242
     assert pretrained(run).variables["params"]["conv1"]["kernel"].shape == (3, 3, 3, 64)
+    with pytest.raises(UserError, match="imported weights, and does not say which images"):
+        evaluate(run)
     config = run / "config.json"
     config.write_text(config.read_text().replace('"cifar10"', '"digits"'))
     result = evaluate(run)
