@@ -47,7 +47,7 @@ class Point(NamedTuple):
     """Test accuracy in percent: mean over the seeds."""
     is_gpu: bool
     machine: str
-    """The first machine."""
+    """Machine on which `minutes` was measured."""
 
 
 def points(groups: Sequence[SeedGroup], peers: Sequence[Peer]) -> list[Point]:
