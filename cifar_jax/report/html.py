@@ -63,7 +63,7 @@ class GroupView:
 
     @property
     def drawn(self) -> tuple[int, int]:
-        """Two counts: the runs whose mean the charts show, and the runs with fewer epochs."""
+        """Number of runs whose mean the charts show, and number of runs with fewer epochs."""
         measured = curves(self.group, "train_accuracy")
         averaged = len(longest(measured))
         return averaged, len(measured) - averaged

@@ -32,7 +32,8 @@ def _class_lines(setup: Setup) -> list[str]:
         if len(missing) and len(split.labels):
             names = ", ".join(setup.dataset.classes[label] for label in missing[:20])
             lines.append(f"classes without {name} images: {names}{', …' * (len(missing) > 20)}")
-            if name == "training" and setup.dataset.validation_images is None:
+            is_held_out = np.isin(missing, setup.validation.labels).any()
+            if name == "training" and is_held_out and setup.dataset.validation_images is None:
                 lines[-1] += ". Are the images sorted by class? The last ones are for validation."
     return lines
 

@@ -165,7 +165,8 @@ def restore_or_init(
         lambda: model_card.update_card(request, setup, folder, checkpoints, card)
     )
     state, saved, damaged = checkpoints.restore_latest(beginning)
-    # If no checkpoint can be restored, there is no session, and the next start reports its changes.
+    # Add the session only after a successful restore. Otherwise the next start would not report
+    # what changed.
     lines += distributed.run_on_main(lambda: _add_session(setup, folder))
     if request.extend:
         distributed.run_on_main(lambda: folder.extend(request.identity()))
