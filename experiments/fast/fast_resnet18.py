@@ -7,8 +7,8 @@ Cost: 4.9 minutes on an NVIDIA H200 that up to eight runs shared, including 3.8 
 compilation.
 Test accuracy: 95.00 % with seed 0; in the paper 91.27 %.
 
-The recipe is the one of `fast-resnet10`, with 16 epochs instead of 12. The images are small in 43 %
-instead of 40 % of the steps.
+The recipe is the one of `fast-resnet10`, with 16 epochs instead of 12. The phase with small
+images ends after 43 % instead of 40 % of the epochs.
 """
 
 from _base import DATA, SMOOTHED_LOSS, TRIANGULAR, TTA_LEAST_CONFIDENT, adamw, muon
