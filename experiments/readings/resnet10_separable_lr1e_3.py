@@ -2,12 +2,11 @@
 
     make exp-resnet10-separable-lr1e-3
 
-Cost: about 9 minutes on an NVIDIA H200, shared with up to eight other runs.
-Test accuracy: not measured yet; in the paper 90.68 %.
+Cost: 4.8 hours on two CPU cores (AMD EPYC, AVX-512), shared with other work for part of the time.
+Test accuracy: 89.37 %; in the paper 90.68 %.
 
-The cost is the measured time of `resnet10-separable`.
-
-Table 24 states 0.0001, which may be a misprint: with 1e-4, the network underfits.
+With the learning rate of Table 24, 0.0001, the test accuracy is 84.58 %. The value in Table 24 may
+be a misprint.
 """
 
 from _base import vary
